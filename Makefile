@@ -1,0 +1,87 @@
+# Everything a developer does. The first target that needs it sets up .venv; nothing else is asked
+# for than make and Python 3.11 or newer. Choose another Python with `make PYTHON=/path/to/python`.
+
+PYTHON ?=
+JOBS ?= 2
+# Further arguments to pytest, as in `make test ARGS="tests/machine -x"`.
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard statemachine_trainer tests tools benchmarks)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check lint format types imports docs bench hooks clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+setup: $(VENV)/.ready ## Create .venv and install everything into it
+
+# pip writes on stdout what it fetches: a first set-up takes minutes and should not look hung.
+$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+	@set -e; \
+	modern='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	if ! $(BIN)/python -c "$$modern" 2>/dev/null; then \
+		found=''; \
+		for python in $(or $(PYTHON),python3.11 python3 python3.13 python3.12 python); do \
+			if "$$python" -c "$$modern" 2>/dev/null; then found="$$python"; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "No Python 3.11 or newer among: $(or $(PYTHON),python3.11 python3 python3.13 python3.12 python)." >&2; \
+			echo "Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+			exit 1; \
+		fi; \
+		echo "Creating $(VENV) with $$("$$found" --version) ($$found)"; \
+		"$$found" -m venv --clear $(VENV); \
+	fi
+	$(BIN)/python -m pip install --no-input --disable-pip-version-check \
+		-c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## Train a small network on handwritten digits
+	$(BIN)/smt demo
+
+test: setup ## Run every test that is not marked slow
+	$(PYTEST) -m "not slow" $(ARGS)
+
+# pytest's exit status 5 says that no test was selected: no mistake here.
+test-slow: setup ## Run the tests marked slow: crashes, long property tests
+	@echo '$(PYTEST) -m slow --timeout 1800 $(ARGS)'
+	@$(PYTEST) -m slow --timeout 1800 $(ARGS) || \
+		{ status=$$?; [ $$status -eq 5 ] && echo 'No test is marked slow.' || exit $$status; }
+
+check: lint types imports docs ## Run every check that is not a test
+
+lint: setup ## Check style and format
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: setup ## Format, and mend what ruff can mend
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+types: setup ## Check types, strictly
+	$(BIN)/mypy $(SOURCES)
+
+imports: setup ## Check the contract of the layers
+	$(BIN)/lint-imports
+
+docs: setup ## Check links, code and examples in the pages and docstrings
+	$(BIN)/python tools/check_docs.py
+
+bench: setup ## Run the benchmarks, one after the other
+	@set -e; for script in $(wildcard benchmarks/[!_]*.py); do \
+		echo "$$script"; $(BIN)/python "$$script"; \
+	done
+
+hooks: setup ## Run lint and types before every commit of yours
+	$(BIN)/python -m pip install --no-input --disable-pip-version-check \
+		-c constraints.txt pre-commit
+	$(BIN)/pre-commit install
+
+clean: ## Remove .venv, caches and build products
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
