@@ -1,0 +1,43 @@
+"""Where the data stands: batches in passes, exact positions, limits, users' sources."""
+
+from statemachine_trainer.data.errors import (
+    BadLimit,
+    BadSetting,
+    BadSource,
+    DataChanged,
+    DataError,
+    EmptyLoader,
+    NoPass,
+    NotExact,
+    OneShotExhausted,
+    OrderKept,
+    PassBroken,
+    ReplayWarning,
+    StrayStopIteration,
+)
+from statemachine_trainer.data.feed import END, Feed
+from statemachine_trainer.data.limits import describe_limit, limit_batches
+from statemachine_trainer.data.sources import as_loader, as_loaders, length_of
+
+__all__ = [
+    "END",
+    "BadLimit",
+    "BadSetting",
+    "BadSource",
+    "DataChanged",
+    "DataError",
+    "EmptyLoader",
+    "Feed",
+    "NoPass",
+    "NotExact",
+    "OneShotExhausted",
+    "OrderKept",
+    "PassBroken",
+    "ReplayWarning",
+    "StrayStopIteration",
+    "as_loader",
+    "as_loaders",
+    "describe_limit",
+    "length_of",
+    "limit_batches",
+]

@@ -1,0 +1,123 @@
+"""Randomness of a sample that follows from the sample, not from the worker that reads it.
+
+Plain torch seeds each worker once and lets it draw on: what a sample's augmentation draws depends
+on the number of workers, and on every sample that the same worker read before, so that a run that
+is resumed, or has another number of workers, sees other data. Here python's, numpy's and torch's
+global generators are seeded anew for every sample, from the seed, the epoch, the sample's index and
+how often the pass has given that index before. Collating draws on from the last sample's state.
+
+A data set that reads many samples in one call (``__getitems__``) is seeded once a batch. What a
+data set draws from a generator of its own is not reached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from operator import index as as_int
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from statemachine_trainer.snapshot.rng import isolated_rng
+
+
+class Order(NamedTuple):
+    """What a worker is asked for: the indices of a batch, or one index where there are no batches.
+
+    ``repeats`` says of each index how often the pass has given it before.
+    """
+
+    epoch: int
+    indices: Any
+    repeats: list[int]
+
+
+class SeededFetch:
+    """A data set of whole batches, that seeds the reading of each sample.
+
+    Stands in for the user's data set in a loader: it is asked for an `Order` and answers with the
+    collated batch. In the main process the global generators are afterwards as they were before.
+    """
+
+    def __init__(
+        self, dataset: Any, collate: Callable[[Any], Any], *, batched: bool, seed: int
+    ) -> None:
+        self.dataset = dataset
+        self.collate = collate
+        self.batched = batched
+        self.seed = seed
+
+    def __getitem__(self, order: Order) -> Any:
+        in_worker = get_worker_info() is not None
+        with nullcontext() if in_worker else isolated_rng(()):
+            return self.collate(self._samples(order) if self.batched else self._sample(order))
+
+    def _sample(self, order: Order) -> Any:
+        seed_everything(sample_seed(self.seed, order.epoch, order.indices, order.repeats[0]))
+        return self.dataset[order.indices]
+
+    def _samples(self, order: Order) -> Any:
+        numbered = [*zip(map(plain_index, order.indices), order.repeats, strict=True)]
+        if read_all := getattr(self.dataset, "__getitems__", None):
+            seed_everything(sample_seed(self.seed, order.epoch, numbered))
+            return read_all(order.indices)
+        samples = []
+        for index, (plain, repeat) in zip(order.indices, numbered, strict=True):
+            seed_everything(sample_seed(self.seed, order.epoch, plain, repeat))
+            samples.append(self.dataset[index])
+        return samples
+
+
+class WorkerStart:
+    """What a worker calls first: shows the user's own data set in ``get_worker_info()``."""
+
+    def __init__(self, dataset: Any, worker_init_fn: Callable[[int], None] | None) -> None:
+        self.dataset = dataset
+        self.worker_init_fn = worker_init_fn
+
+    def __call__(self, worker_id: int) -> None:
+        info = get_worker_info()
+        assert info is not None
+        object.__setattr__(info, "dataset", self.dataset)  # the class is frozen
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker_id)
+
+
+def sample_seed(seed: int, epoch: int, index: Any, repeat: int = 0) -> bytes:
+    """32 bytes to seed one sample's randomness with.
+
+    The same in every process and on every machine, unlike ``hash``; ``index`` is whatever a sampler
+    gives.
+    """
+    identity = repr((seed, epoch, plain_index(index), repeat))
+    return hashlib.blake2b(identity.encode(), digest_size=32).digest()
+
+
+def seed_everything(seed: bytes) -> None:
+    """Seed the global generators of python, numpy and torch (CPU), each with bytes of its own."""
+    random.seed(seed[:8])
+    np.random.seed(np.frombuffer(seed[8:24], dtype=np.uint32))
+    torch.default_generator.manual_seed(int.from_bytes(seed[24:], "little", signed=True))
+
+
+def plain_index(index: Any) -> Any:
+    """An index as a key: numbers of all kinds as ``int``, what can not be a key as its ``repr``."""
+    try:
+        return as_int(index)
+    except TypeError:
+        pass
+    try:
+        hash(index)
+    except TypeError:
+        return repr(index)
+    return index
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collate function of a loader whose data set answers with whole batches."""
+    return batch

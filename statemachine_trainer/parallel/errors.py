@@ -1,0 +1,25 @@
+"""What can go wrong with containers, devices and precision, one class for each kind of mistake."""
+
+from __future__ import annotations
+
+from statemachine_trainer.machine.errors import StateMachineError
+
+
+class CannotMove(StateMachineError):
+    """Something inside a batch cannot be moved to the device of the model."""
+
+
+class CannotRebuild(StateMachineError):
+    """A container cannot be made again around other contents."""
+
+
+class UnknownDevice(StateMachineError):
+    """A device was asked for that does not exist, or that this machine does not have."""
+
+
+class UnknownPrecision(StateMachineError):
+    """A precision was asked for that does not exist, or that is reached in another way."""
+
+
+class PrecisionMismatch(StateMachineError):
+    """A saved state belongs to a run of another precision."""
