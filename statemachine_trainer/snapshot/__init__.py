@@ -1,0 +1,38 @@
+"""Writing down the state of a run, and reading it back to the bit."""
+
+from statemachine_trainer.snapshot.codec import decode, encode
+from statemachine_trainer.snapshot.errors import (
+    BadName,
+    CleanupWarning,
+    Damaged,
+    DamagedCheckpointWarning,
+    FormatTooNew,
+    NotACheckpoint,
+    SnapshotError,
+    SnapshotMismatch,
+    Unwritable,
+    WriteFailed,
+)
+from statemachine_trainer.snapshot.retention import Best, Every, Retention
+from statemachine_trainer.snapshot.store import Info, Loaded, Store
+
+__all__ = [
+    "BadName",
+    "Best",
+    "CleanupWarning",
+    "Damaged",
+    "DamagedCheckpointWarning",
+    "Every",
+    "FormatTooNew",
+    "Info",
+    "Loaded",
+    "NotACheckpoint",
+    "Retention",
+    "SnapshotError",
+    "SnapshotMismatch",
+    "Store",
+    "Unwritable",
+    "WriteFailed",
+    "decode",
+    "encode",
+]

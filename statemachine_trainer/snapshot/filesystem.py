@@ -1,0 +1,140 @@
+"""The few calls through which a checkpoint reaches the disk.
+
+They are one small object so that a test can put another in its place: one that fails at the n-th
+call, or one that loses power there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from concurrent.futures import Future
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from statemachine_trainer.snapshot.worker import Worker
+
+_WRITEBACK = 16 << 20
+"""Bytes written after which the disk is asked to begin taking them."""
+
+_NOT_BY_DETOUR = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+class OutputFile(Protocol):
+    """A new file being written from its beginning to its end."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write all of `data`."""
+
+    def sync(self) -> None:
+        """Return when everything written is on the disk."""
+
+    def close(self) -> None:
+        """Let the file go; it is not made durable by this."""
+
+
+class FileSystem(Protocol):
+    """What a save asks of a disk. Each call either happens whole or raises `OSError`."""
+
+    def create(self, path: Path) -> OutputFile:
+        """Open a new file for writing; it must not exist."""
+
+    def open(self, path: Path) -> BinaryIO:
+        """Open a regular file for reading; a link, a device or a pipe is refused."""
+
+    def make_folder(self, path: Path) -> None:
+        """Make a folder; it must not exist, and its parent must."""
+
+    def names(self, folder: Path) -> list[str]:
+        """The names in a folder, in no order."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename in one step; a file at `target` is replaced, a folder with content is not."""
+
+    def remove(self, path: Path) -> None:
+        """Remove a file."""
+
+    def remove_folder(self, path: Path) -> None:
+        """Remove an empty folder."""
+
+    def sync_folder(self, path: Path) -> None:
+        """Return when the names in a folder are on the disk."""
+
+
+class LocalFileSystem:
+    """The disk of this machine."""
+
+    def create(self, path: Path) -> OutputFile:
+        return _LocalFile(path)
+
+    def open(self, path: Path) -> BinaryIO:
+        descriptor = os.open(path, _NOT_BY_DETOUR)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return os.fdopen(descriptor, "rb", buffering=0)
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir()
+
+    def names(self, folder: Path) -> list[str]:
+        return [path.name for path in folder.iterdir()]
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.replace(target)
+
+    def remove(self, path: Path) -> None:
+        path.unlink()
+
+    def remove_folder(self, path: Path) -> None:
+        path.rmdir()
+
+    def sync_folder(self, path: Path) -> None:
+        if os.name == "nt":  # Windows cannot open a folder; its renames are journalled
+            return
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _LocalFile:
+    """A file whose bytes start on their way to the disk while later ones are being written.
+
+    Without that, a sync at the end waits for all of them at once, and takes as long again as the
+    writing did. An error of the early sync is kept for `sync`: the kernel reports it only once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(path, flags, 0o666)
+        self._unsynced = 0
+        self._worker = Worker("checkpoint-writeback")
+        self._early: Future[None] | None = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+        self._unsynced += len(data)
+        if self._unsynced >= _WRITEBACK:
+            self._begin_writeback()
+
+    def _begin_writeback(self) -> None:
+        if self._early is not None:
+            if not self._early.done():
+                return
+            self._early.result()
+        self._early = self._worker.submit(os.fsync, self._descriptor)
+        self._unsynced = 0
+
+    def sync(self) -> None:
+        if self._early is not None:
+            self._early.result()
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        self._worker.close()
+        os.close(self._descriptor)

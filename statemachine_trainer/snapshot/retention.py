@@ -1,0 +1,146 @@
+"""Which checkpoints are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+
+import numpy as np
+
+
+class Kept(Protocol):
+    """What a rule asks of a checkpoint."""
+
+    @property
+    def created(self) -> datetime: ...
+
+    @property
+    def metadata(self) -> dict[str, object]: ...
+
+
+@dataclass(frozen=True)
+class Best:
+    """Keep the `k` best by ``metadata["metrics"][metric]``.
+
+    Of two that are equal the earlier is the better one. A checkpoint without the metric, or with
+    NaN, is not among the best.
+
+    Args:
+        metric: the name of the metric
+        k: how many
+        mode: whether less (``"min"``) or more (``"max"``) is better
+    """
+
+    metric: str
+    k: int = 1
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"Best({self.metric!r}, k={self.k}) keeps nothing; leave it out")
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"Best(mode={self.mode!r}): choose 'min' or 'max'")
+
+    def choose(self, checkpoints: Sequence[Kept]) -> set[int]:
+        """The places, in `checkpoints`, of those to keep; the oldest is at place 0."""
+        ranked = []
+        for place, checkpoint in enumerate(checkpoints):
+            value = self._value(checkpoint)
+            if value is not None:
+                ranked.append((value if self.mode == "min" else -value, place))
+        return {place for _, place in sorted(ranked)[: self.k]}
+
+    def _value(self, checkpoint: Kept) -> float | None:
+        metrics = checkpoint.metadata.get("metrics")
+        value = metrics.get(self.metric) if isinstance(metrics, dict) else None
+        number = _number(value)
+        return None if number is None or math.isnan(number) else number
+
+
+@dataclass(frozen=True)
+class Every:
+    """Keep for ever the first checkpoint at, or after, each multiple of `n` steps or epochs.
+
+    Steps and epochs are ``metadata["step"]`` and ``metadata["epoch"]``; those that a resumed run
+    counts again are no new multiples. Minutes are those of the clock: of each `n` minutes the first
+    checkpoint is kept.
+
+    Args:
+        n: how many
+        unit: of what
+    """
+
+    n: float
+    unit: Literal["step", "epoch", "minute"]
+
+    def __post_init__(self) -> None:
+        if not self.n > 0:
+            raise ValueError(f"Every({self.n}, {self.unit!r}): n must be above 0")
+        if self.unit not in ("step", "epoch", "minute"):
+            raise ValueError(f"Every(unit={self.unit!r}): choose 'step', 'epoch' or 'minute'")
+
+    def choose(self, checkpoints: Sequence[Kept]) -> set[int]:
+        """The places, in `checkpoints`, of those to keep; the oldest is at place 0."""
+        first: dict[int, int] = {}
+        for place, checkpoint in enumerate(checkpoints):
+            position = self._position(checkpoint)
+            if position is not None:
+                first.setdefault(math.floor(position / self.n), place)
+        if self.unit != "minute":
+            first.pop(0, None)  # what comes before the first multiple
+        return set(first.values())
+
+    def _position(self, checkpoint: Kept) -> float | None:
+        if self.unit == "minute":
+            return checkpoint.created.timestamp() / 60
+        number = _number(checkpoint.metadata.get(self.unit))
+        return number if number is not None and math.isfinite(number) else None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept: those that any of these rules asks for.
+
+    The newest is always kept, and so are those that are pinned.
+
+    Args:
+        last: how many of the newest; None keeps all
+        best: the best by one metric, or by each of several
+        every: some for ever
+    """
+
+    last: int | None = 3
+    best: Best | tuple[Best, ...] = ()
+    every: Every | tuple[Every, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.last is not None and self.last < 1:
+            raise ValueError(f"Retention(last={self.last}): the newest is always kept; use 1")
+
+    def choose(self, checkpoints: Sequence[Kept]) -> set[int]:
+        """The places, in `checkpoints`, of those to keep; the oldest is at place 0."""
+        count = len(checkpoints)
+        newest = count if self.last is None else min(self.last, count)
+        kept = set(range(count - newest, count))
+        for rule in (*_several(self.best), *_several(self.every)):
+            kept |= rule.choose(checkpoints)
+        return kept
+
+
+def _several(
+    rules: Best | Every | tuple[Best, ...] | tuple[Every, ...],
+) -> tuple[Best | Every, ...]:
+    return rules if isinstance(rules, tuple) else (rules,)
+
+
+def _number(value: object) -> float | None:
+    """A number of Python or numpy; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        return None
+    try:
+        return float(value)
+    except (OverflowError, TypeError):
+        return None

@@ -1,0 +1,419 @@
+"""The checkpoints of one run, in one folder."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from statemachine_trainer.snapshot import codec, folder, leftovers, strictjson
+from statemachine_trainer.snapshot.background import Background, Staging
+from statemachine_trainer.snapshot.errors import (
+    BadName,
+    CleanupWarning,
+    Damaged,
+    DamagedCheckpointWarning,
+    FormatTooNew,
+    NotACheckpoint,
+    Unwritable,
+    WriteFailed,
+)
+from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
+from statemachine_trainer.snapshot.retention import Retention
+
+_LATEST = "latest"
+_PINS = "pins.json"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]{0,99}")
+_FOLDER = re.compile(rf"(\d{{6,15}})-({_NAME.pattern})")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a manifest says of a checkpoint.
+
+    Args:
+        name: what the caller named it
+        path: its folder
+        sequence: checkpoints of a store are numbered in the order in which they were saved
+        created: when
+        metadata: the caller's
+        size: bytes of its state and tensors
+        damage: None, or what is wrong with it as far as a look at the manifest and the sizes of
+            the files tells; then all but name, path and sequence is empty
+    """
+
+    name: str
+    path: Path
+    sequence: int
+    created: datetime
+    metadata: dict[str, object]
+    size: int
+    damage: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint read back.
+
+    Args:
+        tree: what was saved
+        metadata: what the caller said of it
+        path: its folder
+        versions: of python, torch, numpy and whatever else the writer named
+    """
+
+    tree: object
+    metadata: dict[str, object]
+    path: Path
+    versions: dict[str, str]
+
+
+class Store:
+    """The checkpoints of one run.
+
+    A checkpoint appears whole or not at all: it is written to a temporary folder, made durable, and
+    renamed into place; only then are older ones deleted. One process writes to a store; any number
+    may read it meanwhile. In the folder stand ``000012-NAME/`` for each checkpoint, ``latest``, a
+    file with the name of the newest folder, for people and scripts, and ``pins.json``.
+
+    Args:
+        root: the folder; made at the first save
+        retention: which checkpoints are kept
+        background: whether `save` returns once it has a copy, and a thread writes that. At most one
+            write is under way: the next `save` waits for it first. A write that fails is raised by
+            the next `save`, `wait` or `close`. The copy takes as much memory of the CPU as the tree
+            has tensors, until `close`.
+        versions: of packages to note in each manifest, beside python, torch and numpy
+        files: the file system; another one is for tests
+
+    Example:
+        >>> import tempfile, torch
+        >>> store = Store(Path(tempfile.mkdtemp()), retention=Retention(last=2))
+        >>> path = store.save({"w": torch.ones(2)}, name="step-1", metadata={"step": 1})
+        >>> store.newest().tree
+        {'w': tensor([1., 1.])}
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        retention: Retention | None = None,
+        background: bool = False,
+        versions: Mapping[str, str] | None = None,
+        files: FileSystem | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.retention = retention or Retention()
+        self._files = files or LocalFileSystem()
+        self._staging = Staging() if background else None
+        self._background = Background()
+        self._writing = Lock()
+        self.versions = {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            **(versions or {}),
+        }
+
+    # -- writing
+
+    def save(
+        self, tree: object, *, name: str, metadata: Mapping[str, object] | None = None
+    ) -> Path:
+        """Write a checkpoint; one of the same name is replaced once this one is safe.
+
+        Args:
+            tree: see `encode`
+            name: letters, digits and ``._=+-``
+            metadata: a plain tree without tensors that `list` shows. Retention looks at ``step``,
+                ``epoch`` and ``metrics``, a dict of numbers.
+
+        Returns:
+            The folder: in the foreground it is there, in the background it will be.
+
+        Raises:
+            Unwritable: when the tree or the metadata holds something that is not plain
+            BadName: when no folder can have this name
+            WriteFailed: when the disk did not take it, or, in the background, the one before
+        """
+        if not _NAME.fullmatch(name):
+            raise BadName(
+                f"{name!r} cannot name a checkpoint; use up to 100 letters, digits and ._=+-, "
+                f"beginning with a letter or digit"
+            )
+        self.wait()
+        draft = self._draft(tree, name, metadata or {})
+        with self._failing(name):
+            self._make_root()
+            target = self.root / f"{self._next_number():06d}-{name}"
+        if self._staging is None:
+            self._write(draft, target)
+        else:
+            copied = replace(draft, tensors=self._staging.copy(draft.tensors))
+            self._background.start(lambda: self._write(copied, target))
+        return target
+
+    def _draft(self, tree: object, name: str, metadata: Mapping[str, object]) -> folder.Draft:
+        document, tensors = codec.encode(tree)
+        described, strangers = codec.encode({"metadata": dict(metadata)})
+        for stranger in strangers:
+            raise Unwritable(
+                stranger, "metadata holds no tensors", "write its .item(), or put it in the tree"
+            )
+        content = described["tree"]
+        assert isinstance(content, dict)
+        return folder.Draft(
+            name=name,
+            created=datetime.now(UTC),
+            versions=self.versions,
+            metadata=content["metadata"],
+            document=document,
+            tensors=tensors,
+        )
+
+    def _write(self, draft: folder.Draft, target: Path) -> None:
+        with self._writing:
+            with self._failing(draft.name):
+                paths = [self.root / name for name in self._files.names(self.root)]
+                self._delete([path for path in paths if leftovers.is_abandoned(path)])
+                self._commit(draft, target)
+                self._replace_file(_LATEST, target.name.encode() + b"\n")
+            self._retain()
+
+    def _commit(self, draft: folder.Draft, target: Path) -> None:
+        temporary = self.root / leftovers.temporary_name(target.name)
+        try:
+            folder.write(self._files, temporary, draft)
+            self._files.rename(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                self._remove(temporary)
+            raise
+        self._files.sync_folder(self.root)
+
+    def _replace_file(self, name: str, content: bytes) -> None:
+        temporary = self.root / leftovers.temporary_name(name)
+        with suppress(FileNotFoundError):
+            self._files.remove(temporary)  # of an attempt that failed
+        file = self._files.create(temporary)
+        try:
+            file.write(content)
+            file.sync()
+        finally:
+            file.close()
+        self._files.rename(temporary, self.root / name)
+        self._files.sync_folder(self.root)
+
+    @contextmanager
+    def _failing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WriteFailed(
+                f"checkpoint {name!r} could not be written to {self.root}: {error}; make room, or "
+                f"choose another folder. The checkpoints before it are untouched."
+            ) from error
+
+    def _make_root(self) -> None:
+        for path in reversed((self.root, *self.root.parents)):
+            if not path.is_dir():
+                with suppress(FileExistsError):
+                    self._files.make_folder(path)
+                self._files.sync_folder(path.parent)
+
+    def _next_number(self) -> int:
+        return max((sequence for sequence, _, _ in self._entries()), default=0) + 1
+
+    # -- keeping and deleting
+
+    def pin(self, name: str) -> None:
+        """Keep a checkpoint whatever retention says; waits for a write that is under way."""
+        self._find(name)
+        with self._writing, self._failing(name):
+            self._write_pins(self._pins() | {name})
+
+    def unpin(self, name: str) -> None:
+        """Let retention decide again, from the next save on."""
+        with self._writing, self._failing(name):
+            self._write_pins(self._pins() - {name})
+
+    def _write_pins(self, names: set[str]) -> None:
+        self._replace_file(_PINS, strictjson.dumps([*sorted(names)], indent=2) + b"\n")
+
+    def _pins(self) -> set[str]:
+        try:
+            text = (self.root / _PINS).read_bytes()
+        except FileNotFoundError:
+            return set()
+        try:
+            names = strictjson.loads(text)
+        except strictjson.BadJson as error:
+            raise Damaged(self.root / _PINS, str(error)) from None
+        if not isinstance(names, list):
+            raise Damaged(self.root / _PINS, "it is not a list of names")
+        return {name for name in names if isinstance(name, str)}
+
+    def _retain(self) -> None:
+        """Delete what no rule keeps; what is damaged is left for a person to look at."""
+        try:
+            pins = self._pins()
+            whole = [info for info in self.list() if info.damage is None]
+        except (Damaged, OSError) as error:
+            warnings.warn(f"{error}. Nothing is deleted meanwhile.", CleanupWarning, stacklevel=4)
+            return
+        newest_of_name = {info.name: info for info in whole}
+        current = [info for info in whole if newest_of_name[info.name] is info]
+        kept = self.retention.choose(current)
+        kept_paths = {
+            info.path for place, info in enumerate(current) if place in kept or info.name in pins
+        }
+        self._delete([info.path for info in whole if info.path not in kept_paths])
+
+    def _delete(self, paths: Iterable[Path]) -> None:
+        """Rename first, so that a crash half-way leaves no checkpoint that lacks a file."""
+        try:
+            doomed = []
+            for path in paths:
+                if not path.name.startswith(leftovers.TRASH):
+                    trash = path.with_name(leftovers.trash_name(path.name))
+                    self._files.rename(path, trash)
+                    path = trash
+                doomed.append(path)
+            if doomed:
+                self._files.sync_folder(self.root)
+            for path in doomed:
+                self._remove(path)
+        except OSError as error:
+            warnings.warn(
+                f"In {self.root}, what is no longer needed could not be deleted: {error}. "
+                f"The next save tries again.",
+                CleanupWarning,
+                stacklevel=5,
+            )
+
+    def _remove(self, path: Path) -> None:
+        if path.is_symlink() or not path.is_dir():
+            self._files.remove(path)
+            return
+        for name in self._files.names(path):
+            self._files.remove(path / name)
+        self._files.remove_folder(path)
+
+    # -- reading
+
+    def list(self) -> Sequence[Info]:
+        """All checkpoints, the oldest first, from their manifests alone."""
+        return [self._info(*entry) for entry in self._entries()]
+
+    def load(self, name_or_path: str | Path, *, map_location: codec.MapLocation = None) -> Loaded:
+        """Read one checkpoint.
+
+        Args:
+            name_or_path: its name in this store, or the path of its folder anywhere
+            map_location: see `decode`
+
+        Raises:
+            NotACheckpoint: when there is none
+            Damaged: when its files are not what was written
+            FormatTooNew: when a later version of this package wrote it
+        """
+        is_name = isinstance(name_or_path, str) and _NAME.fullmatch(name_or_path)
+        path = self._find(str(name_or_path)) if is_name else Path(name_or_path)
+        manifest, tree = folder.read(self._files, path, map_location=map_location)
+        return Loaded(tree, manifest.metadata, path, manifest.versions)
+
+    def newest(self, *, map_location: codec.MapLocation = None) -> Loaded | None:
+        """Read the newest whole checkpoint; None when the store has none at all.
+
+        A damaged one is passed over with a `DamagedCheckpointWarning` that names the damage.
+
+        Args:
+            map_location: see `decode`
+
+        Raises:
+            Damaged: when there are checkpoints and none is whole: beginning anew is a decision
+            FormatTooNew: when a later version of this package wrote it
+        """
+        damages = []
+        for _, _, path in reversed(self._entries()):
+            try:
+                return self.load(path, map_location=map_location)
+            except (Damaged, NotACheckpoint) as error:
+                if not path.exists():  # its writer has a newer one, and deleted this meanwhile
+                    return self.newest(map_location=map_location)
+                damages.append(str(error))
+                warnings.warn(
+                    f"Passing over a damaged checkpoint: {error}",
+                    DamagedCheckpointWarning,
+                    stacklevel=2,
+                )
+        if damages:
+            raise Damaged(self.root, "no checkpoint in it is whole: " + "; ".join(damages))
+        return None
+
+    def _entries(self) -> Sequence[tuple[int, str, Path]]:
+        """Number, name and folder of each checkpoint, the oldest first."""
+        try:
+            names = self._files.names(self.root)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = [
+            (int(match[1]), match[2], self.root / match[0])
+            for match in map(_FOLDER.fullmatch, names)
+            if match
+        ]
+        return sorted(entry for entry in found if not entry[2].is_symlink())
+
+    def _info(self, sequence: int, name: str, path: Path) -> Info:
+        try:
+            manifest = folder.check(self._files, path)
+        except (Damaged, NotACheckpoint, FormatTooNew, OSError) as error:
+            nothing = datetime.fromtimestamp(0, UTC)
+            return Info(name, path, sequence, nothing, {}, 0, damage=str(error))
+        return Info(name, path, sequence, manifest.created, manifest.metadata, manifest.size)
+
+    def _find(self, name: str) -> Path:
+        entries = self._entries()
+        for _, present, path in reversed(entries):
+            if present == name:
+                return path
+        near = difflib.get_close_matches(name, [present for _, present, _ in entries])
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see its list()"
+        raise NotACheckpoint(f"{self.root} has no checkpoint named {name!r}; {hint}")
+
+    # -- the end
+
+    def wait(self) -> None:
+        """Return when no write is under way; raise the error of one that failed."""
+        self._background.wait()
+
+    def close(self) -> None:
+        """Wait, and give back the memory of the copy."""
+        try:
+            self.wait()
+        finally:
+            if self._staging is not None:
+                self._staging.release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

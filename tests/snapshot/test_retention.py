@@ -1,0 +1,177 @@
+"""The laws of keeping and deleting."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statemachine_trainer.snapshot import Best, CleanupWarning, Every, Retention, Store
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Record:
+    created: datetime = START
+    metadata: dict[str, object] = field(default_factory=dict)
+
+
+def with_loss(*losses: object) -> list[Record]:
+    return [Record(metadata={"metrics": {"loss": loss}}) for loss in losses]
+
+
+def at_steps(*steps: object) -> list[Record]:
+    return [Record(metadata={"step": step}) for step in steps]
+
+
+metrics = st.floats() | st.integers() | st.none() | st.text() | st.booleans()
+records = st.builds(
+    Record,
+    st.integers(0, 300).map(lambda minutes: START + timedelta(minutes=minutes)),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "step": st.integers(0, 30) | st.floats(),
+            "epoch": st.integers(0, 9) | st.none(),
+            "metrics": st.dictionaries(st.sampled_from(["loss", "accuracy"]), metrics)
+            | st.lists(st.integers(), max_size=2),
+        },
+    ),
+)
+bests = st.builds(
+    Best, st.sampled_from(["loss", "accuracy"]), st.integers(1, 3), st.sampled_from(["min", "max"])
+)
+everys = st.builds(
+    Every, st.integers(1, 12) | st.just(0.5), st.sampled_from(["step", "epoch", "minute"])
+)
+retentions = st.builds(
+    Retention,
+    st.none() | st.integers(1, 4),
+    bests | st.lists(bests, max_size=2).map(tuple),
+    everys | st.lists(everys, max_size=2).map(tuple),
+)
+
+
+@given(retentions, st.lists(records, min_size=1, max_size=20))
+def test_deleting_after_each_save_keeps_what_all_saves_together_would_keep(
+    retention: Retention, history: list[Record]
+) -> None:
+    kept: list[Record] = []
+    for record in history:
+        kept.append(record)
+        kept = [kept[place] for place in sorted(retention.choose(kept))]
+    expected = [history[place] for place in sorted(retention.choose(history))]
+    assert [id(record) for record in kept] == [id(record) for record in expected]
+
+
+@given(retentions, st.lists(records, min_size=1, max_size=20))
+def test_the_newest_are_always_kept(retention: Retention, history: list[Record]) -> None:
+    count = len(history)
+    newest = count if retention.last is None else min(retention.last, count)
+    assert set(range(count - newest, count)) <= retention.choose(history)
+
+
+@given(st.integers(1, 4), bests, st.lists(records, max_size=20))
+def test_none_is_better_than_the_best(last: int, best: Best, history: list[Record]) -> None:
+    chosen = best.choose(history)
+    assert len(chosen) <= best.k
+    assert chosen <= Retention(last=last, best=best).choose(history)
+
+    def value(place: int) -> float:
+        found = history[place].metadata.get("metrics")
+        number = found.get(best.metric) if isinstance(found, dict) else None
+        if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
+            return -math.inf
+        return -number if best.mode == "min" else number
+
+    others = set(range(len(history))) - chosen
+    if others and chosen:
+        assert max(map(value, others)) <= min(map(value, chosen))
+
+
+def test_of_equals_the_earlier_is_the_best() -> None:
+    assert Best("loss").choose(with_loss(2.0, 1.0, 1.0, 3.0)) == {1}
+    assert Best("loss", k=2, mode="max").choose(with_loss(2.0, 1.0, 3.0, 3.0)) == {2, 3}
+
+
+def test_what_is_not_a_number_is_never_the_best() -> None:
+    strange = with_loss(math.nan, None, "1", True, [1], 10**400)
+    assert Best("loss", k=9).choose([*strange, *with_loss(np.float32(1.5), 7)]) == {6, 7}
+    assert Best("loss").choose([Record(), Record(metadata={"metrics": 1})]) == set()
+
+
+def test_the_first_checkpoint_at_or_after_each_multiple_is_kept() -> None:
+    assert Every(10, "step").choose(at_steps(0, 5, 10, 15, 20, 33, 39, 40)) == {2, 4, 5, 7}
+    assert Every(2, "epoch").choose([Record(metadata={"epoch": n}) for n in range(6)]) == {2, 4}
+
+
+def test_steps_that_a_resumed_run_counts_again_are_no_new_multiples() -> None:
+    assert Every(10, "step").choose(at_steps(10, 20, 12, 21)) == {0, 1}
+
+
+def test_the_first_checkpoint_of_each_stretch_of_the_clock_is_kept() -> None:
+    minutes = [0, 10, 29, 30, 61, 62]
+    history = [Record(created=START + timedelta(minutes=minute)) for minute in minutes]
+    assert Every(30, "minute").choose(history) == {0, 3, 4}
+
+
+@pytest.mark.parametrize(
+    "make, complaint",
+    [
+        (lambda: Retention(last=0), "the newest is always kept; use 1"),
+        (lambda: Best("loss", k=0), "keeps nothing"),
+        (lambda: Best("loss", mode="best"), "choose 'min' or 'max'"),  # type: ignore[arg-type]
+        (lambda: Every(0, "step"), "n must be above 0"),
+        (lambda: Every(math.nan, "step"), "n must be above 0"),
+        (lambda: Every(1, "batch"), "choose 'step', 'epoch' or 'minute'"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(make: object, complaint: str) -> None:
+    assert callable(make)
+    with pytest.raises(ValueError, match=complaint):
+        make()
+
+
+@given(retentions, st.lists(st.floats(0, 9), min_size=1, max_size=8))
+def test_a_store_holds_what_the_rules_keep(retention: Retention, losses: list[float]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder), retention=retention)
+        for step, loss in enumerate(losses):
+            metadata = {"step": step, "metrics": {"loss": loss}}
+            store.save({}, name=f"step-{step}", metadata=metadata)
+            assert store.list()[-1].name == f"step-{step}"
+        if "minute" not in str(retention):  # the clock of the run is not ours to set
+            history = with_loss(*losses)
+            for step, record in enumerate(history):
+                record.metadata["step"] = step
+            kept = [info.metadata["step"] for info in store.list()]
+            assert kept == sorted(retention.choose(history))
+
+
+def test_what_is_pinned_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path, retention=Retention(last=1))
+    store.save({}, name="a")
+    store.pin("a")
+    for name in "bcd":
+        Store(tmp_path, retention=Retention(last=1)).save({}, name=name)
+    assert [info.name for info in store.list()] == ["a", "d"]
+    store.unpin("a")
+    store.save({}, name="e")
+    assert [info.name for info in store.list()] == ["e"]
+
+
+def test_while_the_pins_cannot_be_read_nothing_is_deleted(tmp_path: Path) -> None:
+    store = Store(tmp_path, retention=Retention(last=1))
+    store.save({}, name="a")
+    (tmp_path / "pins.json").write_bytes(b"[")
+    with pytest.warns(CleanupWarning, match="Nothing is deleted meanwhile"):
+        store.save({}, name="b")
+    assert [info.name for info in store.list()] == ["a", "b"]
