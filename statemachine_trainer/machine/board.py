@@ -1,0 +1,331 @@
+"""The board of all signals of one or more charts, and the subscriptions to them."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, overload
+
+from statemachine_trainer.machine.chart import Chart
+from statemachine_trainer.machine.errors import (
+    AmbiguousSignal,
+    BadReceiver,
+    UnknownSignal,
+    suggest,
+)
+from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.signals import ENTER, EXIT, Signal
+from statemachine_trainer.machine.subscription import Subscription, label_of
+from statemachine_trainer.machine.verify import END
+
+F = TypeVar("F", bound=Callable[..., Any])
+Signals = Mapping[str, Signal]
+
+LAST = -(2**31)
+"""A priority below all others."""
+
+
+class LostSubscription(UserWarning):
+    """After a swap of loops a subscription names nothing any more, or more than one state."""
+
+
+class SignalBoard:
+    """Finds signals by name and keeps who listens to them.
+
+    A name is a path (`"fit.epoch.fetch"`), the end of one (`"fetch"`, `"epoch.fetch"`) where only
+    one state of a chart has it, or a pattern with `*`. It means the moment at which the state is
+    entered, before its work; `":exit"` after it means that at which it is left, and `":EVENT"` the
+    transition on that event. Names are looked up in every chart of the board.
+    """
+
+    def __init__(self) -> None:
+        self._charts: dict[str, Signals] = {}
+        self._subscriptions: list[Subscription] = []
+        self._watches: list[Subscription] = []
+
+    def attach(self, chart: Chart) -> dict[str, Signal]:
+        """Take the signals of a chart onto the board, in place of an older chart of the same root.
+
+        Signals that were there before are kept with their receivers.
+
+        Returns:
+            The chart's signals by full name (`"fit.epoch:enter"`).
+        """
+        root = chart.plan.path
+        old = self._charts.get(root, {})
+        signals = {name: old.get(name) or Signal(name) for name in _signal_names(chart)}
+        charts = {**self._charts, root: signals}
+        everyone = [*self.subscriptions, *self._watches]
+        found = [(one, _found_again(one, charts)) for one in everyone]
+        for one, left in found:
+            if one.signals and not left:  # before anything changes: a warning may be an error
+                _warn_of_lost(one, charts)
+        self._charts = charts
+        for one, left in found:
+            one.connect_to(left)
+        return signals
+
+    @overload
+    def on(self, name: str, /, **options: Any) -> Callable[[F], F]: ...
+    @overload
+    def on(self, name: str, receiver: Callable[..., Any], /, **options: Any) -> Subscription: ...
+    @overload
+    def on(self, name: object, /, **options: Any) -> list[Subscription]: ...
+    def on(self, name: Any, receiver: Any = None, /, **options: Any) -> Any:
+        """Subscribe: `on(name, function)`, `@on(name)`, or `on(thing)` for its `on_...` methods.
+
+        Args:
+            name: Name or pattern of signals; or an object with methods called `on_<state>`,
+                `on_enter_<state>` or `on_exit_<state>`.
+            receiver: Called with as many of `(trainer, moment)` as it takes. It is held strongly.
+            **options: `every=` (n: every n-th firing; or an interval), `once=True`, `when=` (a
+                condition, called like the receiver), `priority=` (higher is earlier).
+
+        Returns:
+            The subscription (its `cancel()` removes it), a list of them for an object, or a
+            decorator.
+
+        Raises:
+            UnknownSignal: Nothing has this name; the message offers the nearest ones.
+            AmbiguousSignal: Several states of one chart end with this name.
+            BadReceiver: It cannot be called with these arguments, or an option makes no sense.
+        """
+        if not isinstance(name, str):
+            return self._subscribe(_methods_of(name), options, _owner=name)
+        if receiver is not None:
+            return self._subscribe([(name, receiver)], options)[0]
+        self.resolve(name)
+
+        def decorate(function: F) -> F:
+            self._subscribe([(name, function)], options)
+            return function
+
+        return decorate
+
+    def off(self, receiver: Any) -> None:
+        """Cancel every subscription of a function, of an object, or one `Subscription`."""
+        for one in list(self._subscriptions):
+            owner = getattr(one.receiver, "__self__", None)
+            mine = owner is not None and owner is receiver
+            if one is receiver or one.receiver == receiver or mine:
+                one.cancel()
+                self._subscriptions.remove(one)
+
+    def watch(self, name: str, receiver: Callable[..., Any], **options: Any) -> Subscription:
+        """Subscribe for the machine's own ends: last in order, not listed, not written down."""
+        subscription = Subscription(name, receiver, priority=LAST, **options)
+        subscription.connect_to(self.resolve(name))
+        self._watches = [*(one for one in self._watches if one.active), subscription]
+        return subscription
+
+    def resolve(self, name: str) -> list[Signal]:
+        """Return the signals that a name or pattern stands for, at least one."""
+        found = _lookup(name, self._charts)
+        if found:
+            return found
+        path, _, kind = name.partition(":")
+        names = [n for signals in self._charts.values() for n in signals]
+        events = [n for n in names if n.endswith(f":{path}")]
+        if not kind and events:
+            shown = " or ".join(repr(event) for event in events[:3])
+            raise UnknownSignal(
+                f"{name!r} is an event, not a state. Subscribe to its transition: {shown}."
+            )
+        if kind and _lookup(path, self._charts):
+            kinds = {n.rpartition(":")[2] for n in names if _ends_with(n.partition(":")[0], path)}
+            raise UnknownSignal(f"{path!r} has no signal {kind!r}. {suggest(kind, kinds)}")
+        raise UnknownSignal(f"Nothing is called {name!r}. {_suggest_state(name, self._charts)}")
+
+    @property
+    def subscriptions(self) -> list[Subscription]:
+        """The living subscriptions, in the order in which they were made."""
+        self._subscriptions = [one for one in self._subscriptions if one.active or one.spent]
+        return [one for one in self._subscriptions if one.active]
+
+    def describe(self) -> str:
+        """Return every signal that has receivers, with these in the order of their calls."""
+        lines = []
+        for signals in self._charts.values():
+            for name, signal in signals.items():
+                receivers = [r for r in signal.receivers_for(None) if r not in self._watches]
+                if receivers:
+                    lines.append(name)
+                    lines += [f"  {i}. {_label(r)}" for i, r in enumerate(receivers, 1)]
+        return "\n".join(lines) or "Nobody listens."
+
+    def signal(self, name: str) -> Signal:
+        """Return the one signal of this name, a `blinker` signal."""
+        found = self.resolve(name)
+        if len(found) > 1:
+            raise AmbiguousSignal(f"{name!r} stands for {', '.join(s.name for s in found)}.")
+        return found[0]
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return how far the subscriptions that count have come (`every=` and `once=`)."""
+        return [
+            {**_identity(one), "fired": one.fired, "spent": one.spent}
+            for one in self._subscriptions
+            if (one.active or one.spent) and (one.once or isinstance(one.every, int))
+        ]
+
+    def load_state_dict(self, state: Iterable[Mapping[str, Any]]) -> None:
+        """Let subscriptions go on counting; those that were made since begin at zero.
+
+        A subscription is known by its signal's name, its receiver's name and its options; of
+        several alike, by their order.
+        """
+        saved = list(state)
+        for one in self.subscriptions:
+            mine = _identity(one)
+            found = next((s for s in saved if mine.items() <= s.items()), None)
+            if found is None:
+                one.fired = 0
+                continue
+            saved.remove(found)
+            one.fired, one.spent = found["fired"], found["spent"]
+            if one.spent:
+                one.cancel()
+
+    def _subscribe(
+        self, pairs: list[tuple[str, Any]], options: dict[str, Any], _owner: object = None
+    ) -> list[Subscription]:
+        """Make subscriptions, all of them or, if one cannot be, none."""
+        made = []
+        for name, receiver in pairs:
+            try:
+                signals = self.resolve(name)
+                made.append((Subscription(name, receiver, **options), signals))
+            except UnknownSignal as error:
+                if _owner is None:
+                    raise
+                raise UnknownSignal(f"{receiver.__qualname__} names no state: {error}") from None
+            except TypeError as error:
+                raise BadReceiver(
+                    f"on({name!r}, ...): {error}. Options are every, once, when, priority."
+                ) from None
+        for subscription, signals in made:
+            subscription.connect_to(signals)
+            self._subscriptions.append(subscription)
+        return [subscription for subscription, _ in made]
+
+
+def _lookup(name: str, charts: Mapping[str, Signals]) -> list[Signal]:
+    path, _, kind = name.partition(":")
+    return [one for signals in charts.values() for one in _match(signals, path, kind or ENTER)]
+
+
+def _match(signals: Signals, path: str, kind: str) -> list[Signal]:
+    if "*" in path:
+        paths = {p for n in signals if _fits(p := n.partition(":")[0], path)}
+        return [s for n, s in signals.items() if _is_kind(n, kind) and n.partition(":")[0] in paths]
+    if f"{path}:{kind}" in signals:
+        return [signals[f"{path}:{kind}"]]
+    if any(n.partition(":")[0] == path for n in signals):
+        return [s for n, s in signals.items() if n.partition(":")[0] == path and _is_kind(n, kind)]
+    found = [
+        s for n, s in signals.items() if _ends_with(n.partition(":")[0], path) and _is_kind(n, kind)
+    ]
+    paths = {s.name.partition(":")[0] for s in found}
+    if len(paths) > 1:
+        names = ", ".join(repr(p) for p in sorted(paths))
+        raise AmbiguousSignal(
+            f"{path!r} is the name of several states: {names}. Use one of these, or '*.{path}'."
+        )
+    return found
+
+
+def _found_again(one: Subscription, charts: Mapping[str, Signals]) -> list[Signal]:
+    """Look a subscription's name up anew. Where it has become ambiguous, it keeps what it had."""
+    try:
+        return _lookup(one.name, charts)
+    except AmbiguousSignal:
+        living = {id(signal) for signals in charts.values() for signal in signals.values()}
+        return [signal for signal in one.signals if id(signal) in living]
+
+
+def _warn_of_lost(one: Subscription, charts: Mapping[str, Signals]) -> None:
+    warnings.warn(
+        f"With the new loops nothing is called {one.name!r} any more, or more than one thing is; "
+        f"{one.label()} will not be called. {_suggest_state(one.name, charts)}",
+        LostSubscription,
+        stacklevel=_level_of_caller(),
+    )
+
+
+def _level_of_caller() -> int:
+    """Return the `stacklevel` of the first frame outside of this package, seen by whoever asks."""
+    level, frame = 1, sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _suggest_state(name: str, charts: Mapping[str, Signals]) -> str:
+    paths = {n.partition(":")[0] for signals in charts.values() for n in signals}
+    if SEPARATOR in name:
+        return suggest(name.partition(":")[0], paths)
+    return suggest(name.partition(":")[0], {path.rpartition(SEPARATOR)[2] for path in paths})
+
+
+def _fits(path: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*{SEPARATOR}{pattern}")
+
+
+def _is_kind(name: str, kind: str) -> bool:
+    return fnmatch.fnmatchcase(name.rpartition(":")[2], kind)
+
+
+def _ends_with(path: str, end: str) -> bool:
+    return path == end or path.endswith(SEPARATOR + end)
+
+
+def _signal_names(chart: Chart) -> Iterator[str]:
+    for path in chart.get_nested_state_names():
+        if path == END:
+            continue
+        yield f"{path}:{ENTER}"
+        yield f"{path}:{EXIT}"
+        for event in chart.events.values():
+            if path in event.transitions:
+                yield f"{path}:{event.name}"
+
+
+def _methods_of(thing: object) -> list[tuple[str, Any]]:
+    """Return the signal and the method for each `on_<state>` method of an object."""
+    pairs = [
+        (_signal_of_method(name), getattr(thing, name))
+        for name in dir(thing)
+        if name.startswith("on_") and callable(getattr(thing, name))
+    ]
+    if not pairs:
+        raise BadReceiver(
+            f"{type(thing).__name__} has no method called on_<state>; give a name first to "
+            "subscribe a function."
+        )
+    return pairs
+
+
+def _signal_of_method(method: str) -> str:
+    name = method.removeprefix("on_")
+    if name.startswith("exit_"):
+        return f"{name.removeprefix('exit_')}:{EXIT}"
+    return name.removeprefix("enter_")
+
+
+def _identity(one: Subscription) -> dict[str, Any]:
+    every = one.every if isinstance(one.every, int) else None
+    return {
+        "signal": one.name,
+        "receiver": label_of(one.receiver),
+        "every": every,
+        "once": one.once,
+    }
+
+
+def _label(receiver: Any) -> str:
+    if isinstance(receiver, Subscription):
+        return receiver.label()
+    return str(getattr(receiver, "__qualname__", repr(receiver)))

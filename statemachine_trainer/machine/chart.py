@@ -1,0 +1,171 @@
+"""The definition of a machine: one `transitions` HierarchicalMachine made from a loop tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from transitions.extensions.nesting import HierarchicalMachine, NestedState
+
+from statemachine_trainer.machine.declaration import Guard
+from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.verify import END, LoopPlan, plan_tree
+
+
+class ChartState(NestedState):
+    """A state of our charts. The separator is set here, so that nobody else's machine changes."""
+
+    separator = SEPARATOR
+
+
+class Chart(HierarchicalMachine):
+    """The `transitions` machine of a loop tree, with all that the library can do with one.
+
+    The compiled program is made from the tables of this machine. Triggering an event through the
+    library moves the machine and fires the same signals, but runs no state's work.
+
+    Attributes:
+        plan: What was read from the loops.
+    """
+
+    state_cls = ChartState
+
+    def __init__(self, root: Loop, name: str) -> None:
+        self.plan: LoopPlan = plan_tree(root, name)
+        self._position = name
+        self._where: Callable[[], str | None] = lambda: None
+        self._moved: Callable[[str], None] = lambda _path: None
+        self._moving: Callable[[], AbstractContextManager[None]] = nullcontext
+        super().__init__(
+            model=self,
+            states=[self._nested(self.plan, name), {"name": END, "final": True}],
+            initial=name,
+            auto_transitions=False,
+            send_event=True,
+            name=name,
+        )
+        for plan in self.plan.walk():
+            self._connect(plan)
+        for outcome in root.outcomes:
+            self.add_transition(outcome, name, END)
+
+    @property
+    def state(self) -> str:
+        """Path of the running state; "end" after the end."""
+        return self._where() or self._position
+
+    @state.setter
+    def state(self, path: str) -> None:
+        self._position = path
+        self._moved(path)
+
+    def follow(
+        self,
+        where: Callable[[], str | None],
+        moved: Callable[[str], None],
+        moving: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Let a driver say where the machine stands.
+
+        Args:
+            where: Says it; None before the start.
+            moved: Told when the library moves the machine.
+            moving: What the library's triggers run in; it may refuse.
+        """
+        self._where, self._moved, self._moving = where, moved, moving
+
+    def trigger_event(self, model: Any, trigger: str, *args: Any, **kwargs: Any) -> bool:
+        """Trigger an event through the library; every trigger of the machine comes through here."""
+        with self._moving():
+            return bool(super().trigger_event(model, trigger, *args, **kwargs))
+
+    def leaves(self) -> list[str]:
+        """Paths of the states that do work, in the order of the tree."""
+        return [
+            path
+            for path in self.get_nested_state_names()
+            if path != END and not self.get_state(path).states
+        ]
+
+    def initial_leaf(self, path: str) -> str:
+        """Follow the initial states from `path` down to a leaf."""
+        state = self.get_state(path)
+        while state.initial:
+            path = f"{path}{SEPARATOR}{state.initial}"
+            state = self.get_state(path)
+        return path
+
+    def target_of(self, transition: Any, leaf: str) -> str:
+        """Return where a transition of this machine leads: a leaf, or "end"."""
+        if transition.dest is None:
+            return leaf
+        return END if transition.dest == END else self.initial_leaf(transition.dest)
+
+    def get_graph(self, **options: Any) -> Any:
+        """Draw the machine with the diagrams of `transitions` (Mermaid unless told otherwise)."""
+        from transitions.extensions.diagrams import HierarchicalGraphMachine
+
+        class DrawnState(HierarchicalGraphMachine.state_cls):  # type: ignore[valid-type,misc]
+            separator = SEPARATOR
+
+        class Drawing(HierarchicalGraphMachine):
+            state_cls = DrawnState
+
+        transitions = [
+            {"trigger": event.name, "source": one.source, "dest": one.dest}
+            for event in self.events.values()
+            for found in event.transitions.values()
+            for one in found
+        ]
+        drawing = Drawing(
+            states=[self._nested(self.plan, self.plan.path), {"name": END, "final": True}],
+            transitions=transitions,
+            initial=self.state,
+            auto_transitions=False,
+            graph_engine=options.pop("graph_engine", "mermaid"),
+            name=self.plan.path,
+        )
+        return drawing.get_graph(**options)
+
+    def _nested(self, plan: LoopPlan, name: str) -> dict[str, Any]:
+        children = [
+            self._nested(plan.inside[state], state) if state in plan.inside else {"name": state}
+            for state in plan.states
+        ]
+        return {"name": name, "initial": plan.states[0], "children": children}
+
+    def _connect(self, plan: LoopPlan) -> None:
+        for one in plan.transitions:
+            guards = [_as_condition(plan.loop, guard) for guard in one.guards]
+            self.add_transition(
+                one.event,
+                f"{plan.path}{SEPARATOR}{one.source}",
+                None if one.dest is None else self._entered(plan, one.dest, one.event),
+                conditions=[test for test, expected in guards if expected],
+                unless=[test for test, expected in guards if not expected],
+            )
+
+    def _entered(self, plan: LoopPlan, dest: str, event: str) -> str:
+        """Path that a transition on `event` to `dest` aims at: entry points are followed."""
+        path = f"{plan.path}{SEPARATOR}{dest}"
+        inside = plan.inside.get(dest)
+        if inside is not None and event in inside.loop.entries:
+            return self._entered(inside, inside.loop.entries[event], event)
+        return path
+
+
+class Condition:
+    """A guard in the form in which `transitions` calls it, and the program without arguments."""
+
+    def __init__(self, test: Callable[[], object], label: str) -> None:
+        self.test = test
+        self.__name__ = label
+
+    def __call__(self, _event: Any = None) -> bool:
+        return bool(self.test())
+
+
+def _as_condition(loop: Loop, guard: Guard) -> tuple[Condition, bool]:
+    test = getattr(loop, guard.test) if isinstance(guard.test, str) else guard.test
+    return Condition(test, str(guard).removeprefix("not ")), guard.expected

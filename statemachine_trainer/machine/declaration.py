@@ -1,0 +1,231 @@
+"""Reading what a loop class declares: its transitions, its states, the events of each state."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+from statemachine_trainer.machine.errors import MalformedTransition, UndeclaredEvents
+
+F = TypeVar("F", bound=Callable[..., Any])
+Declared = Sequence[Any] | Mapping[str, Any]
+
+ANY_STATE: Final = "*"
+SAME_STATE: Final = "="
+_KEYS: Final = ("trigger", "source", "dest", "conditions", "unless")
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A condition of a transition: name of a method of the loop, or a callable."""
+
+    test: str | Callable[[], bool]
+    expected: bool = True
+
+    def __str__(self) -> str:
+        name = self.test if isinstance(self.test, str) else getattr(self.test, "__name__", "guard")
+        return name if self.expected else f"not {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One declared transition between two states of one loop (`dest` None: an internal one)."""
+
+    event: str
+    source: str
+    dest: str | None
+    guards: tuple[Guard, ...] = ()
+    implied: bool = False
+    """Whether the source was not named but is one of those that `"*"` stands for."""
+
+
+def transient(state: F) -> F:
+    """Mark a state method: at the boundary before it lives something that cannot be written down.
+
+    A snapshot asked for at that boundary is taken at the next one that is not transient.
+    """
+    state.__transient__ = True  # type: ignore[attr-defined]
+    return state
+
+
+def is_transient(method: Callable[..., Any]) -> bool:
+    """Tell whether a state method, or one that it overrides, is marked as `transient`.
+
+    What lives at the boundary comes from the states before, so an override does not change it.
+    """
+    owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+    versions = [method, *(vars(cls).get(name) for cls in type(owner).__mro__)]
+    return any(getattr(version, "__transient__", False) is True for version in versions)
+
+
+def read_transitions(
+    owner: type, declared: Iterable[Declared], states: Sequence[str]
+) -> list[Transition]:
+    """Bring `transitions` of a loop class into one form.
+
+    Args:
+        owner: The loop class, for messages.
+        declared: Lists `[event, source, dest]` (then `conditions`, `unless`) or dicts with the keys
+            `trigger`, `source`, `dest`, `conditions`, `unless`: the convention of the library
+            `transitions`. A source may be a list of states or `"*"`, a dest `"="` (the source) or
+            None (an internal transition).
+        states: What `"*"` stands for.
+
+    Raises:
+        MalformedTransition: An entry that is none of these.
+    """
+    if isinstance(declared, str | Mapping):
+        raise MalformedTransition(f"{owner.__name__}.transitions must be a list of transitions.")
+    return [one for entry in declared for one in _expand(owner, entry, states)]
+
+
+def _expand(owner: type, entry: Declared, states: Sequence[str]) -> Iterable[Transition]:
+    where = f"{owner.__name__}.transitions, entry {entry!r}"
+    event, source, dest, conditions, unless = _parts(where, entry)
+    every = source == ANY_STATE
+    sources = states if every else [source] if isinstance(source, str) else source
+    if not isinstance(sources, Sequence) or not (sources or every):
+        raise MalformedTransition(f"{where}: the source is a state, a list of states or '*'.")
+    texts = [event, *sources] + ([] if dest is None else [dest])
+    if not all(isinstance(text, str) for text in texts):
+        raise MalformedTransition(
+            f"{where}: event, source and dest must be names of an event and of states."
+        )
+    if dest == ANY_STATE:
+        raise MalformedTransition(f"{where}: '*' cannot be a dest; '=' is the source itself.")
+    guards = (
+        *_guards(where, conditions, expected=True),
+        *_guards(where, unless, expected=False),
+    )
+    for one in sources:
+        yield Transition(event, one, one if dest == SAME_STATE else dest, guards, every)
+
+
+def _parts(where: str, entry: Declared) -> Sequence[Any]:
+    """Return event, source, dest, conditions and unless of an entry."""
+    if isinstance(entry, Mapping):
+        if extra := sorted(set(entry) - set(_KEYS)):
+            raise MalformedTransition(
+                f"{where}: unknown key {extra[0]!r}. Known are {', '.join(_KEYS)}; for callbacks "
+                "before or after a transition subscribe to its signal."
+            )
+        if missing := [key for key in _KEYS[:3] if key not in entry]:
+            raise MalformedTransition(f"{where}: the key {missing[0]!r} is missing.")
+        return [entry.get(key) for key in _KEYS]
+    if isinstance(entry, str) or not isinstance(entry, Sequence):
+        raise MalformedTransition(f"{where}: write [event, source, dest] or a dict.")
+    if not 3 <= len(entry) <= 5:
+        raise MalformedTransition(
+            f"{where}: write [event, source, dest], then conditions and unless."
+        )
+    return [*entry, None, None][:5]
+
+
+def _guards(where: str, tests: Any, *, expected: bool) -> Iterable[Guard]:
+    for test in () if tests is None else tests if isinstance(tests, list | tuple) else (tests,):
+        if not isinstance(test, str) and not callable(test):
+            raise MalformedTransition(
+                f"{where}: a condition is the name of a method or a callable."
+            )
+        yield Guard(test, expected)
+
+
+def declared_names(declared: Iterable[Any], initial: str | None) -> list[str]:
+    """Return the names of states in `transitions`, the initial one first, without judging them."""
+    names: dict[str, None] = {initial: None} if isinstance(initial, str) else {}
+    for entry in declared:
+        if isinstance(entry, Mapping):
+            source, dest = entry.get("source"), entry.get("dest")
+        elif isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) >= 3:
+            source, dest = entry[1], entry[2]
+        else:
+            continue
+        for name in (*(source if isinstance(source, list | tuple) else [source]), dest):
+            if isinstance(name, str) and name not in (ANY_STATE, SAME_STATE):
+                names[name] = None
+    return list(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a state method may answer with: events, and None if it may rest."""
+
+    events: tuple[str, ...]
+    may_rest: bool = False
+
+
+def read_answers(owner: type, name: str, path: str) -> Answers:
+    """Read the events of a state method from its return annotation.
+
+    An override without an annotation keeps that of the method it overrides.
+
+    Raises:
+        UndeclaredEvents: There is none, or it is not made of `Literal` strings and None.
+    """
+    for cls in owner.__mro__:
+        method = cls.__dict__.get(name)
+        function = getattr(method, "__func__", method)
+        if function is not None and "return" in getattr(function, "__annotations__", {}):
+            annotation = _evaluate(function, path)
+            return _from_annotation(annotation, path)
+    raise UndeclaredEvents(
+        f"State {path!r} ({owner.__name__}.{name}) does not say which events it answers with. "
+        f'Annotate it: `def {name}(self) -> Literal["done"]: ...`'
+    )
+
+
+def _evaluate(function: Callable[..., Any], path: str) -> Any:
+    function = inspect.unwrap(function)
+    annotation = function.__annotations__["return"]
+    if not isinstance(annotation, str):
+        return annotation
+    scope = getattr(function, "__globals__", {})
+    try:
+        return eval(annotation, scope, _Names(scope))
+    except Exception as error:
+        raise UndeclaredEvents(
+            f"The return annotation {annotation!r} of state {path!r} cannot be read ({error}). Use "
+            "names that exist at run time in its module."
+        ) from error
+
+
+class _Names(dict[str, Any]):
+    """Names for an annotation: those of its module, then those of `typing`.
+
+    `Literal` is often imported for type checkers only.
+    """
+
+    def __missing__(self, name: str) -> Any:
+        return vars(typing)[name]
+
+
+def _from_annotation(annotation: Any, path: str) -> Answers:
+    events: dict[str, None] = {}
+    may_rest = False
+    todo = [annotation]
+    while todo:
+        part = todo.pop(0)
+        if part is None or part is type(None):
+            may_rest = True
+        elif typing.get_origin(part) is Literal:
+            todo[:0] = typing.get_args(part)
+        elif isinstance(part, str):
+            events[part] = None
+        elif typing.get_origin(part) in (typing.Union, types.UnionType):
+            todo[:0] = typing.get_args(part)
+        elif hasattr(part, "__value__"):  # an alias made by the `type` statement of Python 3.12
+            todo.insert(0, part.__value__)
+        else:
+            raise UndeclaredEvents(
+                f"The return annotation of state {path!r} holds {part!r}. Write the events it may "
+                'answer with as `Literal["one", "other"]` (with `| None` if it may rest).'
+            )
+    if not events:
+        raise UndeclaredEvents(
+            f"State {path!r} declares no event to answer with, so it could never be left."
+        )
+    return Answers(tuple(events), may_rest)

@@ -1,0 +1,510 @@
+"""The driver: runs a loop tree, whole, up to a place, or one transition at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from statemachine_trainer.machine.board import SignalBoard
+from statemachine_trainer.machine.chart import Chart
+from statemachine_trainer.machine.errors import (
+    AlreadyRunning,
+    LoopInUse,
+    NotStarted,
+    StrayStopIteration,
+    UnexpectedEvent,
+    UnknownEvent,
+    suggest,
+)
+from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.moments import Moments, Until
+from statemachine_trainer.machine.program import Edge, Emission, Node, Program, Step, wire
+from statemachine_trainer.machine.signals import Moment
+from statemachine_trainer.machine.state import check_state, state_of_loops
+from statemachine_trainer.machine.subscription import Subscription
+from statemachine_trainer.machine.verify import END
+
+__all__ = ["Driver", "Until"]
+
+
+class Driver:
+    """Runs the machine of a loop tree.
+
+    A state does its work and answers with an event; the event picks the edge; the edge fires its
+    signals; then comes the boundary: requests for a snapshot are served, a pause is obeyed and
+    posted events are taken there, and only there. Then the next state works.
+
+    If a state raises, the machine stands at the boundary before it, and the state works again when
+    the run goes on. If a receiver raises, the machine stands at the end of the transition, and the
+    receiver and those after it are called first when the run goes on.
+
+    Args:
+        root: The outermost loop.
+        name: Its name, the first of every path.
+        context: What all loops of the tree share; each gets it as `loop.context`.
+        sender: First argument of receivers; the driver itself unless given.
+        board: The board to put the signals on; one of its own unless given.
+
+    Attributes:
+        machine: The `transitions` machine that defines it all.
+        context: What all loops of the tree share.
+        outcome: The event that ended the machine; None while it has not.
+        resting: Whether the running state waits for something from outside.
+    """
+
+    machine: Chart
+
+    def __init__(
+        self,
+        root: Loop,
+        *,
+        name: str = "loop",
+        context: Any = None,
+        sender: Any = None,
+        board: SignalBoard | None = None,
+    ) -> None:
+        self.root = root
+        self.name = name
+        self.board = SignalBoard() if board is None else board
+        self.outcome: str | None = None
+        self.resting = False
+        self.context = context
+        self.sender = self if sender is None else sender
+        self._node: Node | None = None
+        self._attention = False  # whether there is anything to do at the next boundary
+        self._pausing = False
+        self._met = False
+        self._posted: list[str] = []
+        self._requests: list[Callable[[], None]] = []
+        self._pending: list[Step] = []  # what is left of a transition, the next step last
+        self._busy = threading.Lock()
+        self._owner: int | None = None
+        self._program: Program | None = None
+        self.rebuild()
+        root._driver = self
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str | None:
+        """Path of the state about to run (or running); None before the start and after the end."""
+        return None if self._node is None else self._node.path
+
+    @property
+    def posted(self) -> list[str]:
+        """Posted events that no edge has taken yet."""
+        return list(self._posted)
+
+    @property
+    def transient(self) -> bool:
+        """Whether what lives at this boundary cannot be written down."""
+        return bool(self._pending) or (self._node is not None and self._node.transient)
+
+    def accepts(self, event: str) -> bool:
+        """Tell whether a posted event would be taken at this boundary."""
+        edge = None if self._node is None else self._node.posted.get(event)
+        return edge is not None and edge.chosen() is not None
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Enter the initial state, whatever ran before.
+
+        Fields begin anew; posted events, requests and an unfinished transition are forgotten.
+        """
+        with self._running("start", finish=False):
+            for _, loop in self.root.walk():
+                loop.reset_fields()
+            self.outcome, self.resting = None, False
+            self._forget_requests()
+            self._take(self.program.start)
+
+    def run(self, until: Until = None) -> str | None:
+        """Run to the end, or up to the boundary at which `until` is met or a pause was asked for.
+
+        Args:
+            until: Name of a signal, as `on` takes it (a state: stop when it has been entered,
+                before its work), or a condition of `(sender, moment)`, asked at each entry of a
+                state.
+
+        Returns:
+            The event that ended the machine, or None if it stands at a boundary and can go on.
+
+        Raises:
+            NotStarted: There is nothing to run.
+            AlreadyRunning: Called from within a state or a receiver.
+        """
+        self._check_ready("run")
+        watch = self._watch(until)
+        try:
+            with self._running("run"):
+                self._run()
+        finally:
+            if watch is not None:
+                watch.cancel()
+        return self.outcome
+
+    def step(self) -> Moment | None:
+        """Make one transition: take a posted event if there is an edge for one, else run the state.
+
+        Returns:
+            The transition; None if the state rests.
+        """
+        edge = self.advance()
+        self._pausing = False
+        return None if edge is None else edge.moment
+
+    def advance(self) -> Edge | None:
+        """Make one transition, as `step` does, and return its edge. A pause asked for stays so."""
+        self._check_ready("step")
+        with self._running("step"):
+            return self._step()
+
+    def moments(self, until: Until = None) -> Iterator[Moment]:
+        """Iterate over the transitions as they happen; the machine stands still between two items.
+
+        Args:
+            until: As for `run`; the item that meets it, or at which a pause is asked for, is the
+                last.
+        """
+        self._check_ready("iterate over")
+        return Moments(self, until)
+
+    def pause(self) -> None:
+        """Let `run` return at the next boundary.
+
+        May be called from receivers, other threads and handlers of system signals.
+        """
+        self._pausing = True
+        self._attention = True
+
+    def take_pause(self) -> bool:
+        """Tell whether a pause was asked for, and take it as obeyed."""
+        pausing = self._pausing
+        if pausing:  # never written otherwise: a pause asked for in between would be lost
+            self._pausing = False
+        return pausing
+
+    def post(self, event: str) -> None:
+        """Hand in an event from outside. It is taken at the first boundary that has an edge for it.
+
+        May be called from receivers, other threads and handlers of system signals.
+
+        Raises:
+            UnknownEvent: No loop of the tree has a transition on it that a posted event may take.
+        """
+        if event not in self.program.postable:
+            raise UnknownEvent(
+                f"No loop of {self.name!r} takes a posted event {event!r}. "
+                f"{suggest(event, self.program.postable)}"
+            )
+        if event not in self._posted:
+            self._posted.append(event)
+        self._attention = True
+
+    def withdraw(self, event: str) -> None:
+        """Take back a posted event that has not been taken yet."""
+        self._take_posted(event)
+
+    def at_boundary(self, action: Callable[[], None]) -> None:
+        """Call `action` once, at the next boundary that can be written down.
+
+        That is this one if the machine stands still at such a one. The end is one, too.
+        """
+        begun = self._node is not None or self.outcome is not None
+        if self._owner is None and begun and not self.transient:
+            action()
+            return
+        self._requests.append(action)
+        self._attention = True
+
+    # -- the tree --------------------------------------------------------------------------------
+
+    @property
+    def program(self) -> Program:
+        """The compiled program."""
+        assert self._program is not None
+        return self._program
+
+    def rebuild(self) -> None:
+        """Make chart and program anew from the loop tree, or change nothing.
+
+        Raises:
+            LoopDefinitionError: The tree does not hold together.
+            LoopInUse: It no longer has the running state.
+        """
+        chart = Chart(self.root, self.name)
+        if self.path is not None and self.path not in chart.leaves():
+            raise LoopInUse(
+                f"The new loops have no state {self.path!r}, and that is the one running. Swap "
+                "them while another state runs, or before the run."
+            )
+        signals = self.board.attach(chart)
+        old = None if self._program is None else self._program.nodes
+        self._program = Program(chart, signals, self.sender, self._end, reuse=old)
+        self._program.install()
+        wire(chart, signals, self.sender, self._end)
+        chart.follow(self._position, self._moved_by_library, self._moving)
+        self.machine = chart
+        self.share(self.context)
+
+    def share(self, context: Any) -> None:
+        """Give the loops of the tree, and those that come into it, another context to share."""
+        self.context = context
+        for _, loop in self.root.walk():
+            loop.context = context
+
+    def check_replaceable(self, owner: Loop, place: str) -> None:
+        """Refuse to replace a loop inside which the machine stands.
+
+        Raises:
+            LoopInUse: The running state lies in that loop.
+        """
+        for path, loop in self.root.walk(self.name):
+            inside = f"{path}{SEPARATOR}{place}{SEPARATOR}"
+            if loop is owner and f"{self.path}".startswith(inside):
+                raise LoopInUse(
+                    f"The loop at {inside[:-1]!r} cannot be replaced while its state {self.path!r} "
+                    "is running. Do it from a receiver of a state outside of it, or before the run."
+                )
+
+    # -- writing down ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the machine stands: path, posted events, and the fields of every loop.
+
+        Whole at a boundary only: while receivers are called or after one raised, `at_boundary` is
+        the way to it.
+        """
+        return {
+            "path": self.path,
+            "outcome": self.outcome,
+            "posted": list(self._posted),
+            "loops": state_of_loops(self.root, self.name),
+            "fired": self.board.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where `state_dict` was taken. No signal fires.
+
+        Raises:
+            StateMismatch: It was taken from another loop tree; the message lists the differences.
+        """
+        with self._running("load a state into", finish=False):
+            check_state(state, self.root, self.name, self.program)
+            for path, loop in self.root.walk(self.name):
+                loop.load_state_dict(state["loops"][path]["fields"])
+            self._node = None if state["path"] is None else self.program.nodes[state["path"]]
+            self.outcome, self.resting = state["outcome"], False
+            self._forget_requests()
+            self._posted = list(state["posted"])
+            self._attention = bool(self._posted)
+            self.board.load_state_dict(state["fired"])
+
+    # -- the engine ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """The loop of all loops. Kept short: it is paid at each transition of each batch."""
+        self.resting = False
+        node = self._node
+        while node is not None:
+            if self._attention:
+                if self._attend():
+                    return
+                node = self._node
+                if node is None:
+                    break
+            event: Any = node.work()
+            try:
+                edge = node.edges.get(event)
+            except TypeError:  # the answer is nothing that a dict can look up
+                edge = None
+            if edge is None or edge.guards:
+                edge = self._choose(node, event)
+                if edge is None:
+                    return
+            if edge.heard:
+                self._take(edge)
+                node = self._node
+            else:
+                self._node = node = edge.target
+                try:
+                    for action in edge.quiet:
+                        action()
+                except BaseException:
+                    self._pending = [*edge.quiet[::-1]]  # doing a reset twice does no harm
+                    raise
+        self._serve_requests()
+
+    def _step(self) -> Edge | None:
+        self.resting = False
+        if self._node is None:  # what was left of the last transition has just been delivered
+            return None
+        self._serve_requests()
+        edge = self._posted_edge() or self._choose(self._node, self._node.work())
+        if edge is not None:
+            self._take(edge)
+        if self._node is None:
+            self._serve_requests()
+        return edge
+
+    def _choose(self, node: Node, event: Any) -> Edge | None:
+        """Find the edge for an answer where that takes more than a look; None: the state rests."""
+        edge = node.edges.get(event) if isinstance(event, str) else None
+        edge = None if edge is None else edge.chosen()
+        if edge is None:
+            if event is None and node.may_rest:
+                self.resting = True
+                return None
+            raise UnexpectedEvent(
+                f"State {node.path!r} answered {event!r}, and no transition is waiting for that. "
+                f"Its events are {', '.join(map(repr, sorted(node.edges)))}."
+            )
+        return edge
+
+    def _take(self, edge: Edge) -> None:
+        """Go along an edge. If a receiver raises, the rest is delivered when the run goes on."""
+        self._node = edge.target
+        self._pending = [*edge.steps]
+        self._deliver()
+
+    def _deliver(self) -> None:
+        pending = self._pending
+        while pending:
+            step = pending.pop()
+            if isinstance(step, Emission):
+                if step.receivers or step.signal.receivers:
+                    step.deliver(pending)
+            else:
+                try:
+                    step()
+                except BaseException:
+                    pending.append(step)
+                    raise
+
+    def _attend(self) -> bool:
+        """Do what is to be done at this boundary; tell whether to pause here."""
+        self._attention = False  # first of all: what comes in from here on sets it again
+        try:
+            while self._node is not None:
+                self._serve_requests()
+                if self.take_pause() or self._met:
+                    return True
+                edge = self._posted_edge()
+                if edge is None:
+                    break
+                self._take(edge)
+        finally:
+            if self._posted or self._requests or self._pausing:
+                self._attention = True
+        return False
+
+    def _serve_requests(self) -> None:
+        if not self._requests or (self._node is not None and self._node.transient):
+            return
+        for _ in range(len(self._requests)):  # those made meanwhile are for the next boundary
+            self._requests.pop(0)()
+
+    def _posted_edge(self) -> Edge | None:
+        """Take the first posted event that there is an edge for here."""
+        assert self._node is not None
+        for event in tuple(self._posted):
+            edge = self._node.posted.get(event)
+            edge = None if edge is None else edge.chosen()
+            if edge is not None and self._take_posted(event):
+                return edge
+        return None
+
+    def _take_posted(self, event: str) -> bool:
+        try:
+            self._posted.remove(event)
+        except ValueError:  # withdrawn meanwhile
+            return False
+        return True
+
+    def _end(self, event: str) -> None:
+        self.outcome = event
+        self._pausing = self._met = False
+
+    def _forget_requests(self) -> None:
+        self._posted, self._requests, self._pending = [], [], []
+        self._pausing = self._met = self._attention = False
+
+    def _watch(self, until: Until) -> Subscription | None:
+        """Listen for what `run` is to stop at."""
+        self._met = False
+        if until is None:
+            return None
+        if isinstance(until, str):
+            return self.board.watch(until, self._meet)
+        return self.board.watch("*", self._meet, when=until)
+
+    def _meet(self) -> None:
+        self._met = self._attention = True
+
+    # -- the library's machine ---------------------------------------------------------------------
+
+    def _position(self) -> str | None:
+        return self.path if self.outcome is None else END
+
+    def _moved_by_library(self, path: str) -> None:
+        self._node = self.program.nodes.get(path)
+        self.outcome, self.resting = None, False
+
+    def _moving(self) -> Any:
+        return self._running("trigger an event of")
+
+    # -- guards of the public calls --------------------------------------------------------------
+
+    def _check_ready(self, what: str) -> None:
+        if self._owner is not None:
+            raise self._already_running(what)
+        if self._node is None and not self._pending:
+            ended = f"it has ended with {self.outcome!r}" if self.outcome else "it was not started"
+            raise NotStarted(f"Nothing to {what} in {self.name!r}: {ended}. Call start() first.")
+
+    def check_at_rest(self, what: str) -> None:
+        """Refuse to do something while a state or a receiver is being called.
+
+        Raises:
+            AlreadyRunning: One is.
+        """
+        if self._owner is not None:
+            raise self._already_running(what)
+
+    def _already_running(self, what: str) -> AlreadyRunning:
+        inside = self._owner == threading.get_ident()
+        who = "a receiver, a state or a handler" if inside else "another thread"
+        return AlreadyRunning(
+            f"The machine {self.name!r} is running in state {self.path!r}; {who} cannot {what} it. "
+            "Post an event or ask for a pause instead."
+        )
+
+    @contextmanager
+    def _running(self, what: str, *, finish: bool = True) -> Iterator[None]:
+        """Mark the machine as running, finish what an error cut short, say where errors arose."""
+        if not self._busy.acquire(blocking=False):
+            raise self._already_running(what)
+        self._owner = threading.get_ident()
+        try:
+            if finish:
+                self._deliver()
+            yield
+        except StopIteration as error:
+            raise StrayStopIteration(
+                f"A StopIteration escaped {self._where()}. It does not end a loop here; catch it, "
+                "or let the state answer with an event."
+            ) from error
+        except BaseException as error:
+            error.add_note(f"The machine {self.name!r} stopped {self._where()}.")
+            raise
+        finally:
+            self._owner = None
+            self._busy.release()
+
+    def _where(self) -> str:
+        if self._pending:
+            return f"on the way to state {self.path!r}" if self._node else "on the way to its end"
+        return f"in state {self.path!r}"

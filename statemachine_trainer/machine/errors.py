@@ -1,0 +1,128 @@
+"""The mistakes the machine knows, one exception class for each kind.
+
+Every message says what is wrong, where (the path of the loop or state), and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StateMachineError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class LoopDefinitionError(StateMachineError):
+    """A loop tree that cannot run. Raised when the machine is built, never during a run."""
+
+
+class MalformedTransition(LoopDefinitionError):
+    """An entry of `transitions` (or of `entries`) that is not of the expected form."""
+
+
+class UnknownState(LoopDefinitionError):
+    """A name in `transitions` that is neither a method of the loop nor a loop inside it."""
+
+
+class UnknownInitialState(LoopDefinitionError):
+    """`initial` is missing or names no state of the loop."""
+
+
+class UndeclaredEvents(LoopDefinitionError):
+    """A state method whose return annotation does not list the events it may answer with."""
+
+
+class UncallableState(LoopDefinitionError):
+    """A state method or a condition that cannot be called without arguments."""
+
+
+class UnhandledEvent(LoopDefinitionError):
+    """An event that a state may answer with and for which no loop around it has a transition."""
+
+
+class ImpossibleEvent(LoopDefinitionError):
+    """A transition on an event that its source can never give."""
+
+
+class UnreachableState(LoopDefinitionError):
+    """A state that no path from the initial state leads to."""
+
+
+class NoWayOut(LoopDefinitionError):
+    """A state from which the end of its loop cannot be reached."""
+
+
+class LoopUsedTwice(LoopDefinitionError):
+    """One loop instance in two places of a tree: its state could not be told apart."""
+
+
+class MissingLoop(LoopDefinitionError):
+    """A place for a loop that was not filled and has no default."""
+
+
+class ReservedName(LoopDefinitionError):
+    """A name that the machine keeps for itself, or that cannot stand in a path."""
+
+
+class UnknownLoop(StateMachineError):
+    """A path or name that leads to no loop of the tree, or to more than one."""
+
+
+class LoopInUse(StateMachineError):
+    """A loop cannot be replaced while one of its own states is running."""
+
+
+class CannotBuild(StateMachineError):
+    """A loop class given to `replace` needs settings that the replaced loop does not have."""
+
+
+class UnexpectedEvent(StateMachineError):
+    """A state answered at run time with something no transition is waiting for."""
+
+
+class StrayStopIteration(StateMachineError):
+    """User code let a `StopIteration` escape, which never steers a loop."""
+
+
+class AlreadyRunning(StateMachineError):
+    """The machine was asked to run or to step from inside one of its own states or receivers."""
+
+
+class NotStarted(StateMachineError):
+    """The machine has no state to run: it was not started, or it has ended."""
+
+
+class UnknownEvent(StateMachineError):
+    """An event was posted that no loop of the tree ever takes."""
+
+
+class SubscriptionError(StateMachineError):
+    """Base of the errors of `on`."""
+
+
+class UnknownSignal(SubscriptionError):
+    """No state, loop or transition has this name."""
+
+
+class AmbiguousSignal(SubscriptionError):
+    """A short name that several states bear."""
+
+
+class BadReceiver(SubscriptionError):
+    """A receiver that cannot be called with `(trainer, moment)`, or a senseless option."""
+
+
+class StateMismatch(StateMachineError):
+    """A saved state does not fit this loop tree; the message lists the differences."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message that offers the names nearest to `name`."""
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"Did you mean {' or '.join(repr(n) for n in near)}?"
+    if len(names) > 40:
+        return f"There are {len(names)} names; the first are {', '.join(names[:40])}."
+    return f"Known: {', '.join(names)}." if names else "There are none."

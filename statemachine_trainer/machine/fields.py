@@ -1,0 +1,144 @@
+"""State of a loop: its annotated fields, each with the loop that resets it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+from statemachine_trainer.machine.errors import LoopDefinitionError
+from statemachine_trainer.machine.place import Place
+
+T = TypeVar("T")
+
+RUN: Final = "run"
+"""The scope of a field that nothing resets: it lives as long as the run."""
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET: Final = _Unset()
+
+
+@dataclass(slots=True)
+class Field:
+    """How one field of a loop begins and who resets it.
+
+    Stands in the class as a descriptor that values of instances take precedence over, so that
+    reading a field that has no value yet is an error and not this object.
+
+    Attributes:
+        default: The value at each reset; `UNSET` if `factory` makes it or it has none.
+        factory: Makes a new value at each reset (for lists, dicts and the like).
+        scope: Name of the enclosing loop whose entry resets the field, "run" for never, or None for
+            the loop that declares it.
+        name: Name of the field, for messages.
+    """
+
+    default: Any = UNSET
+    factory: Callable[[], Any] | None = None
+    scope: str | None = None
+    name: str = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, loop: object | None, owner: type) -> Any:
+        if loop is None:
+            return self
+        raise AttributeError(f"The field {self.name!r} of {owner.__name__} has no value yet.")
+
+
+def field(
+    default: T | _Unset = UNSET,
+    *,
+    factory: Callable[[], T] | None = None,
+    scope: str | None = None,
+) -> T:
+    """Declare a field of a loop that needs more than a plain default.
+
+    A field declared as `count: int = 0` is reset each time its loop is entered. With
+    `count: int = field(0, scope="fit")` it is reset when the nearest enclosing loop called `fit` is
+    entered (the root, if none has that name), and with `scope="run"` never.
+
+    Args:
+        default: The value after a reset. Must not be a list, dict or set: use `factory`.
+        factory: Called without arguments for the value after a reset.
+        scope: Name of the loop whose entry resets the field; None means the loop itself.
+    """
+    if factory is not None and not isinstance(default, _Unset):
+        raise LoopDefinitionError("field() takes a default or a factory, not both.")
+    if factory is not None and not callable(factory):
+        raise LoopDefinitionError(
+            f"field(factory={factory!r}): a factory is called without arguments for each new "
+            "value, as `list` is."
+        )
+    return Field(default, factory, scope)  # type: ignore[return-value]
+
+
+def fields_of(cls: type, ignored: Collection[str]) -> dict[str, Field]:
+    """Return the fields that a class and those before it declare, first declared first.
+
+    Args:
+        cls: A class of loops.
+        ignored: Annotated names that are no fields: states, and what a loop is declared with.
+    """
+    found: dict[str, Field] = {}
+    for base in reversed(cls.__mro__):
+        body = base.__dict__
+        declared = [n for n, a in inspect.get_annotations(base).items() if _is_variable(n, a)]
+        declared += [n for n, value in body.items() if isinstance(value, Field) or n in found]
+        for name in dict.fromkeys(declared):
+            value = body.get(name, UNSET)
+            if isinstance(value, Place) or name in ignored:
+                found.pop(name, None)
+            elif name not in body:
+                found.setdefault(name, Field(name=name))
+            else:
+                found[name] = _as_field(base, name, value, found.get(name))
+    return found
+
+
+def copied(value: Any) -> Any:
+    """Copy lists, dicts and tuples all the way down, and nothing else.
+
+    What was written down must not change as the run goes on.
+    """
+    kind = type(value)
+    if kind is dict:
+        return {key: copied(one) for key, one in value.items()}
+    if kind is list:
+        return [copied(one) for one in value]
+    if kind is tuple:
+        return tuple(copied(one) for one in value)
+    return value
+
+
+def _is_variable(name: str, annotation: Any) -> bool:
+    text = str(annotation)
+    return not name.startswith("_") and "ClassVar" not in text and "Final" not in text
+
+
+def _as_field(owner: type, name: str, value: Any, inherited: Field | None) -> Field:
+    """Turn what a class body has under the name of a field into a `Field`."""
+    where = f"{owner.__name__}.{name}"
+    if isinstance(value, Field):
+        declared = value
+    elif inspect.isdatadescriptor(value) or inspect.isroutine(value):
+        raise LoopDefinitionError(
+            f"{where} is a field and a {type(value).__name__} at once, so its value would not be "
+            "written down. Give one of them another name."
+        )
+    else:
+        declared = replace(inherited or Field(), default=value, factory=None, name=name)
+    kind = type(declared.default)
+    if kind.__hash__ is None:
+        raise LoopDefinitionError(
+            f"{where} has a {kind.__name__} as its default, which all loops would share. Write "
+            f"`{name}: ... = field(factory={kind.__name__})`."
+        )
+    return declared

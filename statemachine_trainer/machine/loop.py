@@ -1,0 +1,262 @@
+"""A loop: states, and the transitions between them. The base class of every machine here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from statemachine_trainer.machine.declaration import Declared, declared_names
+from statemachine_trainer.machine.errors import (
+    LoopDefinitionError,
+    LoopUsedTwice,
+    ReservedName,
+    UnknownLoop,
+    suggest,
+)
+from statemachine_trainer.machine.fields import UNSET, Field, copied, fields_of
+from statemachine_trainer.machine.place import Place, place
+from statemachine_trainer.machine.swap import StatePolicy, swap
+
+if TYPE_CHECKING:
+    from statemachine_trainer.machine.driver import Driver
+
+__all__ = ["SEPARATOR", "Loop", "Place", "StatePolicy", "place"]
+
+SEPARATOR = "."
+_DECLARATIONS = frozenset({"context", "initial", "transitions", "outcomes", "entries", "posted"})
+
+
+class Loop:
+    """Base class of all loops: a sub-machine declared by `initial` and `transitions`.
+
+    A state is a method, which works and answers with an event, or a loop standing in the place of
+    that name. An event for which this loop has no transition goes to the loop around it: what a
+    loop lets go is its outcome, the whole contract between a loop and its parent.
+
+    Attributes:
+        initial: Name of the first state.
+        transitions: `[event, source, dest]`, in the convention of the library `transitions`.
+        outcomes: Events that may leave this loop. Needed where a loop is the root of a machine;
+            elsewhere the transitions of the parent say it, and this narrows it.
+        entries: Entry points: `{event: state}` makes a transition on that event into this loop
+            begin at that state instead of `initial`.
+        posted: Events that reach this loop from outside (`post`) besides the usual ones.
+        context: What the loops of one machine share; given by the machine.
+
+    Every annotated name of the class that is not a state is a field of its state: it is reset when
+    the loop is entered (see `field` for other scopes) and written down with each snapshot. Settings
+    belong into `__init__` as plain attributes.
+    """
+
+    initial: ClassVar[str]
+    transitions: ClassVar[Sequence[Declared]] = ()
+    outcomes: ClassVar[Sequence[str]] = ()
+    entries: ClassVar[Mapping[str, str]] = {}
+    posted: ClassVar[Sequence[str]] = ()
+    context: Any
+
+    _fields: ClassVar[dict[str, Field]] = {}
+    _loops: dict[str, Loop]
+    _defaulted: set[str]
+    _parent: Loop | None = None
+    _driver: Driver | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        states = declared_names(cls.transitions, getattr(cls, "initial", None))
+        for name in states:
+            _check_state(cls, name)
+            if inspect.getattr_static(cls, name, None) is None:
+                made = Place()
+                made.__set_name__(cls, name)
+                setattr(cls, name, made)
+        cls._fields = fields_of(cls, {*_DECLARATIONS, *states})
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+        """Give the loop its fields, even if a subclass does not call `super().__init__()`."""
+        loop = super().__new__(cls)
+        loop._loops, loop._defaulted = {}, set()
+        loop.reset_fields()
+        return loop
+
+    def __init__(self, **loops: Loop | type[Loop]) -> None:
+        """Fill places of this loop: `EpochLoop(batch=MyBatchLoop())`, an instance or a class."""
+        swap(self, loops, "reset")
+
+    # -- the loops inside ------------------------------------------------------------------------
+
+    @classmethod
+    def places(cls) -> list[str]:
+        """Names of the states that are loops, in the order of the transitions."""
+        names = declared_names(cls.transitions, getattr(cls, "initial", None))
+        return [n for n in names if isinstance(inspect.getattr_static(cls, n, None), Place)]
+
+    def loops_inside(self) -> dict[str, Loop]:
+        """Return the loops in this loop's places by name; defaults are made when asked for."""
+        inside: dict[str, Loop] = {}
+        for name in self.places():
+            factory = inspect.getattr_static(type(self), name).factory
+            if name not in self._loops and factory is not None:
+                self.put(name, factory())
+                self._defaulted.add(name)
+            if name in self._loops:
+                inside[name] = self._loops[name]
+        return inside
+
+    def walk(self, path: str = "") -> Iterator[tuple[str, Loop]]:
+        """Yield `(path, loop)` for this loop and all loops inside it, outer ones first."""
+        yield path, self
+        for name, loop in self.loops_inside().items():
+            yield from loop.walk(_join(path, name))
+
+    def outwards(self) -> Iterator[Loop]:
+        """Yield this loop and the loops around it, the root last."""
+        loop: Loop | None = self
+        while loop is not None:
+            yield loop
+            loop = loop._parent
+
+    def find(self, name: str) -> str:
+        """Return the path, from here, of the place with this path, path's end or name.
+
+        Raises:
+            UnknownLoop: None has it, or more than one.
+        """
+        paths = [_join(path, key) for path, loop in self.walk() for key in loop.places()]
+        if name in paths:
+            return name
+        found = [path for path in paths if path.endswith(SEPARATOR + name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UnknownLoop(
+                f"Several loops are called {name!r}: {', '.join(found)}. Use one of these paths."
+            )
+        raise UnknownLoop(
+            f"{type(self).__name__} has no place for a loop called {name!r}. {suggest(name, paths)}"
+        )
+
+    def place_of(self, name: str) -> tuple[Loop, str]:
+        """Return the loop that has the place that `find` finds, and the place's own name."""
+        path, _, key = self.find(name).rpartition(SEPARATOR)
+        return (self[path] if path else self), key
+
+    def __getitem__(self, path: str) -> Loop:
+        """Return the loop at a path below this one, as `trainer.loop["epoch.batch"]`."""
+        loop = self
+        for name in self.find(path).split(SEPARATOR):
+            loop = getattr(loop, name)
+        return loop
+
+    def __setitem__(self, path: str, loop: Loop | type[Loop]) -> None:
+        """Replace the loop at a path below this one."""
+        swap(self, {path: loop}, "reset")
+
+    def replace(self, *, state: StatePolicy = "reset", **loops: Loop | type[Loop]) -> None:
+        """Put other loops into places of this loop or of the loops inside it: all of them, or none.
+
+        Loops inside the replaced one are carried over into the places of the same name of the new
+        one, where none was given to it. (A default that the new class declares itself counts as
+        given where the replaced loop had nothing but its own default.)
+
+        Args:
+            state: What becomes of the fields: "reset" (they begin anew), "keep" (fields of the same
+                name are carried over) or a function of the old and the new loop.
+            **loops: Name, or path in a dict (`replace(**{"epoch.batch": loop})`), and the new loop:
+                an instance, or a class, which is built with those settings of the old loop that its
+                `__init__` names.
+
+        Raises:
+            UnknownLoop: No place of this name.
+            CannotBuild: A class whose settings the old loop does not have.
+            LoopInUse: The running state lies inside the replaced loop.
+            LoopDefinitionError: The new tree does not hold together; the old one stays in place.
+        """
+        swap(self, loops, state)
+
+    def check_fits(self, name: str, loop: object) -> None:
+        """Refuse to put into a place what is no loop, or a loop around that place.
+
+        Raises:
+            LoopDefinitionError: It is no loop.
+            LoopUsedTwice: The place lies inside it.
+        """
+        here = f"The place {name!r} of {type(self).__name__}"
+        if not isinstance(loop, Loop):
+            kind = loop.__name__ if isinstance(loop, type) else type(loop).__name__
+            raise LoopDefinitionError(f"{here} takes a loop, not {kind}.")
+        if any(loop is outer for outer in self.outwards()):
+            raise LoopUsedTwice(
+                f"{here} lies inside the very {type(loop).__name__} that is to stand there. Make a "
+                "second instance."
+            )
+
+    def put(self, name: str, loop: Loop) -> None:
+        """Put a loop into a place and nothing else. To swap loops use `replace`."""
+        self.check_fits(name, loop)
+        self._loops[name] = loop
+        self._defaulted.discard(name)
+        loop._parent = self
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def reset_fields(self) -> None:
+        """Give every field its first value."""
+        values = self.__dict__
+        for name, declared in self._fields.items():
+            if declared.factory is not None:
+                values[name] = declared.factory()
+            elif declared.default is not UNSET:
+                values[name] = declared.default
+            else:
+                values.pop(name, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fields that have a value; containers are copied."""
+        values = self.__dict__
+        return {name: copied(values[name]) for name in self._fields if name in values}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set the fields from what `state_dict` returned; fields missing in it are reset."""
+        self.reset_fields()
+        self.__dict__.update((n, copied(v)) for n, v in state.items() if n in self._fields)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the loop and those inside it, not the machine around them."""
+        return {n: v for n, v in vars(self).items() if n not in ("_parent", "_driver", "context")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        inside = {"_loops": dict(state["_loops"]), "_defaulted": set(state["_defaulted"])}
+        vars(self).update(state | inside)
+        for loop in self._loops.values():
+            if loop._parent is None:  # a shallow copy shares its loops with the original
+                loop._parent = self
+
+
+def _check_state(cls: type[Loop], name: str) -> None:
+    """Refuse a state whose name is taken or that is declared in a way that cannot work."""
+    if name in vars(Loop) or name.startswith("_") or name in _RESERVED:
+        raise ReservedName(
+            f"{cls.__name__} has a state called {name!r}, a name that the machine keeps for "
+            "itself. Call it something else."
+        )
+    value = inspect.getattr_static(cls, name, None)
+    if isinstance(value, Field):
+        raise LoopDefinitionError(
+            f"{cls.__name__}.{name} is a state and cannot be a field as well."
+        )
+    if isinstance(value, Loop) or (isinstance(value, type) and issubclass(value, Loop)):
+        kind = value.__name__ if isinstance(value, type) else type(value).__name__
+        raise LoopDefinitionError(
+            f"{cls.__name__}.{name} is a {kind} that all {cls.__name__} loops would share. Write "
+            f"`{name}: Loop = place({kind})`."
+        )
+
+
+# "state" is an argument of `replace`; "add" a method of the library's `machine.is_...` helpers.
+_RESERVED = frozenset({"state", "self", "context", "add"})
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}{SEPARATOR}{name}" if path else name

@@ -1,0 +1,65 @@
+"""The state of a tree of loops as plain data, and whether such data fits a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from statemachine_trainer.machine.errors import StateMismatch
+from statemachine_trainer.machine.fields import UNSET
+from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.machine.program import Program
+
+
+def state_of_loops(root: Loop, name: str) -> dict[str, dict[str, Any]]:
+    """Return class and fields of every loop by its path."""
+    return {
+        path: {"loop": type(loop).__qualname__, "fields": loop.state_dict()}
+        for path, loop in root.walk(name)
+    }
+
+
+def check_state(state: Mapping[str, Any], root: Loop, name: str, program: Program) -> None:
+    """Refuse what a driver of another tree has written down.
+
+    Raises:
+        StateMismatch: The message lists all differences.
+    """
+    differences = list(_differences(state, dict(root.walk(name)), program))
+    if differences:
+        raise StateMismatch(
+            f"The saved state is of another loop tree: {'; '.join(differences)}. Build the same "
+            "loops, or load the weights alone."
+        )
+
+
+def _differences(
+    state: Mapping[str, Any], loops: Mapping[str, Loop], program: Program
+) -> Iterator[str]:
+    saved = state["loops"]
+    for path in saved:
+        if path not in loops:
+            yield f"loop {path!r} is only in the saved state"
+    for path, loop in loops.items():
+        if path in saved:
+            yield from _differences_of_loop(path, saved[path], loop)
+        else:
+            yield f"loop {path!r} is only in this tree"
+    if state["path"] is not None and state["path"] not in program.nodes:
+        yield f"there is no state {state['path']!r} to go on from"
+    for event in state["posted"]:
+        if event not in program.postable:
+            yield f"no loop takes the posted event {event!r}"
+
+
+def _differences_of_loop(path: str, saved: Mapping[str, Any], loop: Loop) -> Iterator[str]:
+    kind, values = type(loop).__qualname__, saved["fields"]
+    if saved["loop"] != kind:
+        yield f"loop {path!r} was a {saved['loop']} and is a {kind}"
+    for name in values:
+        if name not in loop._fields:
+            yield f"field {name!r} of loop {path!r} is unknown here"
+    for name, field in loop._fields.items():
+        begins = field.default is not UNSET or field.factory is not None
+        if begins and name not in values:
+            yield f"field {name!r} of loop {path!r} is not in the saved state"

@@ -1,0 +1,173 @@
+"""Swapping loops of a tree: what is carried over, and how a swap that does not hold is undone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from statemachine_trainer.machine.errors import CannotBuild, LoopDefinitionError
+from statemachine_trainer.machine.place import Place
+
+if TYPE_CHECKING:
+    from statemachine_trainer.machine.driver import Driver
+    from statemachine_trainer.machine.loop import Loop
+
+StatePolicy = Literal["reset", "keep"] | Callable[["Loop", "Loop"], None]
+
+
+def swap(outer: Loop, loops: Mapping[str, Loop | type[Loop]], state: StatePolicy) -> None:
+    """Put loops into places at or below `outer`, all of them or, if anything fails, none.
+
+    See `Loop.replace` for arguments and errors.
+    """
+    if state not in ("reset", "keep") and not callable(state):
+        raise LoopDefinitionError(
+            f"state={state!r}: use 'reset', 'keep' or a function of the two loops."
+        )
+    drivers = [one._driver for one in outer.outwards() if one._driver is not None]
+    before, rebuilt = _Before(), []
+    try:
+        for name, given in loops.items():
+            owner, key = outer.place_of(name)
+            _put(owner, key, given, state, drivers, before)
+        for driver in drivers:
+            driver.rebuild()
+            rebuilt.append(driver)
+    except BaseException:
+        before.restore()
+        for driver in rebuilt:
+            driver.rebuild()
+        raise
+
+
+def _put(
+    owner: Loop,
+    key: str,
+    given: Loop | type[Loop],
+    state: StatePolicy,
+    drivers: list[Driver],
+    before: _Before,
+) -> None:
+    old = owner.loops_inside().get(key)
+    new = _build(given, old, key)
+    if new is old:
+        return
+    owner.check_fits(key, new)
+    for driver in drivers:
+        driver.check_replaceable(owner, key)
+    before.remember(owner, old, new)
+    if old is not None and not _stands_elsewhere(old, owner, key):
+        for name in _carried(old, new) if new._parent is None else ():
+            inner = old._loops.pop(name)
+            before.remember(inner)
+            new.put(name, inner)
+        old._parent = None
+    owner.put(key, new)
+    if old is not None and state == "keep":
+        values = old.state_dict()
+        vars(new).update((name, values[name]) for name in new._fields if name in values)
+    elif old is not None and callable(state):
+        state(old, new)
+
+
+class _Before:
+    """What loops were like before a swap."""
+
+    def __init__(self) -> None:
+        self._saved: dict[int, tuple[Loop, dict[str, Any]]] = {}
+
+    def remember(self, *loops: Loop | None) -> None:
+        for loop in loops:
+            if loop is not None and id(loop) not in self._saved:
+                inside = {"_loops": dict(loop._loops), "_defaulted": set(loop._defaulted)}
+                self._saved[id(loop)] = (loop, {**vars(loop), **inside})
+
+    def restore(self) -> None:
+        for loop, saved in self._saved.values():
+            vars(loop).clear()
+            vars(loop).update(saved)
+
+
+def _stands_elsewhere(loop: Loop, owner: Loop, key: str) -> bool:
+    """Tell whether the same swap has just put a loop into another place."""
+    others = (one for name, one in owner._loops.items() if name != key)
+    return loop._parent is not owner or any(one is loop for one in others)
+
+
+def _carried(old: Loop, new: Loop) -> list[str]:
+    """Names of the loops inside `old` that move into places of `new`.
+
+    Those are the places that nobody filled. A default that `new` declares itself stays, unless the
+    loop in `old` was put there by someone.
+    """
+    old.loops_inside()
+    new.loops_inside()
+    names = [n for n in new.places() if n in old._loops]
+    return [
+        name
+        for name in names
+        if name not in new._loops
+        or (name in new._defaulted and not _declares_another(old, new, name))
+    ]
+
+
+def _declares_another(old: Loop, new: Loop, name: str) -> bool:
+    return name in old._defaulted and _factory(old, name) is not _factory(new, name)
+
+
+def _factory(loop: Loop, name: str) -> object:
+    found = inspect.getattr_static(type(loop), name, None)
+    return found.factory if isinstance(found, Place) else None
+
+
+def _build(given: Loop | type[Loop], old: Loop | None, name: str) -> Loop:
+    """Return the loop to put in: the one given, or one of that class with the settings of `old`."""
+    if not isinstance(given, type):
+        return given
+    settings: dict[str, Any] = {}
+    for parameter in _parameters(given):
+        if old is not None and _has_setting(old, parameter.name):
+            settings[parameter.name] = getattr(old, parameter.name)
+        elif parameter.default is parameter.empty:
+            kind = type(old).__name__ if old else "none"
+            raise CannotBuild(
+                f"{given.__name__} needs the setting {parameter.name!r}, which the loop in "
+                f"{name!r} ({kind}) does not have. Give an instance: "
+                f"`{name}={given.__name__}({parameter.name}=...)`."
+            )
+    try:
+        return given(**settings)
+    except TypeError as error:
+        raise CannotBuild(
+            f"{given.__name__} could not be built with the settings "
+            f"{', '.join(settings) or 'none'} of the loop in {name!r} ({error}). Give "
+            f"an instance: `{name}={given.__name__}(...)`."
+        ) from error
+
+
+def _parameters(cls: type) -> list[inspect.Parameter]:
+    """Return the settings that `__init__` takes, and its base's where it hands `**others` on."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in base.__dict__ or base is object:
+            continue
+        passes_on = False
+        for parameter in list(inspect.signature(base.__dict__["__init__"]).parameters.values())[1:]:
+            if parameter.kind is parameter.VAR_KEYWORD:
+                passes_on = True
+            elif parameter.kind is not parameter.VAR_POSITIONAL:
+                found.setdefault(parameter.name, parameter)
+        if not passes_on:
+            break
+    return list(found.values())
+
+
+def _has_setting(old: Loop, name: str) -> bool:
+    """Tell whether a loop keeps a setting of this name; its fields, states and places are none."""
+    if name in old._fields or name == "context":
+        return False
+    static = inspect.getattr_static(type(old), name, None)
+    if isinstance(static, Place) or inspect.isroutine(static):
+        return False
+    return hasattr(old, name)

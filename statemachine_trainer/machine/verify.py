@@ -1,0 +1,354 @@
+"""Checks of a loop tree before anything runs: a mistake is an error here, not hours into a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from statemachine_trainer.machine.declaration import (
+    Answers,
+    Transition,
+    declared_names,
+    read_answers,
+    read_transitions,
+)
+from statemachine_trainer.machine.errors import (
+    ImpossibleEvent,
+    LoopDefinitionError,
+    LoopUsedTwice,
+    NoWayOut,
+    ReservedName,
+    UncallableState,
+    UnhandledEvent,
+    UnknownInitialState,
+    UnknownState,
+    UnreachableState,
+    suggest,
+)
+from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.signals import ENTER, EXIT
+
+POSTED_EVENTS = ("stop", "validate", "checkpoint", "pause")
+"""Events that any loop may have a transition for because they come from outside."""
+
+END = "end"
+"""Name of the final state beside the root loop."""
+
+
+@dataclass(slots=True)
+class LoopPlan:
+    """What was read from one loop of the tree.
+
+    Attributes:
+        path: Path of the loop, the root's name first.
+        loop: The loop itself.
+        states: Names of its states, the initial one first.
+        transitions: Its transitions, in one form.
+        answers: What each of its methods may answer with.
+        inside: Plans of the loops inside it.
+        origins: For each event that may leave the loop, the path of a state that gives it.
+    """
+
+    path: str
+    loop: Loop
+    states: list[str]
+    transitions: list[Transition]
+    answers: dict[str, Answers] = field(default_factory=dict)
+    inside: dict[str, LoopPlan] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Name of the loop's class."""
+        return type(self.loop).__name__
+
+    def given_by(self, state: str) -> dict[str, str]:
+        """Return the events that a state of this loop may give, each with where it comes from."""
+        if state in self.inside:
+            return self.inside[state].origins
+        return dict.fromkeys(self.answers[state].events, f"{self.path}{SEPARATOR}{state}")
+
+    def posted_events(self) -> set[str]:
+        """Return the events that may reach this loop from outside."""
+        return {*POSTED_EVENTS, *self.loop.posted}
+
+    def handles(self, state: str, event: str) -> bool:
+        """Tell whether this event from this state is taken whatever conditions say."""
+        return any((t.source, t.event, t.guards) == (state, event, ()) for t in self.transitions)
+
+    def walk(self) -> Iterator[LoopPlan]:
+        """Yield this plan and those of the loops inside, outer ones first."""
+        yield self
+        for plan in self.inside.values():
+            yield from plan.walk()
+
+
+def plan_tree(root: Loop, name: str) -> LoopPlan:
+    """Read and check a whole tree of loops.
+
+    Raises:
+        LoopDefinitionError: One of its subclasses; the message names loop, state and event and says
+            the way out.
+    """
+    if not name.isidentifier() or name == END:
+        raise ReservedName(
+            f"The root cannot be called {name!r}: use an identifier other than {END!r}."
+        )
+    plan = _plan(
+        root, name, {}, interrupted=bool({*POSTED_EVENTS, *root.posted} & {*root.outcomes})
+    )
+    if unsaid := sorted(set(plan.origins) - set(root.outcomes)):
+        event = unsaid[0]
+        raise UnhandledEvent(
+            f"State {plan.origins[event]!r} may answer {event!r}, and no loop around it has a "
+            "transition that takes it whatever the conditions say. Add one, or say that the run "
+            f"ends with it: `outcomes = ({', '.join(map(repr, unsaid))},)` in {plan.kind}."
+        )
+    return plan
+
+
+def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> LoopPlan:
+    """Read and check one loop and those inside it.
+
+    Args:
+        loop: The loop.
+        path: Its path.
+        seen: Paths of the loops met before, by identity.
+        interrupted: Whether an event from outside takes the machine out of this loop.
+    """
+    kind = type(loop).__name__
+    if id(loop) in seen:
+        raise LoopUsedTwice(
+            f"The same {kind} stands at {seen[id(loop)]!r} and at {path!r}; its state could not be "
+            "told apart. Make two instances."
+        )
+    seen[id(loop)] = path
+    _check_declarations(loop, path)
+    states = _states_of(loop, path)
+    plan = LoopPlan(path, loop, states, read_transitions(type(loop), loop.transitions, states))
+    _check_names(plan)
+    inside = loop.loops_inside()
+    for state in states:
+        here = f"{path}{SEPARATOR}{state}"
+        if state in inside:
+            left = interrupted or _is_interrupted(plan, state)
+            plan.inside[state] = _plan(inside[state], here, seen, interrupted=left)
+        else:
+            plan.answers[state] = read_answers(type(loop), state, here)
+            _check_call(getattr(loop, state), f"State {here!r} ({kind}.{state})")
+    _narrow_wildcards(plan)
+    for check in (_check_guards, _check_entries, _check_events, _check_reachable):
+        check(plan)
+    if not interrupted:
+        _check_way_out(plan)
+    return plan
+
+
+def _is_interrupted(plan: LoopPlan, state: str) -> bool:
+    """Tell whether a posted event has a transition out of this state of the loop."""
+    posted = plan.posted_events()
+    return any(
+        t.source == state and t.event in posted and t.dest not in (None, state)
+        for t in plan.transitions
+    )
+
+
+def _narrow_wildcards(plan: LoopPlan) -> None:
+    """Leave of the transitions from "*" those from states that can give the event."""
+    kept = [t for t in plan.transitions if not t.implied or _can_occur(plan, t)]
+    events = {t.event for t in kept}
+    for one in plan.transitions:
+        if one.event not in events:
+            given = {event for state in plan.states for event in plan.given_by(state)}
+            raise ImpossibleEvent(
+                f"Loop {plan.path!r} ({plan.kind}) has a transition on {one.event!r} from '*', but "
+                f"no state of it gives that event. {suggest(one.event, given)} If it is posted "
+                "from outside, list it in `posted`."
+            )
+    plan.transitions = kept
+
+
+def _can_occur(plan: LoopPlan, one: Transition) -> bool:
+    inside = plan.inside.get(one.source)
+    if inside is not None and one.event in inside.loop.outcomes:
+        return True  # Its contract, whatever stands in its own places at present.
+    return one.event in plan.given_by(one.source) or one.event in plan.posted_events()
+
+
+def _check_declarations(loop: Loop, path: str) -> None:
+    cls = type(loop)
+    for name in ("outcomes", "posted"):
+        value = getattr(loop, name)
+        if isinstance(value, str) or not all(isinstance(event, str) for event in value):
+            raise LoopDefinitionError(
+                f"`{name}` of loop {path!r} ({cls.__name__}) is {value!r}; it is a tuple of "
+                f"events: `{name} = ({value!r},)`."
+            )
+    if dataclasses.is_dataclass(cls):
+        raise LoopDefinitionError(
+            f"Loop {path!r} ({cls.__name__}) is a dataclass: its settings would be fields, reset "
+            "at each entry. Write an `__init__` that keeps the settings as plain attributes."
+        )
+
+
+def _states_of(loop: Loop, path: str) -> list[str]:
+    cls = type(loop)
+    initial = getattr(cls, "initial", None)
+    if not isinstance(initial, str):
+        raise UnknownInitialState(
+            f"Loop {path!r} ({cls.__name__}) does not say where it begins: `initial = ...`."
+        )
+    read_transitions(cls, loop.transitions, [])  # before its names are trusted
+    names = declared_names(loop.transitions, initial)
+    places, inside = cls.places(), loop.loops_inside()
+    for name in names:
+        known = name in inside if name in places else callable(getattr(loop, name, None))
+        if not known:
+            error = UnknownInitialState if name == initial else UnknownState
+            raise error(
+                f"{name!r} in loop {path!r} ({cls.__name__}) is neither a method nor a loop. "
+                f"{suggest(name, _methods_of(cls))} If it is to be a loop, give one: "
+                f"`{cls.__name__}({name}=...)`."
+            )
+    return names
+
+
+def _methods_of(cls: type[Loop]) -> list[str]:
+    own = {n for c in cls.__mro__ if c not in (Loop, object) for n in c.__dict__}
+    return [
+        n
+        for n in own
+        if not n.startswith("_") and inspect.isfunction(inspect.getattr_static(cls, n))
+    ]
+
+
+def _check_call(function: Callable[..., object], what: str) -> None:
+    """Refuse what needs arguments, or does not answer when it is called."""
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise UncallableState(
+            f"{what} is a coroutine or generator function; the machine needs an answer from a "
+            "plain call."
+        )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise UncallableState(
+            f"{what} is called without arguments, and that does not work: {error}. What it needs "
+            "belongs on the loop or in its `context`."
+        ) from None
+
+
+def _check_names(plan: LoopPlan) -> None:
+    loop = plan.loop
+    events = [one.event for one in plan.transitions]
+    for name in [*plan.states, *events, *loop.outcomes, *loop.posted, *loop.entries]:
+        if not name.isidentifier():
+            raise ReservedName(
+                f"{name!r} in loop {plan.path!r} ({plan.kind}) is no identifier; paths need one."
+            )
+    for name in events:
+        if name in (ENTER, EXIT):
+            raise ReservedName(
+                f"The event {name!r} in loop {plan.path!r} ({plan.kind}) is the name of a signal. "
+                "Call it something else."
+            )
+
+
+def _check_guards(plan: LoopPlan) -> None:
+    for one in plan.transitions:
+        for guard in one.guards:
+            what = f"The condition {str(guard)!r} of {one.event!r} from {one.source!r}"
+            where = f"loop {plan.path!r} ({plan.kind})"
+            test = (
+                getattr(plan.loop, guard.test, None) if isinstance(guard.test, str) else guard.test
+            )
+            if not callable(test):
+                raise UnknownState(
+                    f"{what} is no method of {where}. "
+                    f"{suggest(str(guard.test), _methods_of(type(plan.loop)))}"
+                )
+            _check_call(test, f"{what} in {where}")
+
+
+def _check_entries(plan: LoopPlan) -> None:
+    for event, state in plan.loop.entries.items():
+        if state not in plan.states:
+            raise UnknownState(
+                f"The entry point {event!r} of loop {plan.path!r} ({plan.kind}) leads to "
+                f"{state!r}, which is no state of it. {suggest(state, plan.states)}"
+            )
+
+
+def _check_events(plan: LoopPlan) -> None:
+    """Every event given is handled or leaves the loop; every event handled can be given."""
+    for state in plan.states:
+        for event, origin in plan.given_by(state).items():
+            if not plan.handles(state, event):
+                plan.origins.setdefault(event, origin)
+    for one in plan.transitions:
+        if not _can_occur(plan, one):
+            inside = one.source in plan.inside
+            what = "none of the states inside it gives" if inside else "it never answers with"
+            raise ImpossibleEvent(
+                f"Loop {plan.path!r} ({plan.kind}) has a transition on {one.event!r} from "
+                f"{one.source!r}, but {what} that event. "
+                f"{suggest(one.event, plan.given_by(one.source))} If it is posted from outside, "
+                "list it in `posted`."
+            )
+    allowed = plan.loop.outcomes
+    if allowed and (surprise := sorted(set(plan.origins) - set(allowed))):
+        raise UnhandledEvent(
+            f"State {plan.origins[surprise[0]]!r} may answer {surprise[0]!r}, which loop "
+            f"{plan.path!r} ({plan.kind}) neither handles in every case nor lists in its "
+            f"`outcomes` ({', '.join(allowed)}). Add a transition or the outcome."
+        )
+
+
+def _steps(plan: LoopPlan) -> dict[str, set[str]]:
+    steps: dict[str, set[str]] = {state: set() for state in plan.states}
+    for one in plan.transitions:
+        if one.dest is not None:
+            steps[one.source].add(one.dest)
+    return steps
+
+
+def _reach(start: Iterable[str], steps: Callable[[str], Iterable[str]]) -> set[str]:
+    reached, todo = set(start), list(start)
+    while todo:
+        new = set(steps(todo.pop())) - reached
+        reached |= new
+        todo += new
+    return reached
+
+
+def _check_reachable(plan: LoopPlan) -> None:
+    steps = _steps(plan)
+    reached = _reach([plan.states[0], *plan.loop.entries.values()], steps.__getitem__)
+    for state in plan.states:
+        if state not in reached:
+            raise UnreachableState(
+                f"No transition of loop {plan.path!r} ({plan.kind}) leads from {plan.states[0]!r} "
+                f"to {state!r}. Add one, or remove the state."
+            )
+
+
+def _check_way_out(plan: LoopPlan) -> None:
+    exits = {s for s in plan.states if any(not plan.handles(s, e) for e in plan.given_by(s))}
+    back: dict[str, set[str]] = {state: set() for state in plan.states}
+    for source, dests in _steps(plan).items():
+        for dest in dests:
+            back[dest].add(source)
+    can_leave = _reach(exits, back.__getitem__)
+    for state in plan.states:
+        if state not in can_leave:
+            raise NoWayOut(
+                f"From state {state!r} the end of loop {plan.path!r} ({plan.kind}) cannot be "
+                "reached: every event leads back. Let one state answer with an event that the loop "
+                "has no transition for."
+            )
