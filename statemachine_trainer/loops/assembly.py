@@ -1,0 +1,226 @@
+"""Putting a run together: a model and data become the context that its loops share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from statemachine_trainer.data import EmptyLoader, Feed, as_loader, as_loaders
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.errors import ModelError, OptimizerError, SettingError
+from statemachine_trainer.loops.manual import ManualLoop
+from statemachine_trainer.loops.metrics import Metrics, batch_size_of
+from statemachine_trainer.loops.model import Loss, MakeOptimizer, Steps
+from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.loops.optimizers import read_optimizers
+from statemachine_trainer.loops.turns import Turns
+from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.parallel import Precision, resolve_device, to_device
+
+
+class Equipment:
+    """What all runs of one trainer have in common: where and how precisely, and with which seed.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: "32", "bf16" or "fp16".
+        seed: Seeds the samples of data sets with workers.
+        seed_samples: See `Feed`.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        precision: str | int,
+        seed: int | None,
+        seed_samples: bool | None,
+    ) -> None:
+        self.device = resolve_device(device)
+        self.precision_name = precision
+        self.seed = seed
+        self.seed_samples = seed_samples
+        Precision(precision, self.device)
+
+    def context(
+        self, model: nn.Module, trainer: Any, loss: Loss | None, optimizer: MakeOptimizer | None
+    ) -> Context:
+        """Make the context of a run of a model, which is moved to the device."""
+        context = Context(model, None, trainer)  # type: ignore[arg-type]
+        context.steps = Steps(model, context, loss, optimizer)
+        context.train_metrics, context.validation_metrics = Metrics(model), Metrics(model)
+        model.to(self.device)
+        context.device = self.device
+        context.precision = Precision(self.precision_name, self.device)
+        if self.device.type != "cpu":
+            context.transfer = self._transfer(model)
+        return context
+
+    def feeds(self, source: Any, name: str) -> list[tuple[str, Feed]]:
+        """Make the feeds of one or several loaders."""
+        return [(called, self.feed(loader, called)) for called, loader in as_loaders(source, name)]
+
+    def feed(self, loader: Any, name: str) -> Feed:
+        """Make a feed; a loader that is known to be empty is refused at once."""
+        feed = Feed(loader, seed=self.seed or 0, seed_samples=self.seed_samples, name=name)
+        if feed.length == 0:
+            raise EmptyLoader(
+                f"The loader {name!r} has no batch. Is its data set empty, or smaller than a batch "
+                "with drop_last=True?"
+            )
+        return feed
+
+    def _transfer(self, model: nn.Module) -> Any:
+        own = getattr(model, "transfer_batch", None)
+        move = to_device if own is None else own
+        return partial(move, device=self.device)
+
+
+def assemble_fit(
+    equipment: Equipment,
+    root: Loop,
+    trainer: Any,
+    model: nn.Module,
+    train: Any,
+    validation: Any,
+    loss: Loss | None,
+    optimizer: MakeOptimizer | None,
+) -> Context:
+    """Make the context of a fit.
+
+    Raises:
+        ModelError: A step is missing, or there are no training data.
+        OptimizerError: There is no optimizer, or something else in its place.
+        SettingError: Settings of automatic optimization with a model that optimizes by hand.
+    """
+    context = equipment.context(model, trainer, loss, optimizer)
+    context.steps.get("training_step")
+    context.slots = read_optimizers(context.steps.configure_optimizers())
+    context.manual = _settle_optimization(root, context)
+    if not context.slots and not context.manual:
+        raise OptimizerError(
+            f"{type(model).__name__}.configure_optimizers returned no optimizer. Return one, or "
+            "set `automatic_optimization = False` and train by hand in training_step."
+        )
+    context.turns = Turns(context.slots)
+    if any(getattr(loop, "counts_samples", False) for _, loop in root.walk()):
+        context.sample_size = batch_size_of
+    replace_data(equipment, context, train, validation)
+    return context
+
+
+def go_on(
+    equipment: Equipment,
+    context: Context,
+    train: Any,
+    validation: Any,
+    loss: Loss | None,
+    optimizer: MakeOptimizer | None,
+) -> None:
+    """Give a fit that has ended what it goes on with.
+
+    Raises:
+        SettingError: Another optimizer, which would throw away what the one in use has learned.
+    """
+    had = context.steps.given
+    if optimizer is not None and optimizer is not had[1]:
+        raise SettingError(
+            "This fit goes on with the optimizer that it has, so another `optimizer=` would not be "
+            "used. Leave it out, or begin anew with `fit(..., restart=True)`."
+        )
+    replace_data(equipment, context, train, validation)
+    if loss is not None and loss is not had[0]:
+        context.steps = Steps(context.model, context, loss, had[1])
+
+
+def replace_data(equipment: Equipment, context: Context, train: Any, validation: Any) -> None:
+    """Give a context its data. None, or the very data it has, keeps them where they stand.
+
+    Raises:
+        ModelError: There are no training data, or data for a step that the model lacks.
+        EmptyLoader: A loader has no batch.
+    """
+    if train is None and context.train is None:
+        raise ModelError("fit needs training data: fit(model, loader).")
+    if validation is not None and "validation_step" not in context.steps:
+        raise ModelError(
+            f"There is validation data, but {type(context.model).__name__} has no "
+            "validation_step(batch, batch_idx). Write one, or leave the data out."
+        )
+
+    def load(train: Any, validation: Any) -> None:
+        feed = None if train is None else equipment.feed(as_loader(train, "train"), "train")
+        if validation is not None:
+            context.validation = equipment.feeds(validation, "validation")
+        if feed is not None:
+            context.train = feed
+
+    given, had = (train, validation), context.sources
+    new = [None if one is was else one for one, was in zip(given, had, strict=True)]
+    load(*new)
+    sources = (had[0] if train is None else train, had[1] if validation is None else validation)
+    context.sources = sources
+    again = [source if _can_be_made_anew(source) else None for source in sources]
+    context.reload_data = None if again == [None, None] else partial(load, *again)
+
+
+def assemble_evaluation(
+    equipment: Equipment, trainer: Any, model: nn.Module, data: Any, step: str, loss: Loss | None
+) -> Context:
+    """Make the context of `validate`, `test` or `predict`."""
+    context = equipment.context(model, trainer, loss, None)
+    context.steps.get(step)
+    context.validation = equipment.feeds(data, step.removesuffix("_step"))
+    return context
+
+
+def _settle_optimization(root: Loop, context: Context) -> bool:
+    """Let a `ManualLoop` stand in for the `OptimizerLoop` while a model optimizes by hand.
+
+    Returns:
+        Whether the training step does its own optimization.
+
+    Raises:
+        SettingError: Settings of automatic optimization with a model that optimizes by hand.
+    """
+    for path, loop in list(root.walk()):
+        if isinstance(loop, ManualLoop) and loop.instead_of is not None:
+            root[path] = loop.instead_of
+    loops = list(root.walk())
+    if any(isinstance(loop, ManualLoop) for _, loop in loops):
+        return True
+    if not context.steps.by_hand:
+        return False
+    for path, loop in loops:
+        if type(loop) is OptimizerLoop:
+            _refuse_settings(loop, context.model)
+            root[path] = ManualLoop(instead_of=loop)
+    return True
+
+
+def _refuse_settings(loop: OptimizerLoop, model: nn.Module) -> None:
+    plain = OptimizerLoop()
+    for name in ("accumulate", "clip_norm", "clip_value", "nonfinite_loss"):
+        if getattr(loop, name) != getattr(plain, name):
+            raise SettingError(
+                f"{type(model).__name__} optimizes by hand (automatic_optimization = False), and "
+                f"{name}={getattr(loop, name)!r} is for automatic optimization. Do it in "
+                "training_step."
+            )
+
+
+def _can_be_made_anew(source: Any) -> bool:
+    """Whether a loader, or one of several, was given as a function."""
+    if isinstance(source, Mapping | list | tuple):
+        sources = source.values() if isinstance(source, Mapping) else source
+        return any(map(_is_function, sources))
+    return _is_function(source)
+
+
+def _is_function(source: Any) -> bool:
+    data = isinstance(source, DataLoader | Dataset) or hasattr(type(source), "__iter__")
+    return callable(source) and not data

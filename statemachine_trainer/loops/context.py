@@ -1,0 +1,199 @@
+"""What the loops of one run share: the parts, the counters, and what is in flight."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from statemachine_trainer.data import Feed
+from statemachine_trainer.loops.every import Counts
+from statemachine_trainer.loops.metrics import Metrics
+from statemachine_trainer.loops.optimizers import OptimizerSlot
+from statemachine_trainer.parallel import Precision
+
+if TYPE_CHECKING:
+    from statemachine_trainer.loops.model import Steps
+    from statemachine_trainer.loops.turns import Turns
+
+
+@dataclass(slots=True)
+class Limits:
+    """How long a fit goes on; set by the fit loop from its settings.
+
+    Attributes:
+        max_epochs: Epochs at most; None for no limit.
+        min_epochs: Epochs at least, whatever asks to stop.
+        max_steps: Optimizer steps at most, exact.
+        min_steps: Optimizer steps at least, whatever asks to stop.
+        max_batches: Training batches at most over the run.
+        max_seconds: Time at most, in seconds of this run.
+        every_optimizer: Whether `max_steps` counts the steps of all optimizers, or of the first.
+    """
+
+    max_epochs: int | None = None
+    min_epochs: int = 0
+    max_steps: int | None = None
+    min_steps: int = 0
+    max_batches: int | None = None
+    max_seconds: float | None = None
+    every_optimizer: bool = False
+
+
+@dataclass(eq=False)
+class Context:
+    """What the loops of one run share. Loops talk through it, never by reaching into each other.
+
+    Attributes:
+        model: The module that is trained.
+        steps: Its steps, each called with the batch and its number.
+        trainer: The trainer, handed to steps that name it.
+        slots: The optimizers with their schedulers.
+        turns: Which of them work on which batch.
+        device: Where batches are moved.
+        precision: Autocast and gradient scaling.
+        train: Where the training data stands.
+        validation: The validation loaders by name.
+        transfer: Moves a batch to the device; None where it is there already.
+        sources: The training and the validation data as they were given.
+        reload_data: Makes anew the loaders that were given as functions; None if none was.
+        manual: Whether the training step does its own optimization.
+        counts: The counters of the run.
+        limits: How long the fit goes on.
+        batch: The batch in flight, None between batches.
+        batch_idx: Its number within the epoch (or within the evaluation of its loader).
+        splits: The batch cut along time; one piece unless split.
+        split: The piece in the hands of the step.
+        split_idx: Its number.
+        kept_hiddens: What the step handed on to the next split, detached, for each optimizer.
+        optimizer_idx: The optimizer at work.
+        dataloader_idx: The loader that is evaluated.
+        output: What the last training step returned.
+        loss: Its loss; None after a step that returned none.
+        outputs: Outputs of the epoch's steps, if somebody asked for them; else None.
+        finished: Whether a limit of steps was reached: what remains of the batch is left out.
+        stopping: Whether the fit ends with the present epoch.
+        flushing: Whether the optimizer loop was entered to close open accumulation windows.
+        validated_at: The moment (batch, step) of the last validation.
+        results: The metrics of the last pass of each kind, as floats.
+        sample_size: Finds the number of samples in a batch; None as long as nobody counts samples.
+        clock: Tells the time in seconds, from any beginning.
+    """
+
+    model: nn.Module
+    steps: Steps
+    trainer: Any = None
+    slots: list[OptimizerSlot] = field(default_factory=list)
+    turns: Turns = None  # type: ignore[assignment]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: Precision = field(default_factory=Precision)
+    train: Feed = None  # type: ignore[assignment]
+    validation: Sequence[tuple[str, Feed]] = ()
+    transfer: Callable[[Any], Any] | None = None
+    sources: tuple[Any, Any] = (None, None)
+    reload_data: Callable[[], None] | None = None
+    manual: bool = False
+    counts: Counts = field(default_factory=Counts)
+    limits: Limits = field(default_factory=Limits)
+
+    batch: Any = None
+    batch_idx: int = 0
+    splits: list[Any] = field(default_factory=list)
+    split: Any = None
+    split_idx: int = 0
+    kept_hiddens: dict[int, Any] = field(default_factory=dict)
+    optimizer_idx: int = 0
+    dataloader_idx: int = 0
+    output: Any = None
+    loss: torch.Tensor | None = None
+    outputs: list[Any] | None = None
+    finished: bool = False
+    stopping: bool = False
+    flushing: bool = False
+
+    validated_at: tuple[int, int] | None = None
+    sample_size: Callable[[Any], int | None] | None = None
+    results: dict[str, float] = field(default_factory=dict)
+    train_metrics: Metrics = field(default_factory=Metrics)
+    validation_metrics: Metrics = field(default_factory=Metrics)
+    log_table: Metrics | None = None
+    log_suffix: str = ""
+
+    clock: Callable[[], float] = time.monotonic
+    _clock_started: float | None = None
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The torch optimizers, in the order in which they were configured."""
+        return [slot.optimizer for slot in self.slots]
+
+    @property
+    def hiddens(self) -> Any:
+        """What the optimizer at work kept of the split before; None at the first."""
+        return self.kept_hiddens.get(self.optimizer_idx)
+
+    def keep_hiddens(self, hiddens: Any) -> None:
+        """Keep hiddens of the optimizer at work for its next split."""
+        self.kept_hiddens[self.optimizer_idx] = hiddens
+
+    @property
+    def moment(self) -> tuple[int, int]:
+        """Batches and steps of the run so far."""
+        return self.counts.batch, self.counts.step
+
+    def read_metrics(self) -> dict[str, float]:
+        """Return the newest value of every metric: of the pass that is running, else of the last.
+
+        Reading waits for the device.
+        """
+        known = {**self.results, **self.train_metrics.compute()}
+        if self.log_table is self.validation_metrics:
+            known.update(self.validation_metrics.compute())
+        return known
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether the minimum of epochs and steps is behind us, so that `stop` may be taken."""
+        counts, limits = self.counts, self.limits
+        return counts.epoch >= limits.min_epochs and counts.step >= limits.min_steps
+
+    @property
+    def open_windows(self) -> bool:
+        """Whether an optimizer has gradients that it has not stepped with."""
+        return any(slot.window for slot in self.slots)
+
+    @property
+    def limit_reached(self) -> str | None:
+        """Name of a setting that lets the fit go no further than it is; None if none does."""
+        limits, counts = self.limits, self.counts
+        for name, most, done in (
+            ("max_epochs", limits.max_epochs, counts.epoch),
+            ("max_steps", limits.max_steps, counts.step),
+            ("max_batches", limits.max_batches, counts.batch),
+        ):
+            if most is not None and done >= most:
+                return name
+        if limits.max_seconds is None or not self.may_stop:
+            return None
+        return "max_time" if self.read_clock() >= limits.max_seconds else None
+
+    def start_clock(self) -> None:
+        """Count the seconds of the run from here on."""
+        self._clock_started = self.clock() - self.counts.seconds
+
+    def stop_clock(self) -> None:
+        """Count no seconds while the run is paused."""
+        self.read_clock()
+        self._clock_started = None
+
+    def read_clock(self) -> float:
+        """Bring the seconds in `counts` up to date and return those of the run."""
+        if self._clock_started is not None:
+            counts, seconds = self.counts, self.clock() - self._clock_started
+            counts.seconds_in_epoch += seconds - counts.seconds
+            counts.seconds = seconds
+        return self.counts.seconds

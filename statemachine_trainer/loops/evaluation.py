@@ -1,0 +1,332 @@
+"""Evaluation loops: validation, within training or by itself, test, and the sanity check."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from statemachine_trainer.data import END, Feed, limit_batches
+from statemachine_trainer.loops.base import TrainingLoop, check_limit, whole_number
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.metric_objects import load_torchmetrics_state, torchmetrics_state
+from statemachine_trainer.loops.metrics import Metrics
+from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.snapshot.rng import (
+    devices_in_use,
+    isolated_rng,
+    restore_rng,
+    rng_state,
+)
+
+
+class NothingToEvaluate(UserWarning):
+    """A validation that was asked for where there are no validation data."""
+
+
+class EvaluationLoop(TrainingLoop):
+    """One pass over each of several loaders, without gradients, the model in evaluation mode.
+
+    Gradients that are there are left alone: a validation within an accumulation window changes
+    nothing. The mode (training or evaluation) of every sub-module is put back afterwards. What is
+    logged gets the name of its loader where there are several: "loss/clean", or "loss/0" where
+    they have no names. The batch and what the step returned are kept until the next batch is
+    fetched. The names of the states say what is evaluated; see the subclasses.
+
+    Args:
+        limit_batches: Batches of each loader at most: an int, or a float for a fraction.
+        **loops: Loops for places that a subclass declares.
+
+    Raises:
+        BadLimit: A limit that makes no sense.
+    """
+
+    step_name: ClassVar[str] = "validation_step"
+
+    loader: int = 0
+    begun: bool = False
+    done: int = 0
+    limit: int | None = None
+    holding: bool = False
+    modes: dict[str, bool] | None = None
+
+    def __init__(self, *, limit_batches: int | float | None = None, **loops: Any) -> None:
+        super().__init__(**loops)
+        self.limit_batches = limit_batches
+        check_limit(limit_batches, self.kind)
+
+    @property
+    def kind(self) -> str:
+        """What is done: "validation", "test" or "predict"."""
+        return self.step_name.removesuffix("_step")
+
+    # -- the work of the states; the subclasses give them their names ----------------------------
+
+    def begin(self) -> None:
+        """Go into evaluation mode, with an empty table of metrics."""
+        self.leave_training()
+        table = self.table()
+        table.begin()
+        self.context.log_table = table
+        if not self.feeds():
+            warnings.warn(
+                f"There are no data for the {self.kind} that was asked for, so none is done. Give "
+                "them to fit.",
+                NothingToEvaluate,
+                stacklevel=2,
+            )
+
+    def next_batch(self) -> bool:
+        """Get the next batch, of the next loader when one has ended; False when all have."""
+        context = self.context
+        feeds = self.feeds()
+        if not self.holding:
+            context.batch = context.split = context.output = None
+        while self.loader < len(feeds):
+            name, feed = feeds[self.loader]
+            if not self.begun:
+                self.limit = self.most_batches(feed)
+                if self.limit != 0:
+                    feed.begin(context.counts.epoch)
+                self.begun = True
+            batch = context.batch if self.holding else self._read(feed)
+            if batch is not END:
+                self._hand_over(batch)
+                context.log_suffix = self._suffix(name) if len(feeds) > 1 else ""
+                return True
+            feed.close()
+            self.loader, self.done, self.begun = self.loader + 1, 0, False
+        context.log_suffix = ""
+        return False
+
+    def evaluate(self) -> None:
+        """Call the step on the batch, without gradients."""
+        context = self.context
+        if context.model.training:
+            self.leave_training()
+        step = context.steps.get(self.step_name)
+        with torch.no_grad(), context.precision.context():
+            context.output = step(context.batch, context.batch_idx)
+
+    def finish(self) -> None:
+        """Put the mode of every sub-module back, and keep the metrics."""
+        context = self.context
+        found = self.table().compute()
+        self.restore_modes()
+        context.results.update(found)
+        context.validated_at = context.moment
+
+    def leave_training(self) -> None:
+        """Go into evaluation mode; the first time, remember the mode of every sub-module."""
+        model = self.context.model
+        if self.modes is None:
+            self.modes = {name: module.training for name, module in model.named_modules()}
+        model.eval()
+
+    def restore_modes(self) -> None:
+        """Put the mode of every sub-module back as it was, and stop logging here."""
+        context = self.context
+        if self.modes is not None:
+            for name, module in context.model.named_modules():
+                module.training = self.modes.get(name, module.training)
+        self.modes = None
+        context.log_table, context.log_suffix = context.train_metrics, ""
+        context.dataloader_idx = 0
+
+    # -- what subclasses change ------------------------------------------------------------------
+
+    def feeds(self) -> Sequence[tuple[str, Feed]]:
+        """Return the loaders by name."""
+        return self.context.validation
+
+    def table(self) -> Metrics:
+        """Return the table that `log` fills."""
+        return self.context.validation_metrics
+
+    def most_batches(self, feed: Feed) -> int | None:
+        """Return how many batches of a loader are evaluated at most."""
+        return limit_batches(self.limit_batches, feed.length, feed.name)
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _read(self, feed: Feed) -> Any:
+        return END if self.done == self.limit else feed.next_batch()
+
+    def _hand_over(self, batch: Any) -> None:
+        """Move a batch to the device. If that fails, the batch is held and tried again."""
+        context = self.context
+        context.batch, self.holding = batch, True
+        if context.transfer is not None:
+            context.batch = context.transfer(batch)
+        context.split = context.batch
+        context.batch_idx, context.dataloader_idx = self.done, self.loader
+        self.done, self.holding = self.done + 1, False
+
+    def _suffix(self, name: str) -> str:
+        return "/" + name.removeprefix(f"{self.kind}/")
+
+
+def abandon_evaluations(root: Loop) -> None:
+    """Put the modes back that an unfinished evaluation below `root` has changed."""
+    for _, loop in root.walk():
+        if isinstance(loop, EvaluationLoop) and loop.modes is not None:
+            loop.restore_modes()
+
+
+@contextmanager
+def undisturbed(fit: Context | None) -> Iterator[None]:
+    """Keep an evaluation from changing a paused fit: its metric objects, and what it draws.
+
+    Args:
+        fit: The context of the paused fit, if there is one.
+    """
+    if fit is None:
+        yield
+        return
+    metrics = torchmetrics_state(fit.model)
+    try:
+        with isolated_rng():
+            yield
+    finally:
+        load_torchmetrics_state(fit.model, metrics)
+
+
+class ValidationLoop(EvaluationLoop):
+    """Validation, within an epoch or by itself."""
+
+    initial = "validation_start"
+    transitions = (
+        ["validation_started", "validation_start", "validation_fetch"],
+        ["fetched", "validation_fetch", "validation_step"],
+        ["evaluated", "validation_step", "validation_fetch"],
+        ["exhausted", "validation_fetch", "validation_end"],
+    )
+    outcomes = ("validation_done",)
+
+    def validation_start(self) -> Literal["validation_started"]:
+        """Go into evaluation mode."""
+        self.begin()
+        return "validation_started"
+
+    def validation_fetch(self) -> Literal["fetched", "exhausted"]:
+        """Get the next batch of the loaders."""
+        return "fetched" if self.next_batch() else "exhausted"
+
+    def validation_step(self) -> Literal["evaluated"]:
+        """Evaluate the batch."""
+        self.evaluate()
+        return "evaluated"
+
+    def validation_end(self) -> Literal["validation_done"]:
+        """Keep the metrics and go back to training mode."""
+        self.finish()
+        return "validation_done"
+
+
+class TestLoop(EvaluationLoop):
+    """A test of the model."""
+
+    __test__ = False  # not a test case of pytest
+
+    step_name = "test_step"
+    initial = "test_start"
+    transitions = (
+        ["test_started", "test_start", "test_fetch"],
+        ["fetched", "test_fetch", "test_step"],
+        ["evaluated", "test_step", "test_fetch"],
+        ["exhausted", "test_fetch", "test_end"],
+    )
+    outcomes = ("test_done",)
+
+    def test_start(self) -> Literal["test_started"]:
+        """Go into evaluation mode."""
+        self.begin()
+        return "test_started"
+
+    def test_fetch(self) -> Literal["fetched", "exhausted"]:
+        """Get the next batch of the loaders."""
+        return "fetched" if self.next_batch() else "exhausted"
+
+    def test_step(self) -> Literal["evaluated"]:
+        """Evaluate the batch."""
+        self.evaluate()
+        return "evaluated"
+
+    def test_end(self) -> Literal["test_done"]:
+        """Keep the metrics and go back to training mode."""
+        self.finish()
+        return "test_done"
+
+
+class SanityLoop(EvaluationLoop):
+    """A few validation batches before the first epoch, so that a mistake in it is found early.
+
+    Leaves no trace: random number generators, those of the loaders among them, metrics and modes
+    are afterwards as if it had not run. Loaders that can be read only once are left out.
+
+    Args:
+        batches: Batches of each loader; -1 for all.
+
+    Raises:
+        SettingError: It is something else.
+    """
+
+    initial = "sanity_start"
+    transitions = (
+        ["sanity_started", "sanity_start", "sanity_fetch"],
+        ["fetched", "sanity_fetch", "sanity_step"],
+        ["evaluated", "sanity_step", "sanity_fetch"],
+        ["exhausted", "sanity_fetch", "sanity_end"],
+    )
+    outcomes = ("sanity_done",)
+
+    before: dict[str, Any] | None = None
+
+    def __init__(self, *, batches: int = 2) -> None:
+        super().__init__()
+        self.batches = whole_number(self, "batches", batches, -1, " -1 means all, 0 none.")
+
+    def sanity_start(self) -> Literal["sanity_started"]:
+        """Remember the random number generators, the metric objects and where the data stand."""
+        self.before = {
+            "rng": rng_state(devices_in_use()),
+            "torchmetrics": torchmetrics_state(self.context.model),
+            "feeds": [feed.state_dict() for _, feed in self.feeds()],
+        }
+        self.begin()
+        return "sanity_started"
+
+    def sanity_fetch(self) -> Literal["fetched", "exhausted"]:
+        """Get the next batch of the loaders."""
+        return "fetched" if self.next_batch() else "exhausted"
+
+    def sanity_step(self) -> Literal["evaluated"]:
+        """Evaluate the batch."""
+        self.evaluate()
+        return "evaluated"
+
+    def sanity_end(self) -> Literal["sanity_done"]:
+        """Wipe out every trace."""
+        assert self.before is not None
+        self.restore_modes()
+        self.table().begin()
+        load_torchmetrics_state(self.context.model, self.before["torchmetrics"])
+        for (_, feed), state in zip(self.feeds(), self.before["feeds"], strict=True):
+            if not _is_one_shot(feed):
+                feed.load_state_dict(state)
+        restore_rng(self.before["rng"])
+        self.context.batch_idx, self.before = 0, None
+        return "sanity_done"
+
+    def most_batches(self, feed: Feed) -> int | None:
+        """Return how many batches of a loader are tried."""
+        if _is_one_shot(feed):
+            return 0
+        return limit_batches(None if self.batches == -1 else self.batches, feed.length, feed.name)
+
+
+def _is_one_shot(feed: Feed) -> bool:
+    return isinstance(feed.loader, Iterator)

@@ -1,0 +1,181 @@
+"""The fit loop: epochs, from the sanity check to the end."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from typing import Any, Literal
+
+from statemachine_trainer.loops.base import TrainingLoop, whole_number
+from statemachine_trainer.loops.context import Limits
+from statemachine_trainer.loops.epoch import EpochLoop
+from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.evaluation import SanityLoop
+from statemachine_trainer.machine.fields import RUN, field
+from statemachine_trainer.machine.loop import Loop, place
+
+MaxTime = str | float | datetime.timedelta | dict[str, float]
+
+
+class FitLoop(TrainingLoop):
+    """Trains for a number of epochs, steps, batches, or for some time, whichever ends first.
+
+    A limit of None or `math.inf` is no limit. Settings may be changed between runs, or while the
+    fit is paused; they are read when it goes on and before each epoch. What counts as an epoch is
+    a pass through the epoch loop: if a fit is stopped within the data and goes on later, the rest
+    of the data is an epoch of its own.
+
+    Args:
+        max_epochs: Epochs at most.
+        min_epochs: Epochs at least: `stop` and `max_time` wait for them.
+        max_steps: Optimizer steps at most, never one more.
+        min_steps: Optimizer steps at least: `stop` and `max_time` wait for them.
+        max_batches: Training batches at most.
+        max_time: Time at most: seconds, a `timedelta`, its keywords as a dict, or "DD:HH:MM:SS".
+            The time that a fit is paused does not count.
+        count_steps_of: "first" (steps of the first optimizer) or "all" optimizers, for the two
+            limits on steps.
+        sanity_batches: Validation batches tried before the first epoch; 0 for none, -1 for all.
+        **loops: Loops for `sanity` and `epoch`.
+
+    Raises:
+        SettingError: A setting out of its range.
+    """
+
+    initial = "fit_start"
+    transitions = (
+        # event          source        destination
+        ["check", "fit_start", "sanity"],
+        ["sanity_done", "sanity", "next_epoch"],
+        ["fit_started", "fit_start", "next_epoch"],
+        ["epoch_due", "next_epoch", "epoch"],
+        ["epoch_done", "epoch", "next_epoch"],
+        ["epochs_done", "next_epoch", "fit_end"],
+        ["stop", "next_epoch", "fit_end", "may_stop"],
+    )
+    outcomes = ("fit_done",)
+
+    sanity: Loop = place(SanityLoop)
+    epoch: Loop = place(EpochLoop)
+
+    checked: bool = field(False, scope=RUN)
+
+    def __init__(
+        self,
+        *,
+        max_epochs: float | None = None,
+        min_epochs: int = 0,
+        max_steps: float | None = None,
+        min_steps: int = 0,
+        max_batches: float | None = None,
+        max_time: MaxTime | None = None,
+        count_steps_of: Literal["first", "all"] = "first",
+        sanity_batches: int = 2,
+        **loops: Any,
+    ) -> None:
+        super().__init__(**loops)
+        self.max_epochs = max_epochs
+        self.min_epochs = min_epochs
+        self.max_steps = max_steps
+        self.min_steps = min_steps
+        self.max_batches = max_batches
+        self.max_time = max_time
+        self.count_steps_of = count_steps_of
+        self.sanity_batches = sanity_batches
+        if "sanity" not in loops and sanity_batches != 2:
+            self.sanity = SanityLoop(batches=sanity_batches)
+        self.limits()
+
+    def limits(self) -> Limits:
+        """Check the settings and return them as the limits of a fit.
+
+        Raises:
+            SettingError: One of them is out of its range.
+        """
+        if self.count_steps_of not in ("first", "all"):
+            raise SettingError(
+                f"FitLoop(count_steps_of={self.count_steps_of!r}): use 'first' or 'all'."
+            )
+        return Limits(
+            max_epochs=self._most("max_epochs"),
+            min_epochs=whole_number(self, "min_epochs", self.min_epochs),
+            max_steps=self._most("max_steps"),
+            min_steps=whole_number(self, "min_steps", self.min_steps),
+            max_batches=self._most("max_batches"),
+            max_seconds=None if self.max_time is None else parse_time(self.max_time),
+            every_optimizer=self.count_steps_of == "all",
+        )
+
+    def fit_start(self) -> Literal["check", "fit_started"]:
+        """Get the model into training mode; check the validation before the first fit of a model.
+
+        A model that is in training mode as a whole is left alone, so that parts of it that were put
+        into evaluation mode (because they are frozen, say) stay in it.
+        """
+        context = self.context
+        context.limits = self.limits()
+        context.finished = context.stopping = context.flushing = False
+        if not context.model.training:
+            context.model.train()
+        first, self.checked = not self.checked and not context.counts.batch, True
+        wanted = first and context.validation and getattr(self.sanity, "batches", None) != 0
+        return "check" if wanted else "fit_started"
+
+    def next_epoch(self) -> Literal["epoch_due", "epochs_done"]:
+        """Decide whether there is another epoch."""
+        context = self.context
+        context.limits = self.limits()
+        if context.stopping and context.may_stop:
+            return "epochs_done"
+        return "epoch_due" if context.limit_reached is None else "epochs_done"
+
+    def fit_end(self) -> Literal["fit_done"]:
+        """The fit is over; what it found is in the context."""
+        return "fit_done"
+
+    def may_stop(self) -> bool:
+        """Guard of `stop`: the least number of epochs and steps is done."""
+        return self.context.may_stop
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _most(self, name: str) -> int | None:
+        value = getattr(self, name)
+        if value is None or value == math.inf:
+            return None
+        return whole_number(self, name, value, hint=" For no limit leave it out.")
+
+
+def parse_time(value: MaxTime) -> float:
+    """Return a length of time in seconds.
+
+    Raises:
+        SettingError: It is no number, `timedelta`, dict of its keywords, or text "DD:HH:MM:SS".
+    """
+    try:
+        seconds = _seconds(value)
+    except (TypeError, ValueError) as error:
+        reason = str(error)
+    else:
+        if seconds > 0:
+            return seconds
+        reason = "it must be positive"
+    raise SettingError(
+        f"max_time={value!r}: {reason}. Use seconds, a timedelta, a dict of its keywords, or "
+        "'DD:HH:MM:SS'."
+    )
+
+
+def _seconds(value: MaxTime) -> float:
+    if isinstance(value, bool):
+        raise TypeError("a bool is no time")
+    if isinstance(value, str):
+        match = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+):(\d+(?:\.\d+)?)", value.strip())
+        if match is None:
+            raise ValueError("a text is of the form DD:HH:MM:SS")
+        days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if isinstance(value, dict):
+        value = datetime.timedelta(**value)
+    return value.total_seconds() if isinstance(value, datetime.timedelta) else float(value)

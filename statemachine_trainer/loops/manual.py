@@ -1,0 +1,78 @@
+"""Manual optimization: the training step steps its own optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+from torch.optim import Optimizer
+
+from statemachine_trainer.loops.base import TrainingLoop
+from statemachine_trainer.loops.outputs import gather, read_manual_output
+from statemachine_trainer.loops.scaling import stepping_through
+from statemachine_trainer.loops.split import detach
+from statemachine_trainer.machine.loop import Loop
+
+
+class ManualLoop(TrainingLoop):
+    """Takes the place of `OptimizerLoop` where the training step does everything by itself.
+
+    The step gets its optimizers by naming a parameter `optimizers`, calls `trainer.backward(loss)`
+    (or, unless precision is fp16, `loss.backward()`) and steps them. Every step of the first
+    optimizer that `configure_optimizers` returned (of each, if the limits say so) is counted, just
+    as in automatic optimization; a split in which `max_steps` is reached is the last one.
+    Schedulers are the step's business.
+
+    With fp16, `step()` of an optimizer goes through the gradient scaler, which unscales the
+    gradients and leaves the step out where one has overflowed.
+
+    Args:
+        instead_of: The loop that comes back for a model that does not optimize by hand.
+    """
+
+    initial = "manual_step"
+    outcomes = ("optimized",)
+
+    def __init__(self, *, instead_of: Loop | None = None) -> None:
+        super().__init__()
+        self.instead_of = instead_of
+
+    def manual_step(self) -> Literal["optimized"]:
+        """Call the training step; what it returns is for the eyes of others only."""
+        context = self.context
+        steps = context.steps
+        with ExitStack() as stack:
+            for index, slot in enumerate(context.slots):
+                stack.enter_context(_counted(slot.optimizer, self._count_step, index))
+            if context.precision.scaler is not None:
+                scaler = context.precision.scaler
+                stack.enter_context(stepping_through(scaler, context.optimizers))
+            stack.enter_context(context.precision.context())
+            output = steps.training(context.split, context.batch_idx)
+        context.output = output
+        context.loss, hiddens = read_manual_output(output, steps.takes_hiddens)
+        if hiddens is not None:
+            context.keep_hiddens(detach(hiddens))
+        if context.outputs is not None:
+            gather(context)
+        return "optimized"
+
+    def _count_step(self, index: int) -> None:
+        context = self.context
+        context.slots[index].steps += 1
+        if context.limits.every_optimizer or index == 0:
+            context.counts.step += 1
+            context.counts.step_in_epoch += 1
+            if context.counts.step == context.limits.max_steps:
+                context.finished = True
+
+
+@contextmanager
+def _counted(optimizer: Optimizer, count: Callable[[int], None], index: int) -> Iterator[None]:
+    """Within the block, call `count(index)` after each step of the optimizer."""
+    hook = optimizer.register_step_post_hook(lambda *_: count(index))
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,237 @@
+"""What a user trains, as a handful of functions: a module with steps, or a model with a loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from statemachine_trainer.loops.errors import ModelError, OptimizerError
+from statemachine_trainer.machine.errors import suggest
+
+Step = Callable[[Any, int], Any]
+"""A step in one form: called with the batch and its number."""
+
+Loss = Callable[[Any, Any], torch.Tensor]
+MakeOptimizer = Optimizer | Callable[..., Optimizer]
+
+STEPS: Final = ("training_step", "validation_step", "test_step", "predict_step")
+
+
+ASKABLE: Final = (
+    "batch_idx", "dataloader_idx", "optimizer_idx", "split_idx", "hiddens", "optimizers", "trainer",
+)  # fmt: skip
+"""What a step gets if it names it in its signature."""
+
+
+class Steps:
+    """The steps of a model, each called as `step(batch, batch_idx)`.
+
+    Besides the batch and its number, a step gets what its signature names: `dataloader_idx`,
+    `optimizer_idx`, `split_idx`, `hiddens`, `optimizers`, `trainer`. The number is its second
+    argument, whatever its name, if it has no default, and goes to `*args`; `**kwargs` get nothing.
+
+    Args:
+        model: Any module. With `loss`, its training step is `loss(model(x), y)` on batches
+            `(x, y)`, unless it has one of its own.
+        loss: For a plain model: called with the model's output and the targets.
+        optimizer: An optimizer, or a callable that makes one of the parameters; takes the place of
+            `configure_optimizers`.
+        source: Has an attribute for each name that a step may ask for; read at each call.
+
+    Attributes:
+        model: The module.
+        training: The training step.
+        takes_hiddens: Whether it has a parameter `hiddens`.
+        given: The `loss` and `optimizer` that it was made with.
+        by_hand: Whether the model asks for manual optimization (`automatic_optimization = False`).
+
+    Raises:
+        ModelError: A step has a parameter that nobody can fill.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: object,
+        loss: Loss | None = None,
+        optimizer: MakeOptimizer | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"The model is a {type(model).__name__}; it must be a torch.nn.Module."
+            )
+        self.model = model
+        self.by_hand = getattr(model, "automatic_optimization", True) is False
+        self.takes_hiddens = False
+        self.training: Step = self._missing_training_step
+        self.given = loss, optimizer
+        self._found: dict[str, Step] = {}
+        for name in STEPS:
+            method = getattr(model, name, None)
+            if callable(method):
+                self._found[name] = _adapt(method, f"{type(model).__name__}.{name}", source)
+                if name == "training_step":
+                    self.takes_hiddens = "hiddens" in inspect.signature(method).parameters
+        if loss is not None:
+            for name, step in supervised_steps(model, loss).items():
+                self._found.setdefault(name, step)
+        self.training = self._found.get("training_step", self.training)
+        self._found.setdefault("predict_step", lambda batch, _batch_idx: model(inputs_of(batch)))
+
+    @property
+    def wants_outputs(self) -> bool:
+        """Whether the model has a `training_epoch_end(outputs)`."""
+        return callable(getattr(self.model, "training_epoch_end", None))
+
+    def training_epoch_end(self, outputs: list[Any]) -> None:
+        """Hand the outputs of an epoch's training steps to the model."""
+        self.model.training_epoch_end(outputs)  # type: ignore[operator]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
+
+    def get(self, name: str) -> Step:
+        """Return a step.
+
+        Raises:
+            ModelError: The model has none; the message says what to write.
+        """
+        if name not in self._found:
+            known = [n for n in dir(self.model) if n.endswith("_step")]
+            raise ModelError(
+                f"{type(self.model).__name__} has no {name}(batch, batch_idx). "
+                f"{suggest(name, known) if known else ''} Write one, or train a plain model with "
+                "`fit(model, data, loss=..., optimizer=...)`."
+            )
+        return self._found[name]
+
+    def configure_optimizers(self) -> Any:
+        """Return what the model, or the `optimizer=` setting, says about optimizers."""
+        if self.given[1] is not None:
+            made = self.given[1]
+            if not isinstance(made, Optimizer) and callable(made):
+                made = made(self.model.parameters())
+            if not isinstance(made, Optimizer):
+                raise OptimizerError(
+                    "optimizer= is an optimizer, or a function that makes one of the parameters; this "
+                    f"is a {type(made).__name__}. For more than one write configure_optimizers()."
+                )
+            return made
+        configure = getattr(self.model, "configure_optimizers", None)
+        if configure is None:
+            raise OptimizerError(
+                f"{type(self.model).__name__} has no configure_optimizers() and no optimizer= was "
+                "given. Write the method, or pass one: "
+                "`optimizer=torch.optim.Adam(model.parameters())`."
+            )
+        return configure()
+
+    def _missing_training_step(self, _batch: Any, _batch_idx: int) -> Any:
+        return self.get("training_step")
+
+    def split(self, batch: Any, split_steps: int) -> list[Any] | None:
+        """Return the model's own splits of a batch along time; None if it has no way to split."""
+        for name in ("split_batch", "tbptt_split_batch"):
+            method = getattr(self.model, name, None)
+            if method is not None:
+                pieces = method(batch, split_steps)
+                if not isinstance(pieces, Iterable):
+                    raise ModelError(
+                        f"{type(self.model).__name__}.{name} returned a {type(pieces).__name__}; it "
+                        "has to return the list of splits."
+                    )
+                return list(pieces)
+        return None
+
+
+def supervised_steps(model: nn.Module, loss: Loss) -> dict[str, Step]:
+    """Make the steps of a plain model for batches `(inputs, targets)`; evaluations log the loss."""
+    from statemachine_trainer.loops.log import log
+
+    def training_step(batch: Any, _batch_idx: int) -> torch.Tensor:
+        inputs, targets = _pair(batch)
+        return loss(model(inputs), targets)
+
+    def evaluation_step(name: str) -> Step:
+        def step(batch: Any, batch_idx: int) -> torch.Tensor:
+            value = training_step(batch, batch_idx)
+            log(name, value)
+            return value
+
+        return step
+
+    return {
+        "training_step": training_step,
+        "validation_step": evaluation_step("val_loss"),
+        "test_step": evaluation_step("test_loss"),
+    }
+
+
+def inputs_of(batch: Any) -> Any:
+    """Return the inputs of a batch: its first part if it is a pair, else all of it."""
+    return batch[0] if isinstance(batch, list | tuple) and len(batch) == 2 else batch
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        shown = (
+            f"{type(batch).__name__} of {len(batch)}"
+            if hasattr(batch, "__len__")
+            else type(batch).__name__
+        )
+        raise ModelError(
+            f"With loss=, a batch must be a pair (inputs, targets); it is a {shown}. Write a "
+            "training_step for other batches."
+        )
+    return batch[0], batch[1]
+
+
+def _adapt(method: Callable[..., Any], label: str, source: object) -> Step:
+    """Bring a step into the form that is called with the batch and its number."""
+    parameters = list(inspect.signature(method).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    spread = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if (not positional and not spread) or (positional and positional[0].name in ASKABLE):
+        raise ModelError(
+            f"The first parameter of {label} has to be the batch. Write it as "
+            f"`{label.rpartition('.')[2]}(self, batch, batch_idx)`."
+        )
+    takes_number = spread if len(positional) < 2 else _is_number(positional[1])
+    used = positional[: 1 + takes_number]
+    extra = []
+    for parameter in parameters:
+        if parameter in used or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name in ASKABLE and parameter.kind is not parameter.POSITIONAL_ONLY:
+            extra.append(parameter.name)
+        elif parameter.default is parameter.empty:
+            raise ModelError(
+                f"{label} has a parameter {parameter.name!r} that nothing fills. "
+                f"{suggest(parameter.name, ASKABLE)} Or give it a default."
+            )
+    if not extra:
+        return method if takes_number else lambda batch, _batch_idx: method(batch)
+
+    def step(batch: Any, batch_idx: int) -> Any:
+        arguments = {name: getattr(source, name) for name in extra}
+        return method(batch, batch_idx, **arguments) if takes_number else method(batch, **arguments)
+
+    return step
+
+
+def _is_number(second: inspect.Parameter) -> bool:
+    """Tell whether the second parameter of a step is the number of the batch."""
+    if second.name in ASKABLE:
+        return second.name == "batch_idx"
+    return second.default is second.empty
+
+
+def hooks_of(model: nn.Module) -> Mapping[str, Callable[..., Any]]:
+    """Return the model's methods called `on_<state>`, which are subscribed like a callback's."""
+    names = [n for n in dir(type(model)) if n.startswith("on_")]
+    return {name: method for name in names if callable(method := getattr(model, name, None))}

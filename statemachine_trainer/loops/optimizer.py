@@ -1,0 +1,312 @@
+"""The optimizer loop: forward, backward and step, for each optimizer in its turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from statemachine_trainer.loops.base import TrainingLoop
+from statemachine_trainer.loops.errors import NonFiniteLoss, SettingError, StepOutputError
+from statemachine_trainer.loops.optimizers import OptimizerSlot
+from statemachine_trainer.loops.outputs import gather, read_output
+from statemachine_trainer.loops.scaling import scale_gradients, step_scaled
+from statemachine_trainer.loops.schedule import step_schedulers
+from statemachine_trainer.loops.split import detach
+from statemachine_trainer.machine.declaration import transient
+
+NonFinite = Literal["ignore", "raise", "skip"]
+
+
+class OptimizerLoop(TrainingLoop):
+    """One split of a batch: forward, zero_grad, backward, clipping, step, schedulers.
+
+    With several optimizers each has its turn, the parameters of the others frozen during its
+    forward and backward pass. With accumulation, an optimizer steps at every n-th backward pass; a
+    window that is still open when the data of an epoch end is entered by `flush` and stepped with
+    its gradients scaled by its true size. (Where `max_steps` counts all optimizers and has been
+    reached, it is dropped.) With fp16 a step that the scaler leaves out, because a gradient
+    overflowed, is no step: neither counters nor schedulers move.
+
+    Args:
+        accumulate: Backward passes per step: a number, or `{from_epoch: number}`.
+        clip_norm: Largest 2-norm of the gradients of an optimizer.
+        clip_value: Largest absolute value of a gradient.
+        nonfinite_loss: What to do with a NaN or infinite loss: "ignore" (no check, so no waiting
+            for the device), "raise", or "skip" (no backward pass for it).
+
+    Raises:
+        SettingError: A setting out of its range.
+    """
+
+    initial = "forward"
+    transitions = (
+        # event              source            destination
+        ["forward_done", "forward", "backward"],
+        ["closure", "forward", "optimizer_step"],
+        ["next_optimizer", "forward", "forward"],
+        ["backward_done", "backward", "optimizer_step"],
+        ["next_optimizer", "backward", "forward"],
+        ["next_optimizer", "optimizer_step", "forward"],
+        ["next_window", "optimizer_step", "optimizer_step"],
+    )
+    outcomes = ("optimized", "flushed")
+    entries = {"flush": "optimizer_step"}
+
+    turn: int = 0
+
+    def __init__(
+        self,
+        *,
+        accumulate: int | Mapping[int, int] = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite_loss: NonFinite = "ignore",
+    ) -> None:
+        super().__init__()
+        self.accumulate = accumulate
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.nonfinite_loss = nonfinite_loss
+        for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if value is not None and not _is_positive(value):
+                raise SettingError(
+                    f"OptimizerLoop({name}={value!r}): use a positive number, or None for none."
+                )
+        if nonfinite_loss not in ("ignore", "raise", "skip"):
+            raise SettingError(
+                f"OptimizerLoop(nonfinite_loss={nonfinite_loss!r}): use 'ignore', 'raise' or "
+                "'skip'."
+            )
+
+    @property
+    def accumulate(self) -> int | Mapping[int, int]:
+        """Backward passes per step; may be set between two windows."""
+        return self._accumulate
+
+    @accumulate.setter
+    def accumulate(self, value: int | Mapping[int, int]) -> None:
+        self._sizes = _sizes(value)
+        self._size = None if isinstance(value, Mapping) else value
+        self._accumulate = value
+
+    # -- states ----------------------------------------------------------------------------------
+
+    def forward(self) -> Literal["forward_done", "closure", "next_optimizer", "optimized"]:
+        """Call the training step. A step that returns None leaves this optimizer out."""
+        context = self.context
+        context.optimizer_idx = context.turns.at(context.counts.batch)[self.turn]
+        slot = context.slots[context.optimizer_idx]
+        if slot.takes_closure:
+            return "closure"
+        if slot.others:
+            with slot.others_frozen():
+                usable = self._call_step()
+        else:
+            usable = self._call_step()
+        if not usable:
+            return self._turn_done()
+        if context.outputs is not None:
+            gather(context)
+        return "forward_done"
+
+    @transient
+    def backward(self) -> Literal["backward_done", "next_optimizer", "optimized"]:
+        """Clear the gradients at the beginning of a window, and propagate the loss backward."""
+        context = self.context
+        slot = context.slots[context.optimizer_idx]
+        size = self._size or self._size_by_epoch()
+        scaler = context.precision.scaler
+        loss = context.loss
+        assert loss is not None
+        if slot.window == 0:
+            slot.optimizer.zero_grad()
+        if size > 1:
+            loss = loss / size
+        if scaler is not None:
+            loss = scaler.scale(loss)
+        if slot.others:
+            # Activation checkpointing runs forward passes again in here.
+            with slot.others_frozen():
+                loss.backward()
+        else:
+            loss.backward()
+        slot.window += 1
+        return self._turn_done() if slot.window < size else "backward_done"
+
+    def optimizer_step(self) -> Literal["next_optimizer", "optimized", "next_window", "flushed"]:
+        """Clip, step, and step the schedulers that go by steps."""
+        context = self.context
+        if context.flushing:
+            return self._flush()
+        slot = context.slots[context.optimizer_idx]
+        if slot.takes_closure:
+            self._step_with_closure(slot)
+        else:
+            self._step(slot)
+        return self._turn_done()
+
+    # -- the training step -----------------------------------------------------------------------
+
+    def _call_step(self) -> bool:
+        """Find the loss; tell whether to use it, or to leave the batch out."""
+        context = self.context
+        steps = context.steps
+        if context.precision.autocasts:
+            with context.precision.context():
+                output = steps.training(context.split, context.batch_idx)
+        else:
+            output = steps.training(context.split, context.batch_idx)
+        context.output = output
+        # What steps return nearly always; only attributes are looked at, which costs no call.
+        if (
+            output.__class__ is torch.Tensor
+            and output.requires_grad
+            and not output.ndim
+            and not steps.takes_hiddens
+        ):
+            context.loss, hiddens = output, None
+        else:
+            context.loss, hiddens = read_output(output, steps.takes_hiddens)
+        loss = context.loss
+        if loss is not None and self.nonfinite_loss != "ignore" and not self._is_finite(loss):
+            return False
+        if hiddens is not None:
+            context.keep_hiddens(detach(hiddens))
+        return loss is not None
+
+    def _is_finite(self, loss: torch.Tensor) -> bool:
+        if bool(torch.isfinite(loss)):
+            return True
+        if self.nonfinite_loss == "raise":
+            counts = self.context.counts
+            raise NonFiniteLoss(
+                f"The loss is {loss.item()} in batch {self.context.batch_idx} of epoch "
+                f"{counts.epoch} (step {counts.step}). OptimizerLoop(nonfinite_loss='skip') leaves "
+                "such batches out; `torch.autograd.set_detect_anomaly(True)` finds where it arises."
+            )
+        return False
+
+    def _turn_done(self) -> Literal["next_optimizer", "optimized"]:
+        """Move on to the next optimizer of this split, if there is one and no limit was reached."""
+        context = self.context
+        self.turn += 1
+        if context.finished and context.limits.every_optimizer:
+            return "optimized"
+        turns = context.turns.at(context.counts.batch)
+        return "next_optimizer" if self.turn < len(turns) else "optimized"
+
+    # -- stepping --------------------------------------------------------------------------------
+
+    def _step(self, slot: OptimizerSlot) -> None:
+        scaler = self.context.precision.scaler
+        if self.clip_norm is not None or self.clip_value is not None:
+            if scaler is not None:
+                scaler.unscale_(slot.optimizer)
+            self._clip(slot)
+        if scaler is None:
+            slot.optimizer.step()
+        elif not step_scaled(slot, self.context.slots, scaler):
+            return
+        self._count_step(slot)
+
+    def _clip(self, slot: OptimizerSlot) -> None:
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(slot.parameters, self.clip_norm)
+        if self.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(slot.parameters, self.clip_value)
+
+    def _count_step(self, slot: OptimizerSlot) -> None:
+        context = self.context
+        slot.window = 0
+        slot.steps += 1
+        if context.limits.every_optimizer or context.optimizer_idx == 0:
+            counts = context.counts
+            counts.step += 1
+            counts.step_in_epoch += 1
+            if counts.step == context.limits.max_steps:
+                context.finished = True
+        if slot.schedulers:
+            step_schedulers(slot, "step", slot.steps, context.read_metrics)
+
+    def _step_with_closure(self, slot: OptimizerSlot) -> None:
+        """Let the optimizer evaluate the loss itself, as often as it likes (LBFGS)."""
+        context = self.context
+        kind = type(slot.optimizer).__name__
+        if context.precision.scaler is not None:
+            raise SettingError(f"{kind} evaluates the loss itself: use bf16 or 32, not fp16.")
+        if (self._size or self._size_by_epoch()) > 1:
+            raise SettingError(f"{kind} evaluates the loss itself: set accumulate=1.")
+        hiddens = context.hiddens
+        evaluated = False
+
+        def closure() -> torch.Tensor:
+            nonlocal evaluated
+            context.keep_hiddens(hiddens)
+            if not self._call_step() and not evaluated:
+                raise _LeftOut
+            loss = context.loss
+            if loss is None:
+                raise StepOutputError(
+                    f"The training step returned None when {kind} evaluated it again. It may leave "
+                    "a batch out the first time only."
+                )
+            evaluated = True
+            slot.optimizer.zero_grad()
+            loss.backward()
+            self._clip(slot)
+            return loss
+
+        try:
+            with slot.others_frozen():
+                slot.optimizer.step(closure)  # type: ignore[arg-type]
+        except _LeftOut:
+            return
+        if context.outputs is not None:
+            gather(context)
+        self._count_step(slot)
+
+    # -- accumulation ----------------------------------------------------------------------------
+
+    def _size_by_epoch(self) -> int:
+        epoch = self.context.counts.epoch
+        return next((size for start, size in self._sizes if start <= epoch), 1)
+
+    def _flush(self) -> Literal["next_window", "flushed"]:
+        """Step the first optimizer whose window is open, its gradients scaled by its true size."""
+        context = self.context
+        index, slot = next((i, s) for i, s in enumerate(context.slots) if s.window)
+        context.optimizer_idx = index
+        if context.finished and context.limits.every_optimizer:
+            slot.window = 0
+        else:
+            size = self._size or self._size_by_epoch()
+            scale_gradients(slot, size / slot.window)
+            slot.window = size
+            self._step(slot)
+        if context.open_windows:
+            return "next_window"
+        context.flushing = False
+        return "flushed"
+
+
+class _LeftOut(Exception):
+    """The training step left the batch out, within a closure."""
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _sizes(accumulate: Any) -> list[tuple[int, int]]:
+    """Check `accumulate`; return pairs (from this epoch, size of a window), the latest first."""
+    table = accumulate if isinstance(accumulate, Mapping) else {0: accumulate}
+    for epoch, size in table.items():
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (epoch, size))
+        if not whole or epoch < 0 or size < 1:
+            raise SettingError(
+                f"OptimizerLoop(accumulate={accumulate!r}): use a whole number from 1, or a dict "
+                "from the epoch at which it begins to that number."
+            )
+    return sorted(table.items(), reverse=True)

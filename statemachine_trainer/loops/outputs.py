@@ -1,0 +1,99 @@
+"""What a training step may return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.errors import StepOutputError
+from statemachine_trainer.loops.split import detach
+
+
+def read_output(output: Any, takes_hiddens: bool) -> tuple[torch.Tensor | None, Any]:
+    """Find the loss, and what goes on to the next split, in the return value of a training step.
+
+    Args:
+        output: The loss (a tensor of one element with a gradient), a mapping with `loss` (and
+            `hiddens`), a tuple `(loss, hiddens)` where the step takes hiddens, an object with an
+            attribute `loss`, or None (also in the place of the loss) to leave the batch out.
+        takes_hiddens: Whether the step has a parameter `hiddens`.
+
+    Returns:
+        The loss, None if the batch is to be left out, and the hiddens, None if there are none.
+
+    Raises:
+        StepOutputError: It is none of these.
+    """
+    if output is None:
+        return None, None
+    if isinstance(output, Mapping) and "loss" not in output:
+        raise StepOutputError(
+            f"The training step returned a {type(output).__name__} with the keys "
+            f"{sorted(map(str, output))}; it needs 'loss'."
+        )
+    loss, hiddens = _parts(output, takes_hiddens)
+    if loss is None and (isinstance(output, Mapping) or hiddens is not None):
+        return None, hiddens
+    _check_loss(output if loss is None else loss)
+    if takes_hiddens and hiddens is None:
+        raise _no_hiddens()
+    return loss, hiddens
+
+
+def read_manual_output(output: Any, takes_hiddens: bool) -> tuple[torch.Tensor | None, Any]:
+    """Find loss and hiddens in what a training step returned that optimizes by hand.
+
+    Whatever it returns is fine, but a step that takes hiddens has to hand them on.
+
+    Raises:
+        StepOutputError: There are no hiddens.
+    """
+    loss, hiddens = _parts(output, takes_hiddens)
+    if takes_hiddens and hiddens is None:
+        raise _no_hiddens()
+    return loss if isinstance(loss, torch.Tensor) else None, hiddens
+
+
+def gather(context: Context) -> None:
+    """Keep the output of the last training step for the end of the epoch, without its graph."""
+    if context.outputs is not None and context.output is not None:
+        context.outputs.append(detach(context.output))
+
+
+def _parts(output: Any, takes_hiddens: bool) -> tuple[Any, Any]:
+    if isinstance(output, torch.Tensor):
+        return output, None
+    if isinstance(output, Mapping):
+        return output.get("loss"), output.get("hiddens")
+    if takes_hiddens and isinstance(output, tuple) and len(output) == 2:
+        return output
+    return getattr(output, "loss", None), getattr(output, "hiddens", None)
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, torch.Tensor):
+        raise StepOutputError(
+            f"The training step returned a {type(loss).__name__} where a loss was expected: return "
+            "a tensor with one element, a dict with 'loss', or None to leave the batch out."
+        )
+    if loss.numel() != 1:
+        raise StepOutputError(
+            f"The training step returned a loss of shape {tuple(loss.shape)}; a loss has one "
+            "element. Reduce it, as `loss.mean()` does."
+        )
+    if not loss.requires_grad:
+        raise StepOutputError(
+            "The training step returned a loss without a gradient. Is it detached, or computed "
+            "under `torch.no_grad()`? With several optimizers the parameters of the others are "
+            "frozen: does it depend on those of this one?"
+        )
+
+
+def _no_hiddens() -> StepOutputError:
+    return StepOutputError(
+        "The training step takes `hiddens` and returned none: return {'loss': loss, 'hiddens': "
+        "hiddens} or (loss, hiddens)."
+    )

@@ -1,0 +1,103 @@
+"""Validation over several loaders: their order, names, limits and metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from statemachine_trainer.data.errors import EmptyLoader
+from statemachine_trainer.loops.log import log
+from tests.loops.outer_kit import Model, Unsized, make_trainer, numbered
+
+
+class Several(Model):
+    """Notes which loader each batch came from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, int, int]] = []
+
+    def validation_step(  # type: ignore[override]
+        self, batch: torch.Tensor, batch_idx: int, dataloader_idx: int
+    ) -> Any:
+        self.seen.append((dataloader_idx, batch_idx, int(batch[0, 0])))
+        log("value", batch.mean())
+
+
+def test_loaders_are_evaluated_one_after_the_other_with_their_numbers() -> None:
+    trainer, model = make_trainer(), Several()
+    trainer.fit(model, numbered(1), {"clean": numbered(2), "noisy": numbered(3, start=7)})
+    assert model.seen == [(0, 0, 0), (0, 1, 1), (1, 0, 7), (1, 1, 8), (1, 2, 9)]
+
+
+def test_each_loader_has_metrics_under_its_name() -> None:
+    trainer = make_trainer()
+    metrics = trainer.fit(
+        Several(), numbered(1), {"clean": numbered(2), "noisy": numbered(3, start=7)}
+    )
+    assert metrics == {"value/clean": 0.5, "value/noisy": 8.0}
+
+
+def test_loaders_without_names_are_numbered() -> None:
+    loaders = [lambda: numbered(2), lambda: numbered(3, start=7)]
+    metrics = make_trainer().fit(Several(), numbered(1), loaders)
+    assert metrics == {"value/0": 0.5, "value/1": 8.0}
+
+
+def test_a_single_loader_needs_no_name() -> None:
+    assert make_trainer().fit(Several(), numbered(1), {"clean": numbered(2)}) == {"value": 0.5}
+
+
+def test_a_test_over_several_loaders_names_them_alike() -> None:
+    found = make_trainer().test(Model(), [lambda: numbered(2), lambda: numbered(3)])
+    assert found == {"test_value/0": 0.5, "test_value/1": 1.0}
+
+
+def test_the_limit_holds_for_each_loader() -> None:
+    trainer, model = make_trainer(limit_validation_batches=0.5), Several()
+    trainer.fit(model, numbered(1), {"a": numbered(2), "b": numbered(4)})
+    assert [(loader, idx) for loader, idx, _ in model.seen] == [(0, 0), (1, 0), (1, 1)]
+
+
+def test_loaders_of_unknown_length_may_stand_among_them() -> None:
+    trainer, model = make_trainer(max_epochs=2), Several()
+    trainer.fit(model, numbered(1), {"a": Unsized(numbered(2)), "b": numbered(1)})
+    assert [(loader, idx) for loader, idx, _ in model.seen] == [(0, 0), (0, 1), (1, 0)] * 2
+
+
+def test_what_is_logged_when_all_are_done_bears_no_name_of_a_loader() -> None:
+    trainer = make_trainer()
+    trainer.on("validation_end", lambda t: log("total", 1.0))
+    metrics = trainer.fit(Several(), numbered(1), {"a": numbered(1), "b": numbered(1)})
+    assert metrics == {"value/a": 0.0, "value/b": 0.0, "total": 1.0}
+
+
+def test_training_metrics_bear_no_name_of_a_loader_after_a_validation() -> None:
+    class Logging(Several):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+            log("number", batch.mean())
+            return super().training_step(batch, batch_idx)
+
+    trainer = make_trainer(validate_every=1)
+    trainer.fit(Logging(), numbered(2), {"a": numbered(1), "b": numbered(1)})
+    assert trainer.context.train_metrics.compute() == {"number": 0.5}
+
+
+def test_an_empty_loader_among_them_is_named_before_the_fit_begins() -> None:
+    trainer, model = make_trainer(), Several()
+    with pytest.raises(EmptyLoader, match="'noisy'"):
+        trainer.fit(model, numbered(1), {"clean": numbered(1), "noisy": []})
+    assert model.trained == []
+
+
+def test_an_empty_loader_of_unknown_length_stops_validation_until_it_is_mended() -> None:
+    noisy = Unsized([])
+    trainer, model = make_trainer(), Several()
+    with pytest.raises(EmptyLoader, match="'noisy'"):
+        trainer.fit(model, numbered(1), {"clean": numbered(1), "noisy": noisy})
+    assert trainer.path == "fit.epoch.validation.validation_fetch"
+    noisy.batches = numbered(2)
+    trainer.run()
+    assert model.seen == [(0, 0, 0), (1, 0, 0), (1, 1, 1)]
