@@ -1,0 +1,99 @@
+"""A PyTorch trainer whose training loop is an explicit hierarchical state machine.
+
+See it (`trainer.graph()`), listen to it (`trainer.on`), swap any part of it (`trainer.loop.replace`), step it
+(`trainer.step`, `trainer.run(until=...)`).
+
+The names below are imported when they are first used, so that `statemachine_trainer.machine` works without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from statemachine_trainer.loops import (
+        BatchLoop,
+        EpochLoop,
+        EvaluationLoop,
+        FitLoop,
+        ManualLoop,
+        OptimizerLoop,
+        PredictionLoop,
+        SanityLoop,
+        TestLoop,
+        TrainingLoop,
+        ValidationLoop,
+        every,
+        log,
+        log_dict,
+    )
+    from statemachine_trainer.machine import (
+        Driver,
+        Graph,
+        Loop,
+        Moment,
+        field,
+        graph_of,
+        place,
+        transient,
+    )
+    from statemachine_trainer.machine.errors import StateMachineError
+    from statemachine_trainer.trainer import Trainer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    **dict.fromkeys(
+        ("Driver", "Graph", "Loop", "Moment", "field", "graph_of", "place", "transient"),
+        "statemachine_trainer.machine",
+    ),
+    "StateMachineError": "statemachine_trainer.machine.errors",
+    "Trainer": "statemachine_trainer.trainer",
+    **dict.fromkeys(
+        (
+            "BatchLoop", "EpochLoop", "EvaluationLoop", "FitLoop", "ManualLoop", "OptimizerLoop", "PredictionLoop",
+            "SanityLoop", "TestLoop", "TrainingLoop", "ValidationLoop", "every", "log", "log_dict",
+        ),
+        "statemachine_trainer.loops",
+    ),
+}  # fmt: skip
+
+__all__ = [
+    "BatchLoop",
+    "Driver",
+    "EpochLoop",
+    "EvaluationLoop",
+    "FitLoop",
+    "Graph",
+    "Loop",
+    "ManualLoop",
+    "Moment",
+    "OptimizerLoop",
+    "PredictionLoop",
+    "SanityLoop",
+    "StateMachineError",
+    "TestLoop",
+    "Trainer",
+    "TrainingLoop",
+    "ValidationLoop",
+    "every",
+    "field",
+    "graph_of",
+    "log",
+    "log_dict",
+    "place",
+    "transient",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

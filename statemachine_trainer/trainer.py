@@ -1,0 +1,569 @@
+"""The trainer: what people hold in their hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import nn
+
+from statemachine_trainer.callbacks.checkpoints import Checkpoints, NoCheckpoint, find_checkpoint
+from statemachine_trainer.loops.assembly import (
+    Equipment,
+    assemble_evaluation,
+    assemble_fit,
+    go_on,
+)
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.errors import NothingToDo, SettingError
+from statemachine_trainer.loops.evaluation import abandon_evaluations, undisturbed
+from statemachine_trainer.loops.log import log, logging_to
+from statemachine_trainer.loops.model import Loss, MakeOptimizer, hooks_of
+from statemachine_trainer.loops.settings import (
+    check_names,
+    default_tree,
+    evaluation_loops,
+    only_of_evaluation,
+)
+from statemachine_trainer.loops.state import context_state, load_context_state, take_handed_state
+from statemachine_trainer.machine.board import SignalBoard
+from statemachine_trainer.machine.chart import Chart
+from statemachine_trainer.machine.driver import Driver, Until
+from statemachine_trainer.machine.errors import NotStarted
+from statemachine_trainer.machine.graph import Graph
+from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.machine.signals import Moment
+from statemachine_trainer.machine.subscription import Subscription
+from statemachine_trainer.observe.progress import Progress
+from statemachine_trainer.runs import wants_resume
+from statemachine_trainer.snapshot.errors import SnapshotMismatch
+from statemachine_trainer.snapshot.rng import seed_everything
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Trainer:
+    """Trains a model by a loop that is a state machine.
+
+    The loop can be looked at (`graph`), listened to (`on`), changed (`loop.replace`), run whole (`fit`), up
+    to a place (`run(until=...)`) or one transition at a time (`step`, `moments`).
+
+    Example:
+        >>> trainer = Trainer(max_epochs=3, clip_norm=1.0)
+        >>> @trainer.on("epoch_end")
+        ... def report(trainer, moment):
+        ...     print(trainer.epoch, trainer.metrics)
+
+    Args:
+        loop: The loop of `fit`; the default tree, built with the settings, unless given.
+        callbacks: Objects with `on_<state>` methods.
+        checkpoints: When and where checkpoints are written; a folder means `Checkpoints(folder)`.
+        device: Where to train: "auto" (an accelerator if there is one), "cpu", "cuda:1", ...
+        precision: "32", "bf16" (autocast) or "fp16" (autocast and gradient scaling).
+        seed: Seeds python, numpy and torch at the beginning of each new fit; None leaves them alone.
+        seed_samples: Seed each sample of the data from (seed, epoch, index), so that the number of
+            workers does not matter; None does so where there are workers.
+        progress: Show a progress bar and the table of metrics, where there is a terminal or a notebook;
+            or a `Progress` of your own.
+        **settings: Of the default tree, such as `max_epochs`, `accumulate`, `validate_every`; each is
+            handed to the loop that it controls.
+
+    Raises:
+        SettingError: A setting that nobody knows, or one out of its range.
+    """
+
+    def __init__(
+        self,
+        loop: Loop | None = None,
+        *,
+        callbacks: Iterable[object] = (),
+        checkpoints: Checkpoints | str | Path | None = None,
+        device: str | torch.device = "auto",
+        precision: str | int = "32",
+        seed: int | None = None,
+        seed_samples: bool | None = None,
+        progress: bool | Progress = True,
+        **settings: Any,
+    ) -> None:
+        check_names(settings)
+        if loop is not None and (extra := set(settings) - set(only_of_evaluation(settings))):
+            raise SettingError(
+                f"{sorted(extra)[0]!r} is a setting of the default tree, but a loop of your own was given. Set it "
+                "on the loop that it controls."
+            )
+        self._equipment = Equipment(device, precision, seed, seed_samples)
+        self.board = SignalBoard()
+        root = loop if loop is not None else default_tree(settings)
+        roots: dict[str, Loop] = {"fit": root, **evaluation_loops(settings)}
+        self._drivers = {
+            name: Driver(one, name=name, sender=self, board=self.board)
+            for name, one in roots.items()
+        }
+        self._active = self._drivers["fit"]
+        self._hooked: nn.Module | None = None
+        self._progress = Progress() if progress is True else progress
+        self._callbacks = list(callbacks)
+        for callback in self._callbacks:
+            self.on(callback)
+        self.checkpoints = (
+            Checkpoints(checkpoints) if isinstance(checkpoints, str | Path) else checkpoints
+        )
+        if self.checkpoints is not None:
+            self.checkpoints.attach(self, self._drivers["fit"])
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        model: nn.Module | None = None,
+        train: Any = None,
+        validation: Any = None,
+        *,
+        loss: Loss | None = None,
+        optimizer: MakeOptimizer | None = None,
+        restart: bool = False,
+        resume: str | Path | None = None,
+        until: Until = None,
+    ) -> Mapping[str, float]:
+        """Train a model, to the end or up to `until`.
+
+        Called again with the same model it goes on: from where it was paused, or, if it had ended, with
+        the counters, the optimizers and the data as they stood.
+
+        Args:
+            model: A module with `training_step(batch, batch_idx)` and `configure_optimizers()`, or any
+                module with `loss` and `optimizer`.
+            train: A `DataLoader`, a data set, a list or iterable of batches, or a function that makes
+                one.
+            validation: The same, or a list or dict of several.
+            loss: For a plain model: called as `loss(model(inputs), targets)`.
+            optimizer: An optimizer, or a callable that makes one of the parameters.
+            restart: Begin anew instead of going on.
+            resume: Go on from a checkpoint: "auto" (the newest of this trainer's checkpoints; the first
+                start if there is none yet), a folder of checkpoints, or one checkpoint. A fit that a
+                limit had ended goes on if that limit was raised.
+            until: Pause there; see `run`.
+
+        Returns:
+            The metrics known at the end.
+
+        Raises:
+            NothingToDo: The limits were reached by an earlier fit.
+            NoCheckpoint: `resume` names a place without a checkpoint.
+            EarlierRun: The folder of the checkpoints is that of another run.
+            SnapshotMismatch, StateMismatch, DataChanged: The checkpoint is of another model, loop tree or
+                data.
+            Interrupted: A signal of the system stopped the run, with a checkpoint.
+        """
+        self.start(
+            model, train, validation, loss=loss, optimizer=optimizer, restart=restart, resume=resume
+        )
+        if self.path is not None:  # what was resumed may have been at its end
+            self.run(until)
+        return self.metrics
+
+    def start(
+        self,
+        model: nn.Module | None = None,
+        train: Any = None,
+        validation: Any = None,
+        *,
+        loss: Loss | None = None,
+        optimizer: MakeOptimizer | None = None,
+        restart: bool = False,
+        resume: str | Path | None = None,
+    ) -> None:
+        """Get a fit ready to run, up to the boundary before its first state; then `run`, `step` or `moments`.
+
+        Takes what `fit` takes. Where a fit of the same model is paused, nothing changes.
+        """
+        driver = self._drivers["fit"]
+        driver.check_at_rest("start")
+        known = self._context_of(driver)
+        store = self.checkpoints.store if self.checkpoints is not None else None
+        if resume is None and store is not None and known is None and not restart:
+            resume = "auto" if wants_resume() else None
+        loaded = None if resume is None else find_checkpoint(store, resume)
+        state: Any = take_handed_state() if loaded is None else loaded.tree
+        anew, restart = restart, restart or state is not None
+        going_on = known is not None and not restart and (model is None or model is known.model)
+        if model is None and not going_on and known is None:
+            raise NothingToDo("fit needs a model: fit(model, loader).")
+        self._active = driver
+        if going_on and driver.path is not None:
+            if any(one is not None for one in (train, validation, loss, optimizer)):
+                raise NothingToDo(
+                    f"The fit of this model is paused in state {driver.path!r}. Go on with `run()`, or begin anew "
+                    "with `fit(..., restart=True)`."
+                )
+            return
+        if going_on:
+            assert known is not None
+            self._refuse_to_do_nothing(known)
+            go_on(self._equipment, known, train, validation, loss, optimizer)
+        else:
+            if self._equipment.seed is not None:
+                seed_everything(self._equipment.seed)
+            model = model if model is not None else known.model  # type: ignore[union-attr]
+            context = assemble_fit(
+                self._equipment, driver.root, self, model, train, validation, loss, optimizer
+            )
+            self._refuse_endless(driver.root)
+            self._refuse_to_do_nothing(context)
+            if self.checkpoints is not None:
+                self.checkpoints.attach(self, driver)  # loops may have been replaced
+                if not anew and (state is None or loaded is not None):
+                    self.checkpoints.check_folder(loaded)
+            abandon_evaluations(driver.root)
+            driver.share(context)
+            self._hook(model)
+        with self._in_charge(driver):
+            if state is not None:
+                try:
+                    self.load_state_dict(state)
+                except BaseException:
+                    driver.share(None)  # half a state is nothing to go on with
+                    raise
+                self._go_on_if_limit_was_raised(state)
+            if self.checkpoints is not None and not going_on and (loaded is not None or state is None):
+                self.checkpoints.note_start(loaded, restart=anew)
+            if state is None:
+                driver.start()
+
+    def validate(
+        self, model: nn.Module | None = None, data: Any = None, *, loss: Loss | None = None
+    ) -> dict[str, float]:
+        """Evaluate a model with its `validation_step`; return the metrics.
+
+        As `test` and `predict` it may be called while a fit is paused, or by a receiver of one: it
+        leaves no trace in the fit, its generators of random numbers and metric objects included.
+        """
+        return self._evaluate("validate", "validation_step", model, data, loss).read_metrics()
+
+    def test(
+        self, model: nn.Module | None = None, data: Any = None, *, loss: Loss | None = None
+    ) -> dict[str, float]:
+        """Evaluate a model with its `test_step`; return the metrics."""
+        return self._evaluate("test", "test_step", model, data, loss).read_metrics()
+
+    def predict(self, model: nn.Module | None = None, data: Any = None) -> list[Any]:
+        """Return what the model answers for each batch (`predict_step`, or the model itself).
+
+        Returns:
+            A list of the answers by batch, on the CPU; with several loaders a list of such lists.
+        """
+        self._evaluate("predict", "predict_step", model, data, None)
+        predictions: list[Any] = getattr(self._drivers["predict"].root, "predictions", [])
+        return predictions[0] if len(predictions) == 1 else predictions
+
+    def run(self, until: Until = None) -> str | None:
+        """Go on with what was started, to the end or up to `until`.
+
+        Args:
+            until: A name, as `on` takes it, or a condition of `(trainer, moment)`.
+
+        Returns:
+            The outcome of the loop, or None if it paused.
+        """
+        listening = nullcontext() if self.checkpoints is None else self.checkpoints.listening()
+        with self._in_charge(self._active), listening, self._showing():
+            return self._active.run(until)
+
+    def step(self) -> Moment | None:
+        """Make one transition and return it."""
+        with self._in_charge(self._active):
+            return self._active.step()
+
+    def moments(self, *args: Any, until: Until = None, **kwargs: Any) -> Iterator[Moment]:
+        """Iterate over the transitions of a fit; it stands still between two items.
+
+        Args:
+            *args: As for `fit`; without any, what was started goes on.
+            until: As for `run`; the item that meets it is the last.
+            **kwargs: As for `fit`.
+        """
+        if args or kwargs or self._active.path is None:
+            self.start(*args, **kwargs)
+        transitions = self._active.moments(until)
+        while True:
+            with self._in_charge(self._active):
+                moment = next(transitions, None)
+            if moment is None:
+                return
+            yield moment
+
+    def pause(self) -> None:
+        """Let `run` and `fit` return at the next boundary."""
+        self._active.pause()
+
+    def post(self, event: str) -> None:
+        """Post an event to the running loop, such as "stop", "validate" or "end_epoch"."""
+        self._active.post(event)
+
+    def stop(self) -> None:
+        """Post "stop": the epoch ends, with its validation, and the fit with it, unless a minimum holds it back."""
+        self.post("stop")
+
+    # -- listening -------------------------------------------------------------------------------
+
+    @overload
+    def on(self, name: str, /, **options: Any) -> Callable[[F], F]: ...
+    @overload
+    def on(self, name: str, receiver: Callable[..., Any], /, **options: Any) -> Subscription: ...
+    @overload
+    def on(self, name: object, /, **options: Any) -> list[Subscription]: ...
+    def on(self, name: Any, receiver: Any = None, /, **options: Any) -> Any:
+        """Subscribe to signals: `@trainer.on("epoch_end")`, `on(name, function)` or `on(callback)`.
+
+        See `SignalBoard.on` for names, patterns and options.
+        """
+        return self.board.on(name, receiver, **options)
+
+    def off(self, receiver: Any) -> None:
+        """Cancel all subscriptions of a function or of an object."""
+        self.board.off(receiver)
+
+    def describe(self) -> str:
+        """Return every signal somebody listens to, with its receivers in the order in which they are called."""
+        return self.board.describe()
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    @property
+    def loop(self) -> Any:
+        """The loop of `fit`; replace parts of it with `trainer.loop.replace(...)`."""
+        return self._drivers["fit"].root
+
+    @property
+    def machine(self) -> Chart:
+        """The `transitions` machine of what ran last, or of `fit`."""
+        return self._active.machine
+
+    @property
+    def driver(self) -> Driver:
+        """The driver of what ran last, or of `fit`."""
+        return self._active
+
+    @property
+    def path(self) -> str | None:
+        """Path of the state about to run."""
+        return self._active.path
+
+    @property
+    def context(self) -> Context:
+        """What is in flight: batch, loss, counters, optimizers.
+
+        Raises:
+            NotStarted: Nothing was run yet.
+        """
+        context = self._context_of(self._active)
+        if context is None:
+            raise NotStarted("There is no context before the first fit, validate, test or predict.")
+        return context
+
+    @property
+    def _counting(self) -> Context:
+        """The context of the fit, if there was one: an evaluation counts no epochs."""
+        return self._context_of(self._drivers["fit"]) or self.context
+
+    @property
+    def model(self) -> nn.Module:
+        """The model of what ran last."""
+        return self.context.model
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done in this fit; within an epoch, its number from 0."""
+        return self._counting.counts.epoch
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done in this fit."""
+        return self._counting.counts.step
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The newest value of each metric. Reading them waits for the device."""
+        return self.context.read_metrics()
+
+    def graph(self, name: str = "fit") -> Graph:
+        """Return the graph of a loop ("fit", "validate", "test", "predict"), the running state lit."""
+        driver = self._drivers[name]
+        return Graph.of(driver.machine, current=driver.path)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Propagate a loss backward, scaled if the precision asks for it; for manual optimization."""
+        scaler = self.context.precision.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+
+    # -- writing down ----------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint at the next boundary that can be written down (at this one, if at rest).
+
+        Raises:
+            NoCheckpoint: The trainer has no `checkpoints`.
+        """
+        if self.checkpoints is None:
+            raise NoCheckpoint(
+                "This trainer writes no checkpoints: Trainer(checkpoints='runs/name')."
+            )
+        self.checkpoints.write()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state of the fit at this boundary, as a plain tree.
+
+        Tensors are those of the run, not copies.
+        """
+        driver = self._drivers["fit"]
+        context = self._context_of(driver)
+        if context is None:
+            raise NotStarted("There is no state before the first fit.")
+        return {
+            "machine": driver.state_dict(),
+            "context": context_state(context),
+            "callbacks": [
+                {"kind": type(one).__qualname__, "state": one.state_dict()}
+                for one in self._stateful()
+            ],
+            "checkpoints": None if self.checkpoints is None else self.checkpoints.state_dict(),
+        }
+
+    def load_state_dict(self, state: Any) -> None:
+        """Stand where `state_dict` was taken, in a fit that was started with the same model and data.
+
+        No signal fires. The generators of random numbers are set last. The fit takes over the tensors of
+        the tree: it is good for one loading.
+
+        Raises:
+            SnapshotMismatch, StateMismatch, DataChanged: It is of another fit.
+        """
+        driver = self._drivers["fit"]
+        context = self._context_of(driver)
+        if context is None:
+            raise NotStarted("Start a fit first: start(model, loader), then load its state.")
+        driver.load_state_dict(state["machine"])
+        saved, ours = state["callbacks"], self._stateful()
+        kinds = [type(one).__qualname__ for one in ours]
+        if kinds != [one["kind"] for one in saved]:
+            raise SnapshotMismatch(
+                f"The checkpoint has the state of the callbacks {[one['kind'] for one in saved]}, this trainer has "
+                f"{kinds}. Give the same callbacks in the same order."
+            )
+        for one, was in zip(ours, saved, strict=True):
+            one.load_state_dict(was["state"])
+        if hasattr(driver.root, "limits"):
+            context.limits = driver.root.limits()
+        load_context_state(context, state["context"])
+        if self.checkpoints is not None:
+            self.checkpoints.load_state_dict(state["checkpoints"])
+
+    def _stateful(self) -> list[Any]:
+        """The callbacks that have a state: those given first, then in the order of their subscription."""
+        context = self._context_of(self._drivers["fit"])
+        elsewhere = [self, self.checkpoints, *(context.model.modules() if context is not None else ())]
+        owners = [*self._callbacks]
+        owners += [getattr(one.receiver, "__self__", None) for one in self.board.subscriptions]
+        found: dict[int, Any] = {}
+        for owner in owners:
+            stateful = hasattr(owner, "state_dict") and hasattr(owner, "load_state_dict")
+            if stateful and not any(owner is other for other in elsewhere):
+                found.setdefault(id(owner), owner)
+        return list(found.values())
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _evaluate(
+        self, name: str, step: str, model: nn.Module | None, data: Any, loss: Loss | None
+    ) -> Context:
+        driver = self._drivers[name]
+        if model is None:
+            model = self.context.model
+        if data is None:
+            raise NothingToDo(f"{name} needs data: {name}(model, loader).")
+        driver.check_at_rest("start")
+        before = self._active
+        paused = self._context_of(before) if before.path is not None else None
+        abandon_evaluations(driver.root)
+        context = assemble_evaluation(self._equipment, self, model, data, step, loss)
+        driver.share(context)
+        self._active = driver
+        try:
+            with self._in_charge(driver), self._showing(), undisturbed(paused):
+                driver.start()
+                driver.run()
+            return context
+        except BaseException:
+            if paused is not None:
+                abandon_evaluations(driver.root)
+                self._active = before
+            raise
+        finally:
+            if paused is not None and driver.path is None:
+                self._active = before
+
+    def _showing(self) -> AbstractContextManager[None]:
+        return self._progress.showing(self) if self._progress else nullcontext()
+
+    def _context_of(self, driver: Driver) -> Context | None:
+        context = driver.context
+        return context if isinstance(context, Context) else None
+
+    @contextmanager
+    def _in_charge(self, driver: Driver) -> Iterator[None]:
+        """Let `log` reach the run, also as `self.log` in a model that has no such method."""
+        context = self._context_of(driver)
+        if context is None:
+            raise NotStarted(
+                "Nothing was started: call fit(model, loader), or start(model, loader) first."
+            )
+        lends = not hasattr(context.model, "log")
+        if lends:
+            context.model.__dict__["log"] = log
+        if hasattr(driver.root, "limits"):
+            context.limits = driver.root.limits()
+        context.start_clock()
+        try:
+            with logging_to(context), torch.enable_grad():
+                yield
+        finally:
+            context.stop_clock()
+            if lends:
+                context.model.__dict__.pop("log", None)
+
+    def _hook(self, model: nn.Module) -> None:
+        """Subscribe the model's own `on_<state>` methods, and unsubscribe those of the model before."""
+        if self._hooked is not None:
+            self.off(self._hooked)
+        self._hooked = model
+        if hooks_of(model):
+            self.on(model)
+
+    def _go_on_if_limit_was_raised(self, state: Any) -> None:
+        """Begin again, as `fit` called once more, if the saved fit was ended by a limit that now is higher."""
+        driver, saved = self._drivers["fit"], state["checkpoints"]
+        ended = driver.path is None and saved is not None and saved["limit"] is not None
+        if ended and self.context.limit_reached is None:
+            driver.start()
+
+    def _refuse_to_do_nothing(self, context: Context) -> None:
+        if hasattr(self.loop, "limits"):
+            context.limits = self.loop.limits()
+        name, counts = context.limit_reached, context.counts
+        if name is not None:
+            raise NothingToDo(
+                f"This fit would do nothing: {name}={getattr(self.loop, name, None)!r} is reached, with {counts.epoch} "
+                f"epochs, {counts.step} steps and {counts.batch} batches done. Raise `trainer.loop.{name}` to go on, "
+                "or begin anew with `fit(..., restart=True)`."
+            )
+
+    def _refuse_endless(self, root: Loop) -> None:
+        names = ("max_epochs", "max_steps", "max_batches", "max_time")
+        if all(hasattr(root, name) and getattr(root, name) is None for name in names):
+            raise SettingError(
+                f"The fit would never end: set one of {', '.join(names)}. For a run that only `stop` ends, say "
+                "max_epochs=math.inf."
+            )
