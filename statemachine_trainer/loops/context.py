@@ -140,6 +140,20 @@ class Context:
         """Keep hiddens of the optimizer at work for its next split."""
         self.kept_hiddens[self.optimizer_idx] = hiddens
 
+    def count_step(self, index: int) -> None:
+        """Count a step of an optimizer: its window is closed, and a limit may be reached.
+
+        A loop of one's own that steps optimizers calls it after each step.
+        """
+        slot, counts, limits = self.slots[index], self.counts, self.limits
+        slot.window = 0
+        slot.steps += 1
+        if index == 0 or limits.every_optimizer:
+            counts.step += 1
+            counts.step_in_epoch += 1
+            if counts.step == limits.max_steps:
+                self.finished = True
+
     @property
     def moment(self) -> tuple[int, int]:
         """Batches and steps of the run so far."""

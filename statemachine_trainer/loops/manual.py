@@ -44,7 +44,7 @@ class ManualLoop(TrainingLoop):
         steps = context.steps
         with ExitStack() as stack:
             for index, slot in enumerate(context.slots):
-                stack.enter_context(_counted(slot.optimizer, self._count_step, index))
+                stack.enter_context(_counted(slot.optimizer, context.count_step, index))
             if context.precision.scaler is not None:
                 scaler = context.precision.scaler
                 stack.enter_context(stepping_through(scaler, context.optimizers))
@@ -57,15 +57,6 @@ class ManualLoop(TrainingLoop):
         if context.outputs is not None:
             gather(context)
         return "optimized"
-
-    def _count_step(self, index: int) -> None:
-        context = self.context
-        context.slots[index].steps += 1
-        if context.limits.every_optimizer or index == 0:
-            context.counts.step += 1
-            context.counts.step_in_epoch += 1
-            if context.counts.step == context.limits.max_steps:
-                context.finished = True
 
 
 @contextmanager

@@ -218,17 +218,9 @@ class OptimizerLoop(TrainingLoop):
             torch.nn.utils.clip_grad_value_(slot.parameters, self.clip_value)
 
     def _count_step(self, slot: OptimizerSlot) -> None:
-        context = self.context
-        slot.window = 0
-        slot.steps += 1
-        if context.limits.every_optimizer or context.optimizer_idx == 0:
-            counts = context.counts
-            counts.step += 1
-            counts.step_in_epoch += 1
-            if counts.step == context.limits.max_steps:
-                context.finished = True
+        self.context.count_step(self.context.optimizer_idx)
         if slot.schedulers:
-            step_schedulers(slot, "step", slot.steps, context.read_metrics)
+            step_schedulers(slot, "step", slot.steps, self.context.read_metrics)
 
     def _step_with_closure(self, slot: OptimizerSlot) -> None:
         """Let the optimizer evaluate the loss itself, as often as it likes (LBFGS)."""
