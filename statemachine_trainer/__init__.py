@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
     from statemachine_trainer.loops import (
         BatchLoop,
         EpochLoop,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
         transient,
     )
     from statemachine_trainer.machine.errors import StateMachineError
+    from statemachine_trainer.observe import MetricsTable, Progress
+    from statemachine_trainer.snapshot import Best, Retention
+    from statemachine_trainer.snapshot.weights import load_weights
     from statemachine_trainer.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -50,6 +54,10 @@ _HOMES = {
     ),
     "StateMachineError": "statemachine_trainer.machine.errors",
     "Trainer": "statemachine_trainer.trainer",
+    **dict.fromkeys(("Checkpoints", "EarlyStopping"), "statemachine_trainer.callbacks"),
+    **dict.fromkeys(("MetricsTable", "Progress"), "statemachine_trainer.observe"),
+    **dict.fromkeys(("Best", "Retention"), "statemachine_trainer.snapshot"),
+    "load_weights": "statemachine_trainer.snapshot.weights",
     **dict.fromkeys(
         (
             "BatchLoop", "EpochLoop", "EvaluationLoop", "FitLoop", "ManualLoop", "OptimizerLoop", "PredictionLoop",
@@ -61,16 +69,22 @@ _HOMES = {
 
 __all__ = [
     "BatchLoop",
+    "Best",
+    "Checkpoints",
     "Driver",
+    "EarlyStopping",
     "EpochLoop",
     "EvaluationLoop",
     "FitLoop",
     "Graph",
     "Loop",
     "ManualLoop",
+    "MetricsTable",
     "Moment",
     "OptimizerLoop",
     "PredictionLoop",
+    "Progress",
+    "Retention",
     "SanityLoop",
     "StateMachineError",
     "TestLoop",
@@ -80,6 +94,7 @@ __all__ = [
     "every",
     "field",
     "graph_of",
+    "load_weights",
     "log",
     "log_dict",
     "place",

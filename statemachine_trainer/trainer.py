@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -20,7 +21,10 @@ from statemachine_trainer.loops.assembly import (
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.errors import NothingToDo, SettingError
 from statemachine_trainer.loops.evaluation import abandon_evaluations, undisturbed
+from statemachine_trainer.loops.every import Every
+from statemachine_trainer.loops.interval import CountedInterval
 from statemachine_trainer.loops.log import log, logging_to
+from statemachine_trainer.loops.metrics import batch_size_of
 from statemachine_trainer.loops.model import Loss, MakeOptimizer, hooks_of
 from statemachine_trainer.loops.settings import (
     check_names,
@@ -218,6 +222,8 @@ class Trainer:
                 if not anew and (state is None or loaded is not None):
                     self.checkpoints.check_folder(loaded)
             abandon_evaluations(driver.root)
+            if self._samples_are_counted():
+                context.sample_size = batch_size_of
             driver.share(context)
             self._hook(model)
         with self._in_charge(driver):
@@ -318,8 +324,12 @@ class Trainer:
     def on(self, name: Any, receiver: Any = None, /, **options: Any) -> Any:
         """Subscribe to signals: `@trainer.on("epoch_end")`, `on(name, function)` or `on(callback)`.
 
-        See `SignalBoard.on` for names, patterns and options.
+        See `SignalBoard.on` for names, patterns and options. Here `every=` takes intervals over the counters
+        of the run too: `every(50, "step")`, "10min", 0.25 (of an epoch); a plain int counts firings.
         """
+        interval = options.get("every")
+        if isinstance(interval, Every | str | float | timedelta):
+            options["every"] = CountedInterval(interval)
         return self.board.on(name, receiver, **options)
 
     def off(self, receiver: Any) -> None:
@@ -548,6 +558,11 @@ class Trainer:
         ended = driver.path is None and saved is not None and saved["limit"] is not None
         if ended and self.context.limit_reached is None:
             driver.start()
+
+    def _samples_are_counted(self) -> bool:
+        intervals: list[object] = [one.every for one in self.board.subscriptions]
+        intervals.append(self.checkpoints)
+        return any(getattr(getattr(i, "every", None), "unit", None) == "sample" for i in intervals)
 
     def _refuse_to_do_nothing(self, context: Context) -> None:
         if hasattr(self.loop, "limits"):

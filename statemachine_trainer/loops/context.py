@@ -44,7 +44,7 @@ class Limits:
     every_optimizer: bool = False
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Context:
     """What the loops of one run share. Loops talk through it, never by reaching into each other.
 

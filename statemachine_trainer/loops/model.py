@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from statemachine_trainer.loops.errors import ModelError, OptimizerError
+from statemachine_trainer.loops.log import log
 from statemachine_trainer.machine.errors import suggest
 
 Step = Callable[[Any, int], Any]
@@ -150,25 +151,20 @@ class Steps:
 
 
 def supervised_steps(model: nn.Module, loss: Loss) -> dict[str, Step]:
-    """Make the steps of a plain model for batches `(inputs, targets)`; evaluations log the loss."""
-    from statemachine_trainer.loops.log import log
-
-    def training_step(batch: Any, _batch_idx: int) -> torch.Tensor:
-        inputs, targets = _pair(batch)
-        return loss(model(inputs), targets)
-
-    def evaluation_step(name: str) -> Step:
-        def step(batch: Any, batch_idx: int) -> torch.Tensor:
-            value = training_step(batch, batch_idx)
+    """Make the steps of a plain model for batches `(inputs, targets)`; each logs its loss."""
+    def logging_as(name: str) -> Step:
+        def step(batch: Any, _batch_idx: int) -> torch.Tensor:
+            inputs, targets = _pair(batch)
+            value = loss(model(inputs), targets)
             log(name, value)
             return value
 
         return step
 
     return {
-        "training_step": training_step,
-        "validation_step": evaluation_step("val_loss"),
-        "test_step": evaluation_step("test_loss"),
+        "training_step": logging_as("loss"),
+        "validation_step": logging_as("val_loss"),
+        "test_step": logging_as("test_loss"),
     }
 
 

@@ -96,8 +96,10 @@ class OptimizerLoop(TrainingLoop):
     def forward(self) -> Literal["forward_done", "closure", "next_optimizer", "optimized"]:
         """Call the training step. A step that returns None leaves this optimizer out."""
         context = self.context
-        context.optimizer_idx = context.turns.at(context.counts.batch)[self.turn]
-        slot = context.slots[context.optimizer_idx]
+        slots = context.slots
+        index = context.turns.at(context.counts.batch)[self.turn] if len(slots) > 1 else 0
+        context.optimizer_idx = index
+        slot = slots[index]
         if slot.takes_closure:
             return "closure"
         if slot.others:
@@ -145,7 +147,7 @@ class OptimizerLoop(TrainingLoop):
             self._step_with_closure(slot)
         else:
             self._step(slot)
-        return self._turn_done()
+        return self._turn_done() if len(context.slots) > 1 else "optimized"
 
     # -- the training step -----------------------------------------------------------------------
 
@@ -200,27 +202,25 @@ class OptimizerLoop(TrainingLoop):
     # -- stepping --------------------------------------------------------------------------------
 
     def _step(self, slot: OptimizerSlot) -> None:
-        scaler = self.context.precision.scaler
+        context = self.context
+        scaler = context.precision.scaler
         if self.clip_norm is not None or self.clip_value is not None:
             if scaler is not None:
                 scaler.unscale_(slot.optimizer)
             self._clip(slot)
         if scaler is None:
             slot.optimizer.step()
-        elif not step_scaled(slot, self.context.slots, scaler):
+        elif not step_scaled(slot, context.slots, scaler):
             return
-        self._count_step(slot)
+        context.count_step(context.optimizer_idx)
+        if slot.schedulers:
+            step_schedulers(slot, "step", slot.steps, context.read_metrics)
 
     def _clip(self, slot: OptimizerSlot) -> None:
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(slot.parameters, self.clip_norm)
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(slot.parameters, self.clip_value)
-
-    def _count_step(self, slot: OptimizerSlot) -> None:
-        self.context.count_step(self.context.optimizer_idx)
-        if slot.schedulers:
-            step_schedulers(slot, "step", slot.steps, self.context.read_metrics)
 
     def _step_with_closure(self, slot: OptimizerSlot) -> None:
         """Let the optimizer evaluate the loss itself, as often as it likes (LBFGS)."""
@@ -257,7 +257,9 @@ class OptimizerLoop(TrainingLoop):
             return
         if context.outputs is not None:
             gather(context)
-        self._count_step(slot)
+        context.count_step(context.optimizer_idx)
+        if slot.schedulers:
+            step_schedulers(slot, "step", slot.steps, context.read_metrics)
 
     # -- accumulation ----------------------------------------------------------------------------
 

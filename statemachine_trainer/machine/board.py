@@ -165,9 +165,9 @@ class SignalBoard:
     def state_dict(self) -> list[dict[str, Any]]:
         """Return how far the subscriptions that count have come (`every=` and `once=`)."""
         return [
-            {**_identity(one), "fired": one.fired, "spent": one.spent}
+            {**_identity(one), "fired": one.fired, "spent": one.spent, "interval": one.interval_state()}
             for one in self._subscriptions
-            if (one.active or one.spent) and (one.once or isinstance(one.every, int))
+            if (one.active or one.spent) and (one.once or one.every is not None)
         ]
 
     def load_state_dict(self, state: Iterable[Mapping[str, Any]]) -> None:
@@ -185,6 +185,7 @@ class SignalBoard:
                 continue
             saved.remove(found)
             one.fired, one.spent = found["fired"], found["spent"]
+            one.load_interval_state(found["interval"])
             if one.spent:
                 one.cancel()
 
@@ -316,11 +317,10 @@ def _signal_of_method(method: str) -> str:
 
 
 def _identity(one: Subscription) -> dict[str, Any]:
-    every = one.every if isinstance(one.every, int) else None
     return {
         "signal": one.name,
         "receiver": label_of(one.receiver),
-        "every": every,
+        "every": one.every if one.every is None or isinstance(one.every, int) else str(one.every),
         "once": one.once,
     }
 

@@ -321,6 +321,9 @@ class Driver:
                 edge = node.edges.get(event)
             except TypeError:  # the answer is nothing that a dict can look up
                 edge = None
+            if edge is not None and edge.plain:
+                self._node = node = edge.target
+                continue
             if edge is None or edge.guards:
                 edge = self._choose(node, event)
                 if edge is None:

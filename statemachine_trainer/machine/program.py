@@ -70,9 +70,10 @@ class Edge:
         guards: Conditions with the answer they must give.
         otherwise: The edge to try when a guard refuses.
         heard: Whether anybody listens to one of the signals.
+        plain: Whether there is nothing to ask and nothing to do on the way to the target.
     """
 
-    __slots__ = ("guards", "heard", "moment", "otherwise", "quiet", "steps", "target")
+    __slots__ = ("guards", "heard", "moment", "otherwise", "plain", "quiet", "steps", "target")
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Edge:
         self.guards = guards
         self.otherwise = otherwise
         self.heard = False
+        self.plain = not self.guards and not self.quiet
 
     def emissions(self) -> list[Emission]:
         """Return the signals of the edge in the order in which they fire."""
@@ -102,6 +104,7 @@ class Edge:
 
     def _refresh(self) -> None:
         self.heard = any(one.signal.receivers for one in self.emissions())
+        self.plain = not (self.heard or self.guards or self.quiet)
 
     def chosen(self) -> Edge | None:
         """Return this edge or the first alternative whose guards hold; None if none does."""

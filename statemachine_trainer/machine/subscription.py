@@ -112,6 +112,17 @@ class Subscription:
         """The signals it is connected to at present."""
         return list(self._signals)
 
+    def interval_state(self) -> Any:
+        """Return what an interval given as `every` remembers, if it can say so."""
+        remembered = getattr(self.every, "state_dict", None)
+        return None if remembered is None else remembered()
+
+    def load_interval_state(self, state: Any) -> None:
+        """Let the interval go on from what it remembered."""
+        load = getattr(self.every, "load_state_dict", None)
+        if load is not None and state is not None:
+            load(state)
+
     def label(self) -> str:
         """Return how `describe` prints the receiver."""
         options = [f"every={self.every}"] if self.every is not None else []

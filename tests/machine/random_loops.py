@@ -69,7 +69,7 @@ def loop_specs(draw: st.DrawFn, depth: int = 4, top: bool = True) -> LoopSpec:
     size = draw(st.integers(1 if depth > 1 else 2, 5 if top else 4))
     states = []
     for i in range(size):
-        if depth > 1 and draw(st.integers(0, 2)) == 0:
+        if depth > 1 and draw(st.integers(0, 4)) < 2:
             states.append(State(f"s{i}", inside=draw(loop_specs(depth - 1, top=False))))
         else:
             events = draw(st.lists(st.sampled_from(EVENTS), min_size=1, max_size=3, unique=True))
@@ -107,12 +107,13 @@ def extras(draw: st.DrawFn, states: list[State]) -> list[dict[str, Any]]:
     """Transitions of every kind: several sources, any source, internal, to itself, with conditions."""
     names = [s.name for s in states]
     made = []
-    for _ in range(draw(st.integers(0, 4))):
+    for _ in range(draw(st.integers(0, 5))):
         few = st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)
         source = draw(st.one_of(st.sampled_from(names), few, st.just("*")))
         given = [given_by(s) for s in states if source == "*" or s.name in source]
         events = set.union(*given) if source == "*" else set.intersection(*given)
-        trigger = draw(st.sampled_from(sorted(events) + list(POSTED)))
+        kinds = [sorted(events), POSTED] if events else [POSTED]
+        trigger = draw(st.sampled_from(draw(st.sampled_from(kinds))))
         dest = draw(st.one_of(st.sampled_from(names), st.just("="), st.none()))
         one: dict[str, Any] = {"trigger": trigger, "source": source, "dest": dest}
         kind = draw(st.sampled_from(["plain", "conditions", "unless", "both"]))

@@ -330,7 +330,7 @@ def test_events_declared_as_plain_str_are_refused() -> None:
 
 def test_an_annotation_that_names_nothing_is_refused() -> None:
     class Lost(Pair):
-        def second(self) -> Events:  # type: ignore[name-defined,override]  # noqa: F821
+        def second(self) -> Events:  # type: ignore[name-defined]  # noqa: F821
             return "done"
 
     refuse(Lost(), UndeclaredEvents, "'Events'", "'fit.second'", "run time")
