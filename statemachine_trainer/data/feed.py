@@ -188,6 +188,7 @@ class Feed:
                 "function: look for a next() without a default there, and raise another error."
             ) from stop
         if self.position == 0:
+            self._phase, self._advance = "begun", self._open  # Data may be put in, and tried again.
             self._refuse_empty()
         self._phase = "ended"
         self._advance = iter(()).__next__

@@ -125,7 +125,8 @@ class StreamReader(Reader):
             opened = self._open_after_the_end() if after_the_end else self._open_anew()
             loaded = None
         drained = loaded is not None and loaded["drained"]
-        self._loaded = loaded | {"inside": False, "complete": True} if loaded and drained else None
+        over = {"inside": False, "complete": True, "drained": False, "start": None}
+        self._loaded = loaded | over if loaded and drained else None
         self._complete = False
         self._was_read = True
         return opened

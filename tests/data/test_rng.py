@@ -84,7 +84,7 @@ def test_an_isolated_block_leaves_no_trace_even_if_it_raises() -> None:
 def test_asking_for_devices_initialises_none() -> None:
     assert devices_in_use() == ()
     assert rng_state(["cuda", "cuda:1", "xpu", "cpu"])["devices"] == {}
-    assert not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    assert not torch.cuda.is_initialized()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
@@ -92,7 +92,7 @@ def test_a_device_that_is_not_here_is_left_out_with_a_warning() -> None:
     state = rng_state() | {"devices": {"cuda:0": torch.zeros(16, dtype=torch.uint8)}}
     with pytest.warns(RngNotRestored, match="no cuda:0 here"):
         restore_rng(state)
-    assert not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    assert not torch.cuda.is_initialized()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

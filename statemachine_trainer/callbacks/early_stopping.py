@@ -1,0 +1,159 @@
+"""Ending a fit early, when a metric has stopped getting better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from statemachine_trainer.loops.errors import MissingMetric, SettingError
+from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.signals import Moment
+
+_ROOT: Final = "fit"
+
+
+class EarlyStopping:
+    """Posts `stop` when a metric has not improved for some time.
+
+    The fit ends as the graph says: with the epoch, and not before `min_epochs` and `min_steps`. A
+    value is looked at once: at the end of an epoch without validation nothing happens.
+
+    Example:
+        >>> stopping = EarlyStopping("val_loss", patience=3)
+        >>> stopping.monitor, stopping.mode
+        ('val_loss', 'min')
+
+    Args:
+        monitor: Name of the metric, as it was logged.
+        patience: So many looks in a row without an improvement end the fit; at least 1.
+        min_delta: By how much a value must be better than the best one to count as an improvement.
+        mode: "min" if smaller is better, "max" if larger is.
+        check: When to look: at "epoch_end" or at "validation_end".
+        check_finite: End the fit at once when the metric is NaN or infinite; else NaN is no
+            improvement, and an infinite value is what it is.
+
+    Attributes:
+        best: The best value so far; None before the first look.
+        best_epoch: Number of the epoch (from 0) in which it was seen.
+        waited: Looks since then.
+        reason: Why it asked the fit to stop, in words; None while it has not.
+
+    Raises:
+        SettingError: A setting out of its range.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        *,
+        patience: int = 3,
+        min_delta: float = 0.0,
+        mode: Literal["min", "max"] = "min",
+        check: Literal["epoch_end", "validation_end"] = "epoch_end",
+        check_finite: bool = True,
+    ) -> None:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise SettingError(f"EarlyStopping(patience={patience!r}): use a whole number from 1.")
+        if not 0 <= min_delta < math.inf:
+            raise SettingError(f"EarlyStopping(min_delta={min_delta!r}): use a number from 0.")
+        if mode not in ("min", "max"):
+            raise SettingError(f"EarlyStopping(mode={mode!r}): use 'min' or 'max'.")
+        if check not in ("epoch_end", "validation_end"):
+            raise SettingError(
+                f"EarlyStopping(check={check!r}): use 'epoch_end' or 'validation_end'."
+            )
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = min_delta
+        self.mode = mode
+        self.check = check
+        self.check_finite = check_finite
+        self.reset()
+        # The one method `on_<state>` that it has: a loop tree without the other state is fine.
+        setattr(self, f"on_{check}", self.look)
+
+    def reset(self) -> None:
+        """Forget everything, as at the beginning of a new run (or of a new fold)."""
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.waited = 0
+        self.reason: str | None = None
+        self._looked_at: tuple[int, int] | None = None
+
+    def on_fit(self, trainer: Any) -> None:
+        """Begin anew with a new run; where an ended fit is continued, with full patience."""
+        if trainer.context.counts.batch == 0:
+            self.reset()
+        self.waited, self.reason = 0, None
+
+    def look(self, trainer: Any, moment: Moment) -> None:
+        """Look at the metric, and post `stop` if it is time.
+
+        Raises:
+            MissingMetric: It was never logged.
+        """
+        if moment.path.partition(".")[0] != _ROOT:
+            return  # an evaluation by itself, which is no part of a training
+        value = self._new_value(trainer.context, trainer.metrics)
+        if value is None:
+            return
+        if self.check_finite and not math.isfinite(value):
+            self._stop(trainer, f"{self.monitor} is {value}")
+        elif self._improves(value):
+            self.best, self.best_epoch, self.waited = value, trainer.context.counts.epoch, 0
+        else:
+            self.waited += 1
+            if self.waited >= self.patience:
+                self._stop(trainer, self._why())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has seen so far, as plain data."""
+        return {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "waited": self.waited,
+            "reason": self.reason,
+            "looked_at": self._looked_at,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.best = state["best"]
+        self.best_epoch = state["best_epoch"]
+        self.waited = state["waited"]
+        self.reason = state["reason"]
+        looked_at = state["looked_at"]
+        self._looked_at = None if looked_at is None else tuple(looked_at)
+
+    def _new_value(self, context: Any, known: Mapping[str, float]) -> float | None:
+        """Return the value of the metric; None if it was looked at before, or is still to come."""
+        of_training = self.monitor in context.train_metrics
+        if self.check == "epoch_end" and not of_training and context.validation:
+            if context.validated_at is None or context.validated_at == self._looked_at:
+                return None
+            self._looked_at = context.validated_at
+        if self.monitor not in known:
+            raise MissingMetric(
+                f"EarlyStopping monitors {self.monitor!r}, which was not logged up to "
+                f"{self.check!r}. {suggest(self.monitor, known)}"
+            )
+        return known[self.monitor]
+
+    def _improves(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
+        if self.best is None:
+            return True
+        gain = self.best - value if self.mode == "min" else value - self.best
+        return gain > self.min_delta
+
+    def _why(self) -> str:
+        looks = "look" if self.waited == 1 else "looks"
+        best = "no number" if self.best is None else f"{self.best:.6g} in epoch {self.best_epoch}"
+        return f"{self.monitor} has not improved for {self.waited} {looks}; its best was {best}"
+
+    def _stop(self, trainer: Any, reason: str) -> None:
+        if self.reason is None:
+            self.reason = reason
+        trainer.stop()

@@ -1,0 +1,326 @@
+"""The demonstration: a small convolutional network learns handwritten digits.
+
+The data are scikit-learn's copy of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak,
+UCI Machine Learning Repository, 1998): 1797 pictures of 8 x 8 pixels, ten classes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from statemachine_trainer import __version__
+from statemachine_trainer.loops.log import log
+from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.observe import MetricsTable, Progress
+from statemachine_trainer.trainer import Trainer
+
+NEEDED_ACCURACY: Final = 0.97
+BATCH_SIZE: Final = 64
+_FILES: Final = ("metrics.json", "graph.mmd", "weights.safetensors", "run.json")
+
+
+class DemoDataMissing(StateMachineError):
+    """The package that has the data set is not installed."""
+
+
+class FolderInUse(StateMachineError):
+    """The folder for the run cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """The data in three parts, each with the classes in the same proportions.
+
+    Attributes:
+        train: Pairs of pictures (1, 8, 8) in [0, 1] and classes.
+        validation: The same, looked at after each epoch.
+        test: The same, looked at once.
+    """
+
+    train: TensorDataset
+    validation: TensorDataset
+    test: TensorDataset
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What a run of the demonstration found.
+
+    Attributes:
+        folder: Where the run was written.
+        validation_accuracy: After the last epoch.
+        test_accuracy: Of the same weights.
+        seconds: How long the fit took.
+    """
+
+    folder: Path
+    validation_accuracy: float
+    test_accuracy: float
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the network has learnt what it should."""
+        return min(self.validation_accuracy, self.test_accuracy) >= NEEDED_ACCURACY
+
+
+class DigitNet(nn.Module):
+    """Three convolutions with batch norm, dropout, and a linear layer: 26 thousand weights.
+
+    Args:
+        steps: Optimizer steps of the whole run, for the learning rate's one cycle (Smith & Topin,
+            "Super-convergence", 2018).
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Dropout2d(0.1),
+            nn.Conv2d(32, 64, 3, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(64 * 2 * 2, 10),
+        )
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the logits (batch, 10) of pictures (batch, 1, 8, 8)."""
+        logits: torch.Tensor = self.layers(pictures)
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """Return the loss of a batch."""
+        pictures, classes = batch
+        logits = self(pictures)
+        loss = F.cross_entropy(logits, classes, label_smoothing=0.05)
+        log("loss", loss, prog_bar=True)
+        log("accuracy", _accuracy(logits, classes))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log loss and accuracy of a batch."""
+        pictures, classes = batch
+        logits = self(pictures)
+        log("val_loss", F.cross_entropy(logits, classes))
+        log("val_accuracy", _accuracy(logits, classes))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the accuracy of a batch."""
+        pictures, classes = batch
+        log("test_accuracy", _accuracy(self(pictures), classes))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam with decoupled weight decay, its learning rate in one cycle."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=self.steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def load_digits(seed: int) -> Digits:
+    """Load the data: 70 % for training, 15 % for validation, 15 % for the test.
+
+    Raises:
+        DemoDataMissing: scikit-learn is not installed.
+    """
+    try:
+        from sklearn import datasets
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise DemoDataMissing(
+            "The demonstration trains on a data set of scikit-learn, which is not installed. "
+            "Install it: pip install 'statemachine-trainer[demo]'"
+        ) from error
+    pictures, classes = datasets.load_digits(return_X_y=True)
+    parts = []
+    rest, rest_classes = pictures, classes
+    for size in (round(0.15 * len(classes)), round(0.15 * len(classes))):
+        rest, part, rest_classes, part_classes = train_test_split(
+            rest, rest_classes, test_size=size, stratify=rest_classes, random_state=seed
+        )
+        parts.append(_dataset(part, part_classes))
+    return Digits(_dataset(rest, rest_classes), *parts)
+
+
+def run_demo(
+    *,
+    epochs: int = 12,
+    seed: int = 0,
+    out: Path | None = None,
+    quiet: bool = False,
+    say: Callable[[str], object] = print,
+) -> DemoResult:
+    """Train on the digits, and write the run into a folder.
+
+    Args:
+        epochs: Passes over the training data.
+        seed: Of the split, the weights, the order of the data and the dropout.
+        out: The folder; a new one below `runs` unless given.
+        quiet: Say nothing but the result.
+        say: Called with each line.
+
+    Raises:
+        DemoDataMissing: scikit-learn is not installed.
+        FolderInUse: The folder is a file, or has something else in it.
+    """
+    digits = load_digits(seed)
+    facts = {
+        "command": "smt demo",
+        "settings": {"epochs": epochs, "seed": seed, "batch_size": BATCH_SIZE},
+        "versions": _versions(),
+    }
+    folder = _prepare(out, facts)
+    torch.manual_seed(seed)
+    train = DataLoader(digits.train, batch_size=BATCH_SIZE, shuffle=True)
+    model = DigitNet(epochs * len(train))
+    table = MetricsTable(None if quiet else say)
+    trainer = Trainer(
+        max_epochs=epochs,
+        seed=seed,
+        callbacks=[table],
+        progress=False if quiet else Progress(table=False),
+    )
+    graph = trainer.graph().to_mermaid()
+    if not quiet:
+        _introduce(say, graph, digits, model, epochs)
+    began = time.monotonic()
+    trainer.fit(model, train, DataLoader(digits.validation, batch_size=256))
+    seconds = time.monotonic() - began
+    validation = dict(table.records[-1].validation)
+    test = trainer.test(model, DataLoader(digits.test, batch_size=256))
+    result = DemoResult(folder, validation["val_accuracy"], test["test_accuracy"], seconds)
+    _write(result, table, graph, model, facts)
+    if not quiet:
+        say("")
+    _conclude(say, result)
+    return result
+
+
+def _accuracy(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    return (logits.argmax(1) == classes).float().mean()
+
+
+def _dataset(pictures: Any, classes: Any) -> TensorDataset:
+    scaled = torch.as_tensor(pictures, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    return TensorDataset(scaled, torch.as_tensor(classes, dtype=torch.int64))
+
+
+def _prepare(out: Path | None, facts: dict[str, Any]) -> Path:
+    """Make the folder of the run, before any work is done that could be lost for want of it."""
+    folder = out if out is not None else _new_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(p.name for p in folder.iterdir() if p.name not in _FILES)
+        if others:
+            raise FolderInUse(
+                f"The folder {folder} has other files in it, such as {others[0]!r}. Name a new or "
+                "an empty one with --out."
+            )
+        _write_json(folder / "run.json", facts)
+    except OSError as error:
+        raise FolderInUse(
+            f"The run cannot be written to {folder}: {error.strerror}. Name another folder with "
+            "--out."
+        ) from error
+    return folder
+
+
+def _new_folder() -> Path:
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    taken = [
+        Path("runs") / f"demo-{now}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 99)))
+    ]
+    return next(path for path in taken if not path.exists())
+
+
+def _introduce(
+    say: Callable[[str], object], graph: str, digits: Digits, model: nn.Module, epochs: int
+) -> None:
+    sizes = [len(part) for part in (digits.train, digits.validation, digits.test)]
+    weights = sum(p.numel() for p in model.parameters())
+    say("The loop that trains, a state machine (Mermaid; a picture of it: https://mermaid.live):")
+    say("")
+    say(graph.rstrip("\n"))
+    say("")
+    say(
+        f"Handwritten digits: {sizes[0]} to train on, {sizes[1]} for validation, {sizes[2]} to test."
+    )
+    say(f"A convolutional network of {weights} weights, {epochs} epochs.")
+    say("")
+
+
+def _conclude(say: Callable[[str], object], result: DemoResult) -> None:
+    say(
+        f"Accuracy {result.validation_accuracy:.2%} in validation, {result.test_accuracy:.2%} in "
+        f"the test, after {result.seconds:.1f} s of training."
+    )
+    say(f"Written to {result.folder}: {', '.join(_FILES)}")
+
+
+def _write(
+    result: DemoResult, table: MetricsTable, graph: str, model: nn.Module, facts: dict[str, Any]
+) -> None:
+    folder = result.folder
+    found = {
+        "validation_accuracy": result.validation_accuracy,
+        "test_accuracy": result.test_accuracy,
+    }
+    _write_json(
+        folder / "metrics.json",
+        {"epochs": [asdict(record) for record in table.records], "result": found},
+    )
+    (folder / "graph.mmd").write_text(graph, encoding="utf-8")
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
+    save_file(weights, folder / "weights.safetensors")
+    _write_json(
+        folder / "run.json",
+        {
+            **facts,
+            "result": {**found, "seconds": round(result.seconds, 3)},
+            "device": str(next(model.parameters()).device),
+            "threads": torch.get_num_threads(),
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "statemachine_trainer": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "scikit-learn": importlib.metadata.version("scikit-learn"),
+        "platform": f"{sys.platform} {platform.machine()}",
+    }
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

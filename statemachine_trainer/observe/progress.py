@@ -1,0 +1,273 @@
+"""The progress of a run, shown while it goes on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.errors import LiveError
+
+from statemachine_trainer.machine.errors import UnknownSignal
+from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.signals import Moment
+from statemachine_trainer.observe.screens import Bar, Screen, screen_for
+from statemachine_trainer.observe.table import MetricsTable, format_clock, format_number
+
+if TYPE_CHECKING:
+    from statemachine_trainer.loops.context import Context
+    from statemachine_trainer.machine.board import SignalBoard
+    from statemachine_trainer.machine.subscription import Subscription
+
+_EVALUATIONS: Final = {
+    "sanity": "sanity check",
+    "validation": "validation",
+    "test": "test",
+    "predict": "prediction",
+}
+"""What the states of an evaluation are called (`sanity_start`, ...), and what people call it."""
+
+
+class Progress:
+    """Shows how far a run is: bars for epoch and evaluation, and a table of each epoch's metrics.
+
+    In a terminal and in a notebook; elsewhere it does nothing, and costs nothing: it listens to the
+    states of a run only while there is something to show. States that a tree of loops does not have
+    are left out. A loss is read, and the device waited for, only where a bar is redrawn. A step
+    shorter than that sees one comparison.
+
+    Args:
+        console: Where to show it; standard output unless given.
+        table: Show the table of metrics.
+        per_second: How often the bars are redrawn at most.
+        share: What part of the time redrawing may take; they are redrawn more seldom if need be.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        table: bool = True,
+        per_second: float = 10.0,
+        share: float = 0.02,
+    ) -> None:
+        self._console = console
+        self._shows_table = table
+        self._pause = 1.0 / per_second
+        self._costs = 1.0 / share - 1.0
+        self._table = MetricsTable()
+        self._screen: Screen | None = None
+        self._evaluation: _Evaluation | None = None
+        self._speed = _Speed()
+        self._due = 0.0
+
+    @contextmanager
+    def showing(self, trainer: Any) -> Iterator[None]:
+        """Show what a trainer does within the block; whatever ends it, the bars are taken away.
+
+        Within another such block of the same progress (an evaluation called by a hook) that one
+        goes on showing.
+        """
+        screen = None if self._screen is not None else screen_for(self._console)
+        if screen is None or not self._open(screen):
+            yield
+            return
+        self._speed = _Speed()
+        listening = self._subscribe(trainer.board)
+        try:
+            self._attempt(lambda: self._redraw(trainer.context))
+            yield
+        finally:
+            for subscription in listening:
+                subscription.cancel()
+            self._evaluation = None
+            self._close()
+
+    # -- what it listens to ----------------------------------------------------------------------
+
+    def _subscribe(self, board: SignalBoard) -> list[Subscription]:
+        """Listen to those of the states of training that the loops have, after all others.
+
+        So what others log at the end of an epoch is in the table.
+        """
+        receivers: dict[str, Callable[[Any, Moment], None]] = {
+            "*.epoch_start:exit": self._epoch_started,
+            "*.batch_end": self._batch_ends,
+            "*.epoch_end": self._epoch_ends,
+        }
+        for name in _EVALUATIONS:
+            receivers[f"*.{name}_start:exit"] = self._evaluation_started
+            receivers[f"*.{name}_step:exit"] = self._evaluated
+            receivers[f"*.{name}_end:exit"] = self._evaluation_ended
+        made = []
+        for signal, receiver in receivers.items():
+            try:
+                made.append(board.watch(signal, receiver))
+            except UnknownSignal:
+                continue
+        return made
+
+    def _epoch_started(self, trainer: Any, _moment: Moment) -> None:
+        if trainer.context.counts.epoch == 0:
+            self._table = MetricsTable()
+        self._speed.begin(trainer.context.counts.batch)
+        self._attempt(lambda: self._redraw(trainer.context))
+
+    def _batch_ends(self, trainer: Any, _moment: Moment) -> None:
+        if time.monotonic() < self._due:
+            return
+        context = trainer.context
+        self._speed.measure(context.counts.batch)
+        self._attempt(lambda: self._redraw(context))
+
+    def _epoch_ends(self, trainer: Any, _moment: Moment) -> None:
+        screen = self._screen
+        if self._shows_table and screen is not None:
+            self._table.on_epoch_end(trainer)
+            self._attempt(lambda: screen.grow(self._table))
+
+    def _evaluation_started(self, trainer: Any, moment: Moment) -> None:
+        self._evaluation = _Evaluation(trainer, moment.path)
+        self._attempt(lambda: self._redraw(trainer.context))
+
+    def _evaluated(self, trainer: Any, moment: Moment) -> None:
+        if self._evaluation is None:  # it was paused, or comes from a snapshot
+            self._evaluation = _Evaluation(trainer, moment.path)
+        else:
+            self._evaluation.done += 1
+        if time.monotonic() >= self._due:
+            self._attempt(lambda: self._redraw(trainer.context))
+
+    def _evaluation_ended(self, trainer: Any, _moment: Moment) -> None:
+        self._evaluation = None
+        self._speed.interrupt()
+        self._attempt(lambda: self._redraw(trainer.context))
+
+    # -- showing ---------------------------------------------------------------------------------
+
+    def _open(self, screen: Screen) -> bool:
+        try:
+            screen.open()
+        except (OSError, LiveError):  # the terminal is gone, or shows something else already
+            return False
+        self._screen, self._due = screen, 0.0
+        return True
+
+    def _close(self) -> None:
+        screen, self._screen = self._screen, None
+        if screen is not None:
+            self._close_quietly(screen)
+
+    def _attempt(self, show: Callable[[], None]) -> None:
+        """Show something. A terminal that went away ends the showing, not the training."""
+        try:
+            show()
+        except OSError:
+            self._close()
+
+    @staticmethod
+    def _close_quietly(screen: Screen) -> None:
+        try:
+            screen.close()
+        except OSError:
+            return
+
+    def _redraw(self, context: Context) -> None:
+        if self._screen is None:
+            return
+        began = time.monotonic()
+        bars = [] if context.train is None else [self._training(context)]
+        if self._evaluation is not None:
+            bars.append(self._evaluation.bar())
+        self._screen.draw(bars)
+        now = time.monotonic()
+        self._due = now + max(self._pause, self._costs * (now - began))
+
+    def _training(self, context: Context) -> Bar:
+        counts, limits = context.counts, context.limits
+        label = f"epoch {counts.epoch + 1}"
+        if limits.max_epochs is not None and math.isfinite(limits.max_epochs):
+            label = f"epoch {min(counts.epoch + 1, limits.max_epochs)}/{limits.max_epochs}"
+        if limits.max_steps is not None:
+            label += f", step {counts.step}/{limits.max_steps}"
+        total = counts.batches_per_epoch
+        notes = self._speed.notes(None if total is None else total - counts.batch_in_epoch)
+        notes += [f"{name} {format_number(value)}" for name, value in _newest(context).items()]
+        return Bar(label, counts.batch_in_epoch, total, "  ".join(notes))
+
+
+class _Speed:
+    """How fast batches are done, from one redraw to the next, smoothed."""
+
+    def __init__(self) -> None:
+        self._batch = 0
+        self._at: float | None = None
+        self._rate: float | None = None
+
+    def begin(self, batch: int) -> None:
+        """Measure from here on."""
+        self._batch, self._at = batch, time.monotonic()
+
+    def interrupt(self) -> None:
+        """Do not measure what was since the last time."""
+        self._at = None
+
+    def measure(self, batch: int) -> None:
+        """Note how many batches of the run are done."""
+        before, since = self._at, batch - self._batch
+        self.begin(batch)
+        if before is None or since <= 0 or self._at is None or self._at <= before:
+            return
+        rate = since / (self._at - before)
+        self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+
+    def notes(self, left: int | None) -> list[str]:
+        """Return the speed in words, and the time that the rest of the epoch takes."""
+        rate = self._rate
+        if rate is None:
+            return []
+        speed = f"{rate:.3g} batch/s" if rate >= 1 else f"{1 / rate:.3g} s/batch"
+        return [speed] if left is None else [speed, f"{format_clock(left / rate)} left"]
+
+
+class _Evaluation:
+    """How far a validation, test, prediction or sanity check is.
+
+    Args:
+        trainer: The trainer that runs it.
+        path: Path of its first state.
+    """
+
+    def __init__(self, trainer: Any, path: str) -> None:
+        around, _, state = path.rpartition(SEPARATOR)
+        driver = trainer.driver
+        loop = dict(driver.root.walk(driver.name)).get(around)
+        self.label = _EVALUATIONS[state.rpartition("_")[0]]
+        self.done: int = getattr(loop, "batches", 0)
+        self.total = _batches(loop, trainer.context)
+
+    def bar(self) -> Bar:
+        """Return it as a bar."""
+        return Bar(self.label, self.done, self.total)
+
+
+def _batches(loop: Any, context: Context) -> int | None:
+    """Return how many batches an evaluation has, over all its loaders; None if that is unknown."""
+    total = 0
+    for _, feed in context.validation:
+        most = loop.most_batches(feed) if hasattr(loop, "most_batches") else feed.length
+        if most is None:
+            return None
+        total += most
+    return total
+
+
+def _newest(context: Context) -> dict[str, float]:
+    """Return what a bar shows: what was logged for it, else the loss of the batch."""
+    logged = context.train_metrics.newest("prog_bar")
+    if logged or context.loss is None:
+        return logged
+    return {"loss": float(context.loss.detach())}

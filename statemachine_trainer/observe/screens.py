@@ -1,0 +1,164 @@
+"""Where progress is shown: the last lines of a terminal, or a cell of a notebook."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from statemachine_trainer.observe.table import MetricsTable
+
+_ROOM: Final = 4
+"""Columns left free beside a bar: a terminal writes `^C` there, and must not begin a new line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One line of progress.
+
+    Attributes:
+        label: What is under way, such as "epoch 2/10".
+        done: Batches done.
+        total: Batches there are; None if nobody knows.
+        notes: Speed, time and metrics.
+    """
+
+    label: str
+    done: int
+    total: int | None
+    notes: str = ""
+
+    @property
+    def count(self) -> str:
+        """How far it is, in digits."""
+        return f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
+
+
+class Screen(Protocol):
+    """Something that shows bars, and a table that grows above them."""
+
+    def open(self) -> None:
+        """Begin to show."""
+
+    def draw(self, bars: Sequence[Bar]) -> None:
+        """Show these bars in place of those before."""
+
+    def grow(self, table: MetricsTable) -> None:
+        """Show the newest row of a table."""
+
+    def close(self) -> None:
+        """Take the bars away and leave everything as it was; what the table shows stays."""
+
+
+class TerminalScreen:
+    """Bars in the last lines of a terminal, the table scrolling above them.
+
+    Drawn by whoever calls, never by a thread: workers of data loaders are forked at any time, and
+    would inherit a lock that a drawing thread holds.
+
+    Args:
+        console: Writes to the terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+
+    def open(self) -> None:
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._live.start()
+
+    def draw(self, bars: Sequence[Bar]) -> None:
+        if self._live is not None:
+            self._live.update(_as_rich(bars, self._console.width - _ROOM), refresh=True)
+
+    def grow(self, table: MetricsTable) -> None:
+        table.width = self._console.width
+        *head, row = table.new_lines()
+        for line in head:
+            self._console.print(Text(line, style="bold"), soft_wrap=True)
+        self._console.print(Text(row), soft_wrap=True)
+
+    def close(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+
+class NotebookScreen:
+    """The table and the bars in the output of a notebook's cell, as HTML that is replaced in place.
+
+    Asks for nothing but IPython, which every notebook has.
+    """
+
+    def __init__(self) -> None:
+        self._ipython: Any = None
+        self._handle: Any = None
+        self._table = ""
+        self._bars = ""
+
+    def open(self) -> None:
+        # Imported by name: it is installed where there is a notebook, and only there.
+        self._ipython = importlib.import_module("IPython.display")
+        self._table = self._bars = ""
+        self._handle = self._ipython.display(self._ipython.HTML(""), display_id=True)
+
+    def draw(self, bars: Sequence[Bar]) -> None:
+        self._bars = "".join(_as_html(bar) for bar in bars)
+        self._update()
+
+    def grow(self, table: MetricsTable) -> None:
+        self._table = table._repr_html_()
+        self._update()
+
+    def close(self) -> None:
+        self._bars = ""
+        self._update()
+        self._handle = None
+
+    def _update(self) -> None:
+        if self._handle is not None:
+            self._handle.update(self._ipython.HTML(self._table + self._bars))
+
+
+def screen_for(console: Console | None = None) -> Screen | None:
+    """Return what shows progress here; None where nobody would see it.
+
+    Args:
+        console: One that was chosen on purpose; its word counts (`force_interactive`). Otherwise
+            only a real terminal does: some build servers ask rich for colours in plain files.
+    """
+    if console is not None:
+        return TerminalScreen(console) if console.is_interactive else None
+    console = Console()
+    if console.is_jupyter:
+        return NotebookScreen() if importlib.util.find_spec("IPython") else None
+    real = console.is_interactive and console.file.isatty()
+    return TerminalScreen(console) if real else None
+
+
+def _as_rich(bars: Sequence[Bar], width: int) -> RenderableType:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.width = width
+    for _ in range(3):
+        grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for bar in bars:
+        drawn = ProgressBar(total=bar.total, completed=bar.done, width=24)
+        grid.add_row(Text(bar.label), drawn, Text(bar.count, style="bold"), Text(bar.notes))
+    return grid
+
+
+def _as_html(bar: Bar) -> str:
+    at = f'value="{bar.done}" max="{bar.total}"' if bar.total else ""
+    text = f"{bar.label} <progress {at}></progress> {bar.count} &nbsp; {html.escape(bar.notes)}"
+    return f'<div style="font-family: monospace; white-space: nowrap">{text}</div>'

@@ -1,0 +1,176 @@
+"""`FILE:OBJECT` on a command line: the loop or trainer in a user's file that is meant."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from statemachine_trainer.machine.errors import StateMachineError, suggest
+from statemachine_trainer.machine.graph import Graph, graph_of
+from statemachine_trainer.machine.loop import Loop
+
+
+class BadTarget(StateMachineError):
+    """What was named on the command line is not there, cannot be loaded, or is no loop."""
+
+
+def graph_of_target(target: str) -> Graph:
+    """Return the graph of what `FILE:OBJECT` names.
+
+    Args:
+        target: A path of a Python file or a dotted module, a colon, and the name (dots lead inside)
+            of a loop class, a loop, a trainer, or a function without arguments that makes one.
+
+    Raises:
+        BadTarget: There is no such file or object, or it is something else.
+        LoopDefinitionError: The loop tree does not hold together.
+    """
+    place, _, name = target.rpartition(":")
+    if not place or not name:
+        place, name = target.removesuffix(":"), ""
+    module = _load(place)
+    if not name:
+        raise BadTarget(
+            f"Say which object of {place} is meant: {place}:OBJECT. "
+            f"{suggest('', _candidates(module))}"
+        )
+    return _graph(_look_up(module, place, name), target)
+
+
+def _load(place: str) -> ModuleType:
+    is_path = place.endswith(".py") or "/" in place or "\\" in place
+    return _load_file(Path(place)) if is_path else _load_module(place)
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        folder = path.parent
+        near = [str(folder / p.name) for p in folder.glob("*.py")] if folder.is_dir() else []
+        raise BadTarget(
+            f"There is no file {path}. {suggest(str(path), near) if near else ''}".strip()
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise BadTarget(f"{path} is no Python file: its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    loader = spec.loader
+    # As `python FILE` does it: what lies beside the file can be imported.
+    sys.path.insert(0, str(path.parent.resolve()))
+    sys.modules.setdefault(path.stem, module)
+    _run_user_code(lambda: loader.exec_module(module), str(path))
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        near = [p.stem for p in Path.cwd().glob("*.py")]
+        hint = suggest(name, near) if near else ""
+        raise BadTarget(
+            f"There is no module {name!r} here or among the installed packages. {hint} A file is "
+            f"named with its ending: {name}.py:OBJECT."
+        )
+    module: ModuleType = _run_user_code(lambda: importlib.import_module(name), name)
+    return module
+
+
+def _look_up(module: ModuleType, place: str, name: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            where = place if found is module else f"{place}:{name.rpartition('.')[0]}"
+            known = _candidates(module) if found is module else _public(found)
+            raise BadTarget(f"{where} has no {part!r}. {suggest(part, known)}")
+        found = getattr(found, part)
+    return found
+
+
+def _graph(thing: Any, target: str) -> Graph:
+    """Return the graph of a loop or trainer, made by calling `thing` if need be."""
+    if callable(thing) and not isinstance(thing, Loop) and not _has_graph(thing):
+        _check_callable(thing, target)
+        thing = _run_user_code(thing, target)
+    if isinstance(thing, Graph):
+        return thing
+    if isinstance(thing, Loop):
+        return graph_of(thing, _name_of(thing))
+    if _has_graph(thing):
+        graph = _run_user_code(thing.graph, target)
+        if isinstance(graph, Graph):
+            return graph
+    raise BadTarget(
+        f"{target} is a {type(thing).__name__}, and has no graph. Name a loop class, a loop, a "
+        "trainer, or a function that makes one."
+    )
+
+
+def _check_callable(thing: Callable[..., Any], target: str) -> None:
+    try:
+        signature = inspect.signature(thing)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind()
+    except TypeError:
+        raise BadTarget(
+            f"{target}{signature} needs arguments, and is called without any. Give them defaults, "
+            "or name a function that makes the loop or trainer."
+        ) from None
+
+
+def _run_user_code(function: Callable[[], Any], where: str) -> Any:
+    """Call code of the user; a mistake in it becomes one line that says where it is.
+
+    What it prints goes to standard error: standard output is the graph's.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return function()
+    except StateMachineError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        last = next((f for f in reversed(frames) if "importlib" not in f.filename), None)
+        at = f" ({last.filename}, line {last.lineno})" if last is not None else ""
+        raise BadTarget(f"{where} raised {type(error).__name__}: {error}{at}") from error
+
+
+def _has_graph(thing: Any) -> bool:
+    return not isinstance(thing, type) and callable(getattr(thing, "graph", None))
+
+
+def _candidates(module: ModuleType) -> list[str]:
+    """Return the names in a module that may be meant."""
+    found = []
+    for name in _public(module):
+        value = getattr(module, name)
+        own = f"{getattr(value, '__module__', '')}.".startswith(f"{module.__name__}.")
+        made = isinstance(value, Loop) or _has_graph(value)
+        makes = inspect.isfunction(value) or (isinstance(value, type) and issubclass(value, Loop))
+        if made or (own and makes):
+            found.append(name)
+    return found
+
+
+def _public(thing: Any) -> list[str]:
+    return [name for name in dir(thing) if not name.startswith("_")]
+
+
+def _name_of(loop: Loop) -> str:
+    """Return a name for the root: `EpochLoop` is "epoch"."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", type(loop).__name__)
+    name = "_".join(word.lower() for word in words if word != "Loop")
+    return name if name.isidentifier() else "loop"
