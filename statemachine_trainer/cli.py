@@ -6,6 +6,7 @@ Nothing here imports torch before a command needs it, so that help and mistakes 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import traceback
 from enum import StrEnum
@@ -158,6 +159,50 @@ def graph(
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {error.strerror}.") from error
+
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+
+
+@app.command()
+def resume(
+    run: Run,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with a run: start its command again, where it was started.
+
+    Where the script says nothing of resuming, its first `fit` goes on from the newest checkpoint.
+    Signals and exit code are those of the script.
+    """
+    from statemachine_trainer import runs
+
+    if not dry:
+        runs.resume(run)
+    command, folder = runs.resume_command(run)
+    typer.echo(
+        f"cd {shlex.quote(str(folder))} && {runs.RESUME_VARIABLE}=auto {shlex.join(command)}"
+    )
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or one checkpoint of it.")],
+    whole: Annotated[
+        bool, typer.Option("--check", help="Read every byte of every checkpoint of the run.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Print what the folder of a run, or a checkpoint, holds.
+
+    The exit code is 1 if there is damage.
+    """
+    from rich.console import Console
+
+    from statemachine_trainer.inspection import inspect as print_contents
+
+    if not print_contents(path, Console(soft_wrap=True), whole=whole):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -98,7 +98,11 @@ def _unpacked(saved: Any) -> torch.Tensor:
     if isinstance(saved, torch.Tensor):
         return saved
     return torch.sparse_coo_tensor(
-        saved["indices"], saved["values"], saved["size"], is_coalesced=saved["coalesced"]
+        saved["indices"],
+        saved["values"],
+        saved["size"],
+        is_coalesced=saved["coalesced"],
+        check_invariants=True,
     )
 
 

@@ -1,0 +1,496 @@
+"""Checkpoints of a run: when they are written, and where a run finds the one to go on from."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from statemachine_trainer import runs
+from statemachine_trainer.callbacks.interruption import (
+    WARNINGS,
+    Heed,
+    Interrupted,
+    heeding,
+    raise_interruption,
+)
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.every import Ticker, parse_interval
+from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.errors import NotStarted, UnknownSignal
+from statemachine_trainer.machine.subscription import Subscription
+from statemachine_trainer.snapshot import (
+    Best,
+    Loaded,
+    NotACheckpoint,
+    Retention,
+    Store,
+    Unwritable,
+    WriteFailed,
+)
+from statemachine_trainer.snapshot.retention import Kept
+from statemachine_trainer.snapshot.weights import load_checkpoint
+
+__all__ = [
+    "WARNINGS",
+    "Checkpoints",
+    "EarlierRun",
+    "Interrupted",
+    "NoCheckpoint",
+    "find_checkpoint",
+]
+
+_log = logging.getLogger(__name__)
+_LAST = -1000
+_BATCH_IN_FLIGHT = re.compile(r"context\.in_flight\.(batch|splits?|kept_hiddens|output|loss)\b")
+
+
+class NoCheckpoint(NotACheckpoint):
+    """A run was to be resumed and there is no checkpoint to go on from."""
+
+
+class EarlierRun(NotACheckpoint):
+    """A run begins anew in a folder that holds the checkpoints of another one."""
+
+
+class Host(Protocol):
+    """What checkpoints need of a trainer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state of the fit."""
+        ...
+
+    def on(self, name: Any, receiver: Callable[..., Any], /, **options: Any) -> Any:
+        """Subscribe."""
+        ...
+
+
+class Checkpoints:
+    """Writes checkpoints of a fit into the folder of a run, at boundaries only.
+
+    A checkpoint that is due at a validation's step is written after that validation. A batch in
+    flight that cannot be written down (an object of a class of one's own) postpones it until the
+    batch is done. Where retention keeps the best by a metric, one is also written whenever this
+    metric has just been measured and is among the best: only then are metric and weights of one
+    moment.
+
+    One run at a time writes to a folder. Beside the checkpoints it holds `run.json`, the record of
+    how the run was started.
+
+    Args:
+        folder: Where; made when the run begins.
+        every: How often: an interval such as "10min", 500 (batches), "1 epoch", `every(100, "step")`.
+        retention: Which are kept; the last three unless told otherwise.
+        background: Write in a thread; the run waits for the copy only. A write that fails raises at
+            the next one, or at the end of the run.
+        at_end: Write one when the fit has ended.
+        on_signals: Stop with a checkpoint on SIGTERM, SIGUSR1 and Ctrl-C while `fit` or `run` is
+            running in the main thread; a second Ctrl-C stops at once. A signal that you handle
+            yourself is left to you.
+
+    Attributes:
+        store: The store that holds them.
+        last: The folder of the last one written; None if there is none yet.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every: object = "1 epoch",
+        retention: Retention | None = None,
+        background: bool = False,
+        at_end: bool = True,
+        on_signals: bool = True,
+    ) -> None:
+        from statemachine_trainer import __version__
+
+        ours = {"statemachine_trainer": __version__}
+        self.store = Store(Path(folder), retention=retention, background=background, versions=ours)
+        self.every = parse_interval(every, "every")
+        self.at_end = at_end
+        self.on_signals = on_signals
+        self.last: Path | None = None
+        self._ticker = Ticker(self.every)
+        self._due = False
+        self._epoch_ended: tuple[int, int] | None = None
+        self._postponed_at: int | None = None
+        self._handling = self._stopped = False
+        self._heed: Heed | None = None
+        self._host: Host | None = None
+        self._driver: Driver | None = None
+        self._subscriptions: list[Subscription] = []
+
+    # -- when ------------------------------------------------------------------------------------
+
+    def attach(self, host: Host, driver: Driver) -> None:
+        """Listen to the loops of a fit; called again, to those that it has now.
+
+        Where they have no `batch_end`, which tells that something was counted, it is asked at each
+        boundary whether a checkpoint is due.
+
+        Raises:
+            SettingError: They belong to another trainer.
+        """
+        if self._host is not None and self._host is not host:
+            raise SettingError(
+                f"The Checkpoints of {str(self.store.root)!r} belong to another trainer. Make one for each."
+            )
+        self._host, self._driver = host, driver
+        for one in self._subscriptions:
+            one.cancel()
+        self._subscriptions = []
+        root = driver.name
+        if self._listen(f"{root}*.batch_end", self._look):
+            if not self._listen(f"{root}*.batch_start", self._write_if_due):
+                self._listen(f"{root}*.batch_end:exit", self._write_if_due)
+        else:
+            self._listen(f"{root}.*", self._look_and_write)
+        self._listen(f"{root}*.validation_end:exit", self._validated)
+        self._listen(f"{root}*.epoch_end", self._epoch_ends)
+        self._listen(f"{root}*.epoch_end:exit", self._epoch_has_ended)
+        self._listen(f"{root}:exit", self._fit_has_ended)
+
+    def _listen(self, name: str, receiver: Callable[[], None]) -> bool:
+        assert self._host is not None
+        try:
+            self._subscriptions.append(self._host.on(name, receiver, priority=_LAST))
+        except UnknownSignal:
+            return False  # a tree of one's own lacks the state
+        return True
+
+    def write(self) -> None:
+        """Write a checkpoint at the next boundary that can be written down (at this one, if at rest).
+
+        Raises:
+            NotStarted: There is no fit whose state could be written.
+        """
+        driver = self._running
+        if driver.path is None and driver.outcome is None:
+            raise NotStarted("There is nothing to write before a fit was started.")
+        driver.at_boundary(self._write)
+
+    def _look(self, ended: Literal["epoch", "run"] | None = None) -> None:
+        context = self._context
+        if self.every.unit == "second":
+            context.read_clock()
+        if self._ticker.due(context.counts, ended):
+            self._due = True
+
+    def _write_if_due(self) -> None:
+        if self._due:
+            self._running.at_boundary(self._write_due)
+
+    def _look_and_write(self) -> None:
+        self._look()
+        self._write_if_due()
+
+    def _validated(self) -> None:
+        self._due = self._due or self._is_among_the_best(self._context.validation_metrics)
+        self._write_if_due()
+
+    def _epoch_ends(self) -> None:
+        self._look("epoch")  # a fraction of an epoch counts its end before the epoch is counted
+
+    def _epoch_has_ended(self) -> None:
+        context = self._context
+        self._epoch_ended = context.moment
+        self._look()
+        self._due = self._due or self._is_among_the_best(context.train_metrics)
+        self._write_if_due()
+
+    def _fit_has_ended(self) -> None:
+        self._look("run")
+        if self.at_end or self._due:
+            self._running.at_boundary(self._write_due)
+
+    # -- what ------------------------------------------------------------------------------------
+
+    def _write_due(self) -> None:
+        if self._due or self._running.path is None:
+            self._due = False
+            self._write()
+
+    def _write(self) -> None:
+        if not self._has_written():
+            self._running.at_boundary(self._write)
+
+    def _has_written(self) -> bool:
+        """Write one, unless the batch in flight cannot be written down and will soon be gone."""
+        host, counts = self._host, self._context.counts
+        assert host is not None
+        name = f"step-{counts.step:08d}"
+        if counts.batch != counts.step:  # else a later batch of the step would replace this one
+            name += f"-batch-{counts.batch:08d}"
+        try:
+            self.last = self.store.save(host.state_dict(), name=name, metadata=self._metadata())
+        except Unwritable as error:
+            if _BATCH_IN_FLIGHT.match(error.where) is None or not self._may_postpone():
+                self._postponed_at = None
+                raise
+            return False
+        self._postponed_at = None
+        return True
+
+    def _may_postpone(self) -> bool:
+        """Whether the batch in flight will be gone soon: not if it has outlived the next one."""
+        batch = self._context.counts.batch
+        if self._postponed_at is None:
+            self._postponed_at = batch
+        return self._running.path is not None and batch <= self._postponed_at + 1
+
+    def _metadata(self) -> dict[str, Any]:
+        context = self._context
+        counts = context.counts
+        now = self._metrics()
+        return {
+            "state": self._running.path,
+            "epoch": counts.epoch,
+            "batch": counts.batch,
+            "batch_in_epoch": counts.batch_in_epoch,
+            "step": counts.step,
+            "seconds": context.read_clock(),
+            "metrics": now,
+            "earlier_metrics": {n: v for n, v in context.results.items() if n not in now},
+        }
+
+    def _metrics(self) -> dict[str, float]:
+        """The metrics that were measured at this very moment of the run, with these weights."""
+        context = self._context
+        validated = context.validated_at == context.moment
+        ended = self._epoch_ended == context.moment
+        of_training = set(context.train_metrics)  # names: asking for a value waits for the device
+        return {
+            name: value
+            for name, value in context.results.items()
+            if (ended if name in of_training else validated)
+        }
+
+    def _is_among_the_best(self, measured: Iterable[str]) -> bool:
+        """Whether a checkpoint of this moment would be kept for a metric that was just measured."""
+        best, measured = self.store.retention.best, set(measured)
+        rules = [
+            rule
+            for rule in (best if isinstance(best, tuple) else (best,))
+            if rule.metric in measured
+        ]
+        return bool(rules) and self._would_be_kept(rules)
+
+    def _would_be_kept(self, rules: list[Best]) -> bool:
+        self.store.wait()
+        present = [one for one in self.store.list() if one.damage is None]
+        candidates: list[Kept] = [
+            *present,
+            _Candidate(datetime.now(UTC), {"metrics": self._metrics()}),
+        ]
+        return any(len(present) in rule.choose(candidates) for rule in rules)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the interval remembers, and which limit ended the fit, if one did."""
+        ended = self._driver is not None and self._driver.path is None
+        return {
+            "interval": repr(self.every),
+            "ticker": dict(self._ticker.state_dict()),
+            "due": self._due,
+            "epoch_ended": self._epoch_ended,
+            "limit": self._context.limit_reached if ended else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go on as the saved run would have; with another interval, count from here on.
+
+        Args:
+            state: What `state_dict` returned; None if the run was saved without checkpoints.
+        """
+        self.begin()
+        if state is None or state["interval"] != repr(self.every):
+            self._ticker = Ticker(self.every, self._context.counts)
+        else:
+            self._ticker.load_state_dict(state["ticker"])
+            self._due = state["due"]
+        if state is not None:
+            ended = state["epoch_ended"]
+            self._epoch_ended = None if ended is None else tuple(ended)
+
+    def begin(self) -> None:
+        """Forget what the interval remembers: a new run begins."""
+        self._ticker = Ticker(self.every)
+        self._due, self._epoch_ended, self._postponed_at = False, None, None
+
+    # -- the folder of the run -------------------------------------------------------------------
+
+    def find(self, resume: str | Path) -> Loaded | None:
+        """Find the checkpoint to go on from.
+
+        Args:
+            resume: "auto" (the newest one here, None if there is none yet), a folder of checkpoints, or
+                one checkpoint.
+
+        Raises:
+            NoCheckpoint: There is none at the place that was named.
+        """
+        return find_checkpoint(self.store, resume)
+
+    def check_folder(self, loaded: Loaded | None) -> None:
+        """Refuse the checkpoints of another run: retention would delete, and `auto` resume, the wrong ones.
+
+        Args:
+            loaded: The checkpoint that the run goes on from; None if it begins.
+
+        Raises:
+            EarlierRun: The folder has some, and this run does not go on from one of them.
+        """
+        self.store.wait()
+        root = self.store.root
+        goes_on = loaded is not None and loaded.path.resolve().parent == root.resolve()
+        if not goes_on and self.store.list():
+            raise EarlierRun(
+                f"{str(root)!r} holds the checkpoints of an earlier run. Go on with it: fit(..., "
+                'resume="auto"); set it aside: fit(..., restart=True); or choose another folder.'
+            )
+
+    def note_start(self, loaded: Loaded | None, *, restart: bool = False) -> None:
+        """Begin a run, or go on with one, and write that into its record.
+
+        Args:
+            loaded: The checkpoint that it goes on from; None if it begins.
+            restart: Set aside what an earlier run left in the folder.
+
+        Raises:
+            BadRecord: It cannot be written.
+        """
+        if loaded is not None and self._running.path is None:
+            return  # it had ended
+        if loaded is not None:
+            runs.note(self.store.root, "resumed", self.store.versions, checkpoint=str(loaded.path))
+            return
+        self.begin()
+        aside = runs.set_aside(self.store) if restart else None
+        facts = {} if aside is None else {"earlier": aside.name}
+        runs.note(self.store.root, "started", self.store.versions, **facts)
+
+    def _note_end(self, event: str, **facts: runs.Facts) -> None:
+        """Write into the record; a full disk is no reason to lose what is going on."""
+        try:
+            runs.note(self.store.root, event, self.store.versions, **facts)
+        except runs.BadRecord as error:
+            _log.warning("%s", error)
+
+    # -- signals of the system -------------------------------------------------------------------
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Heed the signals of the system while the block runs the fit; then wait for the disk.
+
+        Raises:
+            Interrupted: One came; the machine stands at the boundary that was written.
+        """
+        self._stopped = False
+        with heeding(self._ask_to_stop) if self.on_signals else _deaf() as heed:
+            self._heed = heed
+            try:
+                yield
+                if heed.signum is not None and not self._stopped:
+                    self._stop_at_rest()
+                self.store.wait()
+            except BaseException as error:
+                self._note_end("failed", error=f"{type(error).__name__}: {error}"[:500])
+                raise
+            finally:
+                self._heed = None
+        if heed.signum is not None:
+            self._running.take_pause()  # it stands still: a pause would end the next `run` at once
+            self._note_end("stopped", signal=heed.signum, checkpoint=str(self.last))
+            _log.warning("%s", Interrupted(heed.signum, self.last))
+            raise_interruption(heed.signum, self.last)
+        if self._running.path is None:
+            self._note_end("ended", outcome=self._running.outcome)
+
+    def _ask_to_stop(self) -> None:
+        """Called by the handler: the work is done at the next boundary, never at whatever line was running."""
+        self._handling = True
+        try:
+            self._running.at_boundary(self._stop)
+        finally:
+            self._handling = False
+
+    def _stop(self) -> None:
+        driver = self._running
+        if self._heed is None or self._heed.signum is None:
+            return  # an error was faster, and the run that was to be stopped is over
+        if self._handling:  # the machine is at rest, about to run, or it has just returned
+            driver.pause()
+            return
+        try:
+            self.store.wait()
+        except WriteFailed as error:  # of the one before: this one is wanted all the more
+            warnings.warn(f"{error}", RuntimeWarning, stacklevel=2)
+        if self._has_written():
+            self._stopped = True
+            driver.pause()
+        else:
+            driver.at_boundary(self._stop)
+
+    def _stop_at_rest(self) -> None:
+        """Write a checkpoint after a signal that came when the machine was not running."""
+        driver = self._running
+        if driver.path is None and self.at_end:
+            return  # the fit had ended, and that was written
+        driver.at_boundary(self._stop)
+        while not self._stopped and driver.path is not None:
+            driver.run()
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    @property
+    def _running(self) -> Driver:
+        """The driver of the fit, whatever else the trainer runs just now."""
+        if self._driver is None:
+            raise NoCheckpoint("These checkpoints belong to no trainer: Trainer(checkpoints=...).")
+        return self._driver
+
+    @property
+    def _context(self) -> Context:
+        context: Context = self._running.context
+        return context
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A checkpoint that might be written."""
+
+    created: datetime
+    metadata: dict[str, object]
+
+
+@contextmanager
+def _deaf() -> Iterator[Heed]:
+    yield Heed(lambda: None)
+
+
+def find_checkpoint(store: Store | None, resume: str | Path) -> Loaded | None:
+    """Find a checkpoint: "auto", a folder of checkpoints, or a checkpoint.
+
+    Raises:
+        NoCheckpoint: There is none at the place that was named, or "auto" without a store.
+    """
+    if resume == "auto":
+        if store is None:
+            raise NoCheckpoint(
+                'resume="auto" needs a place to look: Trainer(checkpoints="runs/name").'
+            )
+        store.wait()
+        return store.newest()
+    try:
+        return load_checkpoint(resume)
+    except NotACheckpoint as error:
+        raise NoCheckpoint(str(error)) from None
