@@ -1,0 +1,120 @@
+"""Resuming in another interpreter, from a checkpoint on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from statemachine_trainer.snapshot import Store
+from statemachine_trainer.testing.address import Address
+from statemachine_trainer.testing.errors import FreshProcessFailed
+from statemachine_trainer.testing.recording import Recording, seed_all
+from statemachine_trainer.testing.runs import Run
+
+_MODULE = "statemachine_trainer.testing.process"
+_RUN, _END, _RESULT = "run", "end", "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A run that went through other processes to its end.
+
+    Attributes:
+        signals: Signals fired since the first stop.
+        end: The state at the end.
+        outcome: How the fit ended.
+        metrics: The metrics at the end.
+    """
+
+    signals: list[str]
+    end: dict[str, Any]
+    outcome: str | None
+    metrics: dict[str, float]
+
+
+def run_in_processes(recording: Recording, stops: Sequence[int]) -> Ended:
+    """Stop at each of the stops, go on in a process of its own from each, and return the end.
+
+    Raises:
+        FreshProcessFailed: One of the processes ended with an error, which is in the message.
+    """
+    address = Address.of(recording.make_trainer)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        first = recording.document(stops[0]).tree()
+        Store(place / _RUN).save(first, name=_name(stops[0]))
+        signals: list[str] = []
+        result: dict[str, Any] = {}
+        for position, until in zip(stops, [*stops[1:], None], strict=True):
+            result = _go_on(address, place, position, until)
+            signals += result["signals"]
+        loaded = Store(place / _END).newest()
+        assert loaded is not None
+        end: Any = loaded.tree
+    return Ended(signals, end["state"], result["outcome"], end["metrics"])
+
+
+def _go_on(address: Address, folder: Path, position: int, until: int | None) -> dict[str, Any]:
+    """Start the process that goes on from the newest checkpoint, and wait for it."""
+    request = {
+        "make_trainer": dataclasses.asdict(address),
+        "folder": str(folder),
+        "position": position,
+        "until": until,
+        "threads": torch.get_num_threads(),
+    }
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", _MODULE],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        raise FreshProcessFailed(
+            f"The process that was to go on from boundary {position} ended with status "
+            f"{done.returncode}:\n{done.stderr.strip()}"
+        )
+    result: dict[str, Any] = json.loads((folder / _RESULT).read_text())
+    return result
+
+
+def main() -> None:
+    """Be the fresh process: go on, up to the next stop or to the end, and write it all down."""
+    request = json.loads(sys.stdin.read())
+    folder, position, until = Path(request["folder"]), request["position"], request["until"]
+    torch.set_num_threads(request["threads"])
+    make_trainer = Address(**request["make_trainer"]).find()
+    loaded = Store(folder / _RUN).newest()
+    assert loaded is not None
+    seed_all(position + 1)
+    state: Any = loaded.tree
+    run = Run(make_trainer, state, position)
+    if until is None:
+        run.finish()
+        end = {"state": run.state(), "metrics": dict(run.trainer.metrics)}
+        Store(folder / _END).save(end, name="end")
+    else:
+        run.go_to(until)
+        Store(folder / _RUN).save(run.trainer.state_dict(), name=_name(until))
+    result = {"signals": run.signals, "outcome": run.trainer.driver.outcome}
+    (folder / _RESULT).write_text(json.dumps(result))
+
+
+def _name(position: int) -> str:
+    return f"boundary-{position}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""A training set-up as plain data, and the trainer that it describes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import LBFGS, SGD, Adam, Optimizer
+from torch.optim import lr_scheduler as schedulers
+from torch.utils.data import DataLoader
+
+from statemachine_trainer.loops import every
+from statemachine_trainer.testing import specimens
+from statemachine_trainer.trainer import Trainer
+
+Optimization = Literal["sgd", "momentum", "adam", "two", "frequencies", "lbfgs", "manual"]
+Schedule = Literal[
+    "none", "step", "multistep", "epoch", "plateau", "onecycle", "restarts", "lambda", "sequential"
+]
+Data = Literal["map", "sampler", "list", "stream", "stateful stream"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A small training set-up. All of it is plain, so that a failing one can be read and repeated.
+
+    Attributes:
+        optimization: Which optimizers, and who steps them.
+        schedule: The learning rate scheduler of the first optimizer.
+        accumulate: `[(from_epoch, number), ...]`.
+        split_steps: Time steps in a split, with a recurrent model; None for whole batches.
+        validate_every: `[number, unit]`, of which a float with "epoch" is a fraction.
+        validation_loaders: How many.
+        sanity_batches: Validation batches tried before the first epoch.
+        data: Kind of the training data.
+        samples: Number of training samples.
+        augment: Whether reading a sample draws random numbers.
+        workers: Workers of the training loader.
+        norm: With batch normalisation.
+        dropout: With dropout.
+        precision: "32" or "bf16".
+        clip_norm: Largest norm of the gradients; None for no clipping.
+        nan_at: Batch of each epoch whose loss is NaN and is skipped; None for none.
+        gather_outputs: Whether the outputs of an epoch are kept.
+        stateful_callback: With a callback that has a state.
+        stop_at: Batch after which a callback posts `stop`; None for never.
+        max_epochs: Epochs at most.
+        max_steps: Optimizer steps at most; None for no limit.
+        seed: Of the trainer.
+        seed_samples: See `Trainer`.
+    """
+
+    optimization: Optimization = "adam"
+    schedule: Schedule = "none"
+    accumulate: list[tuple[int, int]] | None = None
+    split_steps: int | None = None
+    validate_every: list[Any] | None = None
+    validation_loaders: int = 1
+    sanity_batches: int = 0
+    data: Data = "map"
+    samples: int = 20
+    augment: bool = True
+    workers: int = 0
+    norm: bool = True
+    dropout: bool = True
+    precision: str = "32"
+    clip_norm: float | None = None
+    nan_at: int | None = None
+    gather_outputs: bool = False
+    stateful_callback: bool = False
+    stop_at: int | None = None
+    max_epochs: int = 2
+    max_steps: int | None = None
+    seed: int | None = 0
+    seed_samples: bool | None = None
+
+    @property
+    def make_trainer(self) -> Callable[[], Trainer]:
+        """Builds everything anew and returns a started trainer, also in another process."""
+        return functools.partial(build, **asdict(self))
+
+    def __repr__(self) -> str:
+        changed = {
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if getattr(self, one.name) != one.default
+        }
+        return f"Setup({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+
+def build(**plain: Any) -> Trainer:
+    """Build the trainer that a set-up describes, and start it."""
+    setup = Setup(**plain)
+    trainer = Trainer(
+        callbacks=_callbacks(setup),
+        precision=setup.precision,
+        seed=setup.seed,
+        seed_samples=setup.seed_samples if setup.data in ("map", "sampler") else None,
+        progress=False,
+        max_epochs=setup.max_epochs,
+        max_steps=setup.max_steps,
+        sanity_batches=setup.sanity_batches,
+        split_steps=setup.split_steps,
+        gather_outputs=setup.gather_outputs,
+        **_of_optimization(setup),
+        validate_every=every(*setup.validate_every or [1.0, "epoch"]),
+    )
+    model = _model(setup)
+    trainer.start(model, _training_data(setup), _validation_data(setup))
+    return trainer
+
+
+def _callbacks(setup: Setup) -> list[object]:
+    found: list[object] = [specimens.Stumbling()] if setup.stateful_callback else []
+    return found + ([] if setup.stop_at is None else [specimens.StopAt(setup.stop_at)])
+
+
+def _of_optimization(setup: Setup) -> dict[str, Any]:
+    if setup.optimization == "manual":
+        return {}
+    settings: dict[str, Any] = {"clip_norm": setup.clip_norm}
+    if setup.accumulate is not None and setup.optimization != "lbfgs":
+        settings["accumulate"] = dict(setup.accumulate)
+    if setup.nan_at is not None:
+        settings["nonfinite_loss"] = "skip"
+    return settings
+
+
+def _model(setup: Setup) -> nn.Module:
+    configure = functools.partial(_configure, setup)
+    if setup.split_steps is not None:
+        return specimens.Recurrent(dropout=setup.dropout, configure=configure)
+    kinds = {"two": specimens.Pair, "frequencies": specimens.Pair, "manual": specimens.ByHand}
+    return kinds.get(setup.optimization, specimens.Net)(
+        norm=setup.norm, dropout=setup.dropout, nan_at=setup.nan_at, configure=configure
+    )
+
+
+def _configure(setup: Setup, model: Any) -> Any:
+    if setup.optimization in ("two", "frequencies"):
+        optimizers = [Adam(model.body.parameters(), lr=0.02), _momentum(model.head.parameters())]
+        configs: list[dict[str, Any]] = [{"optimizer": one} for one in optimizers]
+        if setup.optimization == "frequencies":
+            configs[0]["frequency"], configs[1]["frequency"] = 2, 1
+        _add_schedule(setup, configs[0])
+        return configs
+    config: dict[str, Any] = {"optimizer": _optimizer(setup, model)}
+    _add_schedule(setup, config)
+    return config
+
+
+def _optimizer(setup: Setup, model: nn.Module) -> Optimizer:
+    parameters = model.parameters()
+    if setup.optimization == "lbfgs":
+        return LBFGS(parameters, lr=0.1, max_iter=3, history_size=3)
+    if setup.optimization == "sgd":
+        return SGD(parameters, lr=0.1)
+    if setup.optimization == "momentum":
+        return _momentum(parameters)
+    return Adam(parameters, lr=0.02)
+
+
+def _momentum(parameters: Any) -> Optimizer:
+    return SGD(parameters, lr=0.05, momentum=0.9, nesterov=True)
+
+
+def _add_schedule(setup: Setup, config: dict[str, Any]) -> None:
+    if setup.schedule == "none":
+        return
+    made, interval = _schedule(setup.schedule, config["optimizer"])
+    config["lr_scheduler"] = {"scheduler": made, "interval": interval}
+    if setup.schedule == "plateau":
+        config["lr_scheduler"] |= {"monitor": "loss", "strict": False}
+
+
+def _schedule(kind: Schedule, optimizer: Optimizer) -> tuple[Any, str]:
+    if kind == "step":
+        return schedulers.StepLR(optimizer, 2), "step"
+    if kind == "multistep":
+        return schedulers.MultiStepLR(optimizer, [1, 3, 3]), "step"
+    if kind == "epoch":
+        return schedulers.ExponentialLR(optimizer, 0.7), "epoch"
+    if kind == "plateau":
+        return schedulers.ReduceLROnPlateau(optimizer, patience=0, factor=0.5), "epoch"
+    if kind == "onecycle":
+        made = schedulers.OneCycleLR(optimizer, 0.1, total_steps=100, cycle_momentum=False)
+        return made, "step"
+    if kind == "restarts":
+        return schedulers.CosineAnnealingWarmRestarts(optimizer, 3), "step"
+    if kind == "lambda":
+        return schedulers.LambdaLR(optimizer, lambda count: 0.9**count), "step"
+    warm_up = schedulers.LinearLR(optimizer, 0.5, total_iters=2)
+    after = schedulers.ExponentialLR(optimizer, 0.9)
+    return schedulers.SequentialLR(optimizer, [warm_up, after], milestones=[2]), "step"
+
+
+def _training_data(setup: Setup) -> Any:
+    sequences = setup.split_steps is not None
+    samples = specimens.Samples(setup.samples, augment=setup.augment, sequences=sequences)
+    if setup.data == "list":
+        loader = DataLoader(specimens.Samples(setup.samples, augment=False, sequences=sequences), 5)
+        return [*loader]
+    if setup.data == "stream":
+        return DataLoader(specimens.Stream(samples), batch_size=5)
+    if setup.data == "stateful stream":
+        return DataLoader(specimens.StatefulStream(samples), batch_size=5)
+    workers: dict[str, Any] = {"num_workers": setup.workers}
+    if setup.data == "sampler":
+        return DataLoader(samples, 5, sampler=specimens.Shuffled(len(samples), 5), **workers)
+    return DataLoader(samples, batch_size=5, shuffle=True, **workers)
+
+
+def _validation_data(setup: Setup) -> Any:
+    sequences = setup.split_steps is not None
+    loaders = [
+        DataLoader(specimens.Samples(8 + 3 * n, augment=n > 0, sequences=sequences, seed=9), 6)
+        for n in range(setup.validation_loaders)
+    ]
+    return loaders or None

@@ -1,0 +1,218 @@
+"""Small models, data and callbacks of every kind, for the random training set-ups of `strategies`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from statemachine_trainer.loops import log
+from statemachine_trainer.trainer import Trainer
+
+FEATURES, CLASSES, STEPS = 4, 3, 6
+
+Sample = tuple[torch.Tensor, torch.Tensor]
+
+
+class Samples(Dataset[Sample]):
+    """Points with labels, or sequences of them; augmentation draws from every global generator."""
+
+    def __init__(self, size: int, *, augment: bool, sequences: bool, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (size, STEPS, FEATURES) if sequences else (size, FEATURES)
+        self.inputs = torch.randn(shape, generator=generator)
+        self.targets = self.inputs[..., :CLASSES].argmax(-1)
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.inputs[index]
+        if self.augment:
+            noise = random.random() + float(np.random.rand())
+            sample = sample + 0.1 * noise * torch.randn(sample.shape)
+        return sample, self.targets[index]
+
+
+class Stream(IterableDataset[Sample]):
+    """The same as a stream, in an order drawn anew in each pass, with a state or without."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index in torch.randperm(len(self.samples)).tolist():
+            yield self.samples[index]
+
+
+class StatefulStream(Stream):
+    """A stream that can say where it stands."""
+
+    def __init__(self, samples: Samples) -> None:
+        super().__init__(samples)
+        self.order: list[int] = []
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        if not self.order:
+            self.order, self.given = torch.randperm(len(self.samples)).tolist(), 0
+        while self.given < len(self.order):
+            self.given += 1
+            yield self.samples[self.order[self.given - 1]]
+        self.order = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the order of the pass and how far it has come."""
+        return {"order": [*self.order], "given": self.given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.order, self.given = [*state["order"]], state["given"]
+
+
+class Shuffled(Sampler[int]):
+    """A sampler of one's own, with a generator of its own."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(self.size, generator=self.generator).tolist()
+
+
+class Net(nn.Module):
+    """A classifier; `nan_at` names a batch of each epoch whose loss is NaN.
+
+    Args:
+        norm: With batch normalisation.
+        dropout: With dropout.
+        nan_at: Number of that batch; None for no such batch.
+        configure: Makes of the model what `configure_optimizers` returns.
+    """
+
+    def __init__(self, *, norm: bool, dropout: bool, nan_at: int | None, configure: Any) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(FEATURES, 6),
+            nn.BatchNorm1d(6) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Dropout(0.3 if dropout else 0.0),
+        )
+        self.head = nn.Linear(6, CLASSES)
+        self.nan_at = nan_at
+        self.configure = configure
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(inputs))  # type: ignore[no-any-return]
+
+    def loss(self, batch: Sample, batch_idx: int) -> torch.Tensor:
+        """Compute and log the loss."""
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        if batch_idx == self.nan_at:
+            loss = loss * float("nan")
+        else:
+            log("loss", loss)
+        return loss
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Any:
+        return self.loss(batch, batch_idx)
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        answer = self(batch[0])
+        log("val_loss", F.cross_entropy(answer, batch[1]))
+        log("right", (answer.argmax(-1) == batch[1]).float().mean())
+
+    def configure_optimizers(self) -> Any:
+        return self.configure(self)
+
+
+class Pair(Net):
+    """Two optimizers: body and head, each with a loss of its own."""
+
+    def training_step(self, batch: Sample, batch_idx: int, optimizer_idx: int) -> Any:  # type: ignore[override]
+        return self.loss(batch, batch_idx) * (optimizer_idx + 1)
+
+
+class ByHand(Net):
+    """Steps its optimizer itself, at every second batch."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Sample, batch_idx: int, optimizers: Any) -> Any:  # type: ignore[override]
+        loss = self.loss(batch, batch_idx)
+        loss.backward()
+        if batch_idx % 2:
+            optimizers[0].step()
+            optimizers[0].zero_grad()
+
+
+class Recurrent(nn.Module):
+    """Labels each step of a sequence, and hands hidden states on from split to split."""
+
+    def __init__(self, *, dropout: bool, configure: Any) -> None:
+        super().__init__()
+        self.cells = nn.GRU(FEATURES, 5, batch_first=True)
+        self.dropout = nn.Dropout(0.3 if dropout else 0.0)
+        self.head = nn.Linear(5, CLASSES)
+        self.configure = configure
+
+    def forward(self, inputs: torch.Tensor, hiddens: Any = None) -> Any:
+        answer, hiddens = self.cells(inputs, hiddens)
+        return self.head(self.dropout(answer)), hiddens
+
+    def training_step(self, batch: Sample, batch_idx: int, hiddens: Any) -> Any:
+        answer, hiddens = self(batch[0], hiddens)
+        loss = F.cross_entropy(answer.transpose(1, 2), batch[1])
+        log("loss", loss)
+        return {"loss": loss, "hiddens": hiddens}
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        answer, _ = self(batch[0])
+        log("val_loss", F.cross_entropy(answer.transpose(1, 2), batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        return self.configure(self)
+
+
+class Stumbling:
+    """A callback with state: every third batch it shakes the weights a little."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        self.batches += 1
+        if self.batches % 3 == 0:
+            with torch.no_grad():
+                for parameter in trainer.model.parameters():
+                    parameter.add_(torch.randn_like(parameter), alpha=0.001 * self.batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of batches seen."""
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.batches = state["batches"]
+
+
+class StopAt:
+    """A callback that asks the fit to stop after some batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        if trainer.context.counts.batch == self.batch:
+            trainer.stop()
