@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
     from statemachine_trainer.loops import (
+        ActiveLearningLoop,
         BatchLoop,
         EpochLoop,
         EvaluationLoop,
         FitLoop,
+        KFoldLoop,
+        LabelFolder,
         ManualLoop,
         OptimizerLoop,
         PredictionLoop,
@@ -60,6 +63,7 @@ _HOMES = {
     "load_weights": "statemachine_trainer.snapshot.weights",
     **dict.fromkeys(
         (
+            "ActiveLearningLoop", "KFoldLoop", "LabelFolder",
             "BatchLoop", "EpochLoop", "EvaluationLoop", "FitLoop", "ManualLoop", "OptimizerLoop", "PredictionLoop",
             "SanityLoop", "TestLoop", "TrainingLoop", "ValidationLoop", "every", "log", "log_dict",
         ),
@@ -68,6 +72,7 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
+    "ActiveLearningLoop",
     "BatchLoop",
     "Best",
     "Checkpoints",
@@ -77,6 +82,8 @@ __all__ = [
     "EvaluationLoop",
     "FitLoop",
     "Graph",
+    "KFoldLoop",
+    "LabelFolder",
     "Loop",
     "ManualLoop",
     "MetricsTable",

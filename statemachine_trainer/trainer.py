@@ -22,6 +22,7 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.errors import NothingToDo, SettingError
 from statemachine_trainer.loops.evaluation import abandon_evaluations, undisturbed
 from statemachine_trainer.loops.every import Every
+from statemachine_trainer.loops.guest import Guest
 from statemachine_trainer.loops.interval import CountedInterval
 from statemachine_trainer.loops.log import log, logging_to
 from statemachine_trainer.loops.metrics import batch_size_of
@@ -38,7 +39,7 @@ from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.driver import Driver, Until
 from statemachine_trainer.machine.errors import NotStarted
 from statemachine_trainer.machine.graph import Graph
-from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.machine.subscription import Subscription
 from statemachine_trainer.observe.progress import Progress
@@ -272,11 +273,14 @@ class Trainer:
             until: A name, as `on` takes it, or a condition of `(trainer, moment)`.
 
         Returns:
-            The outcome of the loop, or None if it paused.
+            The outcome of the loop, or None if it paused, or rests until something comes from outside.
         """
         listening = nullcontext() if self.checkpoints is None else self.checkpoints.listening()
         with self._in_charge(self._active), listening, self._showing():
-            return self._active.run(until)
+            outcome = self._active.run(until)
+            if self._active.resting and self._active is self._drivers["fit"]:
+                self._write_at_rest()
+            return outcome
 
     def step(self) -> Moment | None:
         """Make one transition and return it."""
@@ -437,7 +441,7 @@ class Trainer:
             "context": context_state(context),
             "callbacks": [
                 {"kind": type(one).__qualname__, "state": one.state_dict()}
-                for one in self._stateful()
+                for one in self.stateful_callbacks()
             ],
             "checkpoints": None if self.checkpoints is None else self.checkpoints.state_dict(),
         }
@@ -456,7 +460,7 @@ class Trainer:
         if context is None:
             raise NotStarted("Start a fit first: start(model, loader), then load its state.")
         driver.load_state_dict(state["machine"])
-        saved, ours = state["callbacks"], self._stateful()
+        saved, ours = state["callbacks"], self.stateful_callbacks()
         kinds = [type(one).__qualname__ for one in ours]
         if kinds != [one["kind"] for one in saved]:
             raise SnapshotMismatch(
@@ -465,14 +469,16 @@ class Trainer:
             )
         for one, was in zip(ours, saved, strict=True):
             one.load_state_dict(was["state"])
-        if hasattr(driver.root, "limits"):
-            context.limits = driver.root.limits()
+        for loop in self._loops_around_state(driver):
+            if hasattr(loop, "restore"):
+                loop.restore()
+        self._read_limits(driver, context)
         load_context_state(context, state["context"])
         if self.checkpoints is not None:
             self.checkpoints.load_state_dict(state["checkpoints"])
 
-    def _stateful(self) -> list[Any]:
-        """The callbacks that have a state: those given first, then in the order of their subscription."""
+    def stateful_callbacks(self) -> list[Any]:
+        """Return the callbacks that have a state: those given first, then in the order of their subscription."""
         context = self._context_of(self._drivers["fit"])
         elsewhere = [self, self.checkpoints, *(context.model.modules() if context is not None else ())]
         owners = [*self._callbacks]
@@ -492,13 +498,13 @@ class Trainer:
         driver = self._drivers[name]
         if model is None:
             model = self.context.model
-        if data is None:
-            raise NothingToDo(f"{name} needs data: {name}(model, loader).")
         driver.check_at_rest("start")
         before = self._active
         paused = self._context_of(before) if before.path is not None else None
         abandon_evaluations(driver.root)
         context = assemble_evaluation(self._equipment, self, model, data, step, loss)
+        if isinstance(model, Guest):
+            model.subscribe(self)
         driver.share(context)
         self._active = driver
         try:
@@ -515,8 +521,28 @@ class Trainer:
             if paused is not None and driver.path is None:
                 self._active = before
 
+    def _write_at_rest(self) -> None:
+        """Write a checkpoint where the machine waits: the process may end before it goes on."""
+        if self.checkpoints is not None:
+            self.checkpoints.write()
+
     def _showing(self) -> AbstractContextManager[None]:
         return self._progress.showing(self) if self._progress else nullcontext()
+
+    def _loops_around_state(self, driver: Driver) -> list[Any]:
+        """The loops that the machine stands in, outermost first; the root alone where it has ended."""
+        found = [driver.root]
+        names = (driver.path or "").split(SEPARATOR)[1:-1]
+        for name in names:
+            found.append(found[-1].loops_inside()[name])
+        return found
+
+    def _read_limits(self, driver: Driver, context: Context) -> None:
+        """Take over the limits of the innermost fit that the machine stands in."""
+        for loop in reversed(self._loops_around_state(driver)):
+            if hasattr(loop, "limits"):
+                context.limits = loop.limits()
+                return
 
     def _context_of(self, driver: Driver) -> Context | None:
         context = driver.context
@@ -533,12 +559,15 @@ class Trainer:
         lends = not hasattr(context.model, "log")
         if lends:
             context.model.__dict__["log"] = log
-        if hasattr(driver.root, "limits"):
-            context.limits = driver.root.limits()
+        self._read_limits(driver, context)
         context.start_clock()
         try:
             with logging_to(context), torch.enable_grad():
                 yield
+        except BaseException as error:
+            if isinstance(context.model, Guest):
+                context.model.failed(error)
+            raise
         finally:
             context.stop_clock()
             if lends:
@@ -546,10 +575,15 @@ class Trainer:
 
     def _hook(self, model: nn.Module) -> None:
         """Subscribe the model's own `on_<state>` methods, and unsubscribe those of the model before."""
-        if self._hooked is not None:
-            self.off(self._hooked)
+        before = self._hooked
+        if isinstance(before, Guest) and before is not model:
+            self.off(before.receiver())
+        elif before is not None:
+            self.off(before)
         self._hooked = model
-        if hooks_of(model):
+        if isinstance(model, Guest):
+            model.subscribe(self)
+        elif hooks_of(model):
             self.on(model)
 
     def _go_on_if_limit_was_raised(self, state: Any) -> None:
@@ -577,7 +611,11 @@ class Trainer:
 
     def _refuse_endless(self, root: Loop) -> None:
         names = ("max_epochs", "max_steps", "max_batches", "max_time")
-        if all(hasattr(root, name) and getattr(root, name) is None for name in names):
+        endless = (
+            all(hasattr(loop, name) and getattr(loop, name) is None for name in names)
+            for _, loop in root.walk()
+        )
+        if any(endless):
             raise SettingError(
                 f"The fit would never end: set one of {', '.join(names)}. For a run that only `stop` ends, say "
                 "max_epochs=math.inf."

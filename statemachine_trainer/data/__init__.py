@@ -17,6 +17,7 @@ from statemachine_trainer.data.errors import (
 )
 from statemachine_trainer.data.feed import END, Feed
 from statemachine_trainer.data.limits import describe_limit, limit_batches
+from statemachine_trainer.data.reloading import dataset_of, reloaded, targets_of
 from statemachine_trainer.data.sources import as_loader, as_loaders, length_of
 
 __all__ = [
@@ -37,7 +38,10 @@ __all__ = [
     "StrayStopIteration",
     "as_loader",
     "as_loaders",
+    "dataset_of",
     "describe_limit",
     "length_of",
     "limit_batches",
+    "reloaded",
+    "targets_of",
 ]

@@ -1,8 +1,10 @@
 """The loops of training, each a state machine that can be swapped for another."""
 
+from statemachine_trainer.loops.active import ActiveLearningLoop
 from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.batch import BatchLoop
 from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.ensemble import EnsembleLoop
 from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.evaluation import (
     EvaluationLoop,
@@ -12,20 +14,28 @@ from statemachine_trainer.loops.evaluation import (
 )
 from statemachine_trainer.loops.every import Every, every
 from statemachine_trainer.loops.fit import FitLoop
+from statemachine_trainer.loops.kfold import KFoldLoop
+from statemachine_trainer.loops.labelling import LabelFolder
 from statemachine_trainer.loops.log import log, log_dict
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.loops.pool import PoolLoop
 from statemachine_trainer.loops.prediction import PredictionLoop
 
 __all__ = [
+    "ActiveLearningLoop",
     "BatchLoop",
     "Context",
+    "EnsembleLoop",
     "EpochLoop",
     "EvaluationLoop",
     "Every",
     "FitLoop",
+    "KFoldLoop",
+    "LabelFolder",
     "ManualLoop",
     "OptimizerLoop",
+    "PoolLoop",
     "PredictionLoop",
     "SanityLoop",
     "TestLoop",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from statemachine_trainer.data import EmptyLoader, Feed, as_loader, as_loaders
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.errors import ModelError, OptimizerError, SettingError
+from statemachine_trainer.loops.errors import ModelError, NothingToDo, OptimizerError, SettingError
+from statemachine_trainer.loops.guest import Guest
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.metrics import Metrics, batch_size_of
 from statemachine_trainer.loops.model import Loss, MakeOptimizer, Steps
@@ -21,6 +22,8 @@ from statemachine_trainer.loops.optimizers import read_optimizers
 from statemachine_trainer.loops.turns import Turns
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
+
+_STAGES: Final = {"validation_step": "validate", "test_step": "test", "predict_step": "predict"}
 
 
 class Equipment:
@@ -50,7 +53,7 @@ class Equipment:
         self, model: nn.Module, trainer: Any, loss: Loss | None, optimizer: MakeOptimizer | None
     ) -> Context:
         """Make the context of a run of a model, which is moved to the device."""
-        context = Context(model, None, trainer)  # type: ignore[arg-type]
+        context = Context(model, None, trainer, self)  # type: ignore[arg-type]
         context.steps = Steps(model, context, loss, optimizer)
         context.train_metrics, context.validation_metrics = Metrics(model), Metrics(model)
         model.to(self.device)
@@ -99,6 +102,8 @@ def assemble_fit(
     """
     context = equipment.context(model, trainer, loss, optimizer)
     context.steps.get("training_step")
+    if isinstance(model, Guest):
+        train, validation = model.arrive(context, "fit", train, validation)
     context.slots = read_optimizers(context.steps.configure_optimizers())
     context.manual = _settle_optimization(root, context)
     if not context.slots and not context.manual:
@@ -174,12 +179,18 @@ def assemble_evaluation(
     """Make the context of `validate`, `test` or `predict`."""
     context = equipment.context(model, trainer, loss, None)
     context.steps.get(step)
+    if isinstance(model, Guest):
+        (data,) = model.arrive(context, _STAGES[step], data)
+    if data is None:
+        raise NothingToDo(f"{_STAGES[step]} needs data: {_STAGES[step]}(model, loader).")
     context.validation = equipment.feeds(data, step.removesuffix("_step"))
     return context
 
 
 def _settle_optimization(root: Loop, context: Context) -> bool:
     """Let a `ManualLoop` stand in for the `OptimizerLoop` while a model optimizes by hand.
+
+    A guest brings a loop of its own.
 
     Returns:
         Whether the training step does its own optimization.
@@ -188,9 +199,15 @@ def _settle_optimization(root: Loop, context: Context) -> bool:
         SettingError: Settings of automatic optimization with a model that optimizes by hand.
     """
     for path, loop in list(root.walk()):
-        if isinstance(loop, ManualLoop) and loop.instead_of is not None:
-            root[path] = loop.instead_of
+        stood_in_for = getattr(loop, "instead_of", None)
+        if stood_in_for is not None:
+            root[path] = stood_in_for
     loops = list(root.walk())
+    if isinstance(context.model, Guest):
+        for path, loop in loops:
+            if type(loop) is OptimizerLoop:
+                root[path] = context.model.optimizer_loop(loop)
+        return context.steps.by_hand
     if any(isinstance(loop, ManualLoop) for _, loop in loops):
         return True
     if not context.steps.by_hand:

@@ -52,12 +52,14 @@ class Context:
         model: The module that is trained.
         steps: Its steps, each called with the batch and its number.
         trainer: The trainer, handed to steps that name it.
+        equipment: What all runs of the trainer have in common; makes feeds.
         slots: The optimizers with their schedulers.
         turns: Which of them work on which batch.
         device: Where batches are moved.
         precision: Autocast and gradient scaling.
         train: Where the training data stands.
         validation: The validation loaders by name.
+        others: Loaders that other loops evaluate on, such as "test" or "pool".
         transfer: Moves a batch to the device; None where it is there already.
         sources: The training and the validation data as they were given.
         reload_data: Makes anew the loaders that were given as functions; None if none was.
@@ -87,12 +89,14 @@ class Context:
     model: nn.Module
     steps: Steps
     trainer: Any = None
+    equipment: Any = None
     slots: list[OptimizerSlot] = field(default_factory=list)
     turns: Turns = None  # type: ignore[assignment]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = field(default_factory=Precision)
     train: Feed = None  # type: ignore[assignment]
     validation: Sequence[tuple[str, Feed]] = ()
+    others: dict[str, Sequence[tuple[str, Feed]]] = field(default_factory=dict)
     transfer: Callable[[Any], Any] | None = None
     sources: tuple[Any, Any] = (None, None)
     reload_data: Callable[[], None] | None = None

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from statemachine_trainer.loops.errors import ModelError, OptimizerError
 from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.own_loss import finds_own_loss, own_loss_steps
 from statemachine_trainer.machine.errors import suggest
 
 Step = Callable[[Any, int], Any]
@@ -38,7 +39,8 @@ class Steps:
 
     Args:
         model: Any module. With `loss`, its training step is `loss(model(x), y)` on batches
-            `(x, y)`, unless it has one of its own.
+            `(x, y)`, unless it has one of its own. A model without either that takes `labels`, as
+            those of Hugging Face do, is called with the batch as keywords and finds its loss itself.
         loss: For a plain model: called with the model's output and the targets.
         optimizer: An optimizer, or a callable that makes one of the parameters; takes the place of
             `configure_optimizers`.
@@ -66,6 +68,11 @@ class Steps:
             raise ModelError(
                 f"The model is a {type(model).__name__}; it must be a torch.nn.Module."
             )
+        if _is_lightning_module(model):
+            raise ModelError(
+                f"{type(model).__name__} is a LightningModule. Give `lightning.module(model)`, with `from "
+                "statemachine_trainer.integrations import lightning`."
+            )
         self.model = model
         self.by_hand = getattr(model, "automatic_optimization", True) is False
         self.takes_hiddens = False
@@ -81,6 +88,8 @@ class Steps:
         if loss is not None:
             for name, step in supervised_steps(model, loss).items():
                 self._found.setdefault(name, step)
+        elif not self._found and finds_own_loss(model):
+            self._found.update(own_loss_steps(model))
         self.training = self._found.get("training_step", self.training)
         self._found.setdefault("predict_step", lambda batch, _batch_idx: model(inputs_of(batch)))
 
@@ -225,6 +234,14 @@ def _is_number(second: inspect.Parameter) -> bool:
     if second.name in ASKABLE:
         return second.name == "batch_idx"
     return second.default is second.empty
+
+
+def _is_lightning_module(model: nn.Module) -> bool:
+    bases = ((base.__name__, base.__module__.partition(".")[0]) for base in type(model).__mro__)
+    return any(
+        name == "LightningModule" and package in ("lightning", "pytorch_lightning")
+        for name, package in bases
+    )
 
 
 def hooks_of(model: nn.Module) -> Mapping[str, Callable[..., Any]]:

@@ -168,10 +168,10 @@ class OptimizerLoop(TrainingLoop):
             and not output.ndim
             and not steps.takes_hiddens
         ):
-            context.loss, hiddens = output, None
-        else:
-            context.loss, hiddens = read_output(output, steps.takes_hiddens)
-        loss = context.loss
+            context.loss = output
+            return self.nonfinite_loss == "ignore" or self._is_finite(output)
+        loss, hiddens = read_output(output, steps.takes_hiddens)
+        context.loss = loss
         if loss is not None and self.nonfinite_loss != "ignore" and not self._is_finite(loss):
             return False
         if hiddens is not None:

@@ -83,6 +83,9 @@ def context_state(context: Context) -> dict[str, Any]:
         "logging": logging,
         "train": None if context.train is None else context.train.state_dict(),
         "validation": [feed.state_dict() for _, feed in context.validation],
+        "others": {
+            name: [feed.state_dict() for _, feed in feeds] for name, feeds in context.others.items()
+        },
         "rng": rng_state(devices_in_use()),
     }
 
@@ -115,6 +118,9 @@ def load_context_state(context: Context, state: Mapping[str, Any]) -> None:
         context.train.load_state_dict(state["train"])
     for (_, feed), saved in zip(context.validation, state["validation"], strict=True):
         feed.load_state_dict(saved)
+    for name, states in state["others"].items():
+        for (_, feed), saved in zip(context.others[name], states, strict=True):
+            feed.load_state_dict(saved)
     context.start_clock()
     restore_own(dict(context.model.named_modules()), state["generators"])
     restore_rng(state["rng"])

@@ -44,7 +44,8 @@ class Seeing(nn.Linear):
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         self.seen += batch.flatten().int().tolist()
-        return self(batch).sum()
+        loss: torch.Tensor = self(batch).sum()
+        return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
