@@ -145,7 +145,8 @@ def screen_after(written: str, height: int = 200, width: int = 100) -> list[str]
         elif char == "\n":
             row, column = row + 1, 0
         else:
+            if column == width:  # a longer line goes on in the next one, as on a terminal
+                row, column = row + 1, 0
             lines[row] = lines[row][:column].ljust(column) + char + lines[row][column + 1 :]
             column += 1
-            assert column <= width, f"a line is wider than the terminal: {lines[row]!r}"
     return [line.rstrip() for line in "\n".join(lines).rstrip().split("\n")]
