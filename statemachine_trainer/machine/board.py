@@ -165,7 +165,12 @@ class SignalBoard:
     def state_dict(self) -> list[dict[str, Any]]:
         """Return how far the subscriptions that count have come (`every=` and `once=`)."""
         return [
-            {**_identity(one), "fired": one.fired, "spent": one.spent, "interval": one.interval_state()}
+            {
+                **_identity(one),
+                "fired": one.fired,
+                "spent": one.spent,
+                "interval": one.interval_state(),
+            }
             for one in self._subscriptions
             if (one.active or one.spent) and (one.once or one.every is not None)
         ]

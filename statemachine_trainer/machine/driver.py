@@ -20,7 +20,15 @@ from statemachine_trainer.machine.errors import (
 )
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.moments import Moments, Until
-from statemachine_trainer.machine.program import Edge, Emission, Node, Program, Step, wire
+from statemachine_trainer.machine.program import (
+    NO_ANSWER,
+    Edge,
+    Emission,
+    Node,
+    Program,
+    Step,
+    wire,
+)
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.machine.state import check_state, state_of_loops
 from statemachine_trainer.machine.subscription import Subscription
@@ -317,11 +325,18 @@ class Driver:
                 if node is None:
                     break
             event: Any = node.work()
+            if event is node.usual:
+                self._node = node = node.follows
+                continue
             try:
                 edge = node.edges.get(event)
             except TypeError:  # the answer is nothing that a dict can look up
                 edge = None
             if edge is not None and edge.plain:
+                if node.usual is NO_ANSWER:
+                    node.follows, node.usual = edge.target, event
+                    if not edge.plain:  # another thread has just subscribed
+                        node.forget()
                 self._node = node = edge.target
                 continue
             if edge is None or edge.guards:
@@ -329,7 +344,9 @@ class Driver:
                 if edge is None:
                     return
             if edge.heard:
-                self._take(edge)
+                self._node = edge.target
+                self._pending = [*edge.steps]
+                self._deliver()
                 node = self._node
             else:
                 self._node = node = edge.target

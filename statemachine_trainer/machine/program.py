@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from statemachine_trainer.machine.chart import Chart, Condition
 from statemachine_trainer.machine.declaration import is_transient
@@ -19,6 +19,9 @@ from statemachine_trainer.machine.signals import ENTER, EXIT, Moment, Receiver, 
 from statemachine_trainer.machine.verify import END, LoopPlan
 
 Action = Callable[[], None]
+
+NO_ANSWER: Final = object()
+"""Equal to nothing that a state answers."""
 
 
 class Emission:
@@ -40,13 +43,16 @@ class Emission:
 
     def deliver(self, left: list[Step]) -> None:
         """Call the receivers. If one raises, what it leaves undone is put on top of `left`."""
-        receivers = self.receivers
+        receivers, sender, moment = self.receivers, self.sender, self.moment
         if receivers is None:
-            receivers = self.signal.listeners(self.sender)
+            signal = self.signal
+            receivers = signal.same_for_all
+            if receivers is None or signal.is_muted:
+                receivers = signal.listeners(sender)
         done = 0
         try:
             for receiver in receivers:
-                receiver(self.sender, moment=self.moment)
+                receiver(sender, moment=moment)
                 done += 1
         except BaseException as error:
             again = getattr(receivers[done], "again", receivers[done])
@@ -96,15 +102,18 @@ class Edge:
         """Return the signals of the edge in the order in which they fire."""
         return [step for step in reversed(self.steps) if isinstance(step, Emission)]
 
-    def watch(self) -> None:
-        """Know from now on whether anybody listens."""
-        for emission in self.emissions():
-            emission.signal.watch(self._refresh)
-        self._refresh()
+    def watch(self, source: Node | None) -> None:
+        """Know from now on whether anybody listens, and tell the state that the edge leaves."""
 
-    def _refresh(self) -> None:
-        self.heard = any(one.signal.receivers for one in self.emissions())
-        self.plain = not (self.heard or self.guards or self.quiet)
+        def refresh() -> None:
+            self.heard = any(one.signal.receivers for one in self.emissions())
+            self.plain = not (self.heard or self.guards or self.quiet)
+            if source is not None:
+                source.forget()
+
+        for emission in self.emissions():
+            emission.signal.watch(refresh)
+        refresh()
 
     def chosen(self) -> Edge | None:
         """Return this edge or the first alternative whose guards hold; None if none does."""
@@ -124,9 +133,11 @@ class Node:
         may_rest: Whether it may answer None: nothing to do until something comes from outside.
         edges: The edge for each event that it may answer with, bubbling resolved.
         posted: The edge for each event that may be posted while it is to run.
+        usual: The answer whose plain edge was gone first; `NO_ANSWER` before that.
+        follows: The node that follows on it. To keep the two here saves a look into `edges`.
     """
 
-    __slots__ = ("edges", "may_rest", "path", "posted", "transient", "work")
+    __slots__ = ("edges", "follows", "may_rest", "path", "posted", "transient", "usual", "work")
 
     path: str
     work: Callable[[], object]
@@ -134,6 +145,12 @@ class Node:
     may_rest: bool
     edges: dict[str, Edge]
     posted: dict[str, Edge]
+    usual: object
+    follows: Node | None
+
+    def forget(self) -> None:
+        """Look into `edges` at the next answer; `follows` stays, as it may be in use just now."""
+        self.usual = NO_ANSWER
 
 
 class Program:
@@ -187,12 +204,12 @@ class Program:
             node.posted = {e: edge for e, edge in edges.items() if e in self.postable}
         for signal in self._signals.values():
             signal.forget_watchers()
-        self.start.watch()
-        for edges in self._edges.values():
+        self.start.watch(None)
+        for path, edges in self._edges.items():
             for first in edges.values():
                 edge: Edge | None = first
                 while edge is not None:
-                    edge.watch()
+                    edge.watch(self.nodes[path])
                     edge = edge.otherwise
 
     def _edges_of(self, leaf: str) -> Iterator[tuple[str, Edge]]:

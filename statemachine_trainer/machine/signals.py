@@ -93,6 +93,7 @@ class Signal(blinker.Signal):
 
     Attributes:
         name: Full name, such as "fit.epoch.fetch:enter".
+        same_for_all: The receivers in order, where they do not depend on the sender; else None.
     """
 
     set_class = OrderedSet
@@ -101,7 +102,7 @@ class Signal(blinker.Signal):
         super().__init__()
         self.name = name
         self._reverse = name.endswith(f":{EXIT}")
-        self._same_for_all: tuple[Receiver, ...] | None = ()
+        self.same_for_all: tuple[Receiver, ...] | None = ()
         self._watchers: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
@@ -143,7 +144,7 @@ class Signal(blinker.Signal):
         """Return those to call now, in order: none while the signal is muted."""
         if self.is_muted:
             return ()
-        same = self._same_for_all
+        same = self.same_for_all
         return tuple(self.receivers_for(sender)) if same is None else same
 
     def emit(self, sender: Any, moment: Moment) -> None:
@@ -154,7 +155,7 @@ class Signal(blinker.Signal):
     def _changed(self) -> None:
         held = not any(isinstance(one, weakref.ReferenceType) for one in self.receivers.values())
         for_all = self._by_sender.keys() <= {blinker.base.ANY_ID}
-        self._same_for_all = tuple(self.receivers_for(blinker.ANY)) if held and for_all else None
+        self.same_for_all = tuple(self.receivers_for(blinker.ANY)) if held and for_all else None
         for changed in self._watchers:
             changed()
 
