@@ -235,7 +235,11 @@ class Trainer:
                     driver.share(None)  # half a state is nothing to go on with
                     raise
                 self._go_on_if_limit_was_raised(state)
-            if self.checkpoints is not None and not going_on and (loaded is not None or state is None):
+            if (
+                self.checkpoints is not None
+                and not going_on
+                and (loaded is not None or state is None)
+            ):
                 self.checkpoints.note_start(loaded, restart=anew)
             if state is None:
                 driver.start()
@@ -480,7 +484,11 @@ class Trainer:
     def stateful_callbacks(self) -> list[Any]:
         """Return the callbacks that have a state: those given first, then in the order of their subscription."""
         context = self._context_of(self._drivers["fit"])
-        elsewhere = [self, self.checkpoints, *(context.model.modules() if context is not None else ())]
+        elsewhere = [
+            self,
+            self.checkpoints,
+            *(context.model.modules() if context is not None else ()),
+        ]
         owners = [*self._callbacks]
         owners += [getattr(one.receiver, "__self__", None) for one in self.board.subscriptions]
         found: dict[int, Any] = {}

@@ -161,6 +161,7 @@ class Steps:
 
 def supervised_steps(model: nn.Module, loss: Loss) -> dict[str, Step]:
     """Make the steps of a plain model for batches `(inputs, targets)`; each logs its loss."""
+
     def logging_as(name: str) -> Step:
         def step(batch: Any, _batch_idx: int) -> torch.Tensor:
             inputs, targets = _pair(batch)

@@ -1,0 +1,77 @@
+"""The parts of Lightning that are used, from whichever of its two packages a module comes."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cached_property
+from typing import Any, Final
+
+from torch import nn
+
+from statemachine_trainer.machine.errors import StateMachineError
+
+_ROOTS: Final = ("lightning.pytorch", "pytorch_lightning")
+
+
+class LightningError(StateMachineError):
+    """Base of what can go wrong with a LightningModule here."""
+
+
+class NotALightningModule(LightningError):
+    """Something else was given where a LightningModule is expected."""
+
+
+class NotAvailable(LightningError, AttributeError):
+    """A module or callback asks for a part of Lightning's trainer that does not exist here."""
+
+
+class NotSupported(LightningError):
+    """A module is written in a way that cannot run here."""
+
+
+class Library:
+    """Lightning, as the package `lightning` or as `pytorch_lightning`.
+
+    Their classes are not the same: a module is served by the package that it comes from.
+
+    Args:
+        root: "lightning.pytorch" or "pytorch_lightning".
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    @classmethod
+    def of(cls, module: object) -> Library:
+        """Find the library of a module.
+
+        Raises:
+            NotALightningModule: It is none.
+        """
+        for base in type(module).__mro__:
+            if base.__name__ == "LightningModule":
+                for root in _ROOTS:
+                    if base.__module__.startswith(f"{root}."):
+                        return cls(root)
+        hint = (
+            " A plain model goes to trainer.fit as it is." if isinstance(module, nn.Module) else ""
+        )
+        raise NotALightningModule(
+            f"lightning.module takes a LightningModule, not a {type(module).__name__}.{hint}"
+        )
+
+    def get(self, path: str) -> Any:
+        """Return an object of the library, such as "core.optimizer:LightningOptimizer"."""
+        module, _, name = path.partition(":")
+        return getattr(importlib.import_module(f"{self.root}.{module}"), name)
+
+    def is_overridden(self, name: str, thing: object) -> bool:
+        """Tell whether a module, data module or callback has a method of its own."""
+        return thing is not None and bool(
+            self.get("utilities.model_helpers:is_overridden")(name, thing)
+        )
+
+    @cached_property
+    def version(self) -> str:
+        """Version of the package."""
+        return str(importlib.import_module(self.root).__version__)
