@@ -23,6 +23,9 @@ from statemachine_trainer.machine.errors import StateMachineError
 if TYPE_CHECKING:
     from statemachine_trainer.machine.graph import Graph
 
+_WIDTH = 200
+"""Columns of a table that goes to a file or another program."""
+
 USAGE_ERROR = 2
 """Exit code of a mistake that the user can mend."""
 
@@ -201,7 +204,10 @@ def inspect(
 
     from statemachine_trainer.inspection import inspect as print_contents
 
-    if not print_contents(path, Console(soft_wrap=True), whole=whole):
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    if not print_contents(path, console, whole=whole):
         raise typer.Exit(1)
 
 

@@ -108,27 +108,20 @@ def _print_checkpoints(
     infos: Sequence[Info], damages: Mapping[Path, str], console: Console
 ) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "checkpoint",
-        "written",
-        "before state",
-        "epoch",
-        "batch",
-        "step",
-        "metrics",
-        "size",
-    ):
-        table.add_column(
-            name, justify="right" if name in ("epoch", "batch", "step", "size") else "left"
-        )
+    table.add_column("checkpoint", no_wrap=True)
+    table.add_column("written", no_wrap=True)
+    table.add_column("before state", no_wrap=True)
+    for name in ("epoch", "batch"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("metrics")
+    table.add_column("size", justify="right", no_wrap=True)
     for info in infos:
-        said = info.metadata
-        damaged = info.path in damages
+        said, damaged = info.metadata, info.path in damages
         table.add_row(
             _plain(info.path.name),
-            _plain("" if info.damage else f"{info.created.astimezone():%Y-%m-%d %H:%M:%S}"),
-            _plain("damaged" if damaged else _state(said)),
-            *(_plain(said.get(name, "")) for name in ("epoch", "batch", "step")),
+            _plain("" if info.damage else f"{info.created.astimezone():%m-%d %H:%M:%S}"),
+            _plain("damaged" if damaged else str(_state(said)).rpartition(".")[2]),
+            *(_plain(said.get(name, "")) for name in ("epoch", "batch")),
             _plain(_metrics(said.get("metrics"))),
             _plain("" if info.damage else _size(info.size)),
             style="red" if damaged else None,

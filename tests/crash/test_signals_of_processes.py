@@ -1,0 +1,106 @@
+"""Whole processes that are told to stop, and started again: exit codes, and `smt resume`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.crash.processes import ENVIRONMENT, ROOT, SCRIPT, digest, run
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of Unix")
+
+OPTIONS = ("--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("bare")
+    done = run(SCRIPT, folder / "run", folder / "digest.json", "--bare", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    return digest(folder / "digest.json")
+
+
+@pytest.mark.parametrize(
+    "name, code",
+    [
+        ("SIGTERM", 143),
+        pytest.param("SIGINT", 130, marks=pytest.mark.slow),
+        pytest.param("SIGUSR1", 138, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_ends_the_process_with_a_checkpoint_and_its_exit_code(
+    tmp_path: Path, undisturbed: dict[str, object], name: str, code: int
+) -> None:
+    command = (SCRIPT, "run", "digest.json", *OPTIONS, "--resume", "", "--signal", f"{name}@4")
+    stopped = run(*command, cwd=tmp_path)
+    assert stopped.returncode == code
+    assert f"Stopped by {name}. The run goes on from run/0" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (tmp_path / "digest.json").exists()
+    last = json.loads((tmp_path / "run" / "run.json").read_text())["history"][-1]
+    assert (last["event"], last["signal"]) == ("stopped", code - 128)
+
+    # From another folder; the script itself says nothing of resuming.
+    resumed = run("-m", "statemachine_trainer", "resume", tmp_path / "run")
+    assert (resumed.returncode, resumed.stdout) == (0, ""), resumed.stderr
+    assert digest(tmp_path / "digest.json") == undisturbed
+
+
+@pytest.mark.slow
+def test_the_process_of_smt_resume_is_the_script_itself(tmp_path: Path) -> None:
+    command = (SCRIPT, "run", "digest.json", "--epochs", "1000", "--resume", "", "--slow", "0.01")
+    stopped = run(*command, "--signal", "SIGTERM@2", cwd=tmp_path)
+    assert stopped.returncode == 143
+    process = subprocess.Popen(
+        [sys.executable, "-m", "statemachine_trainer", "resume", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    record = tmp_path / "run" / "run.json"
+    while '"resumed"' not in record.read_text():
+        assert process.poll() is None
+    newest = len([*(tmp_path / "run").glob("0*")])
+    while len([*(tmp_path / "run").glob("0*")]) == newest:  # it is training
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert process.stderr is not None
+    with process.stderr:
+        assert "Stopped by SIGTERM" in process.stderr.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
+def test_workers_that_are_told_too_stay_until_the_run_has_stopped(
+    tmp_path: Path, name: str
+) -> None:
+    """A terminal tells the whole group, and so do schedulers."""
+    command = [sys.executable, str(SCRIPT), "run", "digest.json", *OPTIONS, "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--slow", "0.2"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while len([*(tmp_path / "run").glob("0*")]) < 2:
+        assert process.poll() is None
+    os.killpg(process.pid, getattr(signal, name))
+    _, told = process.communicate()
+    assert process.returncode == 128 + getattr(signal, name)
+    assert told.count("Stopped by") == 1
+    assert told.count("Stopping at the next boundary") == (name == "SIGINT")
+    done = run(*command[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = run(SCRIPT, "bare", "bare.json", "--bare", *OPTIONS, "--workers", "2", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert digest(tmp_path / "digest.json") == digest(tmp_path / "bare.json")
