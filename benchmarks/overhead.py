@@ -1,0 +1,180 @@
+"""What the trainer costs, as a ratio to a bare PyTorch loop that trains a twin model.
+
+A tiny perceptron, of which a step takes some hundred microseconds, shows what a step costs; a
+larger one, of about 5 ms a step, shows what is left of that in practice. The loop under test and
+the bare one take turns of 50 steps on the same batches, in one process, with one thread on one core
+(see `_twins.py`). Per turn the ratio; per process the median over the turns; over the processes,
+one after the other, the median and the range.
+
+- bare: the bare loop in our place, which shows what the method makes of a ratio of 1;
+- nobody listening: `Trainer.fit` as it is, without a progress bar;
+- one subscriber: with a function that counts batches on `batch_end`;
+- logging: nobody listening, but each step logs its loss, which the bare loop does not.
+
+    python benchmarks/overhead.py [--processes 5] [--core N] [--size tiny] [--cpu-time]
+
+On a machine that others use at the same time, `--cpu-time` leaves out the time that they take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from _twins import Batch, Batches, Classifier, Comparison, Workload, bare, compare, hold_still
+
+from statemachine_trainer.loops import log
+from statemachine_trainer.machine import Moment
+from statemachine_trainer.trainer import Trainer
+
+Found = dict[tuple[str, str], list[Comparison]]
+"""What each process found, by size and case."""
+
+WORKLOADS = {
+    "tiny": Workload(widths=(32, 64, 10), batch_size=32, turns=200),
+    "5 ms": Workload(widths=(*[256] * 8, 10), batch_size=128, turns=60),
+}
+
+
+def nobody_listening(model: Classifier, batches: Batches) -> None:
+    """Train with nobody listening."""
+    Trainer(max_epochs=1, device="cpu", progress=False).fit(model, batches)
+
+
+def one_subscriber(model: Classifier, batches: Batches) -> None:
+    """Train with a receiver that counts the batches."""
+    seen = 0
+
+    def count(trainer: Trainer, moment: Moment) -> None:
+        nonlocal seen
+        seen += 1
+
+    trainer = Trainer(max_epochs=1, device="cpu", progress=False)
+    trainer.on("batch_end", count)
+    trainer.fit(model, batches)
+    if seen != trainer.steps:
+        raise RuntimeError(f"The subscriber was called {seen} times in {trainer.steps} steps.")
+
+
+def logging(model: Classifier, batches: Batches) -> None:
+    """Train with a step that logs its loss."""
+    step = model.training_step
+
+    def training_step(batch: Batch, batch_idx: int) -> torch.Tensor:
+        loss = step(batch, batch_idx)
+        log("loss", loss)
+        return loss
+
+    model.training_step = training_step  # type: ignore[method-assign]
+    nobody_listening(model, batches)
+
+
+CASES = {
+    "bare": bare,
+    "nobody listening": nobody_listening,
+    "one subscriber": one_subscriber,
+    "logging": logging,
+}
+
+
+def measure_here(core: int | None, sizes: list[str], *, cpu_time: bool) -> None:
+    """Measure all cases in this process and print them as JSON, a line each."""
+    print(json.dumps({"how": hold_still(core)}))
+    clock = time.process_time if cpu_time else time.perf_counter
+    for size in sizes:
+        for seed, (case, train) in enumerate(CASES.items()):
+            found = compare(train, WORKLOADS[size], seed=seed, clock=clock)
+            print(json.dumps({"size": size, "case": case, **asdict(found)}), flush=True)
+
+
+def measure(processes: int, arguments: list[str]) -> tuple[str, Found]:
+    """Measure in new processes, one after the other.
+
+    Args:
+        processes: Their number.
+        arguments: Of the command line, for each of them.
+
+    Returns:
+        How they were pinned, and what each found.
+    """
+    command = [sys.executable, str(Path(__file__)), "--here", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    how = ""
+    found: Found = {}
+    for _ in range(processes):
+        output = subprocess.run(
+            command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+        first, *lines = map(json.loads, output.splitlines())
+        how = first["how"]
+        for line in lines:
+            where = line.pop("size"), line.pop("case")
+            found.setdefault(where, []).append(Comparison(**line))
+    return how, found
+
+
+def table(found: Found) -> str:
+    """Lay out what was found as a table in Markdown."""
+    rows = [
+        "| size | case | ratio to bare | range | bare, us/step | more, us/step | same weights |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (size, case), runs in found.items():
+        ratios = [run.ratio for run in runs]
+        bare_us = statistics.median(run.bare_us for run in runs)
+        extra_us = statistics.median(run.extra_us for run in runs)
+        same = "to the bit" if all(run.same_bits for run in runs) else "NO"
+        rows.append(
+            f"| {size} | {case} | {statistics.median(ratios):.4f} | {min(ratios):.4f} to "
+            f"{max(ratios):.4f} | {bare_us:.0f} | {extra_us:.1f} | {same} |"
+        )
+    return "\n".join(rows)
+
+
+def machine() -> str:
+    """Name the processor and the versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor()
+    return (
+        f"{name}, {os.cpu_count()} cores, {platform.system()}; Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+
+
+def main() -> None:
+    """Measure and print a table in Markdown; exit with an error if weights differ."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--core", type=int, help="to be pinned to (the last one)")
+    parser.add_argument("--size", choices=WORKLOADS, help="only this one")
+    parser.add_argument("--cpu-time", action="store_true", help="instead of the time on the wall")
+    parser.add_argument("--here", action="store_true", help="measure in this process; print JSON")
+    options = parser.parse_args()
+    sizes = [options.size] if options.size else list(WORKLOADS)
+    if options.here:
+        measure_here(options.core, sizes, cpu_time=options.cpu_time)
+        return
+    how, found = measure(options.processes, sys.argv[1:])
+    turns = " and ".join(f"{WORKLOADS[size].turns} ({size})" for size in sizes)
+    clock = "CPU time" if options.cpu_time else "time on the wall"
+    print(
+        f"{machine()}; {how}; {clock}; {options.processes} processes, turns of 50 steps: {turns}\n"
+    )
+    print(table(found))
+    if not all(run.same_bits for runs in found.values() for run in runs):
+        raise SystemExit("The weights of a model differ from those of its bare twin.")
+
+
+if __name__ == "__main__":
+    main()
