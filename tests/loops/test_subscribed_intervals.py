@@ -36,7 +36,9 @@ def started(seen: list[int], **options: Any) -> Trainer:
         (5, [5, 10]),
     ],
 )
-def test_a_receiver_is_called_when_its_interval_is_due(interval: object, batches: list[int]) -> None:
+def test_a_receiver_is_called_when_its_interval_is_due(
+    interval: object, batches: list[int]
+) -> None:
     seen: list[int] = []
     started(seen, every=interval).run()
     assert seen == batches
