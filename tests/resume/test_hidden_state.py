@@ -63,7 +63,7 @@ def test_a_loop_that_hides_state_in_an_undeclared_attribute_is_caught() -> None:
         return started(trainer)
 
     with pytest.raises(NotResumable) as caught:
-        assert_resumable(make_trainer, examples=10)
+        assert_resumable(make_trainer, examples=5)
     message = str(caught.value)
     assert "attribute '_seen' of the loop fit.epoch.batch (Skipping) is" in message
     assert "declare it as an annotated field" in message

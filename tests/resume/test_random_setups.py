@@ -16,7 +16,7 @@ relaxed = settings(
 )
 
 
-@settings(relaxed, max_examples=12)
+@settings(relaxed, max_examples=8)
 @given(setups(), st.integers(0, 1000))
 def test_any_set_up_is_resumed_to_the_same_bits_wherever_it_is_stopped(
     setup: Setup, seed: int

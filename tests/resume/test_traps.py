@@ -133,7 +133,7 @@ def test_trap_10_a_data_set_that_draws_random_numbers_is_read_as_without_a_stop(
 
 
 def test_trap_11_the_ends_of_epochs_are_as_exact_as_the_steps() -> None:
-    make_trainer = Setup(schedule="epoch", samples=10, max_epochs=3).make_trainer
+    make_trainer = Setup(schedule="epoch", samples=10).make_trainer
     one_by_one(make_trainer, "drain", "epoch_end", "next_epoch", "epoch_start", "fit_end")
 
 
