@@ -170,6 +170,38 @@ class Trainer:
             self.run(until)
         return self.metrics
 
+    def resume(
+        self,
+        run: str | Path,
+        model: nn.Module,
+        train: Any = None,
+        validation: Any = None,
+        *,
+        loss: Loss | None = None,
+        optimizer: MakeOptimizer | None = None,
+        until: Until = None,
+    ) -> Mapping[str, float]:
+        """Go on with a run from its newest whole checkpoint, or from one checkpoint.
+
+        The same as `fit(..., resume=run)`. A script that is to be right for the first start and for every
+        restart says `fit(..., resume="auto")`; `smt resume RUN` starts it again.
+
+        Args:
+            run: The folder of the run, or of one of its checkpoints.
+            model: As for `fit`, as are the others.
+            train: The training data of the run.
+            validation: Its validation data.
+            loss: For a plain model.
+            optimizer: For a model that configures none.
+            until: Pause there; see `run`.
+
+        Raises:
+            NoCheckpoint: There is none.
+        """
+        return self.fit(
+            model, train, validation, loss=loss, optimizer=optimizer, resume=run, until=until
+        )
+
     def start(
         self,
         model: nn.Module | None = None,

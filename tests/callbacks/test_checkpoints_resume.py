@@ -427,3 +427,13 @@ def test_a_checkpoint_that_holds_something_else_has_no_weights(tmp_path: Path) -
             load_weights(Net(), path)
     with pytest.raises(NotACheckpoint):
         load_weights(Net(), tmp_path / "nowhere")
+
+
+def test_a_trainer_goes_on_with_a_run_by_its_folder(tmp_path: Path) -> None:
+    data = [(torch.ones(2, 2), torch.zeros(2, 1))] * 4
+    parts: Any = {"loss": torch.nn.functional.mse_loss, "optimizer": torch.optim.SGD}
+    first = Trainer(max_epochs=1, progress=False, checkpoints=Checkpoints(tmp_path / "run"))
+    first.fit(torch.nn.Linear(2, 1), data, **parts)
+    second = Trainer(max_epochs=3, progress=False)
+    second.resume(tmp_path / "run", torch.nn.Linear(2, 1), data, **parts)
+    assert (second.epoch, second.steps) == (3, 12)
