@@ -1,0 +1,82 @@
+"""The command `smt`.
+
+Nothing here imports torch before a command needs it, so that help and mistakes come at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from statemachine_trainer import __version__
+from statemachine_trainer.cli.demo import demo
+from statemachine_trainer.cli.graph import graph
+from statemachine_trainer.cli.runs import inspect, resume
+from statemachine_trainer.machine.errors import StateMachineError
+
+USAGE_ERROR = 2
+"""Exit code of a mistake that the user can mend."""
+
+
+class _Group(TyperGroup):
+    """Commands whose expected errors are one line; `--debug` asks for the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StateMachineError as error:
+            if ctx.meta.get("debug"):
+                traceback.print_exc()
+            else:
+                typer.echo(f"smt: {error}", err=True)
+            raise typer.Exit(USAGE_ERROR) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"smt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def smt(
+    shows_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Train PyTorch models with a loop that is a state machine."""
+
+
+def version() -> None:
+    """Print the versions of this package and of what it stands on."""
+    typer.echo(f"statemachine-trainer {__version__}")
+    typer.echo(f"python {sys.version.split()[0]}")
+    for name in ("torch", "transitions", "blinker", "scikit-learn"):
+        try:
+            typer.echo(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            typer.echo(f"{name} (not installed)")
+
+
+for command in (demo, graph, resume, inspect, version):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the console script."""
+    app(prog_name="smt")
