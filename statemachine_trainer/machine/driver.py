@@ -25,6 +25,7 @@ from statemachine_trainer.machine.program import (
     Edge,
     Emission,
     Node,
+    Probe,
     Program,
     Step,
     wire,
@@ -86,6 +87,7 @@ class Driver:
         self._met = False
         self._posted: list[str] = []
         self._requests: list[Callable[[], None]] = []
+        self._probes: list[Probe] = []
         self._pending: list[Step] = []  # what is left of a transition, the next step last
         self._busy = threading.Lock()
         self._owner: int | None = None
@@ -228,6 +230,29 @@ class Driver:
         self._requests.append(action)
         self._attention = True
 
+    def instrument(self, probe: Probe) -> Callable[[], None]:
+        """Put something around the work of every state, from its next call on; swapped-in ones too.
+
+        What measures or records the states themselves belongs here, not on a signal: it sees each
+        call, and costs nothing else where it is not.
+
+        Args:
+            probe: Called with a state's path and its work; answers with what to call in place of
+                it. That must call the work once and return its answer.
+
+        Returns:
+            A function that takes it off again.
+        """
+        self._probes.append(probe)
+        self.program.equip(self._probes)
+
+        def remove() -> None:
+            if probe in self._probes:
+                self._probes.remove(probe)
+                self.program.equip(self._probes)
+
+        return remove
+
     # -- the tree --------------------------------------------------------------------------------
 
     @property
@@ -253,6 +278,7 @@ class Driver:
         old = None if self._program is None else self._program.nodes
         self._program = Program(chart, signals, self.sender, self._end, reuse=old)
         self._program.install()
+        self._program.equip(self._probes)
         wire(chart, signals, self.sender, self._end)
         chart.follow(self._position, self._moved_by_library, self._moving)
         self.machine = chart

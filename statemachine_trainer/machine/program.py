@@ -7,7 +7,7 @@ machine's own tables, and kept as edges: the state to run next and what to call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -19,6 +19,9 @@ from statemachine_trainer.machine.signals import ENTER, EXIT, Moment, Receiver, 
 from statemachine_trainer.machine.verify import END, LoopPlan
 
 Action = Callable[[], None]
+Work = Callable[[], object]
+Probe = Callable[[str, Work], Work]
+"""Given a state's path and its work: what to call in place of it."""
 
 NO_ANSWER: Final = object()
 """Equal to nothing that a state answers."""
@@ -128,7 +131,7 @@ class Node:
 
     Attributes:
         path: Path of the state.
-        work: The bound method of the loop.
+        work: The bound method of the loop, or what probes have made of it.
         transient: Whether the boundary before it cannot be written down.
         may_rest: Whether it may answer None: nothing to do until something comes from outside.
         edges: The edge for each event that it may answer with, bubbling resolved.
@@ -140,7 +143,7 @@ class Node:
     __slots__ = ("edges", "follows", "may_rest", "path", "posted", "transient", "usual", "work")
 
     path: str
-    work: Callable[[], object]
+    work: Work
     transient: bool
     may_rest: bool
     edges: dict[str, Edge]
@@ -181,6 +184,7 @@ class Program:
         """
         self._chart, self._signals, self._sender, self._ended = chart, signals, sender, ended
         self._resets = _resets(chart.plan)
+        self._methods: dict[str, Work] = {}
         self.nodes = {path: (reuse or {}).get(path) or Node() for path in chart.leaves()}
         self._edges = {path: dict(self._edges_of(path)) for path in self.nodes}
         posted = {event for plan in chart.plan.walk() for event in plan.posted_events()}
@@ -198,7 +202,8 @@ class Program:
         for path, node in self.nodes.items():
             owner, _, name = path.rpartition(SEPARATOR)
             answers, edges = plans[owner].answers[name], self._edges[path]
-            node.path, node.work = path, getattr(plans[owner].loop, name)
+            self._methods[path] = getattr(plans[owner].loop, name)
+            node.path, node.work = path, self._methods[path]
             node.transient, node.may_rest = is_transient(node.work), answers.may_rest
             node.edges = {event: edges[event] for event in answers.events}
             node.posted = {e: edge for e, edge in edges.items() if e in self.postable}
@@ -211,6 +216,14 @@ class Program:
                 while edge is not None:
                     edge.watch(self.nodes[path])
                     edge = edge.otherwise
+
+    def equip(self, probes: Iterable[Probe]) -> None:
+        """Put probes around the work of every state, the first one innermost."""
+        for path, node in self.nodes.items():
+            work = self._methods[path]
+            for probe in probes:
+                work = probe(path, work)
+            node.work = work
 
     def _edges_of(self, leaf: str) -> Iterator[tuple[str, Edge]]:
         for event in self._chart.events:
