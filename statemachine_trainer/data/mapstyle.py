@@ -22,7 +22,8 @@ from statemachine_trainer.data.generators import (
 )
 from statemachine_trainer.data.indices import IndexStream, plan_for
 from statemachine_trainer.data.reader import Phase, Reader
-from statemachine_trainer.data.seeding import SeededFetch, WorkerStart, as_it_is, sample_seed
+from statemachine_trainer.data.seeding import SeededFetch, as_it_is, sample_seed
+from statemachine_trainer.data.workers import WorkerStart, end_at_exit
 from statemachine_trainer.snapshot.rng import isolated_rng
 
 
@@ -43,6 +44,8 @@ class MapReader(Reader):
         self._same_for_all_workers = seed_samples is True
         self._parts = parts_of(loader)
         self._epoch = 0
+        if loader.num_workers:
+            end_at_exit(self)
         self._stream: IndexStream | None = None
         self._slot = _Slot()
         self._reading: DataLoader[Any] | None = None  # with persistent workers, for all passes
@@ -212,7 +215,7 @@ class MapReader(Reader):
             "persistent_workers": loader.persistent_workers,
             "dataset": loader.dataset,
             "collate_fn": loader.collate_fn,
-            "worker_init_fn": loader.worker_init_fn,
+            "worker_init_fn": WorkerStart(loader),
             "batch_size": 1 if batched else None,
             "batch_sampler" if batched else "sampler": self._slot,
         }
@@ -224,7 +227,6 @@ class MapReader(Reader):
             settings |= {
                 "dataset": fetch,
                 "collate_fn": as_it_is,
-                "worker_init_fn": WorkerStart(loader.dataset, loader.worker_init_fn),
                 "batch_size": None,
                 "sampler": self._slot,
             }

@@ -73,21 +73,6 @@ class SeededFetch:
         return samples
 
 
-class WorkerStart:
-    """What a worker calls first: shows the user's own data set in ``get_worker_info()``."""
-
-    def __init__(self, dataset: Any, worker_init_fn: Callable[[int], None] | None) -> None:
-        self.dataset = dataset
-        self.worker_init_fn = worker_init_fn
-
-    def __call__(self, worker_id: int) -> None:
-        info = get_worker_info()
-        assert info is not None
-        object.__setattr__(info, "dataset", self.dataset)  # the class is frozen
-        if self.worker_init_fn is not None:
-            self.worker_init_fn(worker_id)
-
-
 def sample_seed(seed: int, epoch: int, index: Any, repeat: int = 0) -> bytes:
     """32 bytes to seed one sample's randomness with.
 

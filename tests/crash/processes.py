@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "crash" / "training.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 ENVIRONMENT.pop("SMT_RESUME", None)
+LONGEST = 900.0
+"""Seconds after which a process hangs."""
+LAST_WORKER = 30.0
+"""Seconds after its run within which a worker has ended."""
 
 
 @contextmanager
@@ -31,15 +37,43 @@ def fast_folder() -> Iterator[Path]:
 
 
 def run(*command: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments."""
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Run Python with these arguments, in a session of its own, and see that nothing of it is left.
+
+    It writes to files, not pipes: a process that was left over would hold those open for ever.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=cwd,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout=LONGEST)
+            assert has_ended(process.pid), f"{command} left processes behind"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            out.seek(0), errors.seek(0)
+            written, complaints = out.read(), errors.read()
+            sys.stderr.write(complaints)
+    return subprocess.CompletedProcess(process.args, code, written, complaints)
+
+
+def has_ended(group: int) -> bool:
+    """Wait for the last process of a group: workers look for their run every few seconds."""
+    end = time.monotonic() + LAST_WORKER
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def digest(path: Path) -> dict[str, Any]:

@@ -52,6 +52,30 @@ def test_a_signal_ends_the_process_with_a_checkpoint_and_its_exit_code(
     assert digest(tmp_path / "digest.json") == undisturbed
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGTERM",
+        pytest.param("SIGINT", marks=pytest.mark.slow),
+        pytest.param("SIGUSR1", marks=pytest.mark.slow),
+    ],
+)
+def test_workers_outlive_a_signal_to_the_whole_group_until_the_checkpoint_is_written(
+    tmp_path: Path, name: str
+) -> None:
+    """A terminal tells the whole group, and so do schedulers."""
+    options = (*OPTIONS, "--workers", "2")
+    whole = run(SCRIPT, "whole", "whole.json", "--bare", *options, cwd=tmp_path)
+    assert whole.returncode == 0
+    command = (SCRIPT, "run", "digest.json", *options)
+    stopped = run(*command, "--signal", f"{name}@4", "--group", cwd=tmp_path)
+    assert stopped.returncode == 128 + getattr(signal, name)
+    assert stopped.stderr.count(f"Stopped by {name}. The run goes on from run/0") == 1
+    assert stopped.stderr.count("Stopping at the next boundary") == (name == "SIGINT")
+    assert run(*command, cwd=tmp_path).returncode == 0
+    assert digest(tmp_path / "digest.json") == digest(tmp_path / "whole.json")
+
+
 @pytest.mark.slow
 def test_the_process_of_smt_resume_is_the_script_itself(tmp_path: Path) -> None:
     command = (SCRIPT, "run", "digest.json", "--epochs", "1000", "--resume", "", "--slow", "0.01")
@@ -75,32 +99,3 @@ def test_the_process_of_smt_resume_is_the_script_itself(tmp_path: Path) -> None:
     assert process.stderr is not None
     with process.stderr:
         assert "Stopped by SIGTERM" in process.stderr.read()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
-def test_workers_that_are_told_too_stay_until_the_run_has_stopped(
-    tmp_path: Path, name: str
-) -> None:
-    """A terminal tells the whole group, and so do schedulers."""
-    command = [sys.executable, str(SCRIPT), "run", "digest.json", *OPTIONS, "--workers", "2"]
-    process = subprocess.Popen(
-        [*command, "--slow", "0.2"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while len([*(tmp_path / "run").glob("0*")]) < 2:
-        assert process.poll() is None
-    os.killpg(process.pid, getattr(signal, name))
-    _, told = process.communicate()
-    assert process.returncode == 128 + getattr(signal, name)
-    assert told.count("Stopped by") == 1
-    assert told.count("Stopping at the next boundary") == (name == "SIGINT")
-    done = run(*command[1:], cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    whole = run(SCRIPT, "bare", "bare.json", "--bare", *OPTIONS, "--workers", "2", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    assert digest(tmp_path / "digest.json") == digest(tmp_path / "bare.json")

@@ -121,6 +121,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bare", action="store_true", help="no checkpoints at all")
     parser.add_argument("--resume", default="auto", help="'' to say nothing of resuming")
     parser.add_argument("--signal", help="SIGNAL@BATCH: send it to this very process, once")
+    parser.add_argument("--group", action="store_true", help="... to its whole process group")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds a batch takes at least")
     return parser.parse_args(arguments)
 
@@ -165,7 +166,7 @@ def train(told: argparse.Namespace, begun: Any = None) -> None:
     if told.everywhere and not told.bare:
         trainer.on("*", trainer.checkpoint)
     if told.signal:
-        send_once(trainer, told.signal, told.folder.with_suffix(".signal"))
+        send_once(trainer, told.signal, told.folder.with_suffix(".signal"), group=told.group)
     if told.slow:
         trainer.on("batch_start", lambda: spin(told.slow))
     trainer.fit(model, data, validation, resume=None if told.bare else told.resume or None)
@@ -185,13 +186,13 @@ def spin(seconds: float) -> None:
         pass
 
 
-def send_once(trainer: Trainer, what: str, marker: Path) -> None:
+def send_once(trainer: Trainer, what: str, marker: Path, *, group: bool) -> None:
     name, _, batch = what.partition("@")
 
     def send(trainer: Trainer) -> None:
         if trainer.context.counts.batch == int(batch) and not marker.exists():
             marker.touch()
-            os.kill(os.getpid(), getattr(signal, name))
+            os.kill(0 if group else os.getpid(), getattr(signal, name))
 
     trainer.on("backward", send)
 
