@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -29,6 +30,7 @@ from statemachine_trainer.snapshot.leaves import (
     remedy,
     text_of,
 )
+from statemachine_trainer.snapshot.records import Name, rebuilt, record_of
 from statemachine_trainer.snapshot.strictjson import Json
 from statemachine_trainer.snapshot.tensorcodec import Detail, TensorNotPlain, pack, unpack
 
@@ -52,7 +54,8 @@ def encode(tree: object) -> tuple[Document, dict[str, Tensor]]:
     Args:
         tree: None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, tensors, numpy
             arrays and scalars, `torch.Size`, `torch.dtype`, `torch.device`, paths, `datetime` and
-            `timedelta`, nested in any way; what `nn.Module.state_dict` returns is one such tree
+            `timedelta`, named tuples and dataclasses (see `records`), nested in any way;
+            what `nn.Module.state_dict` returns is one such tree
 
     Raises:
         Unwritable: naming the first value that is something else
@@ -141,6 +144,9 @@ class _Encoder:
         try:
             return encode_leaf(value)
         except NotALeaf:
+            if (record := record_of(value)) is not None:
+                name, fields = record
+                return self._nested(partial(self._record, name, fields), value, path)
             kind = type(value)
             raise Unwritable(
                 address(path),
@@ -210,6 +216,11 @@ class _Encoder:
         key = (_MODULE_METADATA, True)
         return {"$ordered": [self._dict(value, path), self.encode(metadata, (*path, key))]}
 
+    def _record(
+        self, name: Name, fields: dict[str, object], _value: object, path: tuple[Key, ...]
+    ) -> Json:
+        return {"$record": [*name, self._dict(fields, path)]}
+
     def _tensor(self, value: object, path: tuple[Key, ...]) -> Json:
         assert isinstance(value, (Tensor, np.ndarray))
         if id(value) not in self._names:
@@ -244,6 +255,7 @@ class _Decoder:
             "$frozenset": lambda content: frozenset(self._list(content)),
             "$dict": lambda content: dict(self._pair(item) for item in items_of(content)),
             "$ordered": self._ordered_dict,
+            "$record": self._record,
             "$tensor": lambda content: self._tensors[text_of(content)],
         }
 
@@ -268,6 +280,13 @@ class _Decoder:
     def _pair(self, value: Json) -> tuple[object, object]:
         key, item = items_of(value)
         return self.decode(key), self.decode(item)
+
+    def _record(self, value: Json) -> object:
+        module, name, fields = items_of(value)
+        inside = self.decode(fields)
+        if not isinstance(inside, dict):
+            raise Undecodable("a record has no fields")
+        return rebuilt((text_of(module), text_of(name)), inside)
 
     def _ordered_dict(self, value: Json) -> OrderedDict[object, object]:
         content, metadata = map(self.decode, items_of(value))

@@ -61,7 +61,7 @@ def has_surrogates(text: str) -> bool:
 def remedy(value: object) -> str:
     """What to do about a value that cannot be written."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return "write its ._asdict(), a dict of its fields"
+        return "define its class at the top level of a module, or write its ._asdict()"
     if isinstance(value, enum.Enum):
         return "write its .value or its .name"
     if isinstance(value, (torch.Generator, np.random.RandomState)):
@@ -71,7 +71,10 @@ def remedy(value: object) -> str:
     if isinstance(value, datetime):
         return "give it a fixed offset, as in .astimezone(timezone.utc)"
     if dataclasses.is_dataclass(value):
-        return "write what dataclasses.asdict returns for it"
+        return (
+            "define its class at the top level of a module, give it no attributes besides its "
+            "fields, or write what dataclasses.asdict returns for it"
+        )
     if hasattr(value, "state_dict"):
         return "write what its .state_dict() returns"
     if isinstance(value, (dict, list, tuple, set, str, int, float)):

@@ -16,7 +16,11 @@ from torch import nn
 
 from statemachine_trainer.snapshot import Store, Unwritable, encode
 
-Point = namedtuple("Point", "x y")
+
+def elsewhere() -> object:
+    """A named tuple that is not found under the name it has."""
+    Point = namedtuple("Point", "x y")
+    return Point(1, 2)
 
 
 class Colour(enum.IntEnum):
@@ -27,6 +31,9 @@ class Colour(enum.IntEnum):
 class Settings:
     rate: float = 0.1
 
+    def __post_init__(self) -> None:
+        self.hidden = 1  # what is no field would be lost
+
 
 class Text(str):
     __slots__ = ()
@@ -35,7 +42,7 @@ class Text(str):
 @pytest.mark.parametrize(
     "value, remedy",
     [
-        (Point(1, 2), "_asdict"),
+        (elsewhere(), "_asdict"),
         (Colour.RED, ".value"),
         (Settings(), "dataclasses.asdict"),
         (Text("x"), "turn it into a str"),
