@@ -15,7 +15,6 @@ and that nothing here is a pickle. It is the fastest that Python has (4 GB/s, wh
 from __future__ import annotations
 
 import errno
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +25,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from statemachine_trainer.snapshot import codec, strictjson, tensorfile
+from statemachine_trainer.snapshot.checksum import crc32
 from statemachine_trainer.snapshot.errors import Damaged, FormatTooNew, NotACheckpoint, Unwritable
 from statemachine_trainer.snapshot.filesystem import FileSystem, OutputFile
 from statemachine_trainer.snapshot.leaves import Undecodable
@@ -173,7 +173,7 @@ def read_manifest(files: FileSystem, folder: Path) -> Manifest:
 
 
 def _opening(body: bytes) -> bytes:
-    return _OPENING + _hex(zlib.crc32(body)).encode() + _CLOSING
+    return _OPENING + _hex(crc32(body)).encode() + _CLOSING
 
 
 def _hex(checksum: int) -> str:
@@ -314,10 +314,10 @@ class _Sink:
         view = memoryview(data)
         self._size += len(view)
         if len(view) < _INLINE:
-            self._sum = zlib.crc32(view, self._sum)
+            self._sum = crc32(view, self._sum)
             self._file.write(view)
             return
-        later = self._worker.submit(zlib.crc32, view, self._sum)
+        later = self._worker.submit(crc32, view, self._sum)
         self._file.write(view)
         self._sum = later.result()
 
@@ -364,7 +364,7 @@ class _Reading:
             raise Damaged(self._path, f"it cannot be read ({error.strerror or error})") from error
 
     def seen(self, data: bytes | bytearray | memoryview) -> None:
-        self._sum = zlib.crc32(data, self._sum)
+        self._sum = crc32(data, self._sum)
 
     def check_size(self, size: int) -> None:
         if self.size != size:
