@@ -44,6 +44,7 @@ from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.machine.subscription import Subscription
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.runs import wants_resume
+from statemachine_trainer.snapshot import Loaded
 from statemachine_trainer.snapshot.errors import SnapshotMismatch
 from statemachine_trainer.snapshot.rng import seed_everything
 
@@ -220,10 +221,7 @@ class Trainer:
         driver = self._drivers["fit"]
         driver.check_at_rest("start")
         known = self._context_of(driver)
-        store = self.checkpoints.store if self.checkpoints is not None else None
-        if resume is None and store is not None and known is None and not restart:
-            resume = "auto" if wants_resume() else None
-        loaded = None if resume is None else find_checkpoint(store, resume)
+        loaded = self._checkpoint_to_go_on_from(resume, restart=restart, begun=known is not None)
         state: Any = take_handed_state() if loaded is None else loaded.tree
         anew, restart = restart, restart or state is not None
         going_on = known is not None and not restart and (model is None or model is known.model)
@@ -237,6 +235,8 @@ class Trainer:
                     "with `fit(..., restart=True)`."
                 )
             return
+        # A state that was handed over is none of this trainer's checkpoints.
+        noting = None if state is not None and loaded is None else self.checkpoints
         if going_on:
             assert known is not None
             self._refuse_to_do_nothing(known)
@@ -252,29 +252,42 @@ class Trainer:
             self._refuse_to_do_nothing(context)
             if self.checkpoints is not None:
                 self.checkpoints.attach(self, driver)  # loops may have been replaced
-                if not anew and (state is None or loaded is not None):
-                    self.checkpoints.check_folder(loaded)
-            abandon_evaluations(driver.root)
-            if self._samples_are_counted():
-                context.sample_size = batch_size_of
-            driver.share(context)
-            self._hook(model)
+            if noting is not None and not anew:
+                noting.check_folder(loaded)
+            self._share(context)
         with self._in_charge(driver):
             if state is not None:
-                try:
-                    self.load_state_dict(state)
-                except BaseException:
-                    driver.share(None)  # half a state is nothing to go on with
-                    raise
-                self._go_on_if_limit_was_raised(state)
-            if (
-                self.checkpoints is not None
-                and not going_on
-                and (loaded is not None or state is None)
-            ):
-                self.checkpoints.note_start(loaded, restart=anew)
+                self._load(state)
+            if noting is not None and not going_on:
+                noting.note_start(loaded, restart=anew)
             if state is None:
                 driver.start()
+
+    def _checkpoint_to_go_on_from(
+        self, resume: str | Path | None, *, restart: bool, begun: bool
+    ) -> Loaded | None:
+        """Find what `resume` names; what `smt resume` asks for holds for a first start that says nothing."""
+        store = self.checkpoints.store if self.checkpoints is not None else None
+        if resume is None and store is not None and not begun and not restart:
+            resume = "auto" if wants_resume() else None
+        return None if resume is None else find_checkpoint(store, resume)
+
+    def _share(self, context: Context) -> None:
+        """Let the loops of `fit` work on a context that was just assembled."""
+        driver = self._drivers["fit"]
+        abandon_evaluations(driver.root)
+        if self._samples_are_counted():
+            context.sample_size = batch_size_of
+        driver.share(context)
+        self._hook(context.model)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        try:
+            self.load_state_dict(state)
+        except BaseException:
+            self._drivers["fit"].share(None)  # half a state is nothing to go on with
+            raise
+        self._go_on_if_limit_was_raised(state)
 
     def validate(
         self, model: nn.Module | None = None, data: Any = None, *, loss: Loss | None = None

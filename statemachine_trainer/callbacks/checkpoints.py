@@ -328,18 +328,6 @@ class Checkpoints:
 
     # -- the folder of the run -------------------------------------------------------------------
 
-    def find(self, resume: str | Path) -> Loaded | None:
-        """Find the checkpoint to go on from.
-
-        Args:
-            resume: "auto" (the newest one here, None if there is none yet), a folder of checkpoints, or
-                one checkpoint.
-
-        Raises:
-            NoCheckpoint: There is none at the place that was named.
-        """
-        return find_checkpoint(self.store, resume)
-
     def check_folder(self, loaded: Loaded | None) -> None:
         """Refuse the checkpoints of another run: retention would delete, and `auto` resume, the wrong ones.
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from statemachine_trainer.loops.errors import ModelError, OptimizerError
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.loss_steps import loss_steps
 from statemachine_trainer.loops.own_loss import finds_own_loss, own_loss_steps
 from statemachine_trainer.machine.errors import suggest
 
@@ -162,20 +162,11 @@ class Steps:
 def supervised_steps(model: nn.Module, loss: Loss) -> dict[str, Step]:
     """Make the steps of a plain model for batches `(inputs, targets)`; each logs its loss."""
 
-    def logging_as(name: str) -> Step:
-        def step(batch: Any, _batch_idx: int) -> torch.Tensor:
-            inputs, targets = _pair(batch)
-            value = loss(model(inputs), targets)
-            log(name, value)
-            return value
+    def loss_of(batch: Any) -> torch.Tensor:
+        inputs, targets = _pair(batch)
+        return loss(model(inputs), targets)
 
-        return step
-
-    return {
-        "training_step": logging_as("loss"),
-        "validation_step": logging_as("val_loss"),
-        "test_step": logging_as("test_loss"),
-    }
+    return loss_steps(loss_of)
 
 
 def inputs_of(batch: Any) -> Any:

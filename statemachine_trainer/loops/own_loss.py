@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer.loops.errors import ModelError
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.loss_steps import loss_steps
 
 
 def finds_own_loss(model: nn.Module) -> bool:
@@ -25,21 +25,8 @@ def own_loss_steps(model: nn.Module) -> dict[str, Callable[[Any, int], Any]]:
 
     Each logs it, as `loss`, `val_loss` or `test_loss`. A prediction is all that the model returns.
     """
-
-    def logging_as(name: str) -> Callable[[Any, int], Any]:
-        def step(batch: Any, _batch_idx: int) -> torch.Tensor:
-            loss = _loss_of(_call(model, batch), model, batch)
-            log(name, loss)
-            return loss
-
-        return step
-
-    return {
-        "training_step": logging_as("loss"),
-        "validation_step": logging_as("val_loss"),
-        "test_step": logging_as("test_loss"),
-        "predict_step": lambda batch, _batch_idx: _call(model, batch),
-    }
+    steps = loss_steps(lambda batch: _loss_of(_call(model, batch), model, batch))
+    return {**steps, "predict_step": lambda batch, _batch_idx: _call(model, batch)}
 
 
 def _loss_of(output: Any, model: nn.Module, batch: Any) -> torch.Tensor:
