@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import nn
@@ -47,6 +47,9 @@ from statemachine_trainer.runs import wants_resume
 from statemachine_trainer.snapshot import Loaded
 from statemachine_trainer.snapshot.errors import SnapshotMismatch
 from statemachine_trainer.snapshot.rng import seed_everything
+
+if TYPE_CHECKING:
+    from statemachine_trainer.page import Page
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -456,6 +459,12 @@ class Trainer:
         """Return the graph of a loop ("fit", "validate", "test", "predict"), the running state lit."""
         driver = self._drivers[name]
         return Graph.of(driver.machine, current=driver.path)
+
+    def serve(self, *, port: int = 0, open_browser: bool = False) -> Page:
+        """Serve a live page of the fit, for this machine alone; see `statemachine_trainer.page.serve`."""
+        from statemachine_trainer.page import serve
+
+        return serve(self, port=port, open_browser=open_browser)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Propagate a loss backward, scaled if the precision asks for it; for manual optimization."""

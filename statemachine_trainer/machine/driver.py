@@ -108,6 +108,16 @@ class Driver:
         return list(self._posted)
 
     @property
+    def running(self) -> bool:
+        """Whether a state or a receiver is being called."""
+        return self._owner is not None
+
+    @property
+    def requested(self) -> bool:
+        """Whether something waits for the next boundary that can be written down."""
+        return bool(self._requests)
+
+    @property
     def transient(self) -> bool:
         """Whether what lives at this boundary cannot be written down."""
         return bool(self._pending) or (self._node is not None and self._node.transient)

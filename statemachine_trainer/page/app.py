@@ -1,0 +1,83 @@
+"""What the server of the page answers."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from statemachine_trainer.machine.graph import Graph
+from statemachine_trainer.page.errors import NotNow
+from statemachine_trainer.page.guard import Guard
+from statemachine_trainer.page.picture import picture_of
+
+_FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+
+
+class Source(Protocol):
+    """A run, as the page shows it."""
+
+    def graph(self) -> Graph:
+        """The graph of its loop."""
+
+    def state(self) -> dict[str, Any]:
+        """All that changes, as data that JSON can hold."""
+
+    def press(self, button: str) -> None:
+        """Do what a button says, or raise `NotNow`."""
+
+
+def make_app(source: Source, *, token: str, port: int) -> Starlette:
+    """Make the application that serves a page.
+
+    Args:
+        source: The run.
+        token: What the first address has to hold.
+        port: The port that is served.
+    """
+
+    async def state(_request: Request) -> Response:
+        return _json(await run_in_threadpool(source.state))
+
+    async def graph(_request: Request) -> Response:
+        svg = await run_in_threadpool(lambda: picture_of(source.graph()))
+        return Response(svg, media_type="text/html")
+
+    async def press(request: Request) -> Response:
+        try:
+            await run_in_threadpool(source.press, request.path_params["button"])
+        except NotNow as error:
+            return PlainTextResponse(f"{error}\n", status_code=409)
+        return _json(await run_in_threadpool(source.state))
+
+    routes = [Route(path, _file(*one)) for path, one in _FILES.items()]
+    routes += [
+        Route("/state", state),
+        Route("/graph", graph),
+        Route("/press/{button}", press, methods=["POST"]),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(Guard, token=token, port=port)])
+
+
+def _file(name: str, kind: str) -> Any:
+    content = resources.files("statemachine_trainer.page").joinpath("static", name).read_bytes()
+
+    async def answer(_request: Request) -> Response:
+        return Response(content, media_type=kind)
+
+    return answer
+
+
+def _json(data: Any) -> Response:
+    return Response(json.dumps(data, allow_nan=False), media_type="application/json")

@@ -1,0 +1,121 @@
+"""The server of the page: a thread of its own beside the training."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import webbrowser
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from statemachine_trainer.page.errors import PageError
+
+if TYPE_CHECKING:
+    from statemachine_trainer.page.app import Source
+    from statemachine_trainer.trainer import Trainer
+
+HOST = "127.0.0.1"
+_STARTING = 10.0
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+class Page:
+    """A page that is being served; closed by `close`, at the end of a `with`, or with the process.
+
+    Attributes:
+        url: The address to open, with its token. Whoever has it can steer the run.
+    """
+
+    def __init__(self, source: Source, *, port: int = 0, watched: _Closable | None = None) -> None:
+        try:
+            import uvicorn
+
+            from statemachine_trainer.page.app import make_app
+        except ModuleNotFoundError as error:
+            raise PageError(
+                f"The page needs the package {error.name!r}: "
+                "pip install 'statemachine-trainer[page]'."
+            ) from error
+        self._watched = watched
+        self._socket = _listening(port)
+        self.port: int = self._socket.getsockname()[1]
+        token = secrets.token_urlsafe(24)
+        self.url = f"http://{HOST}:{self.port}/?token={token}"
+        app = make_app(source, token=token, port=self.port)
+        settings = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off")
+        self._server = uvicorn.Server(settings)
+        self._thread = threading.Thread(target=self._serve, name="page", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        self._server.run(sockets=[self._socket])
+
+    def wait(self) -> None:
+        """Serve until the process is told to stop."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+
+    def close(self) -> None:
+        """End the page. A run that it held goes on."""
+        if self._watched is not None:
+            self._watched.close()
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(_STARTING)
+        self._socket.close()
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Page({self.url})"
+
+
+def serve(trainer: Trainer, *, port: int = 0, open_browser: bool = False) -> Page:
+    """Serve the page of a trainer's fit. Training never waits for it, unless it is told to pause.
+
+    Args:
+        trainer: The trainer; it may be running, or begin later.
+        port: The port; any free one unless given. Only this machine can reach it.
+        open_browser: Open the page in a browser, too.
+
+    Raises:
+        PageError: The extra is missing, or the port is taken.
+    """
+    from statemachine_trainer.page.live import LiveRun
+
+    run = LiveRun(trainer)
+    try:
+        page = Page(run, port=port, watched=run)
+    except BaseException:
+        run.close()
+        raise
+    if open_browser:
+        webbrowser.open(page.url)
+    return page
+
+
+def _listening(port: int) -> socket.socket:
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((HOST, port))
+    except (OSError, OverflowError) as error:
+        found.close()
+        raise PageError(
+            f"Port {port} cannot be served ({error}). Leave it out to get a free one."
+        ) from error
+    found.listen(16)
+    return found

@@ -1,0 +1,67 @@
+"""A run to look at: it trains until it is told to stop, and slowly."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from statemachine_trainer import Trainer
+
+DEADLINE = 20.0
+"""Seconds within which what is waited for has come."""
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a condition.
+
+    Raises:
+        AssertionError: It does not come true.
+    """
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"it never came: {what}"
+        time.sleep(0.01)
+
+
+class Run:
+    """A fit in a thread, as a script's main thread would run it."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        torch.manual_seed(0)
+        self.data = [(torch.randn(4, 3), torch.randint(2, (4,))) for _ in range(5)]
+        self.trainer = Trainer(max_epochs=10**6, progress=False, checkpoints=folder)
+        self.trainer.on("batch_start", lambda: time.sleep(0.002))
+        self.model = nn.Linear(3, 2)
+        self.thread = threading.Thread(target=self._fit, daemon=True)
+
+    def _fit(self) -> None:
+        self.trainer.fit(
+            self.model,
+            self.data,
+            self.data,
+            loss=nn.functional.cross_entropy,
+            optimizer=torch.optim.SGD(self.model.parameters(), lr=0.1),
+        )
+
+    def begin(self) -> None:
+        """Begin to train, and return when the first batch is done."""
+        self.thread.start()
+        until(lambda: self.trainer.driver.running and self.batch > 0, "the first batch")
+
+    @property
+    def batch(self) -> int:
+        """Batches done."""
+        context = self.trainer.driver.context
+        return 0 if context is None else int(context.counts.batch)
+
+    def end(self) -> None:
+        """Let it stop at its next boundary."""
+        if self.thread.is_alive():
+            self.trainer.stop()
+            self.thread.join(DEADLINE)
+        assert not self.thread.is_alive()
