@@ -17,7 +17,7 @@ from statemachine_trainer.machine.errors import (
 )
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import ENTER, EXIT, Signal
-from statemachine_trainer.machine.subscription import Subscription, label_of
+from statemachine_trainer.machine.subscription import CallProbe, Subscription, label_of
 from statemachine_trainer.machine.verify import END
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,6 +44,7 @@ class SignalBoard:
         self._charts: dict[str, Signals] = {}
         self._subscriptions: list[Subscription] = []
         self._watches: list[Subscription] = []
+        self._probes: list[CallProbe] = []
 
     def attach(self, chart: Chart) -> dict[str, Signal]:
         """Take the signals of a chart onto the board, in place of an older chart of the same root.
@@ -78,7 +79,8 @@ class SignalBoard:
 
         Args:
             name: Name or pattern of signals; or an object with methods called `on_<state>`,
-                `on_enter_<state>` or `on_exit_<state>`.
+                `on_enter_<state>` or `on_exit_<state>`. A method hears all states of that name: who
+                wrote it did not know the loops that it would be used with.
             receiver: Called with as many of `(trainer, moment)` as it takes. It is held strongly.
             **options: `every=` (n: every n-th firing; or an interval), `once=True`, `when=` (a
                 condition, called like the receiver), `priority=` (higher is earlier).
@@ -89,7 +91,7 @@ class SignalBoard:
 
         Raises:
             UnknownSignal: Nothing has this name; the message offers the nearest ones.
-            AmbiguousSignal: Several states of one chart end with this name.
+            AmbiguousSignal: Several states of one chart end with this name, given for a function.
             BadReceiver: It cannot be called with these arguments, or an option makes no sense.
         """
         if not isinstance(name, str):
@@ -116,9 +118,36 @@ class SignalBoard:
     def watch(self, name: str, receiver: Callable[..., Any], **options: Any) -> Subscription:
         """Subscribe for the machine's own ends: last in order, not listed, not written down."""
         subscription = Subscription(name, receiver, priority=LAST, **options)
+        subscription.equip(self._probes)
         subscription.connect_to(self.resolve(name))
         self._watches = [*(one for one in self._watches if one.active), subscription]
         return subscription
+
+    def instrument(self, probe: CallProbe) -> Callable[[], None]:
+        """Put something around every receiver and condition; those that subscribe later too.
+
+        Nothing is on their way where nobody does. Functions that were connected to a signal by
+        blinker's own `connect` are not seen.
+
+        Args:
+            probe: Called for each receiver and condition; answers with what to call in its place.
+
+        Returns:
+            A function that takes it off again.
+        """
+        self._probes.append(probe)
+        self._equip()
+
+        def remove() -> None:
+            if probe in self._probes:
+                self._probes.remove(probe)
+                self._equip()
+
+        return remove
+
+    def _equip(self) -> None:
+        for one in [*self._subscriptions, *self._watches]:
+            one.equip(self._probes)
 
     def resolve(self, name: str) -> list[Signal]:
         """Return the signals that a name or pattern stands for, at least one."""
@@ -178,20 +207,25 @@ class SignalBoard:
     def load_state_dict(self, state: Iterable[Mapping[str, Any]]) -> None:
         """Let subscriptions go on counting; those that were made since begin at zero.
 
+        One with `once` that has had its call since listens again.
+
         A subscription is known by its signal's name, its receiver's name and its options; of
         several alike, by their order.
         """
         saved = list(state)
-        for one in self.subscriptions:
+        for one in [each for each in self._subscriptions if each.active or each.spent]:
             mine = _identity(one)
             found = next((s for s in saved if mine.items() <= s.items()), None)
             if found is None:
                 one.fired = 0
                 continue
             saved.remove(found)
-            one.fired, one.spent = found["fired"], found["spent"]
+            one.fired = found["fired"]
             one.load_interval_state(found["interval"])
-            if one.spent:
+            if one.spent and not found["spent"]:
+                one.revive(self.resolve(one.name))
+            elif found["spent"]:
+                one.spent = True
                 one.cancel()
 
     def _subscribe(
@@ -201,6 +235,8 @@ class SignalBoard:
         made = []
         for name, receiver in pairs:
             try:
+                if _owner is not None and self._is_ambiguous(name):
+                    name = f"*{SEPARATOR}{name}"
                 signals = self.resolve(name)
                 made.append((Subscription(name, receiver, **options), signals))
             except UnknownSignal as error:
@@ -212,9 +248,19 @@ class SignalBoard:
                     f"on({name!r}, ...): {error}. Options are every, once, when, priority."
                 ) from None
         for subscription, signals in made:
+            subscription.equip(self._probes)
             subscription.connect_to(signals)
             self._subscriptions.append(subscription)
         return [subscription for subscription, _ in made]
+
+    def _is_ambiguous(self, name: str) -> bool:
+        try:
+            self.resolve(name)
+        except AmbiguousSignal:
+            return True
+        except UnknownSignal:
+            pass
+        return False
 
 
 def _lookup(name: str, charts: Mapping[str, Signals]) -> list[Signal]:

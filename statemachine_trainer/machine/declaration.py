@@ -78,9 +78,22 @@ def read_transitions(
     Raises:
         MalformedTransition: An entry that is none of these.
     """
-    if isinstance(declared, str | Mapping):
-        raise MalformedTransition(f"{owner.__name__}.transitions must be a list of transitions.")
+    flat = _is_one_transition(declared)
+    if flat or isinstance(declared, str | Mapping) or not isinstance(declared, Iterable):
+        inner = f"[{list(declared)}]" if flat else '[["event", "source", "dest"], ...]'
+        raise MalformedTransition(
+            f"{owner.__name__}.transitions must be a list of transitions: `transitions = {inner}`."
+        )
     return [one for entry in declared for one in _expand(owner, entry, states)]
+
+
+def _is_one_transition(declared: object) -> bool:
+    """Whether the brackets around the only transition were forgotten."""
+    return (
+        isinstance(declared, list | tuple)
+        and bool(declared)
+        and all(isinstance(part, str) for part in declared)
+    )
 
 
 def _expand(owner: type, entry: Declared, states: Sequence[str]) -> Iterable[Transition]:
@@ -137,7 +150,7 @@ def _guards(where: str, tests: Any, *, expected: bool) -> Iterable[Guard]:
 def declared_names(declared: Iterable[Any], initial: str | None) -> list[str]:
     """Return the names of states in `transitions`, the initial one first, without judging them."""
     names: dict[str, None] = {initial: None} if isinstance(initial, str) else {}
-    for entry in declared:
+    for entry in declared if isinstance(declared, Iterable) else ():
         if isinstance(entry, Mapping):
             source, dest = entry.get("source"), entry.get("dest")
         elif isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) >= 3:
@@ -188,9 +201,18 @@ def _evaluate(function: Callable[..., Any], path: str) -> Any:
         return eval(annotation, scope, _Names(scope))
     except Exception as error:
         raise UndeclaredEvents(
-            f"The return annotation {annotation!r} of state {path!r} cannot be read ({error}). Use "
-            "names that exist at run time in its module."
+            f"The return annotation {annotation!r} of state {path!r} cannot be read ({error}). "
+            f"{_about(annotation)}"
         ) from error
+
+
+def _about(annotation: str) -> str:
+    if annotation.isidentifier():
+        return (
+            f'If it is the event itself, write `-> Literal["{annotation}"]`; a name has to exist '
+            "at run time in its module."
+        )
+    return "Use names that exist at run time in its module, and events in quotes."
 
 
 class _Names(dict[str, Any]):
@@ -226,6 +248,7 @@ def _from_annotation(annotation: Any, path: str) -> Answers:
             )
     if not events:
         raise UndeclaredEvents(
-            f"State {path!r} declares no event to answer with, so it could never be left."
+            f"State {path!r} declares no event to answer with, so it could never be left. Write "
+            'what it returns when it is done: `-> Literal["done"]` and `return "done"`.'
         )
     return Answers(tuple(events), may_rest)

@@ -61,6 +61,8 @@ class Driver:
         context: What all loops of the tree share.
         outcome: The event that ended the machine; None while it has not.
         resting: Whether the running state waits for something from outside.
+        entries: How often it was set going; as long as it is the same, the machine did not stand
+            still.
     """
 
     machine: Chart
@@ -79,6 +81,7 @@ class Driver:
         self.board = SignalBoard() if board is None else board
         self.outcome: str | None = None
         self.resting = False
+        self.entries = 0
         self.context = context
         self.sender = self if sender is None else sender
         self._node: Node | None = None
@@ -544,6 +547,7 @@ class Driver:
         if not self._busy.acquire(blocking=False):
             raise self._already_running(what)
         self._owner = threading.get_ident()
+        self.entries += 1
         try:
             if finish:
                 self._deliver()

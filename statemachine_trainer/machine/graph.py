@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from statemachine_trainer.machine.chart import Chart
-from statemachine_trainer.machine.declaration import is_transient, read_answers, read_transitions
 from statemachine_trainer.machine.errors import (
     StateMachineError,
     UnhandledEvent,
@@ -17,8 +15,12 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
-from statemachine_trainer.machine.signals import ENTER, EXIT
-from statemachine_trainer.machine.verify import END, LoopPlan
+from statemachine_trainer.machine.picture import Drawable
+from statemachine_trainer.machine.verify import END
+
+if TYPE_CHECKING:
+    from statemachine_trainer.machine.difference import GraphDiff
+    from statemachine_trainer.machine.drawing import Style
 
 Kind = Literal["state", "loop", "final"]
 Receivers = Mapping[str, Sequence[str]]
@@ -118,10 +120,11 @@ class GraphEdge:
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class Graph(Drawable):
     """The states and transitions of a machine, and where it stands.
 
-    A notebook shows it as a picture; `str(graph)` is an outline.
+    It draws itself, see `machine.picture.Drawable`; a notebook shows the picture. `str(graph)` is an
+    outline.
 
     Attributes:
         name: Name of the root.
@@ -153,19 +156,25 @@ class Graph:
         Raises:
             UnknownPath: The chart has no state `current`.
         """
-        heard: dict[str, tuple[str, ...]] = {}
-        for name, labels in (receivers or {}).items():
-            heard[name if ":" in name else f"{name}:{ENTER}"] = tuple(labels)
-        root = _loop_state(chart.plan, chart.plan.path, chart.plan.loop.outcomes, heard)
-        given = dict(_given(chart.plan))
-        edges = [e for s in root.walk() for e in _edges_from(chart, s.path, given, heard)]
-        paths = [s.path for s in root.walk()]
-        if current is not None and current not in (*paths, END):
+        from statemachine_trainer.machine.extraction import extract
+
+        root, edges = extract(chart, receivers or {})
+        graph = cls(root.name, root, edges)
+        return graph if current is None else graph.at(current)
+
+    def at(self, path: str | None) -> Graph:
+        """Return the graph with another running state; with None, there is none.
+
+        Raises:
+            UnknownPath: The graph has no such state.
+        """
+        paths = [state.path for state in self.states()]
+        if path is not None and path not in paths:
             raise UnknownPath(
-                f"The machine {root.name!r} has no state {current!r} to show as the running one. "
-                f"{suggest(current, paths)}"
+                f"The machine {self.name!r} has no state {path!r} to show as the running one. "
+                f"{suggest(path, paths)}"
             )
-        return cls(root.name, root, tuple(edges), current)
+        return replace(self, current=path)
 
     def states(self) -> Iterator[GraphState]:
         """Yield every state that the graph shows, the root first and the final one last."""
@@ -199,11 +208,14 @@ class Graph:
         ends = [GraphEdge(event, root.path, END) for event in root.answers]
         return self._showing(root, [*ends, *inside])
 
-    def to_mermaid(self, *, direction: Literal["TB", "LR"] = "TB", outcomes: bool = True) -> str:
-        """Return the graph as a Mermaid state diagram; see `machine.mermaid.render`."""
-        from statemachine_trainer.machine.mermaid import render
+    def diff(self, after: Graph) -> GraphDiff:
+        """Return what has to be done to this graph to make it the other one.
 
-        return render(self, direction=direction, outcomes=outcomes)
+        The outermost loops may have different names.
+        """
+        from statemachine_trainer.machine.difference import GraphDiff
+
+        return GraphDiff.of(self, after)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the graph as data that JSON can hold."""
@@ -218,14 +230,10 @@ class Graph:
     def __str__(self) -> str:
         return "\n".join(self._outline(self.root, 0))
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        """Show a picture in notebooks that know Mermaid, and the outline in others."""
-        text = self.to_mermaid()
-        return {
-            "text/vnd.mermaid": text,
-            "text/markdown": f"```mermaid\n{text}```\n",
-            "text/plain": str(self),
-        }
+    def _drawing(self) -> tuple[Graph, Style]:
+        from statemachine_trainer.machine.drawing import Style
+
+        return self, Style()
 
     def _showing(self, root: GraphState, edges: Sequence[GraphEdge]) -> Graph:
         """Return a graph of `root` alone: edges end at what is shown, and hidden ones are gone."""
@@ -270,6 +278,8 @@ def graph_of(loop: Loop, name: str = "loop") -> Graph:
     Raises:
         LoopDefinitionError: The loop tree does not hold together.
     """
+    from statemachine_trainer.machine.extraction import events_let_go
+
     try:
         chart = Chart(loop, name)
     except UnhandledEvent:
@@ -277,110 +287,9 @@ def graph_of(loop: Loop, name: str = "loop") -> Graph:
             raise
         # A copy: the loop itself must not have outcomes for having been drawn.
         root: Any = copy.copy(loop)
-        root.outcomes = tuple(_let_go(loop, name))
+        root.outcomes = tuple(events_let_go(loop, name))
         chart = Chart(root, name)
     return Graph.of(chart)
-
-
-def _let_go(loop: Loop, path: str) -> dict[str, None]:
-    """Return the events that may leave a loop, in the order of its states."""
-    inside = loop.loops_inside()
-    transitions = read_transitions(type(loop), loop.transitions, [])
-    states = dict.fromkeys(
-        [loop.initial, *(s for t in transitions for s in (t.source, t.dest) if s)]
-    )
-    transitions = read_transitions(type(loop), loop.transitions, list(states))
-    taken = {(t.source, t.event) for t in transitions if not t.guards}
-    let_go: dict[str, None] = {}
-    for state in states:
-        here = f"{path}{SEPARATOR}{state}"
-        if state in inside:
-            events = list(_let_go(inside[state], here))
-        else:
-            events = list(read_answers(type(loop), state, here).events)
-        let_go.update(dict.fromkeys(e for e in events if (state, e) not in taken))
-    return let_go
-
-
-def _loop_state(
-    plan: LoopPlan, name: str, leaving: Sequence[str], heard: Mapping[str, tuple[str, ...]]
-) -> GraphState:
-    children = []
-    for state in plan.states:
-        lost = _leaving(plan, state)
-        if state in plan.inside:
-            children.append(_loop_state(plan.inside[state], state, lost, heard))
-        else:
-            children.append(_leaf_state(plan, state, lost, heard))
-    return GraphState(
-        plan.path,
-        name,
-        "loop",
-        loop=plan.kind,
-        doc=_doc_of_loop(type(plan.loop)),
-        initial=f"{plan.path}{SEPARATOR}{plan.states[0]}",
-        answers=tuple(plan.origins),
-        leaving=tuple(leaving),
-        on_enter=heard.get(f"{plan.path}:{ENTER}", ()),
-        on_exit=heard.get(f"{plan.path}:{EXIT}", ()),
-        children=tuple(children),
-    )
-
-
-def _leaf_state(
-    plan: LoopPlan, state: str, leaving: Sequence[str], heard: Mapping[str, tuple[str, ...]]
-) -> GraphState:
-    path, method = f"{plan.path}{SEPARATOR}{state}", getattr(plan.loop, state)
-    return GraphState(
-        path,
-        state,
-        "state",
-        loop=plan.kind,
-        doc=_first_line(inspect.getdoc(method)),
-        transient=is_transient(method),
-        resting=plan.answers[state].may_rest,
-        answers=plan.answers[state].events,
-        leaving=tuple(leaving),
-        on_enter=heard.get(f"{path}:{ENTER}", ()),
-        on_exit=heard.get(f"{path}:{EXIT}", ()),
-    )
-
-
-def _leaving(plan: LoopPlan, state: str) -> list[str]:
-    """Return the events with which a state leaves its loop, always or where guards refuse."""
-    taken = {t.event for t in plan.transitions if t.source == state and not t.guards}
-    return [event for event in plan.given_by(state) if event not in taken]
-
-
-def _given(plan: LoopPlan) -> Iterator[tuple[str, set[str]]]:
-    """Yield each path of the tree with the events that come from inside it."""
-    yield plan.path, set(plan.origins)
-    for state in plan.states:
-        if state in plan.inside:
-            yield from _given(plan.inside[state])
-        else:
-            yield f"{plan.path}{SEPARATOR}{state}", set(plan.answers[state].events)
-
-
-def _edges_from(
-    chart: Chart, path: str, given: Mapping[str, set[str]], heard: Mapping[str, tuple[str, ...]]
-) -> Iterator[GraphEdge]:
-    for event in chart.events.values():
-        for one in event.transitions.get(path, ()):
-            yield GraphEdge(
-                event.name,
-                path,
-                path if one.dest is None else one.dest,
-                guards=tuple(_in_words(c.func, c.target) for c in one.conditions),
-                posted=event.name not in given[path],
-                internal=one.dest is None,
-                receivers=heard.get(f"{path}:{event.name}", ()),
-            )
-
-
-def _in_words(test: Callable[..., Any] | str, expected: bool) -> str:
-    name = test if isinstance(test, str) else getattr(test, "__name__", "guard")
-    return name if expected else f"not {name}"
 
 
 def _closed(state: GraphState, depth: int) -> GraphState:
@@ -393,17 +302,6 @@ def _visible(path: str, shown: set[str]) -> str | None:
     while path and path not in shown:
         path = path.rpartition(SEPARATOR)[0]
     return path or None
-
-
-def _doc_of_loop(cls: type) -> str:
-    """First line of the docstring of a loop class, the base class's own not counting."""
-    return next(
-        (_first_line(c.__doc__) for c in cls.__mro__ if c.__doc__ and c not in Loop.__mro__), ""
-    )
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0].strip()
 
 
 def _plain(one: GraphState | GraphEdge) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+from statemachine_trainer.machine.drawing import SIGNS, Change, Style, edge_keys
 from statemachine_trainer.machine.graph import Graph, GraphEdge, GraphState
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.verify import END
@@ -15,6 +16,9 @@ FINAL = "[*]"
 CLASSES = {
     "transient": "stroke-dasharray:5 5",
     "resting": "stroke-width:4px",
+    "added": "stroke:#1a7f37,stroke-width:3px",
+    "removed": "stroke:#c62832,stroke-width:2px,stroke-dasharray:2 3",
+    "changed": "stroke:#9a6200,stroke-width:3px,stroke-dasharray:8 3",
     "running": "fill:#f5b041,stroke:#b9770e,color:#000",
 }
 # Words of the language (in any case) that Mermaid does not take for the id of a state.
@@ -24,7 +28,13 @@ KEYWORDS = {
 }
 
 
-def render(graph: Graph, *, direction: Literal["TB", "LR"] = "TB", outcomes: bool = True) -> str:
+def render(
+    graph: Graph,
+    *,
+    direction: Literal["TB", "LR"] = "TB",
+    outcomes: bool = True,
+    style: Style | None = None,
+) -> str:
     """Return a graph as a Mermaid `stateDiagram-v2`: loops nested, the running state lit.
 
     A dashed border marks a transient state, a thick one a state that may rest.
@@ -34,19 +44,22 @@ def render(graph: Graph, *, direction: Literal["TB", "LR"] = "TB", outcomes: boo
         direction: From top to bottom or from left to right.
         outcomes: Whether each loop shows the states that end it, with their events. The transition
             that takes such an event further out is drawn in either case.
+        style: What became of states and edges; heat is not shown.
     """
-    return "\n".join([*_Diagram(graph, direction, outcomes).lines(), ""])
+    return "\n".join([*_Diagram(graph, direction, outcomes, style or Style()).lines(), ""])
 
 
 class _Diagram:
-    def __init__(self, graph: Graph, direction: str, outcomes: bool) -> None:
+    def __init__(self, graph: Graph, direction: str, outcomes: bool, style: Style) -> None:
         self.graph = graph
+        self.became = style.states
         self.outcomes = outcomes
         self.direction = [] if direction == "TB" else [f"direction {direction}"]
         self.ids = _ids(graph.root)
-        self.edges: dict[str, list[GraphEdge]] = {}
-        for edge in graph.edges:
-            self.edges.setdefault(_home(edge), []).append(edge)
+        self.edges: dict[str, list[tuple[GraphEdge, str]]] = {}
+        for edge, key in zip(graph.edges, edge_keys(graph.edges), strict=True):
+            label = f"{_sign(style.edges.get(key))}{edge.label}"
+            self.edges.setdefault(_home(edge), []).append((edge, label))
 
     def lines(self) -> Iterator[str]:
         yield "stateDiagram-v2"
@@ -56,7 +69,8 @@ class _Diagram:
         yield from _indented([*body, *self._state(root), *self._classes()])
 
     def _state(self, state: GraphState) -> Iterator[str]:
-        head = f'state "{_title(state)}" as {self.ids[state.path]}'
+        title = f"{_escape(_sign(self.became.get(state.path)))}{_title(state)}"
+        head = f'state "{title}" as {self.ids[state.path]}'
         if not state.children:
             yield head
             return
@@ -84,8 +98,8 @@ class _Diagram:
 
     def _arrows(self, home: str) -> Iterator[str]:
         merged: dict[tuple[str, str], list[str]] = {}
-        for edge in self.edges.get(home, ()):
-            target, label = edge.target, edge.label
+        for edge, label in self.edges.get(home, ()):
+            target = edge.target
             if target.startswith(edge.source + SEPARATOR):
                 # Mermaid cannot draw an arrow from a composite to what is inside it.
                 target, label = edge.source, f"{label} (to {target[len(edge.source) + 1 :]})"
@@ -96,9 +110,10 @@ class _Diagram:
 
     def _classes(self) -> Iterator[str]:
         shown = [state for state in self.graph.root.walk() if not state.children]
-        members = {
+        members: dict[str, list[GraphState]] = {
             "transient": [s for s in shown if s.transient],
             "resting": [s for s in shown if s.resting],
+            **{c: [s for s in shown if self.became.get(s.path) == c] for c in SIGNS},
             "running": [s for s in shown if s.path == self.graph.current],
         }
         used = {name: states for name, states in members.items() if states}
@@ -106,6 +121,10 @@ class _Diagram:
             yield f"classDef {name} {CLASSES[name]}"
         for name, states in used.items():
             yield f"class {','.join(self.ids[s.path] for s in states)} {name}"
+
+
+def _sign(change: Change | None) -> str:
+    return "" if change is None else SIGNS[change]
 
 
 def _home(edge: GraphEdge) -> str:

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from statemachine_trainer.machine.errors import BadReceiver
 from statemachine_trainer.machine.signals import Moment, Receiver, Signal
+
+Call = Callable[[Any, Moment], Any]
+Part = Literal["receiver", "condition"]
+
+
+class CallProbe(Protocol):
+    """Something to put around the calls of subscriptions."""
+
+    def __call__(self, subscription: Subscription, part: Part, call: Call) -> Call:
+        """Return what to call in place of `call`. That must call it once and return its answer.
+
+        Args:
+            subscription: Whose call it is.
+            part: Whether `call` is its receiver or its condition (`when=`).
+            call: A function of the sender and the moment.
+        """
+        ...
 
 
 @runtime_checkable
@@ -60,8 +77,8 @@ class Subscription:
         self.fired = 0
         self.spent = False
         self.active = True
-        self._call = adapt(receiver, name)
-        self._when = None if when is None else adapt(when, f"when= of {name}")
+        self._receive = self._call = adapt(receiver, name)
+        self._ask = self._when = None if when is None else adapt(when, f"when= of {name}")
         self._signals: list[Signal] = []
         self._filters = every is not None or when is not None
         self._passed = False
@@ -91,6 +108,19 @@ class Subscription:
         `when` has said yes.
         """
         return self.deliver if self._passed else self
+
+    def equip(self, probes: Iterable[CallProbe]) -> None:
+        """Put probes around receiver and condition, the first one innermost."""
+        self._call, self._when = self._receive, self._ask
+        for probe in probes:
+            self._call = probe(self, "receiver", self._call)
+            if self._when is not None:
+                self._when = probe(self, "condition", self._when)
+
+    def revive(self, signals: list[Signal]) -> None:
+        """Listen again after `once` has had its call."""
+        self.active, self.spent = True, False
+        self.connect_to(signals)
 
     def cancel(self) -> None:
         """Remove the receiver from all its signals."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from statemachine_trainer.machine.declaration import (
     Answers,
     Transition,
-    declared_names,
     read_answers,
     read_transitions,
 )
@@ -18,17 +17,26 @@ from statemachine_trainer.machine.errors import (
     ImpossibleEvent,
     LoopDefinitionError,
     LoopUsedTwice,
+    MalformedTransition,
     NoWayOut,
     ReservedName,
     UncallableState,
     UnhandledEvent,
-    UnknownInitialState,
     UnknownState,
     UnreachableState,
     suggest,
 )
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.naming import methods_of, states_of
 from statemachine_trainer.machine.signals import ENTER, EXIT
+from statemachine_trainer.machine.static_checks import (
+    check_answers,
+    check_class,
+    check_fields,
+    check_left_out,
+    check_scopes,
+    check_state,
+)
 
 POSTED_EVENTS = ("stop", "validate", "checkpoint", "pause")
 """Events that any loop may have a transition for because they come from outside."""
@@ -92,6 +100,10 @@ def plan_tree(root: Loop, name: str) -> LoopPlan:
         LoopDefinitionError: One of its subclasses; the message names loop, state and event and says
             the way out.
     """
+    if not isinstance(root, Loop):
+        kind = root.__name__ if isinstance(root, type) else type(root).__name__
+        given = f"the class {kind}: write `{kind}()`" if isinstance(root, type) else f"a {kind}"
+        raise LoopDefinitionError(f"A machine is built from a loop, and was given {given}.")
     if not name.isidentifier() or name == END:
         raise ReservedName(
             f"The root cannot be called {name!r}: use an identifier other than {END!r}."
@@ -126,7 +138,10 @@ def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> 
         )
     seen[id(loop)] = path
     _check_declarations(loop, path)
-    states = _states_of(loop, path)
+    check_class(type(loop), path)
+    check_fields(loop, path)
+    check_scopes(loop, path)
+    states = states_of(loop, path)
     plan = LoopPlan(path, loop, states, read_transitions(type(loop), loop.transitions, states))
     _check_names(plan)
     inside = loop.loops_inside()
@@ -136,14 +151,26 @@ def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> 
             left = interrupted or _is_interrupted(plan, state)
             plan.inside[state] = _plan(inside[state], here, seen, interrupted=left)
         else:
-            plan.answers[state] = read_answers(type(loop), state, here)
-            _check_call(getattr(loop, state), f"State {here!r} ({kind}.{state})")
+            plan.answers[state] = _read_state(loop, state, here)
+    guards = {str(guard.test) for t in plan.transitions for guard in t.guards}
+    check_left_out(type(loop), path, states, guards)
     _narrow_wildcards(plan)
     for check in (_check_guards, _check_entries, _check_events, _check_reachable):
         check(plan)
     if not interrupted:
         _check_way_out(plan)
     return plan
+
+
+def _read_state(loop: Loop, state: str, path: str) -> Answers:
+    """Read what a state method may answer with, and check the method itself."""
+    cls, method = type(loop), getattr(loop, state)
+    _check_call(method, f"State {path!r} ({cls.__name__}.{state})")
+    answers = read_answers(cls, state, path)
+    check_state(method, cls, path)
+    if not answers.may_rest:
+        check_answers(method, state, cls, path, answers.events)
+    return answers
 
 
 def _is_interrupted(plan: LoopPlan, state: str) -> bool:
@@ -193,37 +220,6 @@ def _check_declarations(loop: Loop, path: str) -> None:
         )
 
 
-def _states_of(loop: Loop, path: str) -> list[str]:
-    cls = type(loop)
-    initial = getattr(cls, "initial", None)
-    if not isinstance(initial, str):
-        raise UnknownInitialState(
-            f"Loop {path!r} ({cls.__name__}) does not say where it begins: `initial = ...`."
-        )
-    read_transitions(cls, loop.transitions, [])  # before its names are trusted
-    names = declared_names(loop.transitions, initial)
-    places, inside = cls.places(), loop.loops_inside()
-    for name in names:
-        known = name in inside if name in places else callable(getattr(loop, name, None))
-        if not known:
-            error = UnknownInitialState if name == initial else UnknownState
-            raise error(
-                f"{name!r} in loop {path!r} ({cls.__name__}) is neither a method nor a loop. "
-                f"{suggest(name, _methods_of(cls))} If it is to be a loop, give one: "
-                f"`{cls.__name__}({name}=...)`."
-            )
-    return names
-
-
-def _methods_of(cls: type[Loop]) -> list[str]:
-    own = {n for c in cls.__mro__ if c not in (Loop, object) for n in c.__dict__}
-    return [
-        n
-        for n in own
-        if not n.startswith("_") and inspect.isfunction(inspect.getattr_static(cls, n))
-    ]
-
-
 def _check_call(function: Callable[..., object], what: str) -> None:
     """Refuse what needs arguments, or does not answer when it is called."""
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
@@ -233,7 +229,9 @@ def _check_call(function: Callable[..., object], what: str) -> None:
         )
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some builtins have none
+    except (TypeError, ValueError):  # some builtins have none, and methods without `self`
+        if inspect.ismethod(function):
+            raise UncallableState(f"{what} takes no `self`. Write `def name(self)`.") from None
         return
     try:
         signature.bind()
@@ -271,7 +269,7 @@ def _check_guards(plan: LoopPlan) -> None:
             if not callable(test):
                 raise UnknownState(
                     f"{what} is no method of {where}. "
-                    f"{suggest(str(guard.test), _methods_of(type(plan.loop)))}"
+                    f"{suggest(str(guard.test), methods_of(type(plan.loop)))}"
                 )
             _check_call(test, f"{what} in {where}")
 
@@ -287,27 +285,54 @@ def _check_entries(plan: LoopPlan) -> None:
 
 def _check_events(plan: LoopPlan) -> None:
     """Every event given is handled or leaves the loop; every event handled can be given."""
+    _check_order(plan)
     for state in plan.states:
         for event, origin in plan.given_by(state).items():
             if not plan.handles(state, event):
                 plan.origins.setdefault(event, origin)
     for one in plan.transitions:
         if not _can_occur(plan, one):
-            inside = one.source in plan.inside
-            what = "none of the states inside it gives" if inside else "it never answers with"
             raise ImpossibleEvent(
                 f"Loop {plan.path!r} ({plan.kind}) has a transition on {one.event!r} from "
-                f"{one.source!r}, but {what} that event. "
-                f"{suggest(one.event, plan.given_by(one.source))} If it is posted from outside, "
-                "list it in `posted`."
+                f"{one.source!r}, but {_why_not(plan, one)} If it is posted from outside, list it "
+                "in `posted`."
             )
     allowed = plan.loop.outcomes
     if allowed and (surprise := sorted(set(plan.origins) - set(allowed))):
         raise UnhandledEvent(
             f"State {plan.origins[surprise[0]]!r} may answer {surprise[0]!r}, which loop "
             f"{plan.path!r} ({plan.kind}) neither handles in every case nor lists in its "
-            f"`outcomes` ({', '.join(allowed)}). Add a transition or the outcome."
+            f"`outcomes` ({', '.join(allowed)}). Add a transition without a condition "
+            f'(`["{surprise[0]}", source, dest]`), or the outcome.'
         )
+
+
+def _why_not(plan: LoopPlan, one: Transition) -> str:
+    """Say why the source of a transition cannot give its event, and how it could."""
+    given = plan.given_by(one.source)
+    inside = plan.inside.get(one.source)
+    if inside is None:
+        return f"it never answers with that event. {suggest(one.event, given)}"
+    return (
+        f"none of the states inside it gives that event. What the {inside.kind} there ends with: "
+        f"{', '.join(map(repr, given)) or 'nothing'}. Let one of its states answer {one.event!r}, "
+        "with no transition on it in that loop."
+    )
+
+
+def _check_order(plan: LoopPlan) -> None:
+    """Of two transitions on one event from one state the first must leave cases to the second."""
+    taken: dict[tuple[str, str], Transition] = {}
+    for one in plan.transitions:
+        first = taken.get((one.source, one.event))
+        if first is not None and not one.implied:
+            raise MalformedTransition(
+                f"Loop {plan.path!r} ({plan.kind}) has a second transition on {one.event!r} from "
+                f"{one.source!r}, to {one.dest!r}, that is never taken: the first, to "
+                f"{first.dest!r}, has no condition. Give the first a condition, or use two events."
+            )
+        if not one.guards:
+            taken.setdefault((one.source, one.event), one)
 
 
 def _steps(plan: LoopPlan) -> dict[str, set[str]]:

@@ -213,6 +213,28 @@ def test_a_name_that_several_states_have_is_ambiguous() -> None:
         board.signal("*.batch_end")
 
 
+def test_a_method_of_an_object_hears_all_states_of_its_name() -> None:
+    class Two(Loop):
+        initial = "left"
+        outcomes = ("batch_done",)
+        transitions = [["batch_done", "left", "right"]]
+        left: Loop = place(Batch)
+        right: Loop = place(Batch)
+
+    class Listener:
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def on_exit_batch_end(self, moment: Moment) -> None:
+            self.heard.append(moment.path)
+
+    driver, listener = Driver(Two(), name="two"), Listener()
+    driver.board.on(listener)
+    driver.start()
+    driver.run()
+    assert listener.heard == ["two.left.batch_end", "two.right.batch_end"]
+
+
 # -- receivers -------------------------------------------------------------------------------------
 
 

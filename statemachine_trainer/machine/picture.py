@@ -1,0 +1,186 @@
+"""What can be drawn, and written to a file: graphs, and the difference of two."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from statemachine_trainer.machine.errors import StateMachineError, suggest
+
+if TYPE_CHECKING:
+    from statemachine_trainer.machine.drawing import Style, Theme
+    from statemachine_trainer.machine.graph import Graph
+
+SUFFIXES = {
+    ".mmd": "mermaid",
+    ".mermaid": "mermaid",
+    ".dot": "dot",
+    ".gv": "dot",
+    ".svg": "svg",
+    ".png": "png",
+    ".html": "html",
+    ".txt": "text",
+}
+
+
+class UnknownFormat(StateMachineError):
+    """A picture was to be written to a file whose ending tells no format."""
+
+
+class Drawable:
+    """Draws itself: as Mermaid and DOT with nothing else, as SVG, PNG and HTML by pygraphviz.
+
+    All take the same options:
+
+    - `heat`: how hot states are, from 0 to 1, by path; a closed loop is as hot as the hottest state
+      in it. Paths that the graph does not have are skipped.
+    - `running`: path of the running state, in place of the one that the graph knows.
+    - `legend`: whether the picture explains its signs.
+    - `theme`: "light", "dark", or "auto", which follows the reader's system where the format can.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _drawing(self) -> tuple[Graph, Style]:
+        """Return the graph to be drawn, and what is marked on it."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as data that JSON can hold."""
+
+    def to_mermaid(self, *, direction: Literal["TB", "LR"] = "TB", outcomes: bool = True) -> str:
+        """Return a Mermaid state diagram; see `machine.mermaid.render`."""
+        from statemachine_trainer.machine.mermaid import render
+
+        graph, style = self._drawing()
+        return render(graph, direction=direction, outcomes=outcomes, style=style)
+
+    def to_dot(
+        self,
+        *,
+        heat: Mapping[str, float] | None = None,
+        running: str | None = None,
+        legend: bool = True,
+        theme: Theme = "light",
+    ) -> str:
+        """Return the picture in the language of Graphviz, for `dot -Tpdf` and the like.
+
+        Raises:
+            UnknownPath: The graph has no state `running`.
+        """
+        from statemachine_trainer.machine.drawing import dot, palette
+
+        colours = palette.DARK if theme == "dark" else palette.LIGHT
+        return dot.render(*self._dressed(heat, running, legend), colours)
+
+    def to_svg(
+        self,
+        *,
+        heat: Mapping[str, float] | None = None,
+        running: str | None = None,
+        legend: bool = True,
+        theme: Theme = "auto",
+    ) -> str:
+        """Return an SVG element whose groups say what they show; see `machine.drawing.svg.render`.
+
+        Raises:
+            GraphvizMissing: pygraphviz is not installed.
+            UnknownPath: The graph has no state `running`.
+        """
+        from statemachine_trainer.machine.drawing import svg
+
+        return svg.render(*self._dressed(heat, running, legend), theme)
+
+    def to_png(
+        self,
+        *,
+        heat: Mapping[str, float] | None = None,
+        running: str | None = None,
+        legend: bool = True,
+        theme: Theme = "light",
+        pixels_per_inch: float = 144,
+    ) -> bytes:
+        """Return a bitmap.
+
+        Raises:
+            GraphvizMissing: pygraphviz is not installed.
+            UnknownPath: The graph has no state `running`.
+        """
+        from statemachine_trainer.machine.drawing import dot, layout, palette
+
+        colours = palette.DARK if theme == "dark" else palette.LIGHT
+        graph, style = self._dressed(heat, running, legend)
+        return layout.lay_out(dot.render(graph, style, colours, pixels=pixels_per_inch), "png")
+
+    def to_html(
+        self,
+        *,
+        heat: Mapping[str, float] | None = None,
+        running: str | None = None,
+        legend: bool = True,
+        theme: Theme = "auto",
+    ) -> str:
+        """Return a page that holds the picture and its text, and works offline.
+
+        Raises:
+            GraphvizMissing: pygraphviz is not installed.
+            UnknownPath: The graph has no state `running`.
+        """
+        from statemachine_trainer.machine.drawing import html
+
+        return html.render(*self._dressed(heat, running, legend), theme, outline=str(self))
+
+    def save(self, path: str | Path, **options: Any) -> Path:
+        """Write the picture to a file, in the format that its ending tells.
+
+        Args:
+            path: A name that ends in .svg, .png, .html, .dot, .gv, .mmd, .mermaid or .txt.
+            **options: Those of `to_svg`, `to_png` and so on.
+
+        Returns:
+            The path.
+
+        Raises:
+            UnknownFormat: The ending is none of these.
+            GraphvizMissing: The format needs pygraphviz, which is not installed.
+        """
+        path = Path(path)
+        form = SUFFIXES.get(path.suffix.lower())
+        if form is None:
+            raise UnknownFormat(
+                f"The ending of {str(path)!r} tells no format of pictures. "
+                f"{suggest(path.suffix, SUFFIXES)}"
+            )
+        drawn = str(self) + "\n" if form == "text" else getattr(self, f"to_{form}")(**options)
+        if isinstance(drawn, bytes):
+            path.write_bytes(drawn)
+        else:
+            path.write_text(drawn, encoding="utf-8")
+        return path
+
+    def _dressed(
+        self, heat: Mapping[str, float] | None, running: str | None, legend: bool
+    ) -> tuple[Graph, Style]:
+        graph, style = self._drawing()
+        if running is not None:
+            graph = graph.at(running)
+        return graph, replace(style, heat=heat or {}, legend=legend)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """Show a picture in a notebook: by Graphviz, or without it in those that know Mermaid."""
+        from statemachine_trainer.machine.drawing.layout import is_installed
+
+        text = str(self)
+        if is_installed():
+            return {"image/svg+xml": self.to_svg(), "text/plain": text}
+        mermaid = self.to_mermaid()
+        hint = '(For a picture: pip install "statemachine-trainer[graph]")'
+        return {
+            "text/vnd.mermaid": mermaid,
+            "text/markdown": f"```mermaid\n{mermaid}```\n",
+            "text/plain": f"{text}\n{hint}",
+        }
