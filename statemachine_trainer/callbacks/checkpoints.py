@@ -49,7 +49,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _LAST = -1000
-_BATCH_IN_FLIGHT = re.compile(r"context\.in_flight\.(batch|splits?|kept_hiddens|output|loss)\b")
+_BATCH_IN_FLIGHT = re.compile(r"context\.in_flight\.(batch|splits?|kept_hiddens|output|loss|aside)\b")
 
 
 class NoCheckpoint(NotACheckpoint):
@@ -98,6 +98,7 @@ class Checkpoints:
     Attributes:
         store: The store that holds them.
         last: The folder of the last one written; None if there is none yet.
+        on_written: Called with that folder after each, if there is somebody to be told.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Checkpoints:
         self.at_end = at_end
         self.on_signals = on_signals
         self.last: Path | None = None
+        self.on_written: Callable[[Path], object] | None = None
         self._ticker = Ticker(self.every)
         self._due = False
         self._epoch_ended: tuple[int, int] | None = None
@@ -237,6 +239,8 @@ class Checkpoints:
                 raise
             return False
         self._postponed_at = None
+        if self.on_written is not None:
+            self.on_written(self.last)
         return True
 
     def _may_postpone(self) -> bool:

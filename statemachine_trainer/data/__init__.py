@@ -17,6 +17,7 @@ from statemachine_trainer.data.errors import (
 )
 from statemachine_trainer.data.feed import END, Feed
 from statemachine_trainer.data.limits import describe_limit, limit_batches
+from statemachine_trainer.data.prefetch import Prefetch
 from statemachine_trainer.data.reloading import dataset_of, reloaded, targets_of
 from statemachine_trainer.data.sources import as_loader, as_loaders, length_of
 
@@ -34,6 +35,7 @@ __all__ = [
     "OneShotExhausted",
     "OrderKept",
     "PassBroken",
+    "Prefetch",
     "ReplayWarning",
     "StrayStopIteration",
     "as_loader",

@@ -61,6 +61,9 @@ class Feed:
         (20, 30, END)
     """
 
+    moves = False
+    """Whether the batches that it hands out are on the device already."""
+
     position: int
     """Batches handed out in this pass."""
 
@@ -212,6 +215,11 @@ class Feed:
         raise EmptyLoader(f"The loader {self.name!r} has no batch. {way_out}")
 
     def _check(self, state: dict[str, Any]) -> None:
+        if state.get("ahead"):
+            raise DataChanged(
+                f"A batch of {self.name!r} was read ahead when the state was taken, which a run "
+                "that does not read ahead would lose. Resume with Trainer(prefetch=True)."
+            )
         inside = state["phase"] in ("running", "ended")
         differences = []
         if inside and state["kind"] != self._reader.kind:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset, Subset
 
-from statemachine_trainer.data import as_loader, dataset_of, reloaded
+from statemachine_trainer.data import as_loader, reloaded
 from statemachine_trainer.loops.acquisition import (
     RANDOM,
     Acquisition,
@@ -33,6 +33,7 @@ from statemachine_trainer.loops.renewal import (
     check_renewable,
     equip,
     feeds_for,
+    given_dataset,
     renew,
 )
 from statemachine_trainer.machine.errors import suggest
@@ -151,7 +152,7 @@ class ActiveLearningLoop(TrainingLoop):
         check_renewable(self.context)
         self.first_weights = captured(self.context)
         self.first_callbacks = captured_callbacks(self.context)
-        first, size = self.first, len(self._data())  # type: ignore[arg-type]
+        first, size = self.first, len(given_dataset(self.context, self))  # type: ignore[arg-type]
         if isinstance(first, int):
             first = choose_blindly(range(size), self._most(first), self._generator())
         chosen = [*first]
@@ -197,7 +198,7 @@ class ActiveLearningLoop(TrainingLoop):
         metrics = self.context.read_metrics()
         self.history.append({"labels": float(len(self.indices)), **metrics})
         labelled = set(self.indices)
-        rest = [i for i in range(len(self._data())) if i not in labelled]  # type: ignore[arg-type]
+        rest = [i for i in range(len(given_dataset(self.context, self))) if i not in labelled]  # type: ignore[arg-type]
         if not rest or not self._most(self.query_size) or self._target_is_met(metrics):
             return "enough"
         self.pool = rest
@@ -217,7 +218,7 @@ class ActiveLearningLoop(TrainingLoop):
             self.asked = [self.pool[at] for at in chosen]
             self.scoring.found = []  # type: ignore[attr-defined]
         self.pool = []
-        self.context.others.clear()
+        self.context.others.pop("pool", None)
         return "queried"
 
     def learning_end(self) -> Literal["fit_done"]:
@@ -226,7 +227,7 @@ class ActiveLearningLoop(TrainingLoop):
 
     def restore(self) -> None:
         """Have the loaders again that the saved run had."""
-        self.context.others.clear()
+        self.context.others.pop("pool", None)
         if self.fitted:
             equip(self.context, train=self._labelled())
         if self.pool and self.acquisition != RANDOM:
@@ -235,7 +236,7 @@ class ActiveLearningLoop(TrainingLoop):
     # -- parts -----------------------------------------------------------------------------------
 
     def _ask(self) -> Sequence[Any] | None:
-        data = self._data()
+        data = given_dataset(self.context, self)
         if isinstance(self.labeller, LabelFolder):
             return self.labeller(self.asked, data, len(self.indices))
         return self.labeller([*self.asked], data)
@@ -262,16 +263,15 @@ class ActiveLearningLoop(TrainingLoop):
             )
         return metrics[name] >= least
 
-    def _data(self) -> Dataset[Any]:
-        return dataset_of(as_loader(self.context.sources[0]), type(self).__name__)
-
     def _labelled(self) -> Any:
         """Make the loader of what the present fit learns from."""
         known = slice(0, self.fitted)
-        return self._load(Labelled(self._data(), self.indices[known], self.labels[known]))
+        return self._load(
+            Labelled(given_dataset(self.context, self), self.indices[known], self.labels[known])
+        )
 
     def _provide_pool(self) -> None:
-        loader = self._load(Subset(self._data(), self.pool), evaluate=True)
+        loader = self._load(Subset(given_dataset(self.context, self), self.pool), evaluate=True)
         self.context.others["pool"] = feeds_for(self.context, loader, "pool")
 
     def _load(self, part: Dataset[Any], *, evaluate: bool = False) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from statemachine_trainer.data import EmptyLoader, Feed, as_loader, as_loaders
+from statemachine_trainer.data import EmptyLoader, Feed, Prefetch, as_loader, as_loaders
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.errors import ModelError, NothingToDo, OptimizerError, SettingError
 from statemachine_trainer.loops.guest import Guest
@@ -34,6 +34,10 @@ class Equipment:
         precision: "32", "bf16" or "fp16".
         seed: Seeds the samples of data sets with workers.
         seed_samples: See `Feed`.
+        prefetch: Read the training data one batch ahead; see `Prefetch`.
+
+    Raises:
+        SettingError: `prefetch` is a number.
     """
 
     def __init__(
@@ -42,11 +46,19 @@ class Equipment:
         precision: str | int,
         seed: int | None,
         seed_samples: bool | None,
+        *,
+        prefetch: bool = False,
     ) -> None:
         self.device = resolve_device(device)
         self.precision_name = precision
         self.seed = seed
         self.seed_samples = seed_samples
+        if not isinstance(prefetch, bool):
+            raise SettingError(
+                f"prefetch={prefetch!r}: say True to read one batch ahead. To have more of them read "
+                "beforehand give the loader workers and a prefetch_factor."
+            )
+        self.prefetch = prefetch
         Precision(precision, self.device)
 
     def context(
@@ -69,8 +81,24 @@ class Equipment:
 
     def feed(self, loader: Any, name: str) -> Feed:
         """Make a feed; a loader that is known to be empty is refused at once."""
-        feed = Feed(loader, seed=self.seed or 0, seed_samples=self.seed_samples, name=name)
+        return self._checked(Feed(loader, **self._settings(name)))
+
+    def training_feed(self, loader: Any, context: Context) -> Feed:
+        """Make the feed of the training data, which may read ahead."""
+        settings = self._settings("train")
+        if not self.prefetch:
+            return self._checked(Feed(loader, **settings))
+        move = context.transfer
+        if isinstance(move, partial) and move.func is to_device:
+            move = None
+        return self._checked(Prefetch(loader, device=context.device, move=move, **settings))
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        return {"seed": self.seed or 0, "seed_samples": self.seed_samples, "name": name}
+
+    def _checked(self, feed: Feed) -> Feed:
         if feed.length == 0:
+            name = feed.name
             raise EmptyLoader(
                 f"The loader {name!r} has no batch. Is its data set empty, or smaller than a batch "
                 "with drop_last=True?"
@@ -158,7 +186,9 @@ def replace_data(equipment: Equipment, context: Context, train: Any, validation:
         )
 
     def load(train: Any, validation: Any) -> None:
-        feed = None if train is None else equipment.feed(as_loader(train, "train"), "train")
+        feed = None
+        if train is not None:
+            feed = equipment.training_feed(as_loader(train, "train"), context)
         if validation is not None:
             context.validation = equipment.feeds(validation, "validation")
         if feed is not None:

@@ -21,6 +21,9 @@ class BatchLoop(TrainingLoop):
     Args:
         split_steps: Time steps in a split; None for whole batches.
         time_dim: The dimension of time in the tensors of a batch.
+        carry_hiddens: Hand the hiddens of a batch to the next one as well, until the epoch ends.
+            For data in which each row of a batch goes on in the same row of the next (a long text
+            cut into parallel streams): not shuffled, and all batches of one size.
         **loops: The loop for `optimizer`.
     """
 
@@ -37,7 +40,14 @@ class BatchLoop(TrainingLoop):
 
     optimizer: Loop = place(OptimizerLoop)
 
-    def __init__(self, *, split_steps: int | None = None, time_dim: int = 1, **loops: Any) -> None:
+    def __init__(
+        self,
+        *,
+        split_steps: int | None = None,
+        time_dim: int = 1,
+        carry_hiddens: bool = False,
+        **loops: Any,
+    ) -> None:
         super().__init__(**loops)
         if split_steps is not None and not _is_whole(split_steps, 1):
             raise SettingError(
@@ -47,11 +57,14 @@ class BatchLoop(TrainingLoop):
             raise SettingError(f"BatchLoop(time_dim={time_dim!r}): use a whole number from 0.")
         self.split_steps = split_steps
         self.time_dim = time_dim
+        self.carry_hiddens = carry_hiddens
 
     def batch_start(self) -> Literal["batch_started"]:
         """Cut the batch."""
         context = self.context
         context.split_idx = -1
+        if not self.carry_hiddens or context.counts.batch_in_epoch == 0:
+            context.kept_hiddens.clear()
         if self.split_steps is None:
             context.splits = [context.batch]
         else:
@@ -81,10 +94,11 @@ class BatchLoop(TrainingLoop):
         return "batch_complete"
 
     def batch_end(self) -> Literal["batch_done"]:
-        """Let go of the batch: nothing of it is kept beyond its step."""
+        """Let go of the batch: only carried hiddens are kept beyond its step."""
         context = self.context
         context.batch = context.split = context.output = context.loss = None
-        context.kept_hiddens.clear()
+        if not self.carry_hiddens:
+            context.kept_hiddens.clear()
         context.splits = []
         return "batch_done"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -19,6 +19,12 @@ from statemachine_trainer.parallel import Precision
 if TYPE_CHECKING:
     from statemachine_trainer.loops.model import Steps
     from statemachine_trainer.loops.turns import Turns
+
+_OF_A_BATCH: Final = (
+    "batch", "batch_idx", "splits", "split", "split_idx", "kept_hiddens", "optimizer_idx",
+    "dataloader_idx", "output", "loss",
+)  # fmt: skip
+"""What is in flight while a batch is worked on."""
 
 
 @dataclass(slots=True)
@@ -43,6 +49,23 @@ class Limits:
     max_seconds: float | None = None
     every_optimizer: bool = False
 
+    def after(self, counts: Counts) -> Limits:
+        """Return the same limits for a fit that begins where these counters stand."""
+        later = {
+            "max_epochs": counts.epoch,
+            "min_epochs": counts.epoch,
+            "max_steps": counts.step,
+            "min_steps": counts.step,
+            "max_batches": counts.batch,
+            "max_seconds": counts.seconds,
+        }
+        moved: dict[str, Any] = {
+            name: limit + done
+            for name, done in later.items()
+            if (limit := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
 
 @dataclass(eq=False, slots=True)
 class Context:
@@ -55,6 +78,7 @@ class Context:
         equipment: What all runs of the trainer have in common; makes feeds.
         slots: The optimizers with their schedulers.
         turns: Which of them work on which batch.
+        counted_optimizer: The one whose steps are counted, unless the limits say all.
         device: Where batches are moved.
         precision: Autocast and gradient scaling.
         train: Where the training data stands.
@@ -77,6 +101,7 @@ class Context:
         output: What the last training step returned.
         loss: Its loss; None after a step that returned none.
         outputs: Outputs of the epoch's steps, if somebody asked for them; else None.
+        aside: What was in flight where an evaluation began, for each that is going on.
         finished: Whether a limit of steps was reached: what remains of the batch is left out.
         stopping: Whether the fit ends with the present epoch.
         flushing: Whether the optimizer loop was entered to close open accumulation windows.
@@ -92,6 +117,7 @@ class Context:
     equipment: Any = None
     slots: list[OptimizerSlot] = field(default_factory=list)
     turns: Turns = None  # type: ignore[assignment]
+    counted_optimizer: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = field(default_factory=Precision)
     train: Feed = None  # type: ignore[assignment]
@@ -115,6 +141,7 @@ class Context:
     output: Any = None
     loss: torch.Tensor | None = None
     outputs: list[Any] | None = None
+    aside: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
     stopping: bool = False
     flushing: bool = False
@@ -129,6 +156,14 @@ class Context:
 
     clock: Callable[[], float] = time.monotonic
     _clock_started: float | None = None
+
+    def __repr__(self) -> str:
+        counts = self.counts
+        flying = [name for name in ("batch", "output", "loss") if getattr(self, name) is not None]
+        return (
+            f"<Context of {type(self.model).__name__}: epoch {counts.epoch}, batch {counts.batch}, "
+            f"step {counts.step}; in flight: {', '.join(flying) or 'nothing'}>"
+        )
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -152,7 +187,7 @@ class Context:
         slot, counts, limits = self.slots[index], self.counts, self.limits
         slot.window = 0
         slot.steps += 1
-        if index == 0 or limits.every_optimizer:
+        if index == self.counted_optimizer or limits.every_optimizer:
             counts.step += 1
             counts.step_in_epoch += 1
             if counts.step == limits.max_steps:
@@ -198,6 +233,31 @@ class Context:
         if limits.max_seconds is None or not self.may_stop:
             return None
         return "max_time" if self.read_clock() >= limits.max_seconds else None
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether gradients are there that the run, or somebody on its way, may read again."""
+        batches = [(self.splits, self.output), *((a["splits"], a["output"]) for a in self.aside)]
+        begun = any(splits and output is not None for splits, output in batches)
+        return self.manual or self.open_windows or begun
+
+    def put_aside(self) -> None:
+        """Clear away what is in flight, for an evaluation in the middle of it."""
+        self.aside.append({name: getattr(self, name) for name in _OF_A_BATCH})
+        self.batch = self.split = self.output = self.loss = None
+        self.splits, self.kept_hiddens = [], {}
+
+    def take_back(self) -> None:
+        """Have in flight again what was put aside last."""
+        for name, value in self.aside.pop().items():
+            setattr(self, name, value)
+
+    def begin_counting(self) -> None:
+        """Begin counters and limits anew; a clock that runs goes on running."""
+        running = self._clock_started is not None
+        self.counts, self.limits = Counts(), Limits()
+        if running:
+            self.start_clock()
 
     def start_clock(self) -> None:
         """Count the seconds of the run from here on."""

@@ -153,7 +153,7 @@ class EpochLoop(TrainingLoop):
                 if batch is END:
                     return "exhausted"
             context.batch = batch
-        if context.transfer is not None:
+        if context.transfer is not None and not context.train.moves:
             self.holding = True
             context.batch = context.transfer(context.batch)
             self.holding = False

@@ -30,9 +30,10 @@ class NothingToEvaluate(UserWarning):
 class EvaluationLoop(TrainingLoop):
     """One pass over each of several loaders, without gradients, the model in evaluation mode.
 
-    Gradients that are there are left alone: a validation within an accumulation window changes
-    nothing. The mode (training or evaluation) of every sub-module is put back afterwards. What is
-    logged gets the name of its loader where there are several: "loss/clean", or "loss/0" where
+    It may stand in any loop: what is in flight is put aside meanwhile, so that an evaluation between
+    two splits of a batch, or between gradients and step, changes nothing. Gradients that are there
+    are left alone. The mode (training or evaluation) of every sub-module is put back afterwards.
+    What is logged gets the name of its loader where there are several: "loss/clean", or "loss/0" where
     they have no names. The batch and what the step returned are kept until the next batch is
     fetched. The names of the states say what is evaluated; see the subclasses.
 
@@ -78,6 +79,7 @@ class EvaluationLoop(TrainingLoop):
                 NothingToEvaluate,
                 stacklevel=2,
             )
+        self.context.put_aside()
 
     def next_batch(self) -> bool:
         """Get the next batch, of the next loader when one has ended; False when all have."""
@@ -127,14 +129,20 @@ class EvaluationLoop(TrainingLoop):
         model.eval()
 
     def restore_modes(self) -> None:
-        """Put the mode of every sub-module back as it was, and stop logging here."""
+        """Put the mode of every sub-module back, and what was in flight; stop logging here."""
         context = self.context
+        if context.aside:
+            context.take_back()
         if self.modes is not None:
             for name, module in context.model.named_modules():
                 module.training = self.modes.get(name, module.training)
         self.modes = None
         context.log_table, context.log_suffix = context.train_metrics, ""
-        context.dataloader_idx = 0
+
+    def abandon(self) -> None:
+        """Put back what an evaluation has changed that nobody goes on with."""
+        if self.modes is not None:
+            self.restore_modes()
 
     # -- what subclasses change ------------------------------------------------------------------
 
@@ -169,11 +177,12 @@ class EvaluationLoop(TrainingLoop):
         return "/" + name.removeprefix(f"{self.kind}/")
 
 
-def abandon_evaluations(root: Loop) -> None:
-    """Put the modes back that an unfinished evaluation below `root` has changed."""
+def abandon_loops(root: Loop) -> None:
+    """Let loops below `root` that were left unfinished put back what they have changed."""
     for _, loop in root.walk():
-        if isinstance(loop, EvaluationLoop) and loop.modes is not None:
-            loop.restore_modes()
+        abandon = getattr(loop, "abandon", None)
+        if callable(abandon):
+            abandon()
 
 
 @contextmanager
@@ -318,7 +327,7 @@ class SanityLoop(EvaluationLoop):
             if not _is_one_shot(feed):
                 feed.load_state_dict(state)
         restore_rng(self.before["rng"])
-        self.context.batch_idx, self.before = 0, None
+        self.before = None
         return "sanity_done"
 
     def most_batches(self, feed: Feed) -> int | None:

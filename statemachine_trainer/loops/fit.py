@@ -12,6 +12,7 @@ from statemachine_trainer.loops.context import Limits
 from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.errors import SettingError
 from statemachine_trainer.loops.evaluation import SanityLoop
+from statemachine_trainer.loops.every import Counts
 from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.machine.loop import Loop, place
 
@@ -60,6 +61,7 @@ class FitLoop(TrainingLoop):
     epoch: Loop = place(EpochLoop)
 
     checked: bool = field(False, scope=RUN)
+    since: dict[str, int | float | None] | None = field(None, scope=RUN)
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class FitLoop(TrainingLoop):
             raise SettingError(
                 f"FitLoop(count_steps_of={self.count_steps_of!r}): use 'first' or 'all'."
             )
-        return Limits(
+        limits = Limits(
             max_epochs=self._most("max_epochs"),
             min_epochs=whole_number(self, "min_epochs", self.min_epochs),
             max_steps=self._most("max_steps"),
@@ -106,6 +108,15 @@ class FitLoop(TrainingLoop):
             max_seconds=None if self.max_time is None else parse_time(self.max_time),
             every_optimizer=self.count_steps_of == "all",
         )
+        if self.since is None:
+            return limits
+        begun = Counts()
+        begun.load_state_dict(self.since)
+        return limits.after(begun)
+
+    def count_from(self, counts: Counts) -> None:
+        """Let the limits hold for what comes after these counters, where several fits share them."""
+        self.since = counts.state_dict()
 
     def fit_start(self) -> Literal["check", "fit_started"]:
         """Get the model into training mode; check the validation before the first fit of a model.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset, Subset
 
-from statemachine_trainer.data import as_loader, dataset_of, reloaded, targets_of
+from statemachine_trainer.data import as_loader, reloaded, targets_of
 from statemachine_trainer.loops.base import TrainingLoop, whole_number
 from statemachine_trainer.loops.ensemble import Combine, EnsembleLoop, combiner
 from statemachine_trainer.loops.errors import SettingError
@@ -21,6 +21,7 @@ from statemachine_trainer.loops.renewal import (
     check_renewable,
     equip,
     feeds_for,
+    given_dataset,
     renew,
 )
 from statemachine_trainer.machine.fields import field
@@ -142,7 +143,7 @@ class KFoldLoop(TrainingLoop):
         context = self.context
         check_renewable(context)
         context.steps.get("test_step")
-        data = self._data()
+        data = given_dataset(self.context, self)
         labels, groups = (_of_samples(one, data) for one in (self.stratify, self.groups))
         if self.splitter is not None:
             self.folds = folds_by(self.splitter, len(data), labels, groups)  # type: ignore[arg-type]
@@ -185,7 +186,7 @@ class KFoldLoop(TrainingLoop):
         context = self.context
         tested = context.validation_metrics.compute() if self.test_data is not None else {}
         self.fold = -1
-        context.others.clear()
+        self._forget_loaders()
         self._begin_anew(as_loader(context.sources[0]))
         for name, (mean, deviation) in self.summary().items():
             context.results[f"{name}/mean"], context.results[f"{name}/std"] = mean, deviation
@@ -207,7 +208,7 @@ class KFoldLoop(TrainingLoop):
 
     def restore(self) -> None:
         """Have the loaders again that the saved run had."""
-        self.context.others.clear()
+        self._forget_loaders()
         if self.fold < 0:
             return
         train, test = self._loaders()
@@ -218,17 +219,18 @@ class KFoldLoop(TrainingLoop):
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def _data(self) -> Dataset[Any]:
-        return dataset_of(as_loader(self.context.sources[0]), type(self).__name__)
-
     def _loaders(self) -> tuple[Any, Any]:
         """Make the loaders to train on and to test on, of the present fold."""
         loader: Any = as_loader(self.context.sources[0])
-        data = dataset_of(loader, type(self).__name__)
+        data = given_dataset(self.context, self)
         train, test = (Subset(data, one.tolist()) for one in self.folds[self.fold])
         if self.make_loader is not None:
             return self.make_loader(train), self.make_loader(test)
         return reloaded(loader, train), reloaded(loader, test, evaluate=True)
+
+    def _forget_loaders(self) -> None:
+        for name in ("test", "ensemble"):
+            self.context.others.pop(name, None)
 
     def _begin_anew(self, train: Any) -> None:
         renew(

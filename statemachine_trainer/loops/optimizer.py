@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from statemachine_trainer.loops.base import TrainingLoop
-from statemachine_trainer.loops.errors import NonFiniteLoss, SettingError, StepOutputError
+from statemachine_trainer.loops.errors import StepOutputError
 from statemachine_trainer.loops.optimizers import OptimizerSlot
-from statemachine_trainer.loops.outputs import gather, read_output
-from statemachine_trainer.loops.scaling import scale_gradients, step_scaled
+from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.schedule import step_schedulers
-from statemachine_trainer.loops.split import detach
+from statemachine_trainer.loops.stepping import NonFinite, SteppingLoop
 from statemachine_trainer.machine.declaration import transient
 
-NonFinite = Literal["ignore", "raise", "skip"]
+__all__ = ["NonFinite", "OptimizerLoop"]
 
 
-class OptimizerLoop(TrainingLoop):
+class OptimizerLoop(SteppingLoop):
     """One split of a batch: forward, zero_grad, backward, clipping, step, schedulers.
 
     With several optimizers each has its turn, the parameters of the others frozen during its
@@ -54,43 +51,6 @@ class OptimizerLoop(TrainingLoop):
     outcomes = ("optimized", "flushed")
     entries = {"flush": "optimizer_step"}
 
-    turn: int = 0
-
-    def __init__(
-        self,
-        *,
-        accumulate: int | Mapping[int, int] = 1,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite_loss: NonFinite = "ignore",
-    ) -> None:
-        super().__init__()
-        self.accumulate = accumulate
-        self.clip_norm = clip_norm
-        self.clip_value = clip_value
-        self.nonfinite_loss = nonfinite_loss
-        for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if value is not None and not _is_positive(value):
-                raise SettingError(
-                    f"OptimizerLoop({name}={value!r}): use a positive number, or None for none."
-                )
-        if nonfinite_loss not in ("ignore", "raise", "skip"):
-            raise SettingError(
-                f"OptimizerLoop(nonfinite_loss={nonfinite_loss!r}): use 'ignore', 'raise' or "
-                "'skip'."
-            )
-
-    @property
-    def accumulate(self) -> int | Mapping[int, int]:
-        """Backward passes per step; may be set between two windows."""
-        return self._accumulate
-
-    @accumulate.setter
-    def accumulate(self, value: int | Mapping[int, int]) -> None:
-        self._sizes = _sizes(value)
-        self._size = None if isinstance(value, Mapping) else value
-        self._accumulate = value
-
     # -- states ----------------------------------------------------------------------------------
 
     def forward(self) -> Literal["forward_done", "closure", "next_optimizer", "optimized"]:
@@ -116,6 +76,7 @@ class OptimizerLoop(TrainingLoop):
     @transient
     def backward(self) -> Literal["backward_done", "next_optimizer", "optimized"]:
         """Clear the gradients at the beginning of a window, and propagate the loss backward."""
+        # Written out, without calls of the base class: this is paid for in every batch.
         context = self.context
         slot = context.slots[context.optimizer_idx]
         size = self._size or self._size_by_epoch()
@@ -149,87 +110,13 @@ class OptimizerLoop(TrainingLoop):
             self._step(slot)
         return self._turn_done() if len(context.slots) > 1 else "optimized"
 
-    # -- the training step -----------------------------------------------------------------------
-
-    def _call_step(self) -> bool:
-        """Find the loss; tell whether to use it, or to leave the batch out."""
-        context = self.context
-        steps = context.steps
-        if context.precision.autocasts:
-            with context.precision.context():
-                output = steps.training(context.split, context.batch_idx)
-        else:
-            output = steps.training(context.split, context.batch_idx)
-        context.output = output
-        # What steps return nearly always; only attributes are looked at, which costs no call.
-        if (
-            output.__class__ is torch.Tensor
-            and output.requires_grad
-            and not output.ndim
-            and not steps.takes_hiddens
-        ):
-            context.loss = output
-            return self.nonfinite_loss == "ignore" or self._is_finite(output)
-        loss, hiddens = read_output(output, steps.takes_hiddens)
-        context.loss = loss
-        if loss is not None and self.nonfinite_loss != "ignore" and not self._is_finite(loss):
-            return False
-        if hiddens is not None:
-            context.keep_hiddens(detach(hiddens))
-        return loss is not None
-
-    def _is_finite(self, loss: torch.Tensor) -> bool:
-        if bool(torch.isfinite(loss)):
-            return True
-        if self.nonfinite_loss == "raise":
-            counts = self.context.counts
-            raise NonFiniteLoss(
-                f"The loss is {loss.item()} in batch {self.context.batch_idx} of epoch "
-                f"{counts.epoch} (step {counts.step}). OptimizerLoop(nonfinite_loss='skip') leaves "
-                "such batches out; `torch.autograd.set_detect_anomaly(True)` finds where it arises."
-            )
-        return False
-
-    def _turn_done(self) -> Literal["next_optimizer", "optimized"]:
-        """Move on to the next optimizer of this split, if there is one and no limit was reached."""
-        context = self.context
-        self.turn += 1
-        if context.finished and context.limits.every_optimizer:
-            return "optimized"
-        turns = context.turns.at(context.counts.batch)
-        return "next_optimizer" if self.turn < len(turns) else "optimized"
-
     # -- stepping --------------------------------------------------------------------------------
-
-    def _step(self, slot: OptimizerSlot) -> None:
-        context = self.context
-        scaler = context.precision.scaler
-        if self.clip_norm is not None or self.clip_value is not None:
-            if scaler is not None:
-                scaler.unscale_(slot.optimizer)
-            self._clip(slot)
-        if scaler is None:
-            slot.optimizer.step()
-        elif not step_scaled(slot, context.slots, scaler):
-            return
-        context.count_step(context.optimizer_idx)
-        if slot.schedulers:
-            step_schedulers(slot, "step", slot.steps, context.read_metrics)
-
-    def _clip(self, slot: OptimizerSlot) -> None:
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(slot.parameters, self.clip_norm)
-        if self.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(slot.parameters, self.clip_value)
 
     def _step_with_closure(self, slot: OptimizerSlot) -> None:
         """Let the optimizer evaluate the loss itself, as often as it likes (LBFGS)."""
         context = self.context
+        self._check_closure(slot)
         kind = type(slot.optimizer).__name__
-        if context.precision.scaler is not None:
-            raise SettingError(f"{kind} evaluates the loss itself: use bf16 or 32, not fp16.")
-        if (self._size or self._size_by_epoch()) > 1:
-            raise SettingError(f"{kind} evaluates the loss itself: set accumulate=1.")
         hiddens = context.hiddens
         evaluated = False
 
@@ -261,46 +148,6 @@ class OptimizerLoop(TrainingLoop):
         if slot.schedulers:
             step_schedulers(slot, "step", slot.steps, context.read_metrics)
 
-    # -- accumulation ----------------------------------------------------------------------------
-
-    def _size_by_epoch(self) -> int:
-        epoch = self.context.counts.epoch
-        return next((size for start, size in self._sizes if start <= epoch), 1)
-
-    def _flush(self) -> Literal["next_window", "flushed"]:
-        """Step the first optimizer whose window is open, its gradients scaled by its true size."""
-        context = self.context
-        index, slot = next((i, s) for i, s in enumerate(context.slots) if s.window)
-        context.optimizer_idx = index
-        if context.finished and context.limits.every_optimizer:
-            slot.window = 0
-        else:
-            size = self._size or self._size_by_epoch()
-            scale_gradients(slot, size / slot.window)
-            slot.window = size
-            self._step(slot)
-        if context.open_windows:
-            return "next_window"
-        context.flushing = False
-        return "flushed"
-
 
 class _LeftOut(Exception):
     """The training step left the batch out, within a closure."""
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
-def _sizes(accumulate: Any) -> list[tuple[int, int]]:
-    """Check `accumulate`; return pairs (from this epoch, size of a window), the latest first."""
-    table = accumulate if isinstance(accumulate, Mapping) else {0: accumulate}
-    for epoch, size in table.items():
-        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (epoch, size))
-        if not whole or epoch < 0 or size < 1:
-            raise SettingError(
-                f"OptimizerLoop(accumulate={accumulate!r}): use a whole number from 1, or a dict "
-                "from the epoch at which it begins to that number."
-            )
-    return sorted(table.items(), reverse=True)

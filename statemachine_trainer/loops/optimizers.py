@@ -56,6 +56,9 @@ class OptimizerSlot:
         steps: Steps it has taken in this run.
         window: Backward passes since its gradients were last cleared and not yet stepped.
         others: The other optimizers, whose parameters are frozen while this one works.
+        made_by: The phase that made it, as path of its loop in the tree and name; None if the model
+            configured it.
+        scheduled_by: The phase that gave it its schedulers; None if they came with it.
         takes_closure: Whether it evaluates the loss itself, several times a step (LBFGS).
     """
 
@@ -66,6 +69,8 @@ class OptimizerSlot:
     window: int = 0
     others: list[Optimizer] = field(default_factory=list)
     takes_closure: bool = False
+    made_by: tuple[str, str] | None = None
+    scheduled_by: tuple[str, str] | None = None
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
@@ -74,6 +74,11 @@ def _parts(output: Any, takes_hiddens: bool) -> tuple[Any, Any]:
 
 
 def _check_loss(loss: Any) -> None:
+    if isinstance(loss, Generator):
+        raise StepOutputError(
+            "The training step yields its losses, and this loop expects one to be returned. Let "
+            "`YieldingLoop` take its place: trainer.loop.replace(optimizer=YieldingLoop())."
+        )
     if not isinstance(loss, torch.Tensor):
         raise StepOutputError(
             f"The training step returned a {type(loss).__name__} where a loss was expected: return "

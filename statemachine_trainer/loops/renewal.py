@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import torch
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
-from statemachine_trainer.data import Feed
-from statemachine_trainer.loops.context import Context, Limits
+from statemachine_trainer.data import Feed, as_loader, dataset_of
+from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.errors import SettingError
-from statemachine_trainer.loops.every import Counts
 from statemachine_trainer.loops.optimizers import read_optimizers
 from statemachine_trainer.loops.turns import Turns
 from statemachine_trainer.parallel import Precision, map_leaves
@@ -59,7 +59,7 @@ def renew(
 def equip(context: Context, *, train: Any = None, validation: Any = None) -> None:
     """Give a context feeds of other data; the loaders given to `fit` are not reloaded any more."""
     if train is not None:
-        context.train = context.equipment.feed(train, "train")
+        context.train = context.equipment.training_feed(train, context)
         context.reload_data = None
     if validation is not None:
         context.validation = context.equipment.feeds(validation, "validation")
@@ -69,6 +69,19 @@ def feeds_for(context: Context, loader: Any, name: str) -> list[tuple[str, Feed]
     """Make feeds to put into `context.others`, for an evaluation within a loop of loops."""
     feeds: list[tuple[str, Feed]] = context.equipment.feeds(loader, name)
     return feeds
+
+
+def given_dataset(context: Context, wanted_by: object) -> Dataset[Any]:
+    """Return the data set of the training data given to `fit`.
+
+    Args:
+        context: What the loops of the run share.
+        wanted_by: The loop that takes them apart, for the error.
+
+    Raises:
+        BadSource: They have no length, or no items by index.
+    """
+    return dataset_of(as_loader(context.sources[0]), type(wanted_by).__name__)
 
 
 def captured(context: Context) -> dict[str, Any]:
@@ -100,17 +113,30 @@ def check_renewable(context: Context) -> None:
         )
 
 
+def forget_posted(context: Context) -> None:
+    """Withdraw posted events that were meant for the fit that is over."""
+    if context.trainer is None:
+        return
+    for event in _OF_THE_FIT:
+        if event in context.trainer.driver.posted:
+            context.trainer.driver.withdraw(event)
+
+
+def renew_callbacks(context: Context, saved: Sequence[Mapping[str, Any]]) -> None:
+    """Put callbacks into the state that `captured_callbacks` returned."""
+    for one, was in zip(_callbacks(context), saved, strict=False):
+        if type(one).__qualname__ == was["kind"]:
+            one.load_state_dict(_copied(was["state"]))
+
+
 # -- parts ---------------------------------------------------------------------------------------
 
 
 def _forget(context: Context) -> None:
     """Bring everything that a fit counts, keeps or has in flight to where it begins."""
-    running = context._clock_started is not None
-    context.counts, context.limits = Counts(), Limits()
-    if running:
-        context.start_clock()
+    context.begin_counting()
     context.batch = context.split = context.output = context.loss = context.outputs = None
-    context.splits, context.kept_hiddens = [], {}
+    context.splits, context.kept_hiddens, context.aside = [], {}, []
     context.batch_idx = context.split_idx = context.optimizer_idx = context.dataloader_idx = 0
     context.finished = context.stopping = context.flushing = False
     context.validated_at, context.results = None, {}
@@ -123,14 +149,10 @@ def _renew_trainer(context: Context, saved: Sequence[Mapping[str, Any]]) -> None
     trainer = context.trainer
     if trainer is None:
         return
-    for event in _OF_THE_FIT:
-        if event in trainer.driver.posted:
-            trainer.driver.withdraw(event)
+    forget_posted(context)
     if trainer.checkpoints is not None:
         trainer.checkpoints.begin()
-    for one, was in zip(_callbacks(context), saved, strict=False):
-        if type(one).__qualname__ == was["kind"]:
-            one.load_state_dict(_copied(was["state"]))
+    renew_callbacks(context, saved)
 
 
 def _callbacks(context: Context) -> list[Any]:

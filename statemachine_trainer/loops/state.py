@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from statemachine_trainer.data.generators import own_states, restore_own
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.metric_objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.optimizers import OptimizerSlot, Scheduler
+from statemachine_trainer.loops.turns import Turns
 from statemachine_trainer.machine.fields import copied
+from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves, to_device
 from statemachine_trainer.snapshot.errors import SnapshotMismatch, Unwritable
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
@@ -25,7 +28,9 @@ _PLAIN: Final = (
     "batch_idx", "split_idx", "optimizer_idx", "dataloader_idx", "finished", "stopping", "flushing",
     "validated_at", "results", "log_suffix",
 )  # fmt: skip
-_IN_FLIGHT: Final = ("batch", "splits", "split", "kept_hiddens", "output", "loss", "outputs")
+_IN_FLIGHT: Final = (
+    "batch", "splits", "split", "kept_hiddens", "output", "loss", "outputs", "aside",
+)  # fmt: skip
 
 
 _handed: ContextVar[list[Any]] = ContextVar("statemachine_trainer_handed_state")
@@ -66,10 +71,8 @@ def context_state(context: Context) -> dict[str, Any]:
     context.read_clock()
     tables = {"train": context.train_metrics, "validation": context.validation_metrics}
     logging = next((name for name, table in tables.items() if table is context.log_table), None)
-    begun = bool(context.splits) and context.output is not None
-    grads = context.manual or context.open_windows or begun
     return {
-        "model": module_state(context.model, grads=grads),
+        "model": module_state(context.model, grads=context.has_gradients),
         "generators": own_states(dict(context.model.named_modules())),
         "torchmetrics": torchmetrics_state(context.model),
         "optimizers": list(_slot_states(context)),
@@ -88,6 +91,41 @@ def context_state(context: Context) -> dict[str, Any]:
         },
         "rng": rng_state(devices_in_use()),
     }
+
+
+def remake_optimizers(context: Context, root: Loop, state: Mapping[str, Any]) -> None:
+    """Have the optimizers and schedulers that phases of the saved run made, before they are loaded.
+
+    Args:
+        context: The freshly assembled context, with the optimizers that the model configures.
+        root: The tree of loops, in which those phases are.
+        state: What `context_state` returned.
+    """
+    saved, loops = state["optimizers"], dict(root.walk())
+    if saved and saved[0]["made_by"] is not None:
+        path, phase = saved[0]["made_by"]
+        # Which parameters were frozen then tells the list of those that were not.
+        names = {n for one in saved for group in one["parameters"] for n in group}
+        with _trainable(context.model, names):
+            context.slots = loops[path].make_optimizers(phase)  # type: ignore[attr-defined]
+    for slot, one in zip(context.slots, saved, strict=False):
+        if one["scheduled_by"] is not None:
+            path, phase = one["scheduled_by"]
+            loops[path].schedule(slot, phase)  # type: ignore[attr-defined]
+    context.turns = Turns(context.slots)
+
+
+@contextmanager
+def _trainable(model: nn.Module, names: Set[str]) -> Iterator[None]:
+    """Within the block, just the parameters of these names have gradients."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names and parameter.is_floating_point())
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def load_context_state(context: Context, state: Mapping[str, Any]) -> None:
@@ -176,6 +214,8 @@ def _slot_states(context: Context) -> Iterator[dict[str, Any]]:
             "optimizer": slot.optimizer.state_dict(),
             "steps": slot.steps,
             "window": slot.window,
+            "made_by": slot.made_by,
+            "scheduled_by": slot.scheduled_by,
             "schedulers": [
                 _scheduler_state(one, f"{where}[{number}]")
                 for number, one in enumerate(slot.schedulers)

@@ -23,7 +23,12 @@ def comparable(state: dict[str, Any]) -> dict[str, Any]:
     there or not.
     """
     context = state["context"]
-    counts = {name: n for name, n in context["counts"].items() if name not in _CLOCKS}
+    counts = _timeless(context["counts"])
+    machine = state["machine"]
+    loops = {
+        path: {**loop, "fields": {n: _timeless(value) for n, value in loop["fields"].items()}}
+        for path, loop in machine["loops"].items()
+    }
     model = context["model"]
     if not context["manual"]:
         waiting = {
@@ -35,7 +40,18 @@ def comparable(state: dict[str, Any]) -> dict[str, Any]:
         }
         grads = {name: grad for name, grad in model["grads"].items() if name in waiting}
         model = {**model, "grads": grads}
-    return {**state, "context": {**context, "counts": counts, "model": model}}
+    return {
+        **state,
+        "machine": {**machine, "loops": loops},
+        "context": {**context, "counts": counts, "model": model},
+    }
+
+
+def _timeless(value: Any) -> Any:
+    """Leave the clocks out of counters, wherever a loop keeps a copy of them."""
+    if not isinstance(value, dict):
+        return value
+    return {name: one for name, one in value.items() if name not in _CLOCKS}
 
 
 def digest(tree: object) -> str:

@@ -14,6 +14,7 @@ from statemachine_trainer.loops.every import Counts
 from statemachine_trainer.loops.renewal import captured, captured_callbacks, renew
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, loader
+from tests.loops.outer_kit import Clock
 
 
 def fitted(**settings: Any) -> Trainer:
@@ -68,6 +69,22 @@ def test_callbacks_begin_with_the_state_that_was_remembered() -> None:
     assert stopping.best is not None
     renew(trainer.context, callbacks=before)
     assert stopping.best is None
+
+
+def test_a_clock_that_runs_goes_on_from_zero_and_one_that_stands_stays_so() -> None:
+    context = fitted().context
+    clock = Clock()
+    context.clock = clock
+    context.start_clock()
+    clock.now += 5
+    renew(context)
+    assert context.read_clock() == 0
+    clock.now += 3
+    assert context.read_clock() == 3
+    context.stop_clock()
+    renew(context)
+    clock.now += 2
+    assert context.read_clock() == 0
 
 
 def test_the_generators_of_random_numbers_go_on() -> None:
