@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from statemachine_trainer.observe.ring import BadRing
+from statemachine_trainer.observe.run import BadJournal, Run, is_run
+from statemachine_trainer.observe.table import MetricsTable
 from statemachine_trainer.runs import Record, read_record
 from statemachine_trainer.snapshot import Damaged, Info, Loaded, NotACheckpoint, Store
 from statemachine_trainer.snapshot.folder import MANIFEST
 
 _EVENTS = 5
+_EPOCHS = 10
 
 
 def inspect(path: Path, console: Console, *, whole: bool = False) -> bool:
@@ -46,15 +51,16 @@ def inspect(path: Path, console: Console, *, whole: bool = False) -> bool:
 def _print_run(root: Path, console: Console, *, whole: bool) -> bool:
     record, store = read_record(root), Store(root)
     infos = store.list()
-    if record is None and not infos:
+    if record is None and not infos and not is_run(root):
         raise NotACheckpoint(f"{root} holds no checkpoint and no record of a run.")
     console.print(_plain(f"Run {root}"), style="bold")
     if record is not None:
         for line in _record_lines(record):
             console.print(_plain(line))
+    whole_journal = not is_run(root) or _print_recorded(Run(root), console)
     if not infos:
         console.print("No checkpoint yet: the run would begin.")
-        return True
+        return whole_journal
     damages = {info.path: info.damage for info in infos if info.damage is not None}
     if whole:
         damages.update(_read_all(store, infos))
@@ -65,7 +71,29 @@ def _print_run(root: Path, console: Console, *, whole: bool) -> bool:
     if newest is None:
         raise Damaged(root, "no checkpoint in it is whole")
     console.print(_plain(f"The run goes on from {newest.path.name}: {_position(newest.metadata)}."))
-    return not damages
+    return not damages and whole_journal
+
+
+def _print_recorded(run: Run, console: Console) -> bool:
+    """Print what black box and journal tell; tell whether they could be read."""
+    try:
+        status, place, epochs, settings = run.status, run.progress(), run.epochs(), run.settings()
+        ring = next(iter(run.rings()), None)
+    except (BadJournal, BadRing) as error:
+        console.print(_plain(f"Damaged: {error}"), style="red")
+        return False
+    where = f" in {ring.state}" if ring is not None and status in ("running", "killed") else ""
+    reached = "" if place is None else f", {place[0]} epochs and {place[1]} steps done"
+    console.print(_plain(f"  state     {status}{where}{reached}"))
+    if settings:
+        written = ", ".join(f"{name}={value}" for name, value in settings.items())
+        console.print(_plain(f"  settings  {written}"))
+    if epochs:
+        table = MetricsTable(width=console.width)
+        table.load_state_dict({"records": [asdict(one) for one in epochs[-_EPOCHS:]]})
+        for line in table.lines():
+            console.print(_plain(line), soft_wrap=True)
+    return True
 
 
 def _record_lines(record: Record) -> Iterator[str]:
@@ -79,7 +107,8 @@ def _record_lines(record: Record) -> Iterator[str]:
     for number, one in enumerate(record.history[-_EVENTS:]):
         rest = ", ".join(f"{k} {v}" for k, v in one.items() if k not in ("event", "at"))
         head = "  history   " if number == 0 and hidden <= 0 else "            "
-        yield f"{head}{one.get('at')}  {one['event']}" + (f" ({rest})" if rest else "")
+        at = str(one.get("at"))[:19].replace("T", " ")
+        yield f"{head}{at} UTC  {one['event']}" + (f" ({rest})" if rest else "")
 
 
 def _read_all(store: Store, infos: Sequence[Info]) -> dict[Path, str]:

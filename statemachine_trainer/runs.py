@@ -2,7 +2,8 @@
 
 Beside the checkpoints stands `run.json`: the command line, the folder it was given in, the Python,
 the versions, and a history of starts and ends. It is for people and for `smt resume`; nothing that
-a run needs to go on is in it.
+a run needs to go on is in it. What happens between a start and an end stands in the journal beside
+it; see `observe.journal`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # `smt resume` gets by without torch
     from statemachine_trainer.snapshot import Store
 
 RECORD = "run.json"
+JOURNAL = "journal.sqlite"
+JOURNAL_FILES = (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm")
 RESUME_VARIABLE = "SMT_RESUME"
 """Where the environment has `auto` here, a first `fit` that says nothing of resuming is `resume="auto"`."""
 
@@ -106,7 +109,7 @@ def note(root: Path, event: str, versions: Mapping[str, str], **facts: Facts) ->
     record = read_record(root) or here
     if event in ("started", "resumed"):
         record = replace(here, history=record.history)
-    entry = {"event": event, "at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+    entry = {"event": event, "at": datetime.now(UTC).isoformat(timespec="microseconds"), **facts}
     record = replace(record, history=[*record.history, entry][-_HISTORY:])
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -125,17 +128,24 @@ def set_aside(store: Store) -> Path | None:
     checkpoints = [info.path for info in store.list()]
     if not checkpoints:
         return None
-    numbers = [p.name.partition("-")[2] for p in store.root.glob("earlier-*")]
-    number = 1 + max((int(n) for n in numbers if n.isdecimal()), default=0)
-    aside = store.root / f"earlier-{number}"
-    aside.mkdir()
-    for name in ("latest", "pins.json", RECORD):  # first: a folder named there is still in place
-        with suppress(FileNotFoundError):
-            (store.root / name).rename(aside / name)
+    # These first: a folder named in them is still in place.
+    aside = move_aside(store.root, ("latest", "pins.json", RECORD, *JOURNAL_FILES))
     for path in reversed(
         checkpoints
     ):  # the newest first: what is left is a run that may be resumed
         path.rename(aside / path.name)
+    return aside
+
+
+def move_aside(root: Path, names: Sequence[str]) -> Path:
+    """Move files of an earlier run, as far as they are there, to a new folder of their own below."""
+    numbers = [p.name.partition("-")[2] for p in root.glob("earlier-*")]
+    number = 1 + max((int(n) for n in numbers if n.isdecimal()), default=0)
+    aside = root / f"earlier-{number}"
+    aside.mkdir()
+    for name in names:
+        with suppress(FileNotFoundError):
+            (root / name).rename(aside / name)
     return aside
 
 

@@ -12,11 +12,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from statemachine_trainer.machine.errors import StateMachineError, suggest
 from statemachine_trainer.machine.graph import Graph, graph_of
 from statemachine_trainer.machine.loop import Loop
+
+if TYPE_CHECKING:
+    from statemachine_trainer.trainer import Trainer
 
 
 class BadTarget(StateMachineError):
@@ -34,6 +37,40 @@ def graph_of_target(target: str) -> Graph:
         BadTarget: There is no such file or object, or it is something else.
         LoopDefinitionError: The loop tree does not hold together.
     """
+    return _graph(_object(target), target)
+
+
+def trainer_of_target(target: str) -> Trainer:
+    """Return the started trainer that the function `FILE:FUNCTION` makes.
+
+    Args:
+        target: A path of a Python file or a dotted module, a colon, and the name of a function
+            without arguments that builds everything, calls `trainer.start(...)` and returns the
+            trainer: the one that `assert_resumable` takes. A trainer that was started will do.
+
+    Raises:
+        BadTarget: There is no such file or function, or it returns something else.
+    """
+    from statemachine_trainer.trainer import Trainer
+
+    thing = _object(target)
+    if callable(thing) and not isinstance(thing, Trainer):
+        _check_callable(thing, target)
+        thing = _run_user_code(thing, target)
+    if not isinstance(thing, Trainer):
+        raise BadTarget(
+            f"{target} is a {type(thing).__name__}. Name a function that builds model, data and a "
+            "Trainer, calls `trainer.start(model, data)`, and returns the trainer."
+        )
+    if thing.driver.context is None:
+        raise BadTarget(
+            f"{target} returns a trainer that was not started. Call `trainer.start(model, data)` "
+            "with the arguments of `fit` before returning it."
+        )
+    return thing
+
+
+def _object(target: str) -> Any:
     place, _, name = target.rpartition(":")
     if not place or not name:
         place, name = target.removesuffix(":"), ""
@@ -43,7 +80,7 @@ def graph_of_target(target: str) -> Graph:
             f"Say which object of {place} is meant: {place}:OBJECT. "
             f"{suggest('', _candidates(module))}"
         )
-    return _graph(_look_up(module, place, name), target)
+    return _look_up(module, place, name)
 
 
 def _load(place: str) -> ModuleType:

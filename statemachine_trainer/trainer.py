@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -12,6 +13,9 @@ import torch
 from torch import nn
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints, NoCheckpoint, find_checkpoint
+from statemachine_trainer.debugging import Breakpoint, Memory, Rewound, Where
+from statemachine_trainer.debugging.breakpoints import Breakpoints
+from statemachine_trainer.debugging.debugger import Debugger
 from statemachine_trainer.loops.assembly import (
     Equipment,
     assemble_evaluation,
@@ -20,7 +24,7 @@ from statemachine_trainer.loops.assembly import (
 )
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.errors import NothingToDo, SettingError
-from statemachine_trainer.loops.evaluation import abandon_evaluations, undisturbed
+from statemachine_trainer.loops.evaluation import abandon_loops, undisturbed
 from statemachine_trainer.loops.every import Every
 from statemachine_trainer.loops.guest import Guest
 from statemachine_trainer.loops.interval import CountedInterval
@@ -33,16 +37,25 @@ from statemachine_trainer.loops.settings import (
     evaluation_loops,
     only_of_evaluation,
 )
-from statemachine_trainer.loops.state import context_state, load_context_state, take_handed_state
+from statemachine_trainer.loops.state import (
+    context_state,
+    load_context_state,
+    remake_optimizers,
+    take_handed_state,
+)
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.driver import Driver, Until
 from statemachine_trainer.machine.errors import NotStarted
+from statemachine_trainer.machine.extraction import receivers_on
 from statemachine_trainer.machine.graph import Graph
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.machine.subscription import Subscription
+from statemachine_trainer.observe.profile import Profile
 from statemachine_trainer.observe.progress import Progress
+from statemachine_trainer.observe.recorder import Recorder, RunFolder
+from statemachine_trainer.observe.trace import Trace
 from statemachine_trainer.runs import wants_resume
 from statemachine_trainer.snapshot import Loaded
 from statemachine_trainer.snapshot.errors import SnapshotMismatch
@@ -70,11 +83,15 @@ class Trainer:
         loop: The loop of `fit`; the default tree, built with the settings, unless given.
         callbacks: Objects with `on_<state>` methods.
         checkpoints: When and where checkpoints are written; a folder means `Checkpoints(folder)`.
+        run: The folder of the run, in which its black box and its journal are kept, or a `RunFolder` that
+            says what; that of the checkpoints unless given. False for none.
         device: Where to train: "auto" (an accelerator if there is one), "cpu", "cuda:1", ...
         precision: "32", "bf16" (autocast) or "fp16" (autocast and gradient scaling).
         seed: Seeds python, numpy and torch at the beginning of each new fit; None leaves them alone.
         seed_samples: Seed each sample of the data from (seed, epoch, index), so that the number of
             workers does not matter; None does so where there are workers.
+        prefetch: Read the training data one batch ahead, and move that batch to the device while the
+            step runs; see `Prefetch` for what that means for random numbers.
         progress: Show a progress bar and the table of metrics, where there is a terminal or a notebook;
             or a `Progress` of your own.
         **settings: Of the default tree, such as `max_epochs`, `accumulate`, `validate_every`; each is
@@ -90,10 +107,12 @@ class Trainer:
         *,
         callbacks: Iterable[object] = (),
         checkpoints: Checkpoints | str | Path | None = None,
+        run: RunFolder | str | Path | bool | None = None,
         device: str | torch.device = "auto",
         precision: str | int = "32",
         seed: int | None = None,
         seed_samples: bool | None = None,
+        prefetch: bool = False,
         progress: bool | Progress = True,
         **settings: Any,
     ) -> None:
@@ -103,7 +122,7 @@ class Trainer:
                 f"{sorted(extra)[0]!r} is a setting of the default tree, but a loop of your own was given. Set it "
                 "on the loop that it controls."
             )
-        self._equipment = Equipment(device, precision, seed, seed_samples)
+        self._equipment = Equipment(device, precision, seed, seed_samples, prefetch=prefetch)
         self.board = SignalBoard()
         root = loop if loop is not None else default_tree(settings)
         roots: dict[str, Loop] = {"fit": root, **evaluation_loops(settings)}
@@ -112,6 +131,8 @@ class Trainer:
             for name, one in roots.items()
         }
         self._active = self._drivers["fit"]
+        self._debugger = Debugger(self._active, self.state_dict, self.load_state_dict)
+        self._profile: Profile | None = None
         self._hooked: nn.Module | None = None
         self._progress = Progress() if progress is True else progress
         self._callbacks = list(callbacks)
@@ -122,6 +143,7 @@ class Trainer:
         )
         if self.checkpoints is not None:
             self.checkpoints.attach(self, self._drivers["fit"])
+        self._recorder = self._make_recorder(run, settings)
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -257,6 +279,8 @@ class Trainer:
                 self.checkpoints.attach(self, driver)  # loops may have been replaced
             if noting is not None and not anew:
                 noting.check_folder(loaded)
+            if self._recorder is not None:
+                self._recorder.close()
             self._share(context)
         with self._in_charge(driver):
             if state is not None:
@@ -265,6 +289,11 @@ class Trainer:
                 noting.note_start(loaded, restart=anew)
             if state is None:
                 driver.start()
+        if self._recorder is not None and going_on:
+            self._recorder.go_on()
+        elif self._recorder is not None:
+            checkpoint = None if loaded is None else loaded.path
+            self._recorder.begin(checkpoint, keeps_record=self.checkpoints is None)
 
     def _checkpoint_to_go_on_from(
         self, resume: str | Path | None, *, restart: bool, begun: bool
@@ -278,7 +307,7 @@ class Trainer:
     def _share(self, context: Context) -> None:
         """Let the loops of `fit` work on a context that was just assembled."""
         driver = self._drivers["fit"]
-        abandon_evaluations(driver.root)
+        abandon_loops(driver.root)
         if self._samples_are_counted():
             context.sample_size = batch_size_of
         driver.share(context)
@@ -328,7 +357,7 @@ class Trainer:
             The outcome of the loop, or None if it paused, or rests until something comes from outside.
         """
         listening = nullcontext() if self.checkpoints is None else self.checkpoints.listening()
-        with self._in_charge(self._active), listening, self._showing():
+        with self._in_charge(self._active), self._recording(), listening, self._showing():
             outcome = self._active.run(until)
             if self._active.resting and self._active is self._drivers["fit"]:
                 self._write_at_rest()
@@ -336,7 +365,7 @@ class Trainer:
 
     def step(self) -> Moment | None:
         """Make one transition and return it."""
-        with self._in_charge(self._active):
+        with self._in_charge(self._active), self._recording():
             return self._active.step()
 
     def moments(self, *args: Any, until: Until = None, **kwargs: Any) -> Iterator[Moment]:
@@ -351,7 +380,7 @@ class Trainer:
             self.start(*args, **kwargs)
         transitions = self._active.moments(until)
         while True:
-            with self._in_charge(self._active):
+            with self._in_charge(self._active), self._recording():
                 moment = next(transitions, None)
             if moment is None:
                 return
@@ -368,6 +397,78 @@ class Trainer:
     def stop(self) -> None:
         """Post "stop": the epoch ends, with its validation, and the fit with it, unless a minimum holds it back."""
         self.post("stop")
+
+    # -- debugging -------------------------------------------------------------------------------
+
+    def breakpoint(
+        self,
+        name: str | None = None,
+        *,
+        when: Callable[..., Any] | None = None,
+        once: bool = False,
+    ) -> Breakpoint:
+        """Let `run` and `fit` return where a state is entered, a transition made, or a condition holds.
+
+        They return at the boundary, before the work of the state; `stopped_at` tells the breakpoint, and
+        `run` goes on from there.
+
+        Args:
+            name: A name, as `on` takes it: "backward", "epoch_end:exit", "fetch:exhausted"; every state
+                unless given.
+            when: A condition, called with as many of `(trainer, moment)` as it takes, such as
+                `lambda trainer: trainer.loss > 10`.
+            once: Remove it when it is met.
+
+        Raises:
+            BadBreakpoint: Neither was given, or the fit has no such place.
+            UnknownSignal: Nothing has this name.
+        """
+        return self._debugger.breakpoints.add(name, when=when, once=once)
+
+    @property
+    def breakpoints(self) -> Breakpoints:
+        """The breakpoints of the fit, in the order in which they were set; `remove` takes one off."""
+        return self._debugger.breakpoints
+
+    @property
+    def stopped_at(self) -> Breakpoint | None:
+        """The breakpoint at which the fit stands."""
+        return self._debugger.breakpoints.stopped_at
+
+    def where(self) -> Where:
+        """Tell where the machine stands and what may happen next. Reading the loss waits for the device."""
+        return Where.of(self._active, self._context_of(self._active), self.stopped_at)
+
+    def remember(self, *, last: int = 20, at: str = "*") -> Memory:
+        """Keep the last boundaries of the fit in memory from now on, so that `rewind` can go back to them.
+
+        Each is a whole copy of the state, as a checkpoint is.
+
+        Args:
+            last: How many are kept.
+            at: The states at whose entry one is kept, such as "batch_start"; all unless given.
+        """
+        return self._debugger.remember(last=last, at=at)
+
+    def rewind(self, transitions: int = 1) -> Rewound:
+        """Go back to an earlier boundary of the fit: weights, counters, data and random numbers as they were.
+
+        Going on from there gives the same bits. What was written (checkpoints, the journal) or told to
+        callbacks without a state stays as it is.
+
+        Args:
+            transitions: How many to go back. Where no boundary was kept there, it goes back to the nearest
+                earlier one, and says so.
+
+        Raises:
+            NothingRemembered: `remember` was not called, or keeps nothing that is so far back.
+        """
+        driver = self._drivers["fit"]
+        driver.check_at_rest("rewind")
+        with self._in_charge(driver):
+            rewound = self._debugger.rewind(transitions)
+        self._active = driver
+        return rewound
 
     # -- listening -------------------------------------------------------------------------------
 
@@ -455,10 +556,44 @@ class Trainer:
         """The newest value of each metric. Reading them waits for the device."""
         return self.context.read_metrics()
 
-    def graph(self, name: str = "fit") -> Graph:
-        """Return the graph of a loop ("fit", "validate", "test", "predict"), the running state lit."""
+    @property
+    def loss(self) -> float:
+        """The loss in flight; NaN between batches. Reading it waits for the device."""
+        loss = self.context.loss
+        return math.nan if loss is None else float(loss.detach())
+
+    def profile(self, *, annotate: bool = False, synchronize: bool = False) -> Profile:
+        """Measure from now on how long each state works; see `Profile`.
+
+        Called again it returns the profile that is being made, until that is stopped.
+
+        Args:
+            annotate: Name the states in traces of `torch.profiler`, too.
+            synchronize: Wait for the device at the end of each state's work.
+        """
+        if self._profile is None or not self._profile.running:
+            self._profile = Profile(self._drivers.values(), self.board, synchronize=synchronize)
+        if annotate:
+            self._profile.annotate()
+        return self._profile
+
+    def trace(self, path: str | Path) -> Trace:
+        """Write what happens from now on to a file for ui.perfetto.dev; see `Trace`."""
+        return Trace(path, [*self._drivers.values()], self.board, lambda: self.metrics)
+
+    def graph(self, name: str = "fit", *, subscribers: bool = False) -> Graph:
+        """Return the graph of a loop ("fit", "validate", "test", "predict"), the running state lit.
+
+        With `subscribers` it names who listens to each state and event.
+        """
         driver = self._drivers[name]
-        return Graph.of(driver.machine, current=driver.path)
+        receivers = receivers_on(self.board) if subscribers else None
+        return Graph.of(driver.machine, current=driver.path, receivers=receivers)
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The folder of the run; None if nothing of it is kept."""
+        return None if self._recorder is None else self._recorder.folder.path
 
     def serve(self, *, port: int = 0, open_browser: bool = False) -> Page:
         """Serve a live page of the fit, for this machine alone; see `statemachine_trainer.page.serve`."""
@@ -527,6 +662,7 @@ class Trainer:
             )
         for one, was in zip(ours, saved, strict=True):
             one.load_state_dict(was["state"])
+        remake_optimizers(context, driver.root, state["context"])
         for loop in self._loops_around_state(driver):
             if hasattr(loop, "restore"):
                 loop.restore()
@@ -563,20 +699,25 @@ class Trainer:
         driver.check_at_rest("start")
         before = self._active
         paused = self._context_of(before) if before.path is not None else None
-        abandon_evaluations(driver.root)
+        abandon_loops(driver.root)
         context = assemble_evaluation(self._equipment, self, model, data, step, loss)
         if isinstance(model, Guest):
             model.subscribe(self)
         driver.share(context)
         self._active = driver
         try:
-            with self._in_charge(driver), self._showing(), undisturbed(paused):
+            with (
+                self._in_charge(driver),
+                self._recording(),
+                self._showing(),
+                undisturbed(paused),
+            ):
                 driver.start()
                 driver.run()
             return context
         except BaseException:
             if paused is not None:
-                abandon_evaluations(driver.root)
+                abandon_loops(driver.root)
                 self._active = before
             raise
         finally:
@@ -590,6 +731,21 @@ class Trainer:
 
     def _showing(self) -> AbstractContextManager[None]:
         return self._progress.showing(self) if self._progress else nullcontext()
+
+    def _make_recorder(
+        self, run: RunFolder | str | Path | bool | None, settings: Mapping[str, Any]
+    ) -> Recorder | None:
+        checkpoints = self.checkpoints
+        folder = RunFolder.of(run, None if checkpoints is None else checkpoints.store.root)
+        if folder is None:
+            return None
+        recorder = Recorder(folder, [*self._drivers.values()], settings)
+        if checkpoints is not None:
+            checkpoints.on_written = recorder.checkpoint_written
+        return recorder
+
+    def _recording(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._recorder is None else self._recorder.recording(self._active)
 
     def _loops_around_state(self, driver: Driver) -> list[Any]:
         """The loops that the machine stands in, outermost first; the root alone where it has ended."""

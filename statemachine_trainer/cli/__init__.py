@@ -14,9 +14,12 @@ import typer
 from typer.core import TyperGroup
 
 from statemachine_trainer import __version__
+from statemachine_trainer.cli.blackbox import blackbox
 from statemachine_trainer.cli.demo import demo
 from statemachine_trainer.cli.graph import graph
-from statemachine_trainer.cli.runs import inspect, resume
+from statemachine_trainer.cli.runs import inspect, resume, runs
+from statemachine_trainer.cli.step import step
+from statemachine_trainer.cli.watch import watch
 from statemachine_trainer.machine.errors import StateMachineError
 
 USAGE_ERROR = 2
@@ -73,7 +76,7 @@ def version() -> None:
             typer.echo(f"{name} (not installed)")
 
 
-for command in (demo, graph, resume, inspect, version):
+for command in (demo, graph, step, watch, resume, runs, inspect, blackbox, version):
     app.command()(command)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from statemachine_trainer.machine.errors import StateMachineError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class OutputError(StateMachineError):
@@ -26,3 +29,19 @@ Debug = Annotated[
 ]
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+
+_WIDTH = 200
+"""Columns of a table that goes to a file or another program."""
+
+
+def console_for() -> Console:
+    """Return what prints tables: as wide as the terminal, and wide where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def printable(text: str) -> str:
+    """Return text in which no escape of the terminal can hide."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

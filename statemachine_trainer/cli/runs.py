@@ -1,17 +1,15 @@
-"""`smt resume` and `smt inspect`: what is done with the folder of a run."""
+"""`smt runs`, `smt inspect` and `smt resume`: what is done with the folders of runs."""
 
 from __future__ import annotations
 
 import shlex
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from statemachine_trainer.cli.common import Debug, Run
-
-_WIDTH = 200
-"""Columns of a table that goes to a file or another program."""
+from statemachine_trainer.cli.common import Debug, Run, console_for
 
 
 def resume(
@@ -45,12 +43,32 @@ def inspect(
 
     The exit code is 1 if there is damage.
     """
-    from rich.console import Console
-
     from statemachine_trainer.inspection import inspect as print_contents
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
-    if not print_contents(path, console, whole=whole):
+    if not print_contents(path, console_for(), whole=whole):
         raise typer.Exit(1)
+
+
+class Mode(StrEnum):
+    """Which value of a metric is the best."""
+
+    min = "min"
+    max = "max"
+
+
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where to look, and in folders below.")
+    ] = Path("runs"),
+    best: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="Show the best value, the best run first.")
+    ] = None,
+    mode: Annotated[Mode, typer.Option(help="Whether the lowest or the highest is the best.")] = (
+        Mode.min
+    ),
+    debug: Debug = False,
+) -> None:
+    """List runs: what each is doing or how it ended, how far it came, and its metrics."""
+    from statemachine_trainer.cli.listing import list_runs
+
+    list_runs(folder, console_for(), best=best, mode=mode.value)

@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
-from rich.errors import LiveError
-
 from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import Moment
@@ -18,6 +15,8 @@ from statemachine_trainer.observe.screens import Bar, Screen, screen_for
 from statemachine_trainer.observe.table import MetricsTable, format_clock, format_number
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from statemachine_trainer.loops.context import Context
     from statemachine_trainer.machine.board import SignalBoard
     from statemachine_trainer.machine.subscription import Subscription
@@ -149,6 +148,8 @@ class Progress:
     # -- showing ---------------------------------------------------------------------------------
 
     def _open(self, screen: Screen) -> bool:
+        from rich.errors import LiveError
+
         try:
             screen.open()
         except (OSError, LiveError):  # the terminal is gone, or shows something else already

@@ -7,15 +7,13 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
-
-from rich.console import Console, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from statemachine_trainer.observe.table import MetricsTable
+
+if TYPE_CHECKING:  # loaded by the functions that need it: most runs in a cluster show nothing
+    from rich.console import Console, RenderableType
+    from rich.live import Live
 
 _ROOM: Final = 4
 """Columns left free beside a bar: a terminal writes `^C` there, and must not begin a new line."""
@@ -74,6 +72,8 @@ class TerminalScreen:
         self._live: Live | None = None
 
     def open(self) -> None:
+        from rich.live import Live
+
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._live.start()
 
@@ -82,6 +82,8 @@ class TerminalScreen:
             self._live.update(_as_rich(bars, self._console.width - _ROOM), refresh=True)
 
     def grow(self, table: MetricsTable) -> None:
+        from rich.text import Text
+
         table.width = self._console.width
         *head, row = table.new_lines()
         for line in head:
@@ -137,6 +139,8 @@ def screen_for(console: Console | None = None) -> Screen | None:
         console: One that was chosen on purpose; its word counts (`force_interactive`). Otherwise
             only a real terminal does: some build servers ask rich for colours in plain files.
     """
+    from rich.console import Console
+
     if console is not None:
         return TerminalScreen(console) if console.is_interactive else None
     console = Console()
@@ -147,6 +151,10 @@ def screen_for(console: Console | None = None) -> Screen | None:
 
 
 def _as_rich(bars: Sequence[Bar], width: int) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.width = width
     for _ in range(3):

@@ -6,6 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from statemachine_trainer.machine.graph import Graph
+from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.program import Work
 from statemachine_trainer.page.buttons import press, refusals
 from statemachine_trainer.page.curves import Curves
 from statemachine_trainer.page.tally import Tally
@@ -13,6 +15,10 @@ from statemachine_trainer.page.tally import Tally
 if TYPE_CHECKING:
     from statemachine_trainer.machine.driver import Driver
     from statemachine_trainer.trainer import Trainer
+
+
+_EVERY = 1.0
+"""Seconds between two readings of the metrics within an epoch."""
 
 
 class LiveRun:
@@ -32,20 +38,17 @@ class LiveRun:
         self._driver: Driver = trainer.driver
         self.tally = Tally(lambda: self._driver.requested)
         self._curves = Curves()
-        self._begun = time.perf_counter()
-        self._remove = self._driver.instrument(self.tally.probe)
-        self._subscriptions = [
-            trainer.on("batch_end", self._note, every="1s"),
-            trainer.on("*validation_end", self._note),
-            trainer.on("epoch_end", self._note),
+        self._due = 0.0
+        self._remove = [
+            self._driver.instrument(self.tally.probe),
+            self._driver.instrument(self._read_metrics),
         ]
 
     def close(self) -> None:
         """Let the run go on as if nobody had watched."""
         self.tally.go_on()
-        self._remove()
-        for subscription in self._subscriptions:
-            subscription.cancel()
+        for remove in self._remove:
+            remove()
 
     def graph(self) -> Graph:
         """The graph of the loop, with the names of its subscribers."""
@@ -77,8 +80,7 @@ class LiveRun:
             },
             "edges": [*self._edges()],
             "recent": [
-                {"at": at - self._begun, "state": path, "event": event}
-                for at, path, event in [*tally.recent]
+                {"state": answer.state, "event": answer.event} for answer in [*tally.recent]
             ],
             "curves": self._curves.to_dict(),
             "subscribers": self._trainer.describe(),
@@ -97,15 +99,33 @@ class LiveRun:
         totals: dict[tuple[str, str], int] = {}
         nodes = self._driver.program.nodes
         for path, one in [*self.tally.states.items()]:
-            for event, count in [*one.events.items()]:
-                edge = nodes[path].edges.get(event) if path in nodes else None
+            for answer in [*one.answers.values()]:
+                edge = nodes[path].edges.get(answer.event) if path in nodes else None
                 if edge is not None:
-                    key = edge.moment.path, event
-                    totals[key] = totals.get(key, 0) + count
+                    key = edge.moment.path, answer.event
+                    totals[key] = totals.get(key, 0) + answer.count
         return [
             {"source": source, "event": event, "count": count}
             for (source, event), count in totals.items()
         ]
 
-    def _note(self, trainer: Trainer) -> None:
-        self._curves.add(trainer.steps, trainer.metrics)
+    def _read_metrics(self, path: str, work: Work) -> Work:
+        """A probe: reads after the end of an epoch or a validation, and now and then after a batch."""
+        name = path.rpartition(SEPARATOR)[2]
+        clock, curves, trainer = time.monotonic, self._curves, self._trainer
+
+        def now_and_then() -> object:
+            event = work()
+            if clock() >= self._due:
+                self._due = clock() + _EVERY
+                curves.add(trainer.steps, trainer.metrics)
+            return event
+
+        def always() -> object:
+            event = work()
+            curves.add(trainer.steps, trainer.metrics)
+            return event
+
+        return {"batch_end": now_and_then, "epoch_end": always, "validation_end": always}.get(
+            name, work
+        )

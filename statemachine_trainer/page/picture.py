@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from html import escape
 
+from statemachine_trainer.machine.drawing.layout import GraphvizMissing
 from statemachine_trainer.machine.graph import Graph, GraphState
 
 
 def picture_of(graph: Graph) -> str:
-    """The graph as HTML; each state and loop has its path in `data-path`."""
+    """The graph as HTML; each state and loop has its path in `data-path`, each edge `data-source`."""
+    try:
+        return graph.at(None).to_svg()  # which state is lit changes too often to draw it anew
+    except GraphvizMissing:
+        return _outline(graph)
+
+
+def _outline(graph: Graph) -> str:
     return f'<div class="outline">{_box(graph, graph.root)}</div>'
 
 

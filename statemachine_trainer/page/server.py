@@ -6,9 +6,11 @@ import secrets
 import socket
 import threading
 import webbrowser
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from statemachine_trainer.page import address
 from statemachine_trainer.page.errors import PageError
 
 if TYPE_CHECKING:
@@ -19,10 +21,6 @@ HOST = "127.0.0.1"
 _STARTING = 10.0
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
 class Page:
     """A page that is being served; closed by `close`, at the end of a `with`, or with the process.
 
@@ -30,7 +28,7 @@ class Page:
         url: The address to open, with its token. Whoever has it can steer the run.
     """
 
-    def __init__(self, source: Source, *, port: int = 0, watched: _Closable | None = None) -> None:
+    def __init__(self, source: Source, *, port: int = 0) -> None:
         try:
             import uvicorn
 
@@ -40,7 +38,7 @@ class Page:
                 f"The page needs the package {error.name!r}: "
                 "pip install 'statemachine-trainer[page]'."
             ) from error
-        self._watched = watched
+        self._closing: list[Callable[[], None]] = []
         self._socket = _listening(port)
         self.port: int = self._socket.getsockname()[1]
         token = secrets.token_urlsafe(24)
@@ -59,10 +57,14 @@ class Page:
         while self._thread.is_alive():
             self._thread.join(0.5)
 
+    def on_close(self, action: Callable[[], None]) -> None:
+        """Call `action` when the page is closed."""
+        self._closing.append(action)
+
     def close(self) -> None:
         """End the page. A run that it held goes on."""
-        if self._watched is not None:
-            self._watched.close()
+        while self._closing:
+            self._closing.pop()()
         self._server.should_exit = True
         self._server.force_exit = True
         self._thread.join(_STARTING)
@@ -98,10 +100,15 @@ def serve(trainer: Trainer, *, port: int = 0, open_browser: bool = False) -> Pag
 
     run = LiveRun(trainer)
     try:
-        page = Page(run, port=port, watched=run)
+        page = Page(run, port=port)
     except BaseException:
         run.close()
         raise
+    page.on_close(run.close)
+    folder = trainer.run_folder
+    if folder is not None:
+        address.leave(folder, page.url)
+        page.on_close(lambda: address.take_back(folder, page.url))
     if open_browser:
         webbrowser.open(page.url)
     return page

@@ -21,19 +21,31 @@ _GLANCE = 0.2
 """Seconds between two looks at whether a held run has something to do."""
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
+class Answer:
+    """An event that a state answered with, and how often."""
+
+    state: str
+    event: str
+    count: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class StateTally:
     """What one state did while the page was open.
 
     Attributes:
-        calls: How often it worked.
-        seconds: How long, all in all.
-        events: How often it answered with which event.
+        seconds: How long it worked, all in all.
+        answers: By event; None where it rested.
     """
 
-    calls: int = 0
     seconds: float = 0.0
-    events: dict[str, int] = field(default_factory=dict)
+    answers: dict[object, Answer] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        """How often it worked."""
+        return sum(one.count for one in [*self.answers.values()])
 
 
 class Tally:
@@ -46,7 +58,7 @@ class Tally:
 
     def __init__(self, is_called: Callable[[], bool]) -> None:
         self.states: dict[str, StateTally] = {}
-        self.recent: deque[tuple[float, str, str]] = deque(maxlen=RECENT)
+        self.recent: deque[Answer] = deque(maxlen=RECENT)
         self._is_called = is_called
         self._holding = False  # whether the run is to be held
         self._held: str | None = None
@@ -54,21 +66,25 @@ class Tally:
         self._turn = threading.Condition()
 
     def probe(self, path: str, work: Work) -> Work:
-        """Put the tally around the work of a state; for `Driver.instrument`."""
+        """Put the tally around the work of a state; for `Driver.instrument`.
+
+        Kept short, and building nothing anew: it is paid at each transition while the page is open.
+        """
         mine = self.states.setdefault(path, StateTally())
-        events, recent, clock = mine.events, self.recent, time.perf_counter
+        answers, note, clock = mine.answers, self.recent.append, time.perf_counter
 
         def tallied() -> object:
             if self._holding:
                 self._hold(path)
             begun = clock()
             event = work()
-            ended = clock()
-            mine.calls += 1
-            mine.seconds += ended - begun
-            answer = event if isinstance(event, str) else "(rests)"
-            events[answer] = events.get(answer, 0) + 1
-            recent.append((ended, path, answer))
+            mine.seconds += clock() - begun
+            answer = answers.get(event)
+            if answer is None:
+                name = event if isinstance(event, str) else "(rests)"
+                answer = answers[event] = Answer(path, name)
+            answer.count += 1
+            note(answer)
             return event
 
         return tallied

@@ -71,11 +71,11 @@ async function showGraph(run) {
     const mine = one.dataset.path;
     one.classList.toggle("lit", mine === path || path.startsWith(`${mine}.`));
     one.classList.toggle("running", mine === path);
-    one.classList.toggle("leaf", mine === path);
   }
   const total = Object.values(run.states).reduce((sum, one) => sum + one.seconds, 0);
   for (const [name, one] of Object.entries(run.states)) {
     const shown = graph.querySelector(`[data-path="${CSS.escape(name)}"]`);
+    shown?.classList.add("hot");
     shown?.style.setProperty("--heat", total ? Math.sqrt(one.seconds / total) : 0);
   }
   for (const edge of run.edges) {
@@ -90,9 +90,13 @@ function count(shown, number) {
     const text = shown.querySelector("text");
     label = text ? document.createElementNS(SVG, "tspan") : make("span");
     label.setAttribute("class", "count");
+    if (text) { // below the event: beside it there may be another
+      label.setAttribute("x", text.getAttribute("x"));
+      label.setAttribute("dy", "1.05em");
+    }
     (text ?? shown).append(label);
   }
-  label.textContent = ` ×${number.toLocaleString("en")}`;
+  label.textContent = `${label.namespaceURI === SVG ? "" : " "}×${number.toLocaleString("en")}`;
 }
 
 function showTimes(states) {
@@ -117,7 +121,7 @@ function showTimes(states) {
 function showRecent(recent) {
   element("recent").replaceChildren(...recent.slice().reverse().map((one) => {
     const line = make("li");
-    line.append(make("span", `${one.at.toFixed(3)} s `), `${one.state} → ${one.event}`);
+    line.append(one.state, make("span", ` → ${one.event}`));
     return line;
   }));
 }

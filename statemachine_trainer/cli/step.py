@@ -1,0 +1,83 @@
+"""`smt step`: a debugger for the training loop, in the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from statemachine_trainer.cli.common import Debug
+
+_PROMPT = "(smt) "
+_HISTORY = 1000
+"""Lines of the history that are kept."""
+
+
+def step(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE:FUNCTION",
+            help="A Python file or dotted module, and in it a function that builds model, data and "
+            "trainer, calls `trainer.start(model, data)`, and returns the trainer.",
+        ),
+    ],
+    remember: Annotated[
+        int, typer.Option(min=0, help="Boundaries that are kept in memory, for `rewind`.")
+    ] = 50,
+    debug: Debug = False,
+) -> None:
+    """Step through a training: one transition at a time, with breakpoints, and back again.
+
+    Type help for the commands. They are read from a pipe, too.
+    """
+    from rich.console import Console
+
+    from statemachine_trainer.debugging.session import Session
+    from statemachine_trainer.targets import trainer_of_target
+
+    session = Session(trainer_of_target(target), Console(highlight=False), remember=remember)
+    session.greet()
+    with _history():
+        goes_on = True
+        while goes_on:
+            try:
+                line = input(_PROMPT)
+            except EOFError:
+                typer.echo("")
+                break
+            except KeyboardInterrupt:
+                typer.echo("")
+                continue
+            if not sys.stdin.isatty():
+                typer.echo(line)
+            goes_on = session.do(line)
+
+
+@contextmanager
+def _history() -> Iterator[None]:
+    """Let lines be edited, and have those of earlier sessions at hand, where there is a terminal."""
+    try:
+        import readline
+    except ImportError:  # not everywhere
+        yield
+        return
+    if not sys.stdin.isatty():
+        yield
+        return
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    path = Path(state) / "statemachine_trainer" / "step_history"
+    with suppress(OSError):
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        readline.set_history_length(_HISTORY)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(path)

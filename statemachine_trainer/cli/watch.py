@@ -1,0 +1,43 @@
+"""`smt watch`: the live page of a run of another process."""
+
+from __future__ import annotations
+
+import webbrowser
+from typing import Annotated
+
+import typer
+
+from statemachine_trainer.cli.common import Debug, Run
+
+
+def watch(
+    run: Run,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to serve on; 0 for any free one.")
+    ] = 0,
+    opens: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show a run in the browser, while it goes on in another process or after it has ended.
+
+    Prints the address of the page; Ctrl-C ends it. Where the run serves a page of its own, with
+    buttons, that address is printed.
+    """
+    from statemachine_trainer.page.address import is_answering, left_in
+    from statemachine_trainer.page.folder import FolderRun
+    from statemachine_trainer.page.server import Page
+
+    own = left_in(run)
+    if own is not None and is_answering(own):
+        typer.echo(own)
+        if opens:
+            webbrowser.open(own)
+        return
+    page = Page(FolderRun(run), port=port)
+    typer.echo(page.url)
+    if opens:
+        webbrowser.open(page.url)
+    try:
+        page.wait()
+    except KeyboardInterrupt:
+        page.close()

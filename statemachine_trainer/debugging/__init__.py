@@ -1,0 +1,16 @@
+"""Stepping through a run: breakpoints, a look at where it stands, and the way back."""
+
+from statemachine_trainer.debugging.breakpoints import Breakpoint, Breakpoints
+from statemachine_trainer.debugging.errors import BadBreakpoint, NothingRemembered
+from statemachine_trainer.debugging.memory import Memory, Rewound
+from statemachine_trainer.debugging.where import Where
+
+__all__ = [
+    "BadBreakpoint",
+    "Breakpoint",
+    "Breakpoints",
+    "Memory",
+    "NothingRemembered",
+    "Rewound",
+    "Where",
+]

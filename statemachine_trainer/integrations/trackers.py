@@ -1,0 +1,227 @@
+"""Trackers of experiments as callbacks: TensorBoard, Weights & Biases, MLflow, trackio.
+
+    Trainer(callbacks=[TensorBoard("runs/mine")])
+
+Each is a `Tracker` with a few lines that hand metrics on; one for another service is as short. None
+of them is needed for a run to be recorded: see `Trainer(run=...)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.observe.readings import Part, values_of_step
+
+
+class MissingTracker(StateMachineError):
+    """The package of a tracker is not installed."""
+
+
+class Tracker:
+    """A callback that hands the metrics of a run on. Subclasses write them.
+
+    Metrics are named after the part of the run that they are of: `train/loss` (of an epoch),
+    `validation/loss`, `test/loss`, and `step/loss` for those logged with `on_step`, else the loss.
+
+    Args:
+        every: Batches from one reading of steps to the next; 0 for none.
+    """
+
+    def __init__(self, *, every: int = 50) -> None:
+        self.every = every
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write metrics.
+
+        Args:
+            step: Optimizer steps done.
+            metrics: By name.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what waits: the fit has ended. Another one may follow."""
+
+    def on_batch_end(self, trainer: Any) -> None:
+        """Hand on what was logged on the step, every so many batches."""
+        if self.every and trainer.context.counts.batch % self.every == 0:
+            self._hand_on(trainer, "step", values_of_step(trainer.context))
+
+    def on_epoch_end(self, trainer: Any) -> None:
+        """Hand on the metrics of the epoch."""
+        self._hand_on(trainer, "train", trainer.context.train_metrics.compute())
+
+    def on_exit_validation_end(self, trainer: Any) -> None:
+        """Hand on the metrics of the validation."""
+        self._hand_on(trainer, "validation", trainer.context.validation_metrics.compute())
+
+    def on_exit_test_end(self, trainer: Any) -> None:
+        """Hand on the metrics of the test."""
+        self._hand_on(trainer, "test", trainer.context.validation_metrics.compute())
+
+    def on_exit_fit(self) -> None:
+        """Close."""
+        self.close()
+
+    def _hand_on(self, trainer: Any, part: Part, values: Mapping[str, Any]) -> None:
+        if values:
+            metrics = {f"{part}/{name}": float(value) for name, value in values.items()}
+            self.write(trainer.steps, metrics)
+
+
+class TensorBoard(Tracker):
+    """Writes event files for TensorBoard.
+
+    A run that was resumed goes on in a file of its own, and what it measures anew replaces what was
+    measured by the one before.
+
+    Args:
+        folder: Where; that of the run, for one.
+        every: As for `Tracker`.
+
+    Raises:
+        MissingTracker: The extra `tensorboard` is not installed.
+    """
+
+    def __init__(self, folder: str | Path, *, every: int = 50) -> None:
+        super().__init__(every=every)
+        _check_installed("tensorboard")
+        self.folder = Path(folder)
+        self._writer: Any = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._writer is None:
+            module = importlib.import_module("torch.utils.tensorboard")
+            self._writer = module.SummaryWriter(str(self.folder), purge_step=step)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+
+class WandB(Tracker):
+    """Logs to Weights & Biases.
+
+    Args:
+        every: As for `Tracker`.
+        **init: For `wandb.init`: `project`, `name`, `mode="offline"`, `id` and `resume`, ...
+
+    Raises:
+        MissingTracker: The extra `wandb` is not installed.
+    """
+
+    def __init__(self, *, every: int = 50, **init: Any) -> None:
+        super().__init__(every=every)
+        _check_installed("wandb")
+        self._init = init
+        self._run: Any = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._run is None:
+            self._run = importlib.import_module("wandb").init(**self._init)
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.finish()
+
+
+class MLflow(Tracker):
+    """Logs to MLflow.
+
+    Args:
+        experiment: Name of the experiment; made if need be.
+        uri: Where it is kept, such as "sqlite:///mlflow.db", a folder, or a server; MLflow's own
+            choice unless given.
+        run_id: Go on with this run of MLflow; a new one unless given.
+        every: As for `Tracker`.
+
+    Attributes:
+        run_id: The run of MLflow that is written to; None before the first metric.
+
+    Raises:
+        MissingTracker: The extra `mlflow` is not installed.
+    """
+
+    def __init__(
+        self,
+        experiment: str = "Default",
+        *,
+        uri: str | None = None,
+        run_id: str | None = None,
+        every: int = 50,
+    ) -> None:
+        super().__init__(every=every)
+        _check_installed("mlflow")
+        self.experiment = experiment
+        self.uri = uri
+        self.run_id = run_id
+        self._client: Any = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._client is None:
+            self._open()
+        metric = importlib.import_module("mlflow.entities").Metric
+        now = int(time.time() * 1000)
+        values = [metric(name, value, now, step) for name, value in metrics.items()]
+        self._client.log_batch(self.run_id, metrics=values)
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.set_terminated(self.run_id)
+
+    def _open(self) -> None:
+        client = importlib.import_module("mlflow.tracking").MlflowClient(tracking_uri=self.uri)
+        if self.run_id is None:
+            found = client.get_experiment_by_name(self.experiment)
+            place = found.experiment_id if found else client.create_experiment(self.experiment)
+            self.run_id = client.create_run(place).info.run_id
+        self._client = client
+
+
+class Trackio(Tracker):
+    """Logs to trackio, which keeps metrics on this machine.
+
+    Args:
+        project: Name of the project.
+        every: As for `Tracker`.
+        **init: For `trackio.init`: `name`, `resume`, ...
+
+    Raises:
+        MissingTracker: The extra `trackio` is not installed.
+    """
+
+    def __init__(self, project: str, *, every: int = 50, **init: Any) -> None:
+        super().__init__(every=every)
+        _check_installed("trackio")
+        self._init = {"project": project, **init}
+        self._run: Any = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._run is None:
+            self._run = importlib.import_module("trackio").init(**self._init)
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.finish()
+
+
+def _check_installed(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise MissingTracker(
+            f"The package {package!r} is not installed: pip install "
+            f"'statemachine-trainer[{package}]'."
+        )

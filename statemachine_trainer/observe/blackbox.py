@@ -1,0 +1,344 @@
+"""The black box: the last transitions of a run, readable after it was killed and while it hangs.
+
+Each process of a run writes its own, `blackbox-<rank>.ring` in the folder of the run; see
+`observe.ring` for the layout. Reading needs no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.program import Work
+from statemachine_trainer.observe.processes import (
+    describe_process,
+    is_alive,
+    rank_of_process,
+    ranks_of_run,
+)
+from statemachine_trainer.observe.ring import CAPACITY, ENTRY, RingWriter, read_ring
+
+_log = logging.getLogger(__name__)
+
+Status = Literal["running", "paused", "resting", "ended", "stopped", "failed", "killed", "unknown"]
+Mark = Literal["paused", "resting", "ended", "stopped", "failed"]
+
+_MARKS: Final[Mapping[str, Mark]] = {
+    f"({mark})": mark for mark in ("paused", "resting", "ended", "stopped", "failed")
+}
+_START, _BACK, _ODD = "(start)", "(back)", "(no event)"
+_POSTED, _MOVED = "(posted)", "(moved)"
+_ANY: Final = -1
+_EARLIER: Final = "-earlier"
+
+
+class NoBlackBox(StateMachineError):
+    """A folder without a black box was asked for one."""
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A transition: at `time`, `event` led to `state`.
+
+    Attributes:
+        number: Transitions of the process so far, from 1.
+        time: When.
+        event: The event; "(start)" at the very first, "(back)" where an evaluation that a receiver
+            had called was over, "(posted)" where it was one of several that may be posted, "(moved)"
+            where there was none, as after `rewind`.
+        state: Path of the state that began its work. A mark such as "(ended)", "(paused)" or
+            "(failed)" says that the process left the run there.
+        step: Optimizer steps done.
+    """
+
+    number: int
+    time: datetime
+    event: str
+    state: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Ring:
+    """The black box of one process, as it was when it was read.
+
+    Attributes:
+        path: The file.
+        rank: Rank of the process.
+        ranks: Processes of the run; None if nobody said how many.
+        pid: Its number.
+        host: Its machine.
+        alive: Whether it lives; None if that cannot be seen from here.
+        torn: Whether it was killed (or read) in the middle of an entry, which is left out.
+        read: When this was read.
+    """
+
+    path: Path
+    rank: int
+    ranks: int | None
+    pid: int
+    host: str
+    alive: bool | None
+    torn: bool
+    read: datetime
+    _entries: tuple[Entry, ...]
+
+    def entries(self, last: int | None = None) -> list[Entry]:
+        """Return the transitions that are kept, the oldest first; the last ones only if asked."""
+        return [*self._entries] if last is None else [*self._entries[max(0, len(self) - last) :]]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def state(self) -> str | None:
+        """Path of the state that it is in, or was in when it ended; None if it never ran."""
+        return next((e.state for e in reversed(self._entries) if e.state not in _MARKS), None)
+
+    @property
+    def since(self) -> datetime | None:
+        """When the newest entry was made: since then the state is at work, or the run at rest."""
+        return self._entries[-1].time if self._entries else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long that was ago when this was read; None if it never ran."""
+        return None if self.since is None else (self.read - self.since).total_seconds()
+
+    @property
+    def status(self) -> Status:
+        """What the process is doing; "killed" if it is gone without having said so."""
+        mark = _MARKS.get(self._entries[-1].state) if self._entries else "paused"
+        if mark is not None:
+            return mark
+        return "unknown" if self.alive is None else "running" if self.alive else "killed"
+
+
+def read_blackbox(folder: Path | str, *, earlier: bool = False) -> list[Ring]:
+    """Read the black boxes in the folder of a run, one for each process, in the order of ranks.
+
+    May be called at any time, from any process.
+
+    Args:
+        folder: The folder of the run.
+        earlier: Read those of the processes before the present or last ones.
+
+    Returns:
+        The rings; none if the run wrote no black box.
+
+    Raises:
+        BadRing: A file is no black box.
+    """
+    tail = f"{_EARLIER}.ring" if earlier else ".ring"
+    found = {_rank(path, tail): path for path in Path(folder).glob(f"blackbox-*{tail}")}
+    rings = [_read(found[rank]) for rank in sorted(rank for rank in found if rank is not None)]
+    # Of an earlier run with more processes, those of higher ranks are left.
+    ranks = rings[0].ranks if rings else None
+    return [ring for ring in rings if ranks is None or ring.rank < ranks]
+
+
+def _rank(path: Path, tail: str) -> int | None:
+    number = path.name.removeprefix("blackbox-").removesuffix(tail)
+    return int(number) if number.isdecimal() else None
+
+
+def _read(path: Path) -> Ring:
+    raw = read_ring(path)
+    read, names, facts = datetime.now(UTC), raw.names, raw.facts
+
+    def name(number: int) -> str:
+        return names[number] if number < len(names) else f"(name {number})"
+
+    entries = tuple(
+        Entry(
+            one.number,
+            datetime.fromtimestamp(one.time / 1e9, UTC),
+            name(one.event),
+            name(one.state),
+            one.step,
+        )
+        for one in raw.entries
+    )
+    return Ring(
+        path=path,
+        rank=facts.get("rank", 0),
+        ranks=facts.get("ranks"),
+        pid=facts.get("pid", 0),
+        host=str(facts.get("host")),
+        alive=is_alive(facts),
+        torn=raw.torn,
+        read=read,
+        _entries=entries,
+    )
+
+
+class Parting(NamedTuple):
+    """Where processes that should do the same part.
+
+    Attributes:
+        number: The first transition that is not the same for all.
+        entries: What each rank did there, by rank.
+    """
+
+    number: int
+    entries: dict[int, Entry]
+
+
+def find_parting(rings: Sequence[Ring]) -> Parting | None:
+    """Compare processes transition by transition, by event and state.
+
+    One that is merely behind has not parted. What is no longer kept by all cannot be compared.
+
+    Returns:
+        The first difference; None if there is none.
+    """
+    by_number = {ring.rank: {one.number: one for one in ring.entries()} for ring in rings}
+    common = set.intersection(*(set(found) for found in by_number.values())) if by_number else set()
+    for number in sorted(common):
+        entries = {rank: found[number] for rank, found in by_number.items()}
+        if len({(one.event, one.state) for one in entries.values()}) > 1:
+            return Parting(number, entries)
+    return None
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+class BlackBox:
+    """Writes down each state of some drivers as it begins its work.
+
+    Nothing that goes wrong here harms the run: where the file cannot be made there is none, and the
+    log says so.
+
+    Args:
+        folder: Where; made if need be. A black box that is there becomes the earlier one.
+        drivers: The drivers; the first one counts the steps.
+        capacity: Entries that are kept.
+    """
+
+    def __init__(
+        self, folder: Path, drivers: Sequence[Driver], *, capacity: int = CAPACITY
+    ) -> None:
+        self.pid = os.getpid()
+        self._drivers = drivers
+        self._removers: list[Callable[[], None]] = []
+        self._ring: RingWriter | None = None
+        rank = rank_of_process()
+        path = folder / f"blackbox-{rank}.ring"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                path.replace(path.with_name(f"blackbox-{rank}{_EARLIER}.ring"))
+            facts = {"rank": rank, "ranks": ranks_of_run(), **describe_process()}
+            self._ring = RingWriter(path, facts, capacity=capacity)
+        except OSError as error:
+            _log.warning("There is no black box of this run: %s: %s.", path, error.strerror)
+            return
+        self._removers = [
+            driver.instrument(_probe_for(self._ring, driver, drivers[0])) for driver in drivers
+        ]
+
+    def close(self) -> None:
+        """Write no more. What was written stays."""
+        for remove in self._removers:
+            remove()
+        self._removers = []
+        self._ring = None
+
+    def mark(self, mark: Mark, event: str | None = None) -> None:
+        """Write that the process leaves the run.
+
+        Args:
+            mark: How.
+            event: What led to it: an outcome, or the kind of an error.
+        """
+        self._write(event or _ODD, f"({mark})")
+
+    def come_back(self, driver: Driver) -> None:
+        """Write that an evaluation is over, and the state goes on within which it was called."""
+        if driver.path is not None:
+            self._write(_BACK, driver.path)
+
+    def _write(self, event: str, state: str) -> None:
+        ring = self._ring
+        if ring is not None:
+            ring.write(_steps(self._drivers[0].context), ring.name(event), ring.name(state))
+
+
+def _steps(context: Any) -> int:
+    return 0 if context is None else int(context.counts.step)
+
+
+def _probe_for(ring: RingWriter, driver: Driver, counting: Driver) -> Callable[[str, Work], Work]:
+    """Make the probe of a driver. What it puts around a state is paid at each transition."""
+    last = [(ring.name(_START), _ANY)]  # the event of the state before, and where it leads
+    odd = (ring.name(_ODD), _ANY)
+    memory, numbers, start = ring.memory, ring.numbers, ring.start
+    capacity, size, store, now = ring.capacity, ENTRY.size, ENTRY.pack_into, time.time_ns
+
+    def probe(path: str, work: Work) -> Work:
+        here = ring.name(path)
+        answers = _Answers(ring, driver, path)
+
+        def recorded() -> object:
+            event, leads_to = last[0]
+            if leads_to != here and leads_to != _ANY:
+                event = _posted_event(ring, driver, leads_to, path)
+            context = counting.context
+            step = 0 if context is None else context.counts.step
+            number = next(numbers)
+            store(
+                memory, start + number % capacity * size, number, now(), step, event, here, number
+            )
+            answer: Any = work()
+            try:
+                last[0] = answers[answer]
+            except TypeError:  # nothing that a dict can look up; the driver will complain
+                last[0] = odd
+            return answer
+
+        return recorded
+
+    return probe
+
+
+class _Answers(dict[str, tuple[int, int]]):
+    """The number of each event that a state answers with, and of the state that it leads to."""
+
+    def __init__(self, ring: RingWriter, driver: Driver, path: str) -> None:
+        super().__init__()
+        self._ring, self._driver, self._path = ring, driver, path
+
+    def __missing__(self, event: object) -> tuple[int, int]:
+        name = self._ring.name
+        number = name(event if isinstance(event, str) else _ODD)
+        node = self._driver.program.nodes.get(self._path)
+        edge = node.edges.get(event) if node is not None and isinstance(event, str) else None
+        certain = edge is not None and not edge.guards and edge.target is not None
+        leads_to = name(edge.target.path) if certain else _ANY  # type: ignore[union-attr]
+        if isinstance(event, str):
+            self[event] = number, leads_to
+        return number, leads_to
+
+
+def _posted_event(ring: RingWriter, driver: Driver, leads_to: int, path: str) -> int:
+    """Find the posted event by which the state was entered instead of the one that was to come.
+
+    Several may lead there; if none does, the machine was moved by hand, as by `rewind`.
+    """
+    nodes = (one for one in driver.program.nodes.values() if ring.name(one.path) == leads_to)
+    edges = [(e, edge.target) for node in nodes for e, edge in node.posted.items()]
+    found = [event for event, target in edges if target is not None and target.path == path]
+    if not found:
+        return ring.name(_MOVED)
+    return ring.name(found[0] if len(found) == 1 else _POSTED)

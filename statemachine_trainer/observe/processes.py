@@ -1,0 +1,63 @@
+"""Who a process is, so that another one can tell later whether it still lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def rank_of_process() -> int:
+    """Return the rank of this process among those of its run: `RANK`, as launchers set it, else 0."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
+
+
+def ranks_of_run() -> int | None:
+    """Return how many processes the run has: `WORLD_SIZE`; None if there are ranks and nobody says."""
+    size = os.environ.get("WORLD_SIZE", "")
+    if size.isdecimal():
+        return int(size)
+    return None if "RANK" in os.environ else 1
+
+
+def describe_process() -> dict[str, Any]:
+    """Return what `is_alive` needs, as data that JSON can hold."""
+    pid = os.getpid()
+    return {"pid": pid, "host": socket.gethostname(), "begun": _begun(pid)}
+
+
+def is_alive(process: Mapping[str, Any]) -> bool | None:
+    """Tell whether a described process lives; None if that cannot be seen from this machine.
+
+    A number that another process got later is told apart by when that one began, where the system
+    says so (Linux).
+    """
+    if process.get("host") != socket.gethostname():
+        return None
+    pid = process.get("pid")
+    if not isinstance(pid, int) or pid <= 0:
+        return None
+    begun = process.get("begun")
+    if begun is not None:
+        return bool(_begun(pid) == begun)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it lives, and is somebody else's
+        return True
+    return True
+
+
+def _begun(pid: int) -> str | None:
+    """Return the boot and the tick in which a process began; None if it is gone, or nobody knows."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    dead = fields[0] in ("Z", "X")
+    return None if dead else f"{boot}:{fields[19]}"

@@ -1,0 +1,234 @@
+"""The recorder of a run: keeps its black box and its journal while a trainer works."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from statemachine_trainer import runs
+from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.graph import Graph
+from statemachine_trainer.observe.blackbox import BlackBox, Mark
+from statemachine_trainer.observe.journal import Journal
+from statemachine_trainer.observe.processes import rank_of_process
+from statemachine_trainer.observe.readings import Readings
+
+_log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """The folder of a run, and what is recorded in it: `Trainer(run=RunFolder("runs/mine"))`.
+
+    Of several processes of one run each has a black box of its own, and rank 0 (environment `RANK`)
+    keeps the journal and `run.json`.
+
+    Args:
+        folder: Where; made when the first fit begins. That of the checkpoints, if there are any.
+        blackbox: Keep the last transitions (`smt blackbox`).
+        journal: Keep metrics, epochs, checkpoints and the graph (`Run`, `smt inspect`).
+        log_every: Batches between two readings of what was logged with `on_step`, or else of the
+            loss; 0 for none.
+
+    Raises:
+        SettingError: `log_every` is no whole number from 0.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        blackbox: bool = True,
+        journal: bool = True,
+        log_every: int = 50,
+    ) -> None:
+        if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 0:
+            raise SettingError(f"RunFolder(log_every={log_every!r}): use a whole number from 0.")
+        self.path = Path(folder)
+        self.blackbox = blackbox
+        self.journal = journal
+        self.log_every = log_every
+
+    @classmethod
+    def of(
+        cls, run: RunFolder | str | Path | bool | None, checkpoints: Path | None
+    ) -> RunFolder | None:
+        """Settle what `Trainer(run=..., checkpoints=...)` means.
+
+        Args:
+            run: A folder or its settings; None or True for that of the checkpoints, False for none.
+            checkpoints: The folder of the checkpoints, if there are any.
+
+        Returns:
+            The folder, or None.
+
+        Raises:
+            SettingError: The two are different, or True was given and there are no checkpoints.
+        """
+        if run is False or (run is None and checkpoints is None):
+            return None
+        if run is True and checkpoints is None:
+            raise SettingError("Trainer(run=True) needs a folder: Trainer(run='runs/name').")
+        if run is None or run is True:
+            return cls(checkpoints or "")
+        found = run if isinstance(run, RunFolder) else cls(run)
+        if checkpoints is not None and found.path.resolve() != checkpoints.resolve():
+            raise SettingError(
+                f"The run is in {str(found.path)!r} and its checkpoints in {str(checkpoints)!r}. "
+                "A run has one folder: leave out one of the two."
+            )
+        return found
+
+
+class Recorder:
+    """Records the fits of one trainer.
+
+    Args:
+        folder: What is recorded, and where.
+        drivers: The drivers of the trainer, the fit's first.
+        settings: Those that the trainer was made with.
+    """
+
+    def __init__(
+        self, folder: RunFolder, drivers: Sequence[Driver], settings: Mapping[str, object]
+    ) -> None:
+        self.folder = folder
+        self._drivers = drivers
+        self._settings = {name: repr(value) for name, value in settings.items()}
+        self._box: BlackBox | None = None
+        self._journal: Journal | None = None
+        self._removers: list[Callable[[], None]] = []
+        self._inside: list[Driver] = []
+        self._keeps_record = False
+
+    @property
+    def _fit(self) -> Driver:
+        return self._drivers[0]
+
+    def begin(self, checkpoint: Path | None, *, keeps_record: bool) -> None:
+        """Begin to record a fit that begins, or goes on from a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint; of another folder, the run begins in this one. None: it begins.
+            keeps_record: Whether `run.json` is to be kept here: nobody else does.
+        """
+        root = self.folder.path
+        self.close()
+        self._keeps_record = keeps_record and rank_of_process() == 0
+        if rank_of_process() == 0:
+            self._begin_journal(checkpoint)
+        if self._keeps_record:
+            event = "started" if checkpoint is None else "resumed"
+            facts = {} if checkpoint is None else {"checkpoint": str(checkpoint)}
+            runs.note(root, event, _versions(), **facts)
+        if self.folder.blackbox:
+            self._box = BlackBox(root, self._drivers)
+
+    def go_on(self) -> None:
+        """Go on recording a fit that is called again."""
+        self._note_beginning()
+
+    @contextmanager
+    def recording(self, driver: Driver) -> Iterator[None]:
+        """Record what a driver does within the block, and how it ends."""
+        if self._box is not None and self._box.pid != os.getpid():
+            self._box.close()  # of the process that this one was forked from
+            self._box = BlackBox(self.folder.path, self._drivers)
+        self._inside.append(driver)
+        try:
+            yield
+        except BaseException as error:
+            self._leave(error)
+            raise
+        self._leave(None)
+
+    def checkpoint_written(self, path: Path) -> None:
+        """Note a checkpoint."""
+        if self._journal is not None:
+            counts = self._fit.context.counts
+            self._journal.note("checkpoint", counts.epoch, counts.step, {"name": path.name})
+
+    def close(self) -> None:
+        """Record no more; what was recorded stays."""
+        for remove in self._removers:
+            remove()
+        self._removers = []
+        if self._box is not None:
+            self._box.close()
+        if self._journal is not None:
+            self._journal.close()
+        self._box = self._journal = None
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _begin_journal(self, checkpoint: Path | None) -> None:
+        root = self.folder.path
+        journal = Journal(root)
+        goes_on = checkpoint is not None and checkpoint.resolve().parent == root.resolve()
+        if goes_on and checkpoint is not None:
+            journal.rewind(checkpoint.name)
+        elif journal.has_measured():
+            journal.close()
+            record = (runs.RECORD,) if self._keeps_record else ()
+            runs.move_aside(root, (*record, *runs.JOURNAL_FILES))
+        if not self.folder.journal:
+            journal.close()
+            return
+        self._journal = journal
+        readings = Readings(journal.take, every=self.folder.log_every)
+        self._removers = [readings.attach(driver, self._fit) for driver in self._drivers]
+        self._note_beginning()
+
+    def _note_beginning(self) -> None:
+        """Note graph and settings, unless they are those of the last beginning."""
+        journal, context = self._journal, self._fit.context
+        if journal is None or context is None:
+            return
+        facts = {"graph": Graph.of(self._fit.machine).to_dict(), "settings": self._settings}
+        if journal.last("begun") != facts:
+            journal.note("begun", context.counts.epoch, context.counts.step, facts)
+            journal.flush()
+
+    def _leave(self, error: BaseException | None) -> None:
+        self._inside.pop()
+        if self._inside:
+            if self._box is not None:
+                self._box.come_back(self._inside[-1])
+            return
+        mark, event = self._ending(error)
+        if self._box is not None:
+            self._box.mark(mark, event)
+        if self._journal is not None:
+            self._journal.close()
+        if self._keeps_record and mark in ("ended", "stopped", "failed"):
+            facts = {} if error is None else {"error": f"{type(error).__name__}: {error}"[:500]}
+            try:
+                runs.note(self.folder.path, mark, _versions(), **facts)
+            except runs.BadRecord as problem:  # a full disk is no reason to lose what was trained
+                _log.warning("%s", problem)
+
+    def _ending(self, error: BaseException | None) -> tuple[Mark, str | None]:
+        fit = self._fit
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            return "stopped", type(error).__name__
+        if error is not None:
+            return "failed", type(error).__name__
+        if fit.path is None:
+            return "ended", fit.outcome
+        return ("resting" if fit.resting else "paused"), None
+
+
+def _versions() -> dict[str, str]:
+    from statemachine_trainer import __version__
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "statemachine_trainer": __version__,
+    }

@@ -1,0 +1,300 @@
+"""Reading the folder of a run: from any process, while it goes on or after it was killed.
+
+Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, overload
+
+from statemachine_trainer.machine.errors import StateMachineError, suggest
+from statemachine_trainer.machine.graph import Graph, GraphEdge, GraphState
+from statemachine_trainer.observe.blackbox import Ring, Status, read_blackbox
+from statemachine_trainer.observe.journal import VERSION
+from statemachine_trainer.observe.readings import PARTS, Part
+from statemachine_trainer.observe.table import EpochRecord
+from statemachine_trainer.runs import JOURNAL, RECORD, BadRecord, Record, read_record
+
+_PATIENCE: Final = 5.0
+_RINGS: Final = "blackbox-*.ring"
+_BY_WEIGHT: Final[tuple[Status, ...]] = ("killed", "failed", "unknown", "running", "stopped")
+"""Of several processes, the status that tells most of the run; any other is that of the first."""
+
+
+class NoRun(StateMachineError):
+    """A folder in which no run was recorded."""
+
+
+class BadJournal(StateMachineError):
+    """A journal that cannot be read."""
+
+
+class NoMetric(StateMachineError):
+    """A metric that the run does not have."""
+
+
+class Point(NamedTuple):
+    """A value of a metric.
+
+    Attributes:
+        step: Optimizer steps done when it was measured.
+        value: The value.
+        round: 0; counted up where the steps begin anew within the run, as at each fold.
+    """
+
+    step: int
+    value: float
+    round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a run.
+
+    Attributes:
+        at: When.
+        what: "started", "resumed", "stopped", "ended", "failed", or "checkpoint".
+        facts: Such as the signal, the error, the name of the checkpoint.
+    """
+
+    at: datetime
+    what: str
+    facts: Mapping[str, Any]
+
+
+class Run:
+    """What is recorded in the folder of a run.
+
+    Reads anew at each call, and writes nothing: a run that goes on does not notice.
+
+    Args:
+        folder: The folder of the run.
+
+    Attributes:
+        path: The folder.
+
+    Raises:
+        NoRun: Nothing of a run is in it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder)
+        if not is_run(self.path):
+            raise NoRun(
+                f"{self.path} is not the folder of a run: it has no {RECORD}, no {JOURNAL} and no "
+                "black box. Runs are recorded with Trainer(run='runs/name') or checkpoints='...'."
+            )
+
+    @overload
+    def metrics(self, name: str, *, part: Part | None = None) -> list[Point]: ...
+    @overload
+    def metrics(self, name: None = None, *, part: Part | None = None) -> dict[str, list[Point]]: ...
+    def metrics(
+        self, name: str | None = None, *, part: Part | None = None
+    ) -> list[Point] | dict[str, list[Point]]:
+        """Return the values of one metric, or of all by name, in the order of the run.
+
+        Args:
+            name: Of the metric; all of them unless given.
+            part: "train" (each epoch's), "validation", "test", or "step" (the newest value at
+                intervals of batches). The first three unless given; a name that more than one of
+                them has then means the first, and that of another is `validation/name`.
+
+        Raises:
+            NoMetric: The run has no such metric.
+            BadJournal: The journal cannot be read.
+        """
+        parts = PARTS[:-1] if part is None else (part,)
+        found: dict[str, list[Point]] = {}
+        for one in parts:
+            for key, points in self._series(one).items():
+                found[key if key not in found else f"{one}/{key}"] = points
+        if name is None:
+            return found
+        if name not in found:
+            raise NoMetric(f"The run {self.path} has no metric {name!r}. {suggest(name, found)}")
+        return found[name]
+
+    def epochs(self) -> list[EpochRecord]:
+        """Return what is known of each epoch that has ended.
+
+        Raises:
+            BadJournal: The journal cannot be read.
+        """
+        found = self._select("SELECT facts FROM entries WHERE kind = 'train' ORDER BY id")
+        return [EpochRecord(**json.loads(facts)) for (facts,) in found]
+
+    def graph(self) -> Graph | None:
+        """Return the graph of the loop that was run, the newest; None if it is not recorded.
+
+        Raises:
+            BadJournal: The journal cannot be read.
+        """
+        begun = self._begun()
+        return None if begun is None else _graph_of(begun["graph"])
+
+    def settings(self) -> dict[str, str]:
+        """Return the settings that the trainer was made with, as Python writes them."""
+        begun = self._begun()
+        return {} if begun is None else dict(begun["settings"])
+
+    def history(self) -> list[Event]:
+        """Return starts, ends and checkpoints in the order of time.
+
+        Raises:
+            BadRecord, BadJournal: The record, or the journal, cannot be read.
+        """
+        record = self.record()
+        events = [_event_of(one) for one in (record.history if record else ())]
+        rows = self._select("SELECT at, facts FROM entries WHERE kind = 'checkpoint' ORDER BY id")
+        events += [
+            Event(datetime.fromtimestamp(at, UTC), "checkpoint", json.loads(facts))
+            for at, facts in rows
+        ]
+        return sorted(events, key=lambda event: event.at)
+
+    def record(self) -> Record | None:
+        """Return how the run was started; None if that is not recorded."""
+        return read_record(self.path)
+
+    def rings(self) -> list[Ring]:
+        """Return the black boxes of its processes; see `read_blackbox`."""
+        return read_blackbox(self.path)
+
+    @property
+    def status(self) -> Status:
+        """What the run is doing, or how it ended: "killed" if a process is gone without a word."""
+        found = [ring.status for ring in self.rings()]
+        if found:
+            return next((one for one in _BY_WEIGHT if one in found), found[0])
+        record = self.record()
+        last = record.history[-1]["event"] if record and record.history else None
+        known: dict[object, Status] = {"stopped": "stopped", "ended": "ended", "failed": "failed"}
+        return known.get(last, "unknown")
+
+    def progress(self) -> tuple[int, int] | None:
+        """Return the epochs and steps done, as far as they are known; None if nothing is."""
+        rows = self._select("SELECT epoch, step FROM entries ORDER BY id DESC LIMIT 1")
+        entries = [e for ring in self.rings()[:1] for e in ring.entries(last=1)]
+        if not rows and not entries:
+            return None
+        epoch, step = rows[0] if rows else (0, 0)
+        return epoch, entries[0].step if entries else step
+
+    def best(self, name: str, mode: Literal["min", "max"] = "min") -> Point | None:
+        """Return the best value of a metric; None if there are only NaNs.
+
+        Raises:
+            NoMetric: The run has no such metric.
+        """
+        points = [one for one in self.metrics(name) if not math.isnan(one.value)]
+        choose = min if mode == "min" else max
+        return choose(points, key=lambda one: one.value, default=None)
+
+    def changed(self) -> datetime | None:
+        """Return when anything was last written; None if nothing is there."""
+        times = []
+        for path in [*self.path.glob(_RINGS), self.path / JOURNAL, self.path / RECORD]:
+            with suppress(OSError):
+                times.append(path.stat().st_mtime)
+        since = [ring.since for ring in self.rings() if ring.since is not None]
+        known = [datetime.fromtimestamp(one, UTC) for one in times]
+        return max([*since, *known], default=None)
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _series(self, part: Part) -> dict[str, list[Point]]:
+        rows = self._select(
+            "SELECT step, name, value FROM entries JOIN metrics ON entry = id WHERE kind = ? "
+            "ORDER BY id",
+            part,
+        )
+        found: dict[str, list[Point]] = {}
+        for step, name, value in rows:
+            points = found.setdefault(name, [])
+            last = points[-1] if points else Point(-1, 0.0)
+            again = last.round + (step < last.step)
+            points.append(Point(step, math.nan if value is None else value, again))
+        return found
+
+    def _begun(self) -> dict[str, Any] | None:
+        rows = self._select(
+            "SELECT facts FROM entries WHERE kind = 'begun' ORDER BY id DESC LIMIT 1"
+        )
+        begun: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
+        return begun
+
+    def _select(self, query: str, *values: str) -> list[Any]:
+        path = self.path / JOURNAL
+        if not path.exists():
+            return []
+        try:
+            with closing(_connect(path)) as connection:
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    return []  # just being made
+                if version > VERSION:
+                    raise BadJournal(
+                        f"{path} was written by a newer statemachine_trainer: it is of version "
+                        f"{version}, and {VERSION} is known here. Upgrade to read it."
+                    )
+                return connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise BadJournal(f"{path} cannot be read: {error}.") from error
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run. A `run.json` of something else does not make it one."""
+    return _is_recorded(folder) or (folder / JOURNAL).is_file() or any(folder.glob(_RINGS))
+
+
+def _is_recorded(folder: Path) -> bool:
+    try:
+        return read_record(folder) is not None
+    except BadRecord:
+        return False
+
+
+def find_runs(folder: Path, depth: int = 3) -> Iterator[Path]:
+    """Yield the folders of runs at and below a folder. Within a run there are no others."""
+    if is_run(folder):
+        yield folder
+    elif depth:
+        for inside in sorted(folder.iterdir()):
+            if inside.is_dir() and not inside.is_symlink():
+                yield from find_runs(inside, depth - 1)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_PATIENCE)
+
+
+def _event_of(entry: Mapping[str, Any]) -> Event:
+    facts = {name: value for name, value in entry.items() if name not in ("event", "at")}
+    try:
+        at = datetime.fromisoformat(str(entry.get("at")))
+    except ValueError:
+        at = datetime.fromtimestamp(0, UTC)
+    return Event(at if at.tzinfo else at.replace(tzinfo=UTC), str(entry["event"]), facts)
+
+
+def _graph_of(data: Mapping[str, Any]) -> Graph:
+    edges = tuple(GraphEdge(**_with_tuples(edge)) for edge in data["edges"])
+    return Graph(data["name"], _state_of(data["root"]), edges, None, _state_of(data["final"]))
+
+
+def _state_of(data: Mapping[str, Any]) -> GraphState:
+    children = tuple(_state_of(child) for child in data["children"])
+    return GraphState(**{**_with_tuples(data), "children": children})
+
+
+def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}

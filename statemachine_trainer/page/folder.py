@@ -1,0 +1,128 @@
+"""A run of another process, or one that is over, as the page shows it: through its folder."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from statemachine_trainer.machine.graph import Graph
+from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.observe.blackbox import Entry, Ring
+from statemachine_trainer.observe.run import Run
+from statemachine_trainer.page.buttons import BUTTONS
+from statemachine_trainer.page.curves import Curves
+from statemachine_trainer.page.errors import NotNow, PageError
+from statemachine_trainer.page.tally import RECENT
+
+_ONLY_LOOKS = "This page looks at a run from outside. A run that calls trainer.serve() has a page with buttons."
+
+
+class FolderRun:
+    """Watches a run through its folder.
+
+    Times and counters are those of the transitions that its black box still holds.
+
+    Args:
+        folder: The folder of the run.
+
+    Raises:
+        NoRun: Nothing of a run is in it.
+        PageError: Its graph is not recorded.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._run = Run(folder)
+        self._graph = self._run.graph()
+        if self._graph is None:
+            raise PageError(
+                f"The run {folder} has no graph in its journal, so there is nothing to draw. "
+                "`smt blackbox` and `smt inspect` tell what is known of it."
+            )
+
+    def graph(self) -> Graph:
+        """The graph of the loop that was run, the newest."""
+        self._graph = self._run.graph() or self._graph
+        assert self._graph is not None
+        return self._graph
+
+    def press(self, button: str) -> None:
+        """Refuse.
+
+        Raises:
+            NotNow: Always.
+        """
+        raise NotNow(_ONLY_LOOKS)
+
+    def state(self) -> dict[str, Any]:
+        """All that changes, as data that JSON can hold."""
+        ring = next(iter(self._run.rings()), None)
+        entries = [] if ring is None else ring.entries()
+        status = self._run.status
+        epoch, step = self._run.progress() or (0, 0)
+        return {
+            "graph": hash(self.graph()),
+            "state": None if ring is None else ring.state,
+            "held": False,
+            "running": status == "running",
+            "mood": _mood(status, ring),
+            "outcome": None,
+            "posted": [],
+            "counts": {"epoch": epoch, "step": step},
+            "states": _times(entries),
+            "edges": _edges(entries, self.graph()),
+            "recent": [
+                {"state": one.state, "event": after.event}
+                for one, after in pairwise(entries[-RECENT - 1 :])
+            ],
+            "curves": self._curves(),
+            "subscribers": "(the black box does not know them)",
+            "buttons": dict.fromkeys(BUTTONS, _ONLY_LOOKS),
+        }
+
+    def _curves(self) -> Any:
+        curves = Curves()
+        for name, points in self._run.metrics().items():
+            last = points[-1].round if points else 0  # a fold's steps begin anew
+            for point in points:
+                if point.round == last and not math.isnan(point.value):
+                    curves.add(point.step, {name: point.value})
+        return curves.to_dict()
+
+
+def _mood(status: str, ring: Ring | None) -> str:
+    if status != "running" or ring is None or ring.since is None:
+        return status
+    seconds = (datetime.now(UTC) - ring.since).total_seconds()
+    return f"running, in this state for {seconds:.0f} s" if seconds > 2 else "running"
+
+
+def _times(entries: list[Entry]) -> dict[str, dict[str, float]]:
+    """The time from each entry into a state to the next."""
+    found: dict[str, dict[str, float]] = {}
+    for one, after in pairwise(entries):
+        if one.state.startswith("("):
+            continue
+        mine = found.setdefault(one.state, {"calls": 0, "seconds": 0.0})
+        mine["calls"] += 1
+        mine["seconds"] += (after.time - one.time).total_seconds()
+    return found
+
+
+def _edges(entries: list[Entry], graph: Graph) -> list[dict[str, Any]]:
+    """How often each edge was gone. A bubbling event is counted at the loop that takes it."""
+    drawn = {(edge.source, edge.event) for edge in graph.edges}
+    counts: Counter[tuple[str, str]] = Counter()
+    for one, after in pairwise(entries):
+        source = one.state
+        while source and (source, after.event) not in drawn:
+            source = source.rpartition(SEPARATOR)[0]
+        if source:
+            counts[source, after.event] += 1
+    return [
+        {"source": source, "event": event, "count": count}
+        for (source, event), count in counts.items()
+    ]

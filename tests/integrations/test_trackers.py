@@ -1,0 +1,157 @@
+"""Trackers of experiments, each written to for real, without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from statemachine_trainer.integrations.trackers import MissingTracker, TensorBoard, Tracker
+from tests.observe.recorded import Net, batches, trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Noting(Tracker):
+    def __init__(self, every: int = 50) -> None:
+        super().__init__(every=every)
+        self.written: list[tuple[int, list[str]]] = []
+        self.closed = 0
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.written.append((step, sorted(metrics)))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_tracker_is_a_function_that_writes() -> None:
+    mine = Noting(every=3)
+    running = trainer(callbacks=[mine], max_epochs=1)
+    running.fit(Net(), batches(), batches(1))
+    running.test(data=batches(1))
+    assert mine.written == [
+        (3, ["step/loss"]),
+        (6, ["step/loss"]),
+        (8, ["validation/score"]),
+        (8, ["train/loss"]),
+        (8, ["test/score"]),
+    ]
+    assert mine.closed == 1
+
+
+def test_a_tracker_without_an_interval_writes_epochs_and_validations_only() -> None:
+    mine = Noting(every=0)
+    trainer(callbacks=[mine], max_epochs=1).fit(Net(), batches(), batches(1))
+    assert mine.written == [(8, ["validation/score"]), (8, ["train/loss"])]
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingTracker, match=r"statemachine-trainer\[tensorboard\]"):
+        TensorBoard(tmp_path)
+
+
+def track(code: str, folder: Path) -> None:
+    """Train in a process of its own: these packages change signal handlers, threads and streams."""
+    script = (
+        "from statemachine_trainer.integrations import trackers\n"
+        "from tests.observe.recorded import Net, batches, trainer\n"
+        "def fit(tracker, epochs=2):\n"
+        "    trainer(callbacks=[tracker], max_epochs=epochs).fit(Net(), batches(), batches(1))\n"
+        f"{code}\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TRACKIO_DIR": str(folder / "trackio"),
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_SILENT": "true",
+        "WANDB_DIR": str(folder),
+        "HOME": str(folder),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    with (folder / "output.txt").open("w+") as output:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            timeout=100,
+        )
+        output.seek(0)
+        assert done.returncode == 0, output.read()
+
+
+@pytest.mark.slow
+def test_tensorboard_reads_what_was_written_and_a_resumed_run_replaces_it(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    code = (
+        "fit(trackers.TensorBoard('board', every=4))\nfit(trackers.TensorBoard('board', every=4))"
+    )
+    track(
+        code
+        + "\nimport json\n"
+        + "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
+        + "found = EventAccumulator('board').Reload()\n"
+        + "steps = {n: [e.step for e in found.Scalars(n)] for n in found.Tags()['scalars']}\n"
+        + "open('steps.json', 'w').write(json.dumps(steps))",
+        tmp_path,
+    )
+    assert json.loads((tmp_path / "steps.json").read_text()) == {
+        "step/loss": [4, 8, 12, 16],
+        "train/loss": [8, 16],
+        "validation/score": [8, 16],
+    }
+
+
+@pytest.mark.slow
+def test_mlflow_has_the_history_of_each_metric(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    track(
+        "tracker = trackers.MLflow('digits', uri='sqlite:///store.db', every=4)\n"
+        "fit(tracker)\n"
+        "import json\n"
+        "from mlflow.tracking import MlflowClient\n"
+        "client = MlflowClient(tracking_uri='sqlite:///store.db')\n"
+        "run = client.get_run(tracker.run_id)\n"
+        "names = ('step/loss', 'train/loss', 'validation/score')\n"
+        "steps = {n: [m.step for m in client.get_metric_history(tracker.run_id, n)] for n in names}\n"
+        "open('steps.json', 'w').write(json.dumps([run.info.status, steps]))",
+        tmp_path,
+    )
+    assert json.loads((tmp_path / "steps.json").read_text()) == [
+        "FINISHED",
+        {"step/loss": [4, 8, 12, 16], "train/loss": [8, 16], "validation/score": [8, 16]},
+    ]
+
+
+@pytest.mark.slow
+def test_weights_and_biases_keeps_an_offline_run(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    track("fit(trackers.WandB(project='digits', mode='offline', every=4))", tmp_path)
+    (written,) = tmp_path.rglob("run-*.wandb")
+    content = written.read_bytes()
+    assert all(name in content for name in (b"step/loss", b"train/loss", b"validation/score"))
+
+
+@pytest.mark.slow
+def test_trackio_keeps_the_metrics_on_this_machine(tmp_path: Path) -> None:
+    pytest.importorskip("trackio")
+    track("fit(trackers.Trackio('digits', name='mine', every=4))", tmp_path)
+    (database,) = tmp_path.rglob("digits*.db")
+    with closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("SELECT step, metrics FROM metrics ORDER BY step").fetchall()
+    steps = [step for step, metrics in rows if "train/loss" in json.loads(metrics)]
+    assert steps == [8, 16]

@@ -1,0 +1,294 @@
+"""The black box: what is known of a run that was killed, that hangs, or that goes on."""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from statemachine_trainer import Loop, RunFolder
+from statemachine_trainer.machine import Driver
+from statemachine_trainer.observe import read_blackbox
+from statemachine_trainer.observe.blackbox import BlackBox, Ring, find_parting
+from statemachine_trainer.observe.ring import ENTRY, BadRing, RingWriter, read_ring
+from tests.observe.recorded import Net, batches, trainer
+from tests.observe.running import train, training, wait_until
+
+
+def only(folder: Path) -> Ring:
+    (ring,) = read_blackbox(folder)
+    return ring
+
+
+def names(ring: Ring, last: int | None = None) -> list[tuple[str, str]]:
+    return [(one.event, one.state.rpartition(".")[2]) for one in ring.entries(last)]
+
+
+# -- a run of this process -------------------------------------------------------------------------
+
+
+def test_the_transitions_of_a_run_are_those_that_its_moments_tell(tmp_path: Path) -> None:
+    one, other = trainer(max_epochs=1), trainer(max_epochs=1, run=tmp_path)
+    told = [(m.event, m.target) for m in one.moments(Net(), batches(), batches(1))]
+    other.fit(Net(), batches(), batches(1))
+    ring = only(tmp_path)
+    assert ring.entries()[0][2:4] == ("(start)", "fit.fit_start")
+    assert [(e.event, e.state) for e in ring.entries()[1:-1]] == told[:-1]
+    assert ring.entries()[-1][2:] == ("fit_done", "(ended)", 8)
+    assert [e.number for e in ring.entries()] == [*range(1, len(told) + 2)]
+    assert ring.status == "ended"
+    assert ring.state == "fit.fit_end"
+
+
+def test_a_posted_event_is_told_by_its_name(tmp_path: Path) -> None:
+    mine = trainer(max_epochs=1, run=tmp_path)
+    mine.on("batch_end", lambda: mine.post("validate"), once=True)
+    mine.fit(Net(), batches(), batches(1))
+    found = names(only(tmp_path))
+    # It is taken before the state that was to come, `fetch`, does its work.
+    assert found[found.index(("batch_complete", "batch_end")) + 1] == (
+        "validate",
+        "validation_start",
+    )
+
+
+def test_an_evaluation_called_by_a_receiver_is_in_it_and_the_fit_comes_back(tmp_path: Path) -> None:
+    mine = trainer(max_epochs=1, run=tmp_path)
+    mine.on("epoch_end", lambda: mine.validate(data=batches(1)))
+    mine.fit(Net(), batches(2), batches(1))
+    states = [one.state for one in only(tmp_path).entries()]
+    begun = states.index("validate.validation_start")
+    back = states.index("fit.epoch.epoch_end", begun)
+    assert states[back - 1] == "validate.validation_end"
+    assert only(tmp_path).entries()[back].event == "(back)"
+
+
+@pytest.mark.parametrize(
+    "error, status", [(ValueError("no"), "failed"), (KeyboardInterrupt(), "stopped")]
+)
+def test_how_a_run_ends_is_in_it(tmp_path: Path, error: BaseException, status: str) -> None:
+    def fail() -> None:
+        raise error
+
+    mine = trainer(run=tmp_path)
+    mine.on("epoch_end", fail)
+    with pytest.raises(type(error)):
+        mine.fit(Net(), batches(2))
+    assert only(tmp_path).status == status
+    assert only(tmp_path).entries()[-1].event == type(error).__name__
+
+
+def test_a_pause_is_told_and_so_is_going_on(tmp_path: Path) -> None:
+    mine = trainer(max_epochs=1, run=tmp_path)
+    mine.fit(Net(), batches(3), until="batch_end")
+    assert only(tmp_path).status == "paused"
+    mine.run()
+    assert only(tmp_path).status == "ended"
+
+
+def test_going_back_by_hand_is_no_event(tmp_path: Path) -> None:
+    mine = trainer(max_epochs=1, run=tmp_path)
+    mine.start(Net(), batches(4))
+    mine.remember(at="batch_start")
+    mine.run(until="batch_end")
+    mine.rewind(3)
+    mine.step()
+    assert names(only(tmp_path))[-2:] == [("(moved)", "batch_start"), ("(no event)", "(paused)")]
+    mine.run()
+    assert only(tmp_path).entries()[-1].step == 4
+
+
+def test_a_fit_that_begins_anew_in_the_same_process_begins_a_new_black_box(tmp_path: Path) -> None:
+    mine = trainer(max_epochs=1, run=tmp_path)
+    mine.fit(Net(), batches(3), until="batch_end")
+    mine.fit(Net(), batches(2), restart=True)
+    ring = only(tmp_path)
+    assert ring.entries()[0].event == "(start)"
+    assert ring.entries()[-1].step == 2
+    (earlier,) = read_blackbox(tmp_path, earlier=True)
+    assert earlier.status == "paused"
+
+
+def test_a_new_run_keeps_the_black_box_of_the_one_before(tmp_path: Path) -> None:
+    for steps in (2, 3):
+        trainer(max_epochs=1, run=tmp_path).fit(Net(), batches(steps))
+    assert only(tmp_path).entries()[-1].step == 3
+    (earlier,) = read_blackbox(tmp_path, earlier=True)
+    assert earlier.entries()[-1].step == 2
+
+
+def test_only_as_many_transitions_are_kept_as_there_is_room_for(tmp_path: Path) -> None:
+    mine = trainer(max_epochs=1)
+    mine.start(Net(), batches(50))
+    BlackBox(tmp_path, [mine.driver], capacity=16)
+    mine.run()
+    ring = only(tmp_path)
+    assert len(ring) == 16
+    assert (ring.path.stat().st_size - 65536) == 16 * ENTRY.size
+    assert [one.number for one in ring.entries(3)] == [e.number for e in ring.entries()][-3:]
+
+
+def test_states_that_a_swap_brings_in_have_their_names(tmp_path: Path) -> None:
+    from statemachine_trainer.loops import ValidationLoop
+
+    class Twice(ValidationLoop):
+        def validation_extra(self) -> Literal["extra_done"]:
+            return "extra_done"
+
+        transitions = (  # type: ignore[assignment]
+            *(row for row in ValidationLoop.transitions if row[2] != "validation_end"),
+            ["exhausted", "validation_fetch", "validation_extra"],
+            ["extra_done", "validation_extra", "validation_end"],
+        )
+
+    mine = trainer(max_epochs=2, run=tmp_path)
+    mine.on("epoch_end:exit", lambda: mine.loop.epoch.replace(validation=Twice()), once=True)
+    mine.fit(Net(), batches(2), batches(1))
+    assert ("exhausted", "validation_extra") in names(only(tmp_path))
+
+
+class Odd(Loop):
+    """Answers with something that is no event."""
+
+    initial = "odd"
+    transitions = ()
+    outcomes = ("done",)
+
+    def odd(self) -> Literal["done"]:
+        return []  # type: ignore[return-value]
+
+
+def test_an_answer_that_is_no_event_stays_the_error_of_the_state(tmp_path: Path) -> None:
+    from statemachine_trainer.machine.errors import UnexpectedEvent
+
+    driver = Driver(Odd())
+    BlackBox(tmp_path, [driver])
+    driver.start()
+    with pytest.raises(UnexpectedEvent):
+        driver.run()
+    assert len(only(tmp_path)) == 1
+
+
+def test_without_a_folder_or_if_it_is_not_wanted_there_is_none(tmp_path: Path) -> None:
+    trainer(max_epochs=1, run=RunFolder(tmp_path, blackbox=False)).fit(Net(), batches(1))
+    trainer(max_epochs=1, checkpoints=tmp_path / "c", run=False).fit(Net(), batches(1))
+    assert read_blackbox(tmp_path) == read_blackbox(tmp_path / "c") == []
+
+
+def test_a_folder_that_cannot_hold_one_does_not_harm_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "blackbox-0.ring.new").mkdir()
+    with caplog.at_level(logging.WARNING):
+        trainer(max_epochs=1, run=tmp_path).fit(Net(), batches(1))
+    assert "There is no black box of this run" in caplog.text
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def test_an_entry_that_was_half_written_is_recognised_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "blackbox-0.ring"
+    ring = RingWriter(path, {}, capacity=4)
+    state = ring.name("state")
+    for step in range(6):
+        ring.write(step, state, state)
+    assert [(e.number, e.step) for e in read_ring(path).entries] == [(3, 2), (4, 3), (5, 4), (6, 5)]
+    # The number 7 stands before its entry and not yet after it, where the 3 was.
+    struct.pack_into("<QQQ", ring.memory, ring.start + 3 * ENTRY.size, 7, 1, 99)
+    found = read_ring(path)
+    assert [e.number for e in found.entries] == [4, 5, 6]
+    assert found.torn
+    assert only(tmp_path).torn
+
+
+def test_a_file_that_is_something_else_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "blackbox-0.ring"
+    ring = RingWriter(path, {"pid": 1})
+    whole = path.read_bytes()
+    for damaged in (b"", b"text", whole[:5000], whole.replace(b'"capacity"', b'"cap"')):
+        path.write_bytes(damaged)
+        with pytest.raises(BadRing, match=r"blackbox-0\.ring is not a black box"):
+            read_blackbox(tmp_path)
+    assert ring.capacity > 0
+
+
+def test_names_beyond_the_room_for_them_cost_their_name_only(tmp_path: Path) -> None:
+    path = tmp_path / "blackbox-0.ring"
+    ring = RingWriter(path, {}, capacity=4)
+    long = [ring.name(f"{number}" * 5000) for number in range(30)]
+    ring.write(1, ring.name("odd\nname"), long[-1])
+    found = read_ring(path)
+    assert found.names[found.entries[0].state] == "(no room for its name)"
+    assert len(set(long)) > 3
+
+
+# -- other processes -------------------------------------------------------------------------------
+
+
+def test_after_sigkill_the_last_transitions_are_there(tmp_path: Path) -> None:
+    assert train(tmp_path, "kill", step=12) == -9
+    ring = only(tmp_path)
+    assert (ring.alive, ring.status) == (False, "killed")
+    # It was killed by a receiver of `batch_end`, before that state began its work.
+    assert ring.state == "fit.epoch.batch.batch_split"
+    assert names(ring, 2) == [("backward_done", "optimizer_step"), ("optimized", "batch_split")]
+    assert ring.entries()[-1].step == 12
+
+
+def test_a_run_that_hangs_is_read_from_outside_while_it_hangs(tmp_path: Path) -> None:
+    def hangs() -> bool:
+        ring = only(tmp_path) if (tmp_path / "reached-0").exists() else None
+        forward = ring is not None and ring.state == "fit.epoch.batch.optimizer.forward"
+        return ring is not None and forward and (ring.seconds or 0) > 0.3
+
+    with training(tmp_path, "hang", step=12) as process:
+        wait_until(hangs)
+        ring = only(tmp_path)
+        assert (ring.alive, ring.status, ring.pid) == (True, "running", process.pid)
+        assert ring.entries()[-1].step == 12
+        again = only(tmp_path)
+        assert again.since == ring.since
+        assert (again.seconds or math.inf) > (ring.seconds or 0) > 0.3
+    assert only(tmp_path).status == "killed"
+
+
+def test_ranks_that_part_are_found_at_the_first_transition_that_differs(tmp_path: Path) -> None:
+    with training(tmp_path, "go", rank=0) as one, training(tmp_path, "part", rank=1) as other:
+        assert one.wait(60) == other.wait(60) == 0
+    rings = read_blackbox(tmp_path)
+    assert [ring.rank for ring in rings] == [0, 1]
+    parting = find_parting(rings)
+    assert parting is not None
+    assert parting.entries[0].state == "fit.epoch.fetch"
+    assert parting.entries[1].state == "fit.epoch.validation.validation_start"
+    assert {one.step for one in parting.entries.values()} == {12}
+
+
+def test_ranks_that_do_the_same_have_not_parted_even_if_one_is_behind(tmp_path: Path) -> None:
+    with training(tmp_path, "go", rank=0) as one, training(tmp_path, "kill", rank=1) as other:
+        assert (one.wait(60), other.wait(60)) == (0, -9)
+    rings = read_blackbox(tmp_path)
+    assert [ring.status for ring in rings] == ["ended", "killed"]
+    assert len(rings[0]) > len(rings[1]) + 20
+    assert find_parting(rings) is None
+
+
+def test_a_later_run_with_fewer_processes_shows_no_black_box_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(**environment: Any) -> None:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            trainer(max_epochs=1, run=tmp_path).fit(Net(), batches(1))
+
+    run(RANK="0", WORLD_SIZE="2")
+    run(RANK="1", WORLD_SIZE="2")
+    assert [ring.rank for ring in read_blackbox(tmp_path)] == [0, 1]
+    run()
+    assert [ring.rank for ring in read_blackbox(tmp_path)] == [0]
