@@ -25,6 +25,9 @@ class BatchLoop(TrainingLoop):
             For data in which each row of a batch goes on in the same row of the next (a long text
             cut into parallel streams): not shuffled, and all batches of one size.
         **loops: The loop for `optimizer`.
+
+    Raises:
+        SettingError: A setting of another type, or out of its range.
     """
 
     initial = "batch_start"
@@ -55,6 +58,8 @@ class BatchLoop(TrainingLoop):
             )
         if not _is_whole(time_dim, 0):
             raise SettingError(f"BatchLoop(time_dim={time_dim!r}): use a whole number from 0.")
+        if not isinstance(carry_hiddens, bool):
+            raise SettingError(f"BatchLoop(carry_hiddens={carry_hiddens!r}): say True or False.")
         self.split_steps = split_steps
         self.time_dim = time_dim
         self.carry_hiddens = carry_hiddens

@@ -54,6 +54,12 @@ class Binding:
             return False
         return all(map(is_, self._state_values(), self._state))
 
+    def holds_for_gradients(self) -> bool:
+        """Tell whether the optimizer has the same parameters, which is all that gradients ask."""
+        lists = (group["params"] for group in self.optimizer.param_groups)
+        here = chain(chain.from_iterable(lists), _END)
+        return all(map(is_, here, chain(self.parameters, _END)))
+
     def state_items(self) -> list[tuple[nn.Parameter, str, Tensor]]:
         """Return the tensors of the optimizer's state, with their parameter and name."""
         state = self.optimizer.state

@@ -89,6 +89,7 @@ class Capture:
         holds: Called with arguments; tells whether the capture holds for them.
         digest: Of graph and inputs; the same in each process.
         programs: What can be called in place of the graph, by what they do beside it.
+        counted: Whether the run has taken note of it.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Capture:
         self.guards = guards
         self.holds: Callable[[Arguments], bool] = guards.check
         self.programs: dict[Any, Any] = {}
+        self.counted = False
         self.digest = _digest(graph, inputs)
         self._source = source
         # Globals of its own: the guards look at those of the source.
@@ -177,7 +179,10 @@ def capture(arguments: Arguments, recorder_of: Any) -> Capture:
     if not all(isinstance(one, Tensor) for one in inputs):
         raise NotCapturable("it computes with numbers that change from step to step")
     graph = graphs[0] if graphs and _has_loss(graphs[0]) else None
-    return Capture(function, entries[0].code, entries[0].guard_manager.root, graph, inputs)
+    guards = getattr(getattr(entries[0], "guard_manager", None), "root", None)
+    if guards is None:
+        raise NotCapturable(f"torch {torch.__version__} keeps the guards of Dynamo elsewhere")
+    return Capture(function, entries[0].code, guards, graph, inputs)
 
 
 def captured_step(

@@ -224,10 +224,7 @@ class CompiledStep(OptimizerLoop):
         }
         context.log_table = self._recorder  # type: ignore[assignment]
         try:
-            capture = fused.find(arguments)
-            new = capture is None
-            if capture is None:
-                capture = fused.capture(arguments, context)
+            capture = fused.find(arguments) or fused.capture(arguments, context)
             if capture.graph is None:
                 return None
             program = self._program(index, fused, capture, arguments, closes)
@@ -247,7 +244,8 @@ class CompiledStep(OptimizerLoop):
             context.keep_hiddens(detach(hiddens))
         if self._recorder.entries:
             self._recorder.write_to(table)
-        if new:
+        if not capture.counted:
+            capture.counted = True
             self._count(fused, capture, arguments)
         return program
 
@@ -260,13 +258,13 @@ class CompiledStep(OptimizerLoop):
         closes: bool,
     ) -> Compiled:
         """Return the program that does what is to be done; compile it where it is the first time."""
-        if fused.binding is None or not fused.binding.holds():
-            self._bind(index, fused)
         scaled = self.context.precision.scaler is not None
-        updates = closes and index not in self.apart and not scaled
-        updates = (
-            updates and self.nonfinite_loss == "ignore" and not has_hooks(fused.slot.optimizer)
-        )
+        updates = closes and not scaled and self.nonfinite_loss == "ignore"
+        updates = updates and index not in self.apart and not has_hooks(fused.slot.optimizer)
+        binding = fused.binding
+        if binding is None or not (binding.holds() if updates else binding.holds_for_gradients()):
+            self._bind(index, fused)
+            updates = updates and index not in self.apart
         size = self._size or self._size_by_epoch()
         held = fused.held() if updates and fused.slot.window else ()
         # In the order of the fields of a recipe.

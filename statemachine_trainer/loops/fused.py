@@ -80,14 +80,17 @@ class FusedStep:
     def bind(self) -> Binding:
         """Look at the optimizer anew; programs are compiled anew where its settings are others."""
         before = self.binding
-        self.binding = Binding(self.slot.optimizer, self._model)
+        now = self.binding = Binding(self.slot.optimizer, self._model)
+        if before is None:
+            return now
+        alike, same_ones = before.layout == now.layout, before.holds_for_gradients()
         for one in self._captures:
-            if before is not None and before.layout == self.binding.layout:
-                for program in one.programs.values():
-                    program.bind(self.binding)
-            else:
-                one.programs.clear()
-        return self.binding
+            for key, program in list(one.programs.items()):
+                if not (alike if program.recipe.updates else same_ones):
+                    del one.programs[key]
+                elif alike:
+                    program.bind(now)
+        return now
 
     def held(self) -> tuple[bool, ...]:
         """Tell which parameters have a gradient of the window that is open."""

@@ -20,6 +20,7 @@ from statemachine_trainer.loops.renewal import (
     feeds_for,
     forget_posted,
     renew_callbacks,
+    training_feed_for,
 )
 from statemachine_trainer.loops.turns import Turns
 from statemachine_trainer.machine.errors import suggest
@@ -291,10 +292,13 @@ class PhasesLoop(TrainingLoop):
             self.opened.append(phase.name)
 
     def _make_feeds(self, phase: Phase) -> None:
-        for kind, data in (("train", phase.train), ("validation", phase.validation)):
-            if data is not None:
-                feeds = feeds_for(self.context, data, kind)
-                self.context.others[self._key(phase.name, kind)] = feeds
+        others = self.context.others
+        if phase.train is not None:
+            feed = training_feed_for(self.context, phase.train)
+            others[self._key(phase.name, "train")] = [("train", feed)]
+        if phase.validation is not None:
+            feeds = feeds_for(self.context, phase.validation, "validation")
+            others[self._key(phase.name, "validation")] = feeds
 
     def _exchange_data(self, phase: Phase, leaving: str, coming: str) -> None:
         """Put the present data aside under one name, and take up those under the other."""

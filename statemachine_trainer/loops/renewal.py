@@ -59,10 +59,16 @@ def renew(
 def equip(context: Context, *, train: Any = None, validation: Any = None) -> None:
     """Give a context feeds of other data; the loaders given to `fit` are not reloaded any more."""
     if train is not None:
-        context.train = context.equipment.training_feed(train, context)
+        context.train = training_feed_for(context, train)
         context.reload_data = None
     if validation is not None:
         context.validation = context.equipment.feeds(validation, "validation")
+
+
+def training_feed_for(context: Context, loader: Any) -> Feed:
+    """Make a feed of training data, which reads ahead where the trainer is to."""
+    feed: Feed = context.equipment.training_feed(as_loader(loader, "train"), context)
+    return feed
 
 
 def feeds_for(context: Context, loader: Any, name: str) -> list[tuple[str, Feed]]:

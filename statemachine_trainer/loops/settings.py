@@ -29,7 +29,7 @@ _LOOPS: Final[dict[str, dict[str, str]]] = {
         "reload_every": "reload_every",
         "gather_outputs": "gather_outputs",
     },
-    "batch": {"split_steps": "split_steps", "time_dim": "time_dim"},
+    "batch": {name: name for name in ("split_steps", "time_dim", "carry_hiddens")},
     "optimizer": {
         name: name for name in ("accumulate", "clip_norm", "clip_value", "nonfinite_loss")
     },

@@ -343,7 +343,36 @@ def test_an_optimizer_whose_settings_keep_changing_steps_outside_of_the_call() -
         compiled = fitted(Line(configure), points(8), compiled=True)
     assert loop_of(compiled).apart == [0]
     assert loop_of(compiled).eager is None
+    (capture,) = loop_of(compiled)._fused[0]._captures
+    assert len(capture.programs) == 1  # gradients alone do not depend on the settings
     assert_close(compiled.model, fitted(Line(configure), points(8), compiled=False).model)
+
+
+def test_parameters_added_on_the_way_get_their_state_from_a_step_without_the_compiler() -> None:
+    class Growing(Line):
+        def __init__(self) -> None:
+            super().__init__(OPTIMIZERS["adamw"])
+            self.late = nn.Parameter(torch.ones(()))
+
+        def training_step(self, batch: Batch, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) * self.late.square()
+
+    runs = []
+    for compiled in (False, True):
+        trainer = trainer_of(compiled, max_epochs=1)
+        model = Growing()
+
+        def grow(trainer: Trainer, moment: Moment) -> None:
+            if trainer.steps == 3:
+                late = trainer.model.late
+                trainer.context.optimizers[0].add_param_group({"params": [late]})
+
+        trainer.on("batch_end", grow)
+        signals = Signals(trainer, "forward")
+        trainer.fit(model, points(7))
+        runs.append((model, signals.fired))
+    assert_close(runs[1][0], runs[0][0])
+    assert runs[1][1] == ["forward"] * 2  # the first step of all, and the first with the new one
 
 
 def test_an_optimizer_that_reads_numbers_steps_outside_of_the_call() -> None:
