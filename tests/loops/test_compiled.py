@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
+import shutil
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -23,6 +25,11 @@ from statemachine_trainer.machine import Moment
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.loops.inner_kit import Signals
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))),
+    reason="needs a C++ compiler",
+)
 
 Batch = tuple[Tensor, Tensor]
 
