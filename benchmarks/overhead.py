@@ -9,7 +9,10 @@ one after the other, the median and the range.
 - bare: the bare loop in our place, which shows what the method makes of a ratio of 1;
 - nobody listening: `Trainer.fit` as it is, without a progress bar;
 - one subscriber: with a function that counts batches on `batch_end`;
-- logging: nobody listening, but each step logs its loss, which the bare loop does not.
+- logging: nobody listening, but each step logs its loss, which the bare loop does not;
+- black box: nobody listening, but each transition is written into the ring of a run folder;
+- page: nobody listening, but the live page is served, and another process asks it for the state of
+  the run four times a second, as a browser does.
 
     python benchmarks/overhead.py [--processes 5] [--core N] [--size tiny] [--cpu-time]
 
@@ -25,6 +28,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +38,7 @@ from _twins import Batch, Batches, Classifier, Comparison, Workload, bare, compa
 
 from statemachine_trainer.loops import log
 from statemachine_trainer.machine import Moment
+from statemachine_trainer.observe.recorder import RunFolder
 from statemachine_trainer.trainer import Trainer
 
 Found = dict[tuple[str, str], list[Comparison]]
@@ -78,11 +83,47 @@ def logging(model: Classifier, batches: Batches) -> None:
     nobody_listening(model, batches)
 
 
+def black_box(model: Classifier, batches: Batches) -> None:
+    """Train with the black box on, and no journal."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder) / "run", journal=False)
+        trainer = Trainer(max_epochs=1, device="cpu", progress=False, run=run)
+        trainer.fit(model, batches)
+
+
+_BROWSER = """
+import http.cookiejar, sys, time, urllib.request
+opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+opener.open(sys.argv[1]).read()
+print(flush=True)
+state = sys.argv[1].partition("?")[0] + "state"
+while True:
+    opener.open(state).read()
+    time.sleep(0.25)
+"""
+
+
+def page(model: Classifier, batches: Batches) -> None:
+    """Train while somebody looks at the page."""
+    trainer = Trainer(max_epochs=1, device="cpu", progress=False)
+    with trainer.serve() as served:
+        command = [sys.executable, "-c", _BROWSER, served.url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as browser:
+            if hasattr(os, "sched_setaffinity"):  # a browser has a core of its own
+                os.sched_setaffinity(browser.pid, range(os.cpu_count() or 1))
+            assert browser.stdout is not None
+            browser.stdout.readline()
+            trainer.fit(model, batches)
+            browser.kill()
+
+
 CASES = {
     "bare": bare,
     "nobody listening": nobody_listening,
     "one subscriber": one_subscriber,
     "logging": logging,
+    "black box": black_box,
+    "page": page,
 }
 
 
