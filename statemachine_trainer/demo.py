@@ -14,7 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,11 +29,14 @@ from statemachine_trainer import __version__
 from statemachine_trainer.loops.log import log
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.observe import MetricsTable, Progress
+from statemachine_trainer.runs import JOURNAL_FILES, RECORD
 from statemachine_trainer.trainer import Trainer
 
 NEEDED_ACCURACY: Final = 0.97
 BATCH_SIZE: Final = 64
-_FILES: Final = ("metrics.json", "graph.mmd", "weights.safetensors", "run.json")
+_FILES: Final = ("result.json", "graph.mmd", "weights.safetensors")
+_OF_A_RUN: Final = (RECORD, *JOURNAL_FILES, "blackbox-*.ring", "page.json", "earlier-*")
+"""What a run before this one may have left."""
 
 
 class DemoDataMissing(StateMachineError):
@@ -192,12 +196,7 @@ def run_demo(
         FolderInUse: The folder is a file, or has something else in it.
     """
     digits = load_digits(seed)
-    facts = {
-        "command": "smt demo",
-        "settings": {"epochs": epochs, "seed": seed, "batch_size": BATCH_SIZE},
-        "versions": _versions(),
-    }
-    folder = _prepare(out, facts)
+    folder = _prepare(out)
     torch.manual_seed(seed)
     train = DataLoader(digits.train, batch_size=BATCH_SIZE, shuffle=True)
     model = DigitNet(epochs * len(train))
@@ -206,6 +205,7 @@ def run_demo(
         max_epochs=epochs,
         seed=seed,
         callbacks=[table],
+        run=folder,
         progress=False if quiet else Progress(table=False),
     )
     graph = trainer.graph().to_mermaid()
@@ -218,7 +218,8 @@ def run_demo(
         validation = dict(table.records[-1].validation)
         test = trainer.test(model, DataLoader(digits.test, batch_size=256))
     result = DemoResult(folder, validation["val_accuracy"], test["test_accuracy"], seconds)
-    _write(result, table, graph, model, facts)
+    settings = {"epochs": epochs, "seed": seed, "batch_size": BATCH_SIZE}
+    _write(result, graph, model, settings)
     if not quiet:
         say("")
     _conclude(say, result)
@@ -245,24 +246,28 @@ def _dataset(pictures: Any, classes: Any) -> TensorDataset:
     return TensorDataset(scaled, torch.as_tensor(classes, dtype=torch.int64))
 
 
-def _prepare(out: Path | None, facts: dict[str, Any]) -> Path:
+def _prepare(out: Path | None) -> Path:
     """Make the folder of the run, before any work is done that could be lost for want of it."""
     folder = out if out is not None else _new_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(p.name for p in folder.iterdir() if p.name not in _FILES)
+        others = sorted(path.name for path in folder.iterdir() if not _is_ours(path.name))
         if others:
             raise FolderInUse(
                 f"The folder {folder} has other files in it, such as {others[0]!r}. Name a new or "
                 "an empty one with --out."
             )
-        _write_json(folder / "run.json", facts)
+        (folder / _FILES[0]).unlink(missing_ok=True)  # that of a run before
     except OSError as error:
         raise FolderInUse(
             f"The run cannot be written to {folder}: {error.strerror}. Name another folder with "
             "--out."
         ) from error
     return folder
+
+
+def _is_ours(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in (*_FILES, *_OF_A_RUN))
 
 
 def _new_folder() -> Path:
@@ -294,35 +299,27 @@ def _conclude(say: Callable[[str], object], result: DemoResult) -> None:
         f"Accuracy {result.validation_accuracy:.2%} in validation, {result.test_accuracy:.2%} in "
         f"the test, after {result.seconds:.1f} s of training."
     )
-    say(f"Written to {result.folder}: {', '.join(_FILES)}")
+    say(f"Written to {result.folder}: {', '.join(_FILES)}; more: smt inspect {result.folder}")
 
 
-def _write(
-    result: DemoResult, table: MetricsTable, graph: str, model: nn.Module, facts: dict[str, Any]
-) -> None:
+def _write(result: DemoResult, graph: str, model: nn.Module, settings: dict[str, int]) -> None:
     folder = result.folder
-    found = {
-        "validation_accuracy": result.validation_accuracy,
-        "test_accuracy": result.test_accuracy,
-    }
-    _write_json(
-        folder / "metrics.json",
-        {"epochs": [asdict(record) for record in table.records], "result": found},
-    )
     (folder / "graph.mmd").write_text(graph, encoding="utf-8")
     weights = {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
     }
     save_file(weights, folder / "weights.safetensors")
-    _write_json(
-        folder / "run.json",
-        {
-            **facts,
-            "result": {**found, "seconds": round(result.seconds, 3)},
-            "device": str(next(model.parameters()).device),
-            "threads": torch.get_num_threads(),
-        },
-    )
+    facts = {
+        "validation_accuracy": result.validation_accuracy,
+        "test_accuracy": result.test_accuracy,
+        "seconds": round(result.seconds, 3),
+        "settings": settings,
+        "versions": _versions(),
+        "device": str(next(model.parameters()).device),
+        "threads": torch.get_num_threads(),
+    }
+    text = json.dumps(facts, indent=2) + "\n"
+    (folder / "result.json").write_text(text, encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:
@@ -333,7 +330,3 @@ def _versions() -> dict[str, str]:
         "scikit-learn": importlib.metadata.version("scikit-learn"),
         "platform": f"{sys.platform} {platform.machine()}",
     }
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -143,7 +143,7 @@ class Trainer:
         )
         if self.checkpoints is not None:
             self.checkpoints.attach(self, self._drivers["fit"])
-        self._recorder = self._make_recorder(run, settings)
+        self._recorder = self._debugger.recorder = self._make_recorder(run, settings)
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -453,8 +453,8 @@ class Trainer:
     def rewind(self, transitions: int = 1) -> Rewound:
         """Go back to an earlier boundary of the fit: weights, counters, data and random numbers as they were.
 
-        Going on from there gives the same bits. What was written (checkpoints, the journal) or told to
-        callbacks without a state stays as it is.
+        Going on from there gives the same bits. The journal forgets what was measured since, for it will be
+        measured again; checkpoints, and what callbacks without a state were told, stay as they are.
 
         Args:
             transitions: How many to go back. Where no boundary was kept there, it goes back to the nearest

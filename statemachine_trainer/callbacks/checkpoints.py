@@ -49,7 +49,9 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _LAST = -1000
-_BATCH_IN_FLIGHT = re.compile(r"context\.in_flight\.(batch|splits?|kept_hiddens|output|loss|aside)\b")
+_BATCH_IN_FLIGHT = re.compile(
+    r"context\.in_flight\.(batch|splits?|kept_hiddens|output|loss|aside)\b"
+)
 
 
 class NoCheckpoint(NotACheckpoint):

@@ -25,8 +25,9 @@ def demo(
     """Train a small convolutional network on handwritten digits.
 
     Takes a few seconds on two cores. Prints the loop's graph, the metrics of each epoch and the
-    accuracy, and writes a folder with metrics.json, graph.mmd, weights.safetensors and run.json.
-    The exit code is 1 if the accuracy in validation or test is below 97 %.
+    accuracy. The folder of the run (see `smt inspect`, `smt runs`) has result.json, graph.mmd and
+    weights.safetensors besides. The exit code is 1 if the accuracy in validation or test is below
+    97 %.
     """
     from statemachine_trainer.demo import NEEDED_ACCURACY, run_demo
 

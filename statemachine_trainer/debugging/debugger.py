@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from statemachine_trainer.debugging.breakpoints import Breakpoints
 from statemachine_trainer.debugging.errors import NothingRemembered
@@ -11,6 +11,9 @@ from statemachine_trainer.debugging.memory import Memory, Rewound, StateOf
 from statemachine_trainer.loops.evaluation import abandon_loops
 from statemachine_trainer.loops.reopening import reopen
 from statemachine_trainer.machine.driver import Driver
+
+if TYPE_CHECKING:
+    from statemachine_trainer.observe.recorder import Recorder
 
 
 class Debugger:
@@ -24,18 +27,20 @@ class Debugger:
     Attributes:
         breakpoints: Places at which the fit pauses.
         memory: What `remember` keeps; None unless asked for.
+        recorder: What records the run, and is rewound with it; None if nothing does.
     """
 
     def __init__(self, driver: Driver, state_of: StateOf, load: Callable[[Any], None]) -> None:
         self.breakpoints = Breakpoints(driver)
         self.memory: Memory | None = None
+        self.recorder: Recorder | None = None
         self._driver = driver
         self._state_of = state_of
         self._load = load
 
     def remember(self, *, last: int, at: str) -> Memory:
         """Keep boundaries from now on, in place of those kept until now."""
-        memory = Memory(self._driver, self._state_of, last=last, at=at)
+        memory = Memory(self._driver, self._state_of, last=last, at=at, recorder=self.recorder)
         if self.memory is not None:
             self.memory.stop()
         self.memory = memory
@@ -56,5 +61,7 @@ class Debugger:
         reopen(self._driver.context)
         self._load(found.tree())
         self.memory.stand_at(found)
+        if self.recorder is not None:
+            self.recorder.rewind_to(found.recorded)
         self.breakpoints.stopped_at = None
         return Rewound(transitions, back, found.path, found.epoch, found.step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.snapshot import decode, encode, strictjson
+
+if TYPE_CHECKING:
+    from statemachine_trainer.observe.recorder import Recorder
 
 StateOf = Callable[[], dict[str, Any]]
 
@@ -29,12 +32,14 @@ class Remembered:
         path: Path of the state about to run there; None at the end.
         epoch: Number of the epoch.
         step: Optimizer steps that were done.
+        recorded: Where the record of the run stood.
     """
 
     transitions: int
     path: str | None
     epoch: int
     step: int
+    recorded: int | None
     _document: bytes
     _tensors: dict[str, torch.Tensor]
 
@@ -91,17 +96,27 @@ class Memory:
         last: How many are kept.
         at: Name or pattern of the signals after which a boundary is kept. Where it is transient,
             the next one that is not is.
+        recorder: What records the run, if anything does.
 
     Raises:
         SettingError: `last` is no whole number from 1.
         UnknownSignal: Nothing is called `at`.
     """
 
-    def __init__(self, driver: Driver, state_of: StateOf, *, last: int, at: str) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        state_of: StateOf,
+        *,
+        last: int,
+        at: str,
+        recorder: Recorder | None = None,
+    ) -> None:
         if isinstance(last, bool) or not isinstance(last, int) or last < 1:
             raise SettingError(f"remember(last={last!r}): use a whole number from 1.")
         self._driver = driver
         self._state_of = state_of
+        self._recorder = recorder
         self._kept: deque[Remembered] = deque(maxlen=last)
         self._transitions = 0
         self._of: object = driver.context
@@ -199,6 +214,7 @@ class Memory:
                 self._driver.path,
                 counts.epoch,
                 counts.step,
+                None if self._recorder is None else self._recorder.place(),
                 strictjson.dumps(document),
                 {name: one.to("cpu", copy=True) for name, one in tensors.items()},
             )

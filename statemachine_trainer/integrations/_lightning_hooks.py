@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -91,6 +92,17 @@ class Hooks:
     def call_module(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a hook of the module; `self.log` learns from its name what it may do."""
         return self._within(name, lambda: getattr(self.module, name)(*args, **kwargs))
+
+    def in_turns(self, name: str, step: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Go through a step that yields, each part of it as a call of the hook of this name."""
+        received = None
+        try:
+            while True:
+                received = yield self._within(name, partial(step.send, received))
+        except StopIteration as end:
+            return end.value
+        finally:
+            step.close()
 
     def call_callbacks(
         self, name: str, *args: Any, only: Callable[[Any], bool] | None = None

@@ -29,6 +29,10 @@ class NotSupported(LightningError):
     """A module is written in a way that cannot run here."""
 
 
+class HooksNotCalledWarning(UserWarning):
+    """A loop of the tree calls hooks neither of the module nor of its callbacks."""
+
+
 class Library:
     """Lightning, as the package `lightning` or as `pytorch_lightning`.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -23,6 +23,7 @@ from torch import nn
 from statemachine_trainer.data import as_loader
 from statemachine_trainer.integrations._lightning_hooks import Hooks
 from statemachine_trainer.integrations._lightning_library import (
+    HooksNotCalledWarning,
     Library,
     LightningError,
     NotALightningModule,
@@ -34,6 +35,7 @@ from statemachine_trainer.integrations._lightning_loops import (
     LightningOptimizerLoop,
 )
 from statemachine_trainer.integrations._lightning_optimizers import with_scheduler_hook
+from statemachine_trainer.integrations._lightning_other_loops import tell_of_hooks_not_called
 from statemachine_trainer.integrations._lightning_trainer import TrainerView
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.guest import Guest
@@ -42,6 +44,7 @@ from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import to_device
 
 __all__ = [
+    "HooksNotCalledWarning",
     "LightningError",
     "LightningGuest",
     "NotALightningModule",
@@ -123,6 +126,8 @@ class LightningGuest(Guest):
         if stage == "fit" or not view.has_fitted:  # an evaluation leaves those of a fit alone
             hooks.callbacks = list(self._own_callbacks)
             hooks.take_callbacks_of_module()
+        if stage == "fit":
+            tell_of_hooks_not_called(context.trainer.loop, hooks)
         hooks.setup(stage)
         self.module.to(context.device)  # what `setup` and `configure_model` have made
         overridden = self.hooks.library.is_overridden
@@ -219,7 +224,8 @@ class LightningGuest(Guest):
 
         @functools.wraps(method)
         def step(*args: Any, **kwargs: Any) -> Any:
-            return self.hooks.call_module(name, *args, **kwargs)
+            made = self.hooks.call_module(name, *args, **kwargs)
+            return self.hooks.in_turns(name, made) if isinstance(made, Generator) else made
 
         self.__dict__[name] = step
 

@@ -65,6 +65,14 @@ class ReservedName(LoopDefinitionError):
     """A name that the machine keeps for itself, or that cannot stand in a path."""
 
 
+class PlaceNotNamed(LoopDefinitionError, TypeError):
+    """A loop was given by position, which does not say where it is to stand."""
+
+
+class NoValueYet(StateMachineError, AttributeError):
+    """A field without a default was read before it was set."""
+
+
 class UnknownLoop(StateMachineError):
     """A path or name that leads to no loop of the tree, or to more than one."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from statemachine_trainer.machine.errors import LoopDefinitionError
+from statemachine_trainer.machine.errors import LoopDefinitionError, NoValueYet
 from statemachine_trainer.machine.place import Place
 
 T = TypeVar("T")
@@ -50,7 +50,11 @@ class Field:
     def __get__(self, loop: object | None, owner: type) -> Any:
         if loop is None:
             return self
-        raise AttributeError(f"The field {self.name!r} of {owner.__name__} has no value yet.")
+        raise NoValueYet(
+            f"The field {self.name!r} of {owner.__name__} has no value yet: it was declared without "
+            f"a default and is read before anything has set it. Set `self.{self.name}` in a state "
+            "that works earlier, or declare a default."
+        )
 
 
 def field(

@@ -10,6 +10,7 @@ from statemachine_trainer.machine.declaration import Declared, declared_names
 from statemachine_trainer.machine.errors import (
     LoopDefinitionError,
     LoopUsedTwice,
+    PlaceNotNamed,
     ReservedName,
     UnknownLoop,
     suggest,
@@ -72,9 +73,14 @@ class Loop:
                 made.__set_name__(cls, name)
                 setattr(cls, name, made)
         cls._fields = fields_of(cls, {*_DECLARATIONS, *states})
+        for name, declared in cls._fields.items():
+            if inspect.getattr_static(cls, name, UNSET) is UNSET:
+                setattr(cls, name, declared)  # says so where it is read before it is set
 
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Give the loop its fields, even if a subclass does not call `super().__init__()`."""
+        if args:
+            _check_positions(cls, args, kwargs)
         loop = super().__new__(cls)
         loop._loops, loop._defaulted = {}, set()
         loop.reset_fields()
@@ -234,6 +240,27 @@ class Loop:
                 loop._parent = self
 
 
+def _check_positions(cls: type[Loop], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse loops given by position where the class does not take them so."""
+    given = [one for one in args if isinstance(one, Loop) or _is_loop_class(one)]
+    if not given:
+        return
+    try:
+        inspect.signature(cls.__init__).bind(None, *args, **kwargs)
+    except TypeError:
+        kind = given[0].__name__ if isinstance(given[0], type) else type(given[0]).__name__
+        places = cls.places()
+        name = places[0] if len(places) == 1 else "name"
+        raise PlaceNotNamed(
+            f"{cls.__name__} was given a {kind} by position, and takes loops by the name of their "
+            f"place: `{cls.__name__}({name}={kind}())`. Its places: {', '.join(places) or 'none'}."
+        ) from None
+
+
+def _is_loop_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Loop)
+
+
 def _check_state(cls: type[Loop], name: str) -> None:
     """Refuse a state whose name is taken or that is declared in a way that cannot work."""
     if name in vars(Loop) or name.startswith("_") or name in _RESERVED:
@@ -246,7 +273,7 @@ def _check_state(cls: type[Loop], name: str) -> None:
         raise LoopDefinitionError(
             f"{cls.__name__}.{name} is a state and cannot be a field as well."
         )
-    if isinstance(value, Loop) or (isinstance(value, type) and issubclass(value, Loop)):
+    if isinstance(value, Loop) or _is_loop_class(value):
         kind = value.__name__ if isinstance(value, type) else type(value).__name__
         raise LoopDefinitionError(
             f"{cls.__name__}.{name} is a {kind} that all {cls.__name__} loops would share. Write "

@@ -5,8 +5,9 @@
     measured: a view of the two, for people with an SQL prompt
 
 Entries stand in the order in which things happened. A resume goes back to the entry of its
-checkpoint: what was measured after it will be measured again, and is taken out. Starts and ends of
-processes are not here but in `run.json`, which is there without a journal too.
+checkpoint, and a rewind to where the journal stood at its boundary: what was measured after it will
+be measured again, and is taken out. Starts and ends of processes are not here but in `run.json`,
+which is there without a journal too.
 
 Reading needs no torch: `observe.run.Run`.
 """
@@ -104,7 +105,6 @@ class Journal:
         self.flush()
         if self._broken or not self.path.exists():
             return
-        kinds = ", ".join(f"'{part}'" for part in PARTS)
         find = "SELECT id, facts FROM entries WHERE kind = 'checkpoint' ORDER BY id DESC"
         try:
             with self._open() as connection:
@@ -112,8 +112,31 @@ class Journal:
                 ids = (row for row, facts in rows if json.loads(facts).get("name") == checkpoint)
                 found = next(ids, None)
                 if found is not None:
-                    remove = f"DELETE FROM entries WHERE id > ? AND kind IN ({kinds})"
-                    connection.execute(remove, (found,))
+                    _forget_after(connection, found)
+        except (sqlite3.Error, OSError) as error:
+            self._give_up(error)
+
+    def place(self) -> int:
+        """Return where the journal stands, for `rewind_to`."""
+        self.flush()
+        if self._broken or not self.path.exists():
+            return 0
+        try:
+            with self._open() as connection:
+                (last,) = connection.execute("SELECT max(id) FROM entries").fetchone()
+        except (sqlite3.Error, OSError) as error:
+            self._give_up(error)
+            return 0
+        return last or 0
+
+    def rewind_to(self, place: int) -> None:
+        """Take out what was measured since the journal stood there."""
+        self.flush()
+        if self._broken or not self.path.exists():
+            return
+        try:
+            with self._open() as connection:
+                _forget_after(connection, place)
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
 
@@ -178,6 +201,12 @@ class Journal:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _forget_after(connection: sqlite3.Connection, entry: int) -> None:
+    """Delete what was measured after an entry; what else was noted stays."""
+    kinds = ", ".join(f"'{part}'" for part in PARTS)
+    connection.execute(f"DELETE FROM entries WHERE id > ? AND kind IN ({kinds})", (entry,))
 
 
 def _insert(

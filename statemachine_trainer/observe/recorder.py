@@ -154,6 +154,16 @@ class Recorder:
             counts = self._fit.context.counts
             self._journal.note("checkpoint", counts.epoch, counts.step, {"name": path.name})
 
+    def place(self) -> int | None:
+        """Return where the journal stands, for `rewind_to`; None if there is none."""
+        return None if self._journal is None else self._journal.place()
+
+    def rewind_to(self, place: int | None) -> None:
+        """Take out what was measured since the journal stood there: it will be measured again."""
+        if self._journal is not None and place is not None:
+            self._journal.rewind_to(place)
+            self._journal.close()  # the run is at rest
+
     def close(self) -> None:
         """Record no more; what was recorded stays."""
         for remove in self._removers:
@@ -196,7 +206,7 @@ class Recorder:
             journal.flush()
 
     def _leave(self, error: BaseException | None) -> None:
-        self._inside.pop()
+        left = self._inside.pop()
         if self._inside:
             if self._box is not None:
                 self._box.come_back(self._inside[-1])
@@ -206,7 +216,8 @@ class Recorder:
             self._box.mark(mark, event)
         if self._journal is not None:
             self._journal.close()
-        if self._keeps_record and mark in ("ended", "stopped", "failed"):
+        told_before = error is None and left is not self._fit  # a test after a fit that has ended
+        if self._keeps_record and mark in ("ended", "stopped", "failed") and not told_before:
             facts = {} if error is None else {"error": f"{type(error).__name__}: {error}"[:500]}
             try:
                 runs.note(self.folder.path, mark, _versions(), **facts)

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from statemachine_trainer.cli import app
 from statemachine_trainer.demo import DigitNet, load_digits, run_demo
+from statemachine_trainer.observe.run import Run
+from statemachine_trainer.page.folder import FolderRun
 from statemachine_trainer.trainer import Trainer
 
 
@@ -32,7 +34,7 @@ def read(path: Path) -> Any:
 
 
 def test_it_learns_to_read_digits(run: tuple[Path, str]) -> None:
-    result = read(run[0] / "metrics.json")["result"]
+    result = read(run[0] / "result.json")
     assert result["validation_accuracy"] >= 0.97
     assert result["test_accuracy"] >= 0.97
 
@@ -43,22 +45,50 @@ def test_it_prints_the_graph_the_table_and_the_result(run: tuple[Path, str]) -> 
     heads = [line for line in output.splitlines() if line.startswith("epoch")]
     assert heads == ["epoch       loss   accuracy   val_loss  val_accuracy       time"]
     assert len(re.findall(r"^ +\d+  .* s$", output, re.MULTILINE)) == 12
-    result = read(folder / "metrics.json")["result"]
+    result = read(folder / "result.json")
     assert f"{result['test_accuracy']:.2%} in the test" in output
     assert str(folder) in output
 
 
-def test_it_writes_metrics_graph_and_facts(run: tuple[Path, str]) -> None:
+def test_it_writes_graph_weights_and_facts_into_the_folder_of_the_run(
+    run: tuple[Path, str],
+) -> None:
     folder, _ = run
-    files = ["graph.mmd", "metrics.json", "run.json", "weights.safetensors"]
-    assert sorted(path.name for path in folder.iterdir()) == files
-    epochs = read(folder / "metrics.json")["epochs"]
-    assert [one["epoch"] for one in epochs] == list(range(1, 13))
-    assert set(epochs[0]["validation"]) == {"val_loss", "val_accuracy"}
+    files = ["graph.mmd", "result.json", "weights.safetensors"]
+    of_the_run = ["blackbox-0.ring", "journal.sqlite", "run.json"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*files, *of_the_run])
     assert (folder / "graph.mmd").read_text() == Trainer().graph().to_mermaid()
-    facts = read(folder / "run.json")
+    facts = read(folder / "result.json")
     assert facts["settings"]["seed"] == 0
     assert {"torch", "python", "statemachine_trainer"} <= facts["versions"].keys()
+
+
+def test_its_folder_is_that_of_a_run_for_all_that_reads_runs(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    recorded = Run(folder)
+    assert (recorded.status, recorded.progress()) == ("ended", (12, 12 * 20))
+    assert [one.epoch for one in recorded.epochs()] == list(range(1, 13))
+    test = recorded.metrics("test_accuracy")[0].value
+    assert test == pytest.approx(read(folder / "result.json")["test_accuracy"])
+    for arguments, told in (
+        (["runs", str(folder.parent)], "val_accuracy"),
+        (["inspect", str(folder)], "ended, 12 epochs"),
+        (["blackbox", str(folder)], "ended"),
+    ):
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        assert told in result.output
+
+
+def test_a_page_shows_its_folder(run: tuple[Path, str]) -> None:
+    shown = FolderRun(run[0]).state()
+    assert (shown["mood"], shown["counts"]) == ("ended", {"epoch": 12, "step": 12 * 20})
+
+
+def test_a_second_run_sets_the_record_of_the_first_aside(tmp_path: Path) -> None:
+    weights_of(tmp_path, 1)
+    weights_of(tmp_path, 2)
+    assert len(Run(tmp_path).epochs()) == len(Run(tmp_path / "earlier-1").epochs()) == 1
 
 
 def test_the_weights_that_it_writes_have_the_accuracy_that_it_tells(run: tuple[Path, str]) -> None:
@@ -69,7 +99,7 @@ def test_the_weights_that_it_writes_have_the_accuracy_that_it_tells(run: tuple[P
     pictures, classes = load_digits(0).test.tensors
     with torch.no_grad():
         accuracy = (model(pictures).argmax(1) == classes).double().mean().item()
-    told = read(folder / "metrics.json")["result"]["test_accuracy"]
+    told = read(folder / "result.json")["test_accuracy"]
     # A batch of another size is summed in another order: a picture or so on the edge may differ.
     assert accuracy == pytest.approx(told, abs=0.01)
 
@@ -110,11 +140,6 @@ def test_quiet_says_the_result_only(tmp_path: Path) -> None:
     said: list[str] = []
     run_demo(epochs=1, out=tmp_path / "run", quiet=True, say=said.append)
     assert [line.split()[0] for line in said] == ["Accuracy", "Written"]
-
-
-def test_a_second_run_may_use_the_folder_of_the_first(tmp_path: Path) -> None:
-    for _ in range(2):
-        weights_of(tmp_path / "run", 1)
 
 
 def test_without_a_folder_it_makes_a_new_one_each_time(

@@ -11,11 +11,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.data import DataChanged, Feed, Prefetch
+from statemachine_trainer.loops import (
+    ActiveLearningLoop,
+    FitLoop,
+    KFoldLoop,
+    Phase,
+    PhasesLoop,
+)
 from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.data.kit import Noisy, Quiet, bits, indices, rest_of_pass, seed_all
 from tests.data.resume_kit import assert_resumes
+from tests.loops import fold_kit
 
 CPU = torch.device("cpu")
 
@@ -190,6 +199,31 @@ def make_trainer(**settings: Any) -> Trainer:
 @pytest.mark.parametrize("settings", [{}, {"limit_train_batches": 2}, {"max_steps": 5}], ids=str)
 def test_a_training_that_reads_ahead_resumes_to_the_same_bits(settings: dict[str, Any]) -> None:
     assert_resumable(lambda: make_trainer(**settings), exhaustive=True)
+
+
+def outer_loop(name: str) -> Loop:
+    """A loop that brings training data of its own, or takes those of the fit apart."""
+    one, two = FitLoop(max_epochs=1), FitLoop(max_epochs=1)
+    if name == "phases":
+        own = Phase("own", one, train=fold_kit.loader(8))
+        return PhasesLoop(own, Phase("other", two), cycles=2)
+    if name == "folds":
+        return KFoldLoop(2, fit=one)
+    return ActiveLearningLoop(fit=one, acquisition="random", first=4, query=4, budget=8)
+
+
+@pytest.mark.parametrize("name", ["phases", "folds", "rounds"])
+def test_data_of_phases_folds_and_rounds_are_read_ahead(name: str) -> None:
+    def make() -> Trainer:
+        trainer = Trainer(outer_loop(name), seed=0, prefetch=True, progress=False, device="cpu")
+        trainer.start(fold_kit.Net(), fold_kit.loader())
+        return trainer
+
+    trainer, kinds = make(), []
+    trainer.on("*.batch_start", lambda trainer: kinds.append(type(trainer.context.train)))
+    trainer.run()
+    assert set(kinds) == {Prefetch}
+    assert_resumable(make)
 
 
 def test_where_the_data_do_not_draw_reading_ahead_changes_no_bit_of_a_training() -> None:

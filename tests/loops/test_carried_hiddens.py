@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from statemachine_trainer import BatchLoop, EpochLoop, FitLoop, Trainer
+from statemachine_trainer.loops.errors import SettingError
 from tests.loops.inner_kit import assert_same_weights
 from tests.loops.test_truncated_bptt import Recurrent, Rivals, make_rnn, make_sequences
 
@@ -81,3 +83,15 @@ def test_a_validation_in_between_leaves_them_alone() -> None:
     trainer.loop["epoch"].validate_every = 1
     trainer.fit(validated, batches, batches)
     assert_same_weights(validated, alone)
+
+
+def test_it_is_a_setting_of_the_trainer_as_well() -> None:
+    model = Recurrent()
+    Trainer(max_epochs=1, carry_hiddens=True, progress=False).fit(model, make_sequences(2, steps=4))
+    assert [hiddens is None for hiddens in model.entered] == [True, False]
+
+
+@pytest.mark.parametrize("value", [1, None, "yes"])
+def test_anything_but_true_or_false_is_refused(value: Any) -> None:
+    with pytest.raises(SettingError, match=r"carry_hiddens=.*True or False"):
+        BatchLoop(carry_hiddens=value)

@@ -21,13 +21,14 @@ def test_each_setting_is_found_on_the_loop_that_it_controls() -> None:
         validate_every=5,
         limit_train_batches=7,
         split_steps=2,
+        carry_hiddens=True,
         clip_norm=1.0,
         limit_validation_batches=0.5,
     )
     loop = trainer.loop
     assert (loop.max_epochs, loop.max_time) == (3, "00:01:00")
     assert (loop.epoch.validate_every.n, loop.epoch.limit_batches) == (5, 7)
-    assert loop.epoch.batch.split_steps == 2
+    assert (loop.epoch.batch.split_steps, loop.epoch.batch.carry_hiddens) == (2, True)
     assert loop.epoch.batch.optimizer.clip_norm == 1.0
     assert loop.epoch.validation.limit_batches == 0.5
 

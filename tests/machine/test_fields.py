@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, Literal
 import pytest
 
 from statemachine_trainer.machine import Driver, Loop, field, place
-from statemachine_trainer.machine.errors import LoopDefinitionError, StateMismatch
+from statemachine_trainer.machine.errors import LoopDefinitionError, NoValueYet, StateMismatch
 from tests.machine.kit import Fit, fit_driver, path_of
 
 
@@ -101,9 +101,48 @@ def test_a_field_without_a_value_says_so() -> None:
         count: int = field(scope="run")
         other: int
 
-    with pytest.raises(AttributeError, match=r"'count' of Bare has no value"):
-        Bare().count  # noqa: B018
-    assert Bare().state_dict() == {}
+    loop = Bare()
+    for name in ("count", "other"):
+        with pytest.raises(NoValueYet, match=rf"'{name}' of Bare.*Set `self\.{name}`.*a default"):
+            getattr(loop, name)
+        assert not hasattr(loop, name)
+    assert loop.state_dict() == {}
+    loop.other = 3
+    assert (loop.other, loop.state_dict()) == (3, {"other": 3})
+    loop.reset_fields()
+    with pytest.raises(NoValueYet):
+        loop.other  # noqa: B018
+
+
+def test_a_field_without_a_value_that_a_state_reads_is_told_with_the_path_of_the_state() -> None:
+    class Hasty(Inner):
+        later: int
+
+        def work(self) -> Literal["worked"]:
+            self.mine = self.later
+            return "worked"
+
+    driver = Driver(Outer(middle=Middle(inner=Hasty)), name="outer")
+    driver.start()
+    with pytest.raises(NoValueYet, match="'later' of Hasty") as raised:
+        driver.run()
+    assert "outer.middle.inner.work" in "".join(raised.value.__notes__)
+
+
+def test_a_field_without_a_default_may_be_declared_again_with_one() -> None:
+    class Base(Loop):
+        count: int
+
+    class Derived(Base):
+        count = 5
+
+    class Annotated(Base):
+        count: int
+
+    assert Derived().count == 5
+    assert Annotated().state_dict() == {}
+    with pytest.raises(NoValueYet, match="of Annotated"):
+        Annotated().count  # noqa: B018
 
 
 def test_fields_are_inherited_and_may_get_another_default() -> None:

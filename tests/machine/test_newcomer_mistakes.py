@@ -11,7 +11,7 @@ import pytest
 
 from statemachine_trainer import FitLoop, Trainer
 from statemachine_trainer.machine import Driver, Loop, field, place
-from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.errors import PlaceNotNamed, StateMachineError
 
 
 class Leaf(Loop):
@@ -527,6 +527,38 @@ class OtherEvent(Loop):
 def test_a_hook_on_a_name_that_is_misspelt(name: str, said: str) -> None:
     with pytest.raises(StateMachineError, match=said):
         make_trainer().on(name, lambda: None)
+
+
+@pytest.mark.parametrize("leaf", [Leaf, Leaf()], ids=["class", "instance"])
+def test_a_loop_given_by_position(leaf: Any) -> None:
+    class Outer(Loop):
+        initial = "leaf"
+        leaf: Loop = place(Leaf)
+
+    class Strict(Outer):
+        def __init__(self, number: int = 1, **loops: Any) -> None:
+            super().__init__(**loops)
+
+    wrong: list[tuple[Any, tuple[Any, ...], str]] = [
+        (Outer, (leaf,), r"`Outer\(leaf=Leaf\(\)\)`.*Its places: leaf"),
+        (Strict, (1, leaf), r"a Leaf by position.*`Strict\(leaf="),
+        (FitLoop, (leaf,), r"`FitLoop\(name=.*Its places: .*epoch"),
+    ]
+    for kind, given, said in wrong:
+        with pytest.raises(PlaceNotNamed, match=said):
+            kind(*given)
+    assert isinstance(Outer(leaf=leaf).leaf, Leaf)
+
+
+def test_a_loop_that_a_class_takes_by_position_is_right() -> None:
+    class Around(Loop):
+        initial = "leaf"
+        leaf: Loop = place(Leaf)
+
+        def __init__(self, inner: Loop) -> None:
+            super().__init__(leaf=inner)
+
+    assert isinstance(Around(Leaf()).leaf, Leaf)
 
 
 def test_replacing_a_loop_by_a_misspelt_name() -> None:

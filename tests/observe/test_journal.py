@@ -102,6 +102,14 @@ def test_a_test_after_the_fit_is_in_it(tmp_path: Path) -> None:
     assert len(Run(tmp_path).metrics("score", part="validation")) == 1
 
 
+def test_a_test_after_the_fit_is_no_second_end_of_it(tmp_path: Path) -> None:
+    mine = trainer(run=tmp_path)
+    mine.fit(Net(), batches())
+    mine.test(mine.model, batches(2))
+    assert [one.what for one in Run(tmp_path).history()] == ["started", "ended"]
+    assert Run(tmp_path).status == "ended"
+
+
 def test_sanity_checks_leave_no_trace(tmp_path: Path) -> None:
     trainer(run=tmp_path, max_epochs=1, sanity_batches=2).fit(Net(), batches(), batches(2))
     assert [one.step for one in Run(tmp_path).metrics("score")] == [8]
@@ -275,6 +283,48 @@ def test_a_run_resumed_from_an_older_checkpoint_forgets_what_came_after_it(tmp_p
     assert [one.epoch for one in Run(tmp_path).epochs()] == [1]
     again.run()
     assert [one.epoch for one in Run(tmp_path).epochs()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("steps", [2, 5, 12])
+def test_what_is_measured_again_after_a_rewind_stands_there_once(
+    tmp_path: Path, steps: int
+) -> None:
+    whole, gone_back = RunFolder(tmp_path / "whole", log_every=2), tmp_path / "back"
+    trainer(run=whole, validate_every=3).fit(Net(), batches(), batches(2))
+    mine = trainer(run=RunFolder(gone_back, log_every=2), validate_every=3)
+    mine.start(Net(), batches(), batches(2))
+    mine.remember(last=100, at="batch_start")
+    mine.run(until=lambda trainer: trainer.steps == 20)
+    most = max(point.step for point in Run(gone_back).metrics("loss", part="step"))
+    rewound = mine.rewind(steps * 12)
+    left = Run(gone_back).metrics("loss", part="step")
+    assert max(point.step for point in left) <= rewound.step < most
+    mine.run()
+    assert content(Run(gone_back)) == content(Run(tmp_path / "whole"))
+
+
+def test_a_rewind_to_where_a_run_was_resumed_keeps_what_was_measured_before(tmp_path: Path) -> None:
+    trainer(checkpoints=tmp_path, max_epochs=2).fit(Net(), batches())
+    mine = trainer(checkpoints=tmp_path, max_epochs=4)
+    memory = mine.remember(last=1000)
+    mine.start(Net(), batches(), resume="auto")
+    mine.run(until=lambda trainer: trainer.epoch == 3)
+    assert [one.epoch for one in Run(tmp_path).epochs()] == [1, 2, 3]
+    first, *_, last = memory
+    mine.rewind(last.transitions - first.transitions)
+    assert [one.epoch for one in Run(tmp_path).epochs()] == [1, 2]
+    mine.run()
+    assert [one.epoch for one in Run(tmp_path).epochs()] == [1, 2, 3, 4]
+
+
+def test_a_rewind_leaves_what_was_not_measured(tmp_path: Path) -> None:
+    mine = trainer(checkpoints=Checkpoints(tmp_path, every=4))
+    mine.start(Net(), batches())
+    mine.remember(last=100, at="batch_start")
+    mine.run(until=lambda trainer: trainer.steps == 14)
+    before = [one.facts for one in Run(tmp_path).history()]
+    mine.rewind(100)
+    assert [one.facts for one in Run(tmp_path).history()] == before
 
 
 def test_a_run_that_begins_from_the_checkpoint_of_another_has_a_journal_of_its_own(
