@@ -50,6 +50,7 @@ def run(*command: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
             stdout=out,
             stderr=errors,
             start_new_session=True,
+            preexec_fn=heed_ctrl_c,
         )
         try:
             code = process.wait(timeout=LONGEST)
@@ -62,6 +63,11 @@ def run(*command: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
             written, complaints = out.read(), errors.read()
             sys.stderr.write(complaints)
     return subprocess.CompletedProcess(process.args, code, written, complaints)
+
+
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to jobs in the background, whose children then ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def has_ended(group: int) -> bool:

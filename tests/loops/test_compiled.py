@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from statemachine_trainer.loops import log
 from statemachine_trainer.loops.compiled import CompiledStep, NotCompiled
+from statemachine_trainer.loops.compiled.program import Backend
 from statemachine_trainer.loops.errors import NonFiniteLoss, SettingError
-from statemachine_trainer.loops.program import Backend
 from statemachine_trainer.machine import Moment
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.optim import Optimizer
 
-from statemachine_trainer.loops.binding import Binding
-from statemachine_trainer.loops.capture import NotCapturable, take_out_mark
+from statemachine_trainer.loops.compiled.binding import Binding
+from statemachine_trainer.loops.compiled.capture import NotCapturable, take_out_mark
 
 _FORM: Final = {"foreach": True, "fused": False, "capturable": True}
 """How an optimizer is asked to compute: on tensors alone, none of them read as a number."""

@@ -11,12 +11,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-from statemachine_trainer.loops.binding import Binding
-from statemachine_trainer.loops.capture import Arguments, Capture, NotCapturable, capture
+from statemachine_trainer.loops.compiled.binding import Binding
+from statemachine_trainer.loops.compiled.capture import Arguments, Capture, NotCapturable, capture
+from statemachine_trainer.loops.compiled.joint import Recipe
+from statemachine_trainer.loops.compiled.program import Compiled, Options, compile_program
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.joint import Recipe
 from statemachine_trainer.loops.optimizers import OptimizerSlot
-from statemachine_trainer.loops.program import Compiled, Options, compile_program
 
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

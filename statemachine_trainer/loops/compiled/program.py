@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from statemachine_trainer.loops.binding import Binding
-from statemachine_trainer.loops.capture import NotCapturable, quiet
-from statemachine_trainer.loops.joint import Joint, Recipe, StateMissing, first_line
+from statemachine_trainer.loops.compiled.binding import Binding
+from statemachine_trainer.loops.compiled.capture import NotCapturable, quiet
+from statemachine_trainer.loops.compiled.joint import Joint, Recipe, StateMissing, first_line
 from statemachine_trainer.snapshot.rng import isolated_rng
 
 Backend = Literal["inductor", "eager"]

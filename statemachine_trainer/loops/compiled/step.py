@@ -9,21 +9,21 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from statemachine_trainer.loops.capture import (
+from statemachine_trainer.loops.compiled.capture import (
     Arguments,
     Capture,
     LogRecorder,
     NotCapturable,
     failing_condition,
 )
+from statemachine_trainer.loops.compiled.fused import FusedStep, has_hooks
+from statemachine_trainer.loops.compiled.joint import NotTraceable, Recipe, StateMissing
+from statemachine_trainer.loops.compiled.program import Backend, Compiled, Options
 from statemachine_trainer.loops.errors import SettingError
-from statemachine_trainer.loops.fused import FusedStep, has_hooks
 from statemachine_trainer.loops.guest import Guest
-from statemachine_trainer.loops.joint import NotTraceable, Recipe, StateMissing
 from statemachine_trainer.loops.optimizer import NonFinite, OptimizerLoop
 from statemachine_trainer.loops.optimizers import OptimizerSlot
 from statemachine_trainer.loops.outputs import gather
-from statemachine_trainer.loops.program import Backend, Compiled, Options
 from statemachine_trainer.loops.schedule import step_schedulers
 from statemachine_trainer.loops.split import detach
 from statemachine_trainer.machine.fields import RUN, field
