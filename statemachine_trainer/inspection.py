@@ -59,7 +59,9 @@ def _print_run(root: Path, console: Console, *, whole: bool) -> bool:
             console.print(_plain(line))
     whole_journal = not is_run(root) or _print_recorded(Run(root), console)
     if not infos:
-        console.print("No checkpoint yet: the run would begin.")
+        ended = is_run(root) and whole_journal and Run(root).status == "ended"
+        would = "the run has ended without one" if ended else "the run would begin"
+        console.print(f"No checkpoint{'' if ended else ' yet'}: {would}.")
         return whole_journal
     damages = {info.path: info.damage for info in infos if info.damage is not None}
     if whole:
@@ -70,7 +72,7 @@ def _print_run(root: Path, console: Console, *, whole: bool) -> bool:
         console.print(_plain(f"Damaged: {path.name}: {damage}"), style="red")
     if newest is None:
         raise Damaged(root, "no checkpoint in it is whole")
-    console.print(_plain(f"The run goes on from {newest.path.name}: {_position(newest.metadata)}."))
+    console.print(_plain(_onward(newest)))
     return not damages and whole_journal
 
 
@@ -109,6 +111,16 @@ def _record_lines(record: Record) -> Iterator[str]:
         head = "  history   " if number == 0 and hidden <= 0 else "            "
         at = str(one.get("at"))[:19].replace("T", " ")
         yield f"{head}{at} UTC  {one['event']}" + (f" ({rest})" if rest else "")
+
+
+def _onward(newest: Loaded) -> str:
+    """Say what a run would go on from."""
+    name, said = newest.path.name, newest.metadata
+    if "state" in said and said["state"] is None:
+        return f"The run has ended, with {name}. It goes on from there if its limit is raised."
+    if "state" not in said:
+        return f"No run goes on from {name}: it is not the checkpoint of a trainer."
+    return f"The run goes on from {name}: {_position(said)}."
 
 
 def _read_all(store: Store, infos: Sequence[Info]) -> dict[Path, str]:
@@ -241,9 +253,9 @@ def _state(said: Mapping[str, object]) -> object:
 
 def _position(said: Mapping[str, object]) -> str:
     if "state" not in said:
-        return "nowhere: it is not the checkpoint of a trainer"
+        return "not: it is not the checkpoint of a trainer"
     if said["state"] is None:
-        return "nowhere: the fit has ended, unless the limit that ended it is raised"
+        return "not, as the fit has ended; from its end, if the limit is raised"
     within = (
         "" if said.get("batch_in_epoch") is None else f", {said['batch_in_epoch']} batches into it"
     )

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Never, TypeVar, overload
 
 import torch
 from torch import nn
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints, NoCheckpoint, find_checkpoint
+from statemachine_trainer.callbacks.given import callbacks_given, check_made, checkpoints_given
 from statemachine_trainer.debugging import Breakpoint, Memory, Rewound, Where
 from statemachine_trainer.debugging.breakpoints import Breakpoints
 from statemachine_trainer.debugging.debugger import Debugger
@@ -31,6 +32,7 @@ from statemachine_trainer.loops.interval import CountedInterval
 from statemachine_trainer.loops.log import log, logging_to
 from statemachine_trainer.loops.metrics import batch_size_of
 from statemachine_trainer.loops.model import Loss, MakeOptimizer, hooks_of
+from statemachine_trainer.loops.other_names import advice_on_hooks, check_arguments
 from statemachine_trainer.loops.settings import (
     check_names,
     default_tree,
@@ -46,7 +48,7 @@ from statemachine_trainer.loops.state import (
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.driver import Driver, Until
-from statemachine_trainer.machine.errors import NotStarted
+from statemachine_trainer.machine.errors import NotStarted, UnknownLoop, UnknownSignal, suggest
 from statemachine_trainer.machine.extraction import receivers_on
 from statemachine_trainer.machine.graph import Graph
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
@@ -66,6 +68,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_FIT = ("model", "train", "validation", "loss", "optimizer", "restart", "resume", "until")
+_EVALUATION = ("model", "data", "loss")
+
 
 class Trainer:
     """Trains a model by a loop that is a state machine.
@@ -81,8 +86,9 @@ class Trainer:
 
     Args:
         loop: The loop of `fit`; the default tree, built with the settings, unless given.
-        callbacks: Objects with `on_<state>` methods.
-        checkpoints: When and where checkpoints are written; a folder means `Checkpoints(folder)`.
+        callbacks: A list of objects with `on_<state>` methods.
+        checkpoints: When and where checkpoints are written; a folder means `Checkpoints(folder)`, None or
+            False none.
         run: The folder of the run, in which its black box and its journal are kept, or a `RunFolder` that
             says what; that of the checkpoints unless given. False for none.
         device: Where to train: "auto" (an accelerator if there is one), "cpu", "cuda:1", ...
@@ -99,14 +105,15 @@ class Trainer:
 
     Raises:
         SettingError: A setting that nobody knows, or one out of its range.
+        BadReceiver: A callback that hears nothing, or a class of callbacks instead of an object.
     """
 
     def __init__(
         self,
         loop: Loop | None = None,
         *,
-        callbacks: Iterable[object] = (),
-        checkpoints: Checkpoints | str | Path | None = None,
+        callbacks: Iterable[object] | None = (),
+        checkpoints: Checkpoints | str | Path | Literal[False] | None = None,
         run: RunFolder | str | Path | bool | None = None,
         device: str | torch.device = "auto",
         precision: str | int = "32",
@@ -122,6 +129,10 @@ class Trainer:
                 f"{sorted(extra)[0]!r} is a setting of the default tree, but a loop of your own was given. Set it "
                 "on the loop that it controls."
             )
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise SettingError(
+                f"seed={seed!r}: use a whole number, or None to leave the seeds alone."
+            )
         self._equipment = Equipment(device, precision, seed, seed_samples, prefetch=prefetch)
         self.board = SignalBoard()
         root = loop if loop is not None else default_tree(settings)
@@ -135,12 +146,10 @@ class Trainer:
         self._profile: Profile | None = None
         self._hooked: nn.Module | None = None
         self._progress = Progress() if progress is True else progress
-        self._callbacks = list(callbacks)
+        self._callbacks = callbacks_given(callbacks)
         for callback in self._callbacks:
             self.on(callback)
-        self.checkpoints = (
-            Checkpoints(checkpoints) if isinstance(checkpoints, str | Path) else checkpoints
-        )
+        self.checkpoints = checkpoints_given(checkpoints)
         if self.checkpoints is not None:
             self.checkpoints.attach(self, self._drivers["fit"])
         self._recorder = self._debugger.recorder = self._make_recorder(run, settings)
@@ -158,6 +167,7 @@ class Trainer:
         restart: bool = False,
         resume: str | Path | None = None,
         until: Until = None,
+        **unknown: Never,
     ) -> Mapping[str, float]:
         """Train a model, to the end or up to `until`.
 
@@ -167,8 +177,9 @@ class Trainer:
         Args:
             model: A module with `training_step(batch, batch_idx)` and `configure_optimizers()`, or any
                 module with `loss` and `optimizer`.
-            train: A `DataLoader`, a data set, a list or iterable of batches, or a function that makes
-                one.
+            train: A `DataLoader`, a list or iterable of batches, a data set, or a function that makes
+                one. A data set by itself is read one sample a batch, in its order; for more say
+                `DataLoader(data, batch_size=32, shuffle=True)`.
             validation: The same, or a list or dict of several.
             loss: For a plain model: called as `loss(model(inputs), targets)`.
             optimizer: An optimizer, or a callable that makes one of the parameters.
@@ -177,18 +188,22 @@ class Trainer:
                 start if there is none yet), a folder of checkpoints, or one checkpoint. A fit that a
                 limit had ended goes on if that limit was raised.
             until: Pause there; see `run`.
+            **unknown: None; names of other trainers get an error that says ours.
 
         Returns:
             The metrics known at the end.
 
         Raises:
             NothingToDo: The limits were reached by an earlier fit.
+            SettingError: `resume` names no place, or `loss` is a class.
+            UnknownArgument: An argument that there is none of.
             NoCheckpoint: `resume` names a place without a checkpoint.
             EarlierRun: The folder of the checkpoints is that of another run.
             SnapshotMismatch, StateMismatch, DataChanged: The checkpoint is of another model, loop tree or
                 data.
             Interrupted: A signal of the system stopped the run, with a checkpoint.
         """
+        check_arguments("fit", unknown, _FIT)
         self.start(
             model, train, validation, loss=loss, optimizer=optimizer, restart=restart, resume=resume
         )
@@ -245,6 +260,7 @@ class Trainer:
         """
         driver = self._drivers["fit"]
         driver.check_at_rest("start")
+        _check_loss(loss)
         known = self._context_of(driver)
         loaded = self._checkpoint_to_go_on_from(resume, restart=restart, begun=known is not None)
         state: Any = take_handed_state() if loaded is None else loaded.tree
@@ -322,27 +338,42 @@ class Trainer:
         self._go_on_if_limit_was_raised(state)
 
     def validate(
-        self, model: nn.Module | None = None, data: Any = None, *, loss: Loss | None = None
+        self,
+        model: nn.Module | None = None,
+        data: Any = None,
+        *,
+        loss: Loss | None = None,
+        **unknown: Never,
     ) -> dict[str, float]:
         """Evaluate a model with its `validation_step`; return the metrics.
 
         As `test` and `predict` it may be called while a fit is paused, or by a receiver of one: it
         leaves no trace in the fit, its generators of random numbers and metric objects included.
         """
+        check_arguments("validate", unknown, _EVALUATION)
         return self._evaluate("validate", "validation_step", model, data, loss).read_metrics()
 
     def test(
-        self, model: nn.Module | None = None, data: Any = None, *, loss: Loss | None = None
+        self,
+        model: nn.Module | None = None,
+        data: Any = None,
+        *,
+        loss: Loss | None = None,
+        **unknown: Never,
     ) -> dict[str, float]:
         """Evaluate a model with its `test_step`; return the metrics."""
+        check_arguments("test", unknown, _EVALUATION)
         return self._evaluate("test", "test_step", model, data, loss).read_metrics()
 
-    def predict(self, model: nn.Module | None = None, data: Any = None) -> list[Any]:
+    def predict(
+        self, model: nn.Module | None = None, data: Any = None, **unknown: Never
+    ) -> list[Any]:
         """Return what the model answers for each batch (`predict_step`, or the model itself).
 
         Returns:
             A list of the answers by batch, on the CPU; with several loaders a list of such lists.
         """
+        check_arguments("predict", unknown, _EVALUATION[:2])
         self._evaluate("predict", "predict_step", model, data, None)
         predictions: list[Any] = getattr(self._drivers["predict"].root, "predictions", [])
         return predictions[0] if len(predictions) == 1 else predictions
@@ -391,8 +422,22 @@ class Trainer:
         self._active.pause()
 
     def post(self, event: str) -> None:
-        """Post an event to the running loop, such as "stop", "validate" or "end_epoch"."""
-        self._active.post(event)
+        """Post an event to the running loop, such as "stop", "validate" or "end_epoch".
+
+        From a receiver or another thread too. After the end it does nothing.
+
+        Raises:
+            UnknownEvent: No loop takes it.
+            NotStarted: Nothing was started yet, and a start forgets what was posted before.
+        """
+        driver = self._active
+        driver.post(event)
+        if driver.path is None and driver.outcome is None and not driver.running:
+            driver.withdraw(event)
+            raise NotStarted(
+                f"{event!r} was posted before the start, which would forget it. Post it after start(model, "
+                "loader), or from a receiver: trainer.on('fit_start', lambda trainer: ...)."
+            )
 
     def stop(self) -> None:
         """Post "stop": the epoch ends, with its validation, and the fit with it, unless a minimum holds it back."""
@@ -484,10 +529,17 @@ class Trainer:
         See `SignalBoard.on` for names, patterns and options. Here `every=` takes intervals over the counters
         of the run too: `every(50, "step")`, "10min", 0.25 (of an epoch); a plain int counts firings.
         """
+        check_made(name)
         interval = options.get("every")
         if isinstance(interval, Every | str | float | timedelta):
             options["every"] = CountedInterval(interval)
-        return self.board.on(name, receiver, **options)
+        try:
+            return self.board.on(name, receiver, **options)
+        except UnknownSignal as error:
+            advice = advice_on_hooks(name)
+            if not advice:
+                raise
+            raise UnknownSignal(f"{error} {advice}") from None
 
     def off(self, receiver: Any) -> None:
         """Cancel all subscriptions of a function or of an object."""
@@ -585,8 +637,16 @@ class Trainer:
         """Return the graph of a loop ("fit", "validate", "test", "predict"), the running state lit.
 
         With `subscribers` it names who listens to each state and event.
+
+        Raises:
+            UnknownLoop: There is no loop of this name.
         """
-        driver = self._drivers[name]
+        driver = self._drivers.get(name)
+        if driver is None:
+            raise UnknownLoop(
+                f"The trainer has no loop {name!r}. {suggest(str(name), self._drivers)} The graph of a loop "
+                "inside: graph().open(path)."
+            )
         receivers = receivers_on(self.board) if subscribers else None
         return Graph.of(driver.machine, current=driver.path, receivers=receivers)
 
@@ -696,6 +756,7 @@ class Trainer:
         driver = self._drivers[name]
         if model is None:
             model = self.context.model
+        _check_loss(loss)
         driver.check_at_rest("start")
         before = self._active
         paused = self._context_of(before) if before.path is not None else None
@@ -838,3 +899,9 @@ class Trainer:
                 f"The fit would never end: set one of {', '.join(names)}. For a run that only `stop` ends, say "
                 "max_epochs=math.inf."
             )
+
+
+def _check_loss(loss: object) -> None:
+    """Refuse a class of losses: called with a batch it would make a loss, and no number."""
+    if isinstance(loss, type):
+        raise SettingError(f"loss={loss.__name__} is a class. Make one: {loss.__name__}().")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,10 +22,12 @@ from statemachine_trainer.callbacks.interruption import (
     raise_interruption,
 )
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.errors import MissingMetric, SettingError
 from statemachine_trainer.loops.every import Ticker, parse_interval
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import NotStarted, UnknownSignal
+from statemachine_trainer.machine.errors import NotStarted, UnknownSignal, suggest
+from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.machine.subscription import Subscription
 from statemachine_trainer.snapshot import (
     Best,
@@ -49,6 +52,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _LAST = -1000
+_DEPTH_OF_EPOCH_END = 2  # "fit.epoch.epoch_end"
 _BATCH_IN_FLIGHT = re.compile(
     r"context\.in_flight\.(batch|splits?|kept_hiddens|output|loss|aside)\b"
 )
@@ -81,7 +85,7 @@ class Checkpoints:
     flight that cannot be written down (an object of a class of one's own) postpones it until the
     batch is done. Where retention keeps the best by a metric, one is also written whenever this
     metric has just been measured and is among the best: only then are metric and weights of one
-    moment.
+    moment. A metric that nobody has logged when the first epoch that validates is over is an error.
 
     One run at a time writes to a folder. Beside the checkpoints it holds `run.json`, the record of
     how the run was started.
@@ -115,6 +119,11 @@ class Checkpoints:
     ) -> None:
         from statemachine_trainer import __version__
 
+        if retention is not None and not isinstance(retention, Retention):
+            raise SettingError(
+                f"Checkpoints(retention={retention!r}): give Retention(...), such as "
+                "Retention(last=3, best=Best('val_loss'))."
+            )
         ours = {"statemachine_trainer": __version__}
         self.store = Store(Path(folder), retention=retention, background=background, versions=ours)
         self.every = parse_interval(every, "every")
@@ -162,7 +171,7 @@ class Checkpoints:
         self._listen(f"{root}*.epoch_end:exit", self._epoch_has_ended)
         self._listen(f"{root}:exit", self._fit_has_ended)
 
-    def _listen(self, name: str, receiver: Callable[[], None]) -> bool:
+    def _listen(self, name: str, receiver: Callable[..., None]) -> bool:
         assert self._host is not None
         try:
             self._subscriptions.append(self._host.on(name, receiver, priority=_LAST))
@@ -203,12 +212,16 @@ class Checkpoints:
     def _epoch_ends(self) -> None:
         self._look("epoch")  # a fraction of an epoch counts its end before the epoch is counted
 
-    def _epoch_has_ended(self) -> None:
+    def _epoch_has_ended(self, moment: Moment) -> None:
         context = self._context
         self._epoch_ended = context.moment
         self._look()
         self._due = self._due or self._is_among_the_best(context.train_metrics)
         self._write_if_due()
+        # Of several fits in one machine a later one may be the one that measures it.
+        alone = moment.path.count(SEPARATOR) <= _DEPTH_OF_EPOCH_END
+        if alone and self._unmeasured() is not None:
+            self._running.at_boundary(self._refuse_unmeasured)  # after what was due is written
 
     def _fit_has_ended(self) -> None:
         self._look("run")
@@ -281,13 +294,31 @@ class Checkpoints:
 
     def _is_among_the_best(self, measured: Iterable[str]) -> bool:
         """Whether a checkpoint of this moment would be kept for a metric that was just measured."""
-        best, measured = self.store.retention.best, set(measured)
-        rules = [
-            rule
-            for rule in (best if isinstance(best, tuple) else (best,))
-            if rule.metric in measured
-        ]
+        measured = set(measured)
+        rules = [rule for rule in self._best() if rule.metric in measured]
         return bool(rules) and self._would_be_kept(rules)
+
+    def _unmeasured(self) -> str | None:
+        """A metric that retention goes by and that should be known by now, but is not."""
+        context, known = self._context, self._known()
+        if not known or (context.validation and context.validated_at is None):
+            return None
+        return next((one.metric for one in self._best() if one.metric not in known), None)
+
+    def _refuse_unmeasured(self) -> None:
+        metric = self._unmeasured()
+        if metric is not None:
+            raise MissingMetric(
+                f"Retention keeps the best by {metric!r}, which was not logged up to the end of "
+                f"epoch {self._context.counts.epoch - 1}. {suggest(metric, self._known())}"
+            )
+
+    def _known(self) -> set[str]:
+        return {*self._context.results, *self._context.train_metrics}
+
+    def _best(self) -> tuple[Best, ...]:
+        best = self.store.retention.best
+        return best if isinstance(best, tuple) else (best,)
 
     def _would_be_kept(self, rules: list[Best]) -> bool:
         self.store.wait()
@@ -476,7 +507,12 @@ def find_checkpoint(store: Store | None, resume: str | Path) -> Loaded | None:
 
     Raises:
         NoCheckpoint: There is none at the place that was named, or "auto" without a store.
+        SettingError: It names no place.
     """
+    if not isinstance(resume, str | PathLike):
+        raise SettingError(
+            f"resume={resume!r} names no checkpoint: use 'auto' or a folder, or leave it out."
+        )
     if resume == "auto":
         if store is None:
             raise NoCheckpoint(

@@ -57,7 +57,7 @@ def graph(
         typer.Option(
             "--format",
             "-f",
-            help="How it is written; mermaid, if the ending of the output tells nothing else.",
+            help="How it is written: by the ending of the output unless given, else as mermaid.",
         ),
     ] = None,
     depth: Annotated[
@@ -120,10 +120,16 @@ def _shown(target: str, inside: str | None, depth: int | None) -> Graph:
 def _format_of(output: Path | None) -> GraphFormat:
     from statemachine_trainer.machine.picture import SUFFIXES
 
-    suffix = "" if output is None else output.suffix.lower()
-    if suffix == ".json":
-        return GraphFormat.json
-    return GraphFormat(SUFFIXES.get(suffix, "mermaid"))
+    if output is None:
+        return GraphFormat.mermaid
+    formats = {**SUFFIXES, ".json": "json"}
+    form = formats.get(output.suffix.lower())
+    if form is None:
+        raise OutputError(
+            f"The ending of {output} tells no format. Endings: {', '.join(formats)}. Or say it with "
+            "--format."
+        )
+    return GraphFormat(form)
 
 
 def _written(found: Drawable, form: GraphFormat, options: dict[str, Any]) -> str | bytes:

@@ -1,6 +1,6 @@
 """Acquisition functions: how useful the label of each sample of a pool would be.
 
-Each takes probabilities, (pool, classes) or (pool, classes, iterations), and returns scores
+Each takes probabilities, (pool, classes) or (pool, classes, mc_samples), and returns scores
 (pool,): the larger, the more useful.
 """
 
@@ -49,7 +49,7 @@ def bald(probabilities: Tensor) -> Tensor:
     """
     if probabilities.dim() < 3 or probabilities.shape[2] < 2:
         raise SettingError(
-            "BALD needs several predictions for each sample: ActiveLearningLoop(iterations=20), and "
+            "BALD needs several predictions for each sample: ActiveLearningLoop(mc_samples=20), and "
             "a model with dropout."
         )
     return entropy(probabilities) - _entropy(probabilities).mean(dim=1)

@@ -53,7 +53,7 @@ class ActiveLearningLoop(TrainingLoop):
 
     Example:
         loop = ActiveLearningLoop(
-            fit=FitLoop(max_epochs=20), acquisition="bald", iterations=20, query=10, budget=200
+            fit=FitLoop(max_epochs=20), acquisition="bald", mc_samples=20, query=10, budget=200
         )
         Trainer(loop).fit(model, pool, validation)
 
@@ -61,11 +61,13 @@ class ActiveLearningLoop(TrainingLoop):
 
     Args:
         acquisition: "random", "entropy", "margin", "bald", a function of the probabilities (pool,
-            classes) or, with several iterations, (pool, classes, iterations) that returns a score
+            classes) or, with several `mc_samples`, (pool, classes, mc_samples) that returns a score
             for each sample; or a heuristic of BaaL.
-        iterations: Predictions of each sample, with dropout on; 20 for "bald", else 1, unless given.
+        mc_samples: Predictions of each sample, with dropout on (Monte Carlo dropout); 20 for "bald",
+            else 1, unless given.
         query: Labels asked for in each round.
         budget: Labels at most; None for the whole pool.
+        rounds: Fits at most; None for no limit.
         target: Ends it once a fit has come so far: a metric and the least value wanted, or a
             function of the metrics.
         first: How many labels are asked for before the first fit, chosen by chance; or which
@@ -121,9 +123,10 @@ class ActiveLearningLoop(TrainingLoop):
         self,
         *,
         acquisition: Acquisition = "entropy",
-        iterations: int | None = None,
+        mc_samples: int | None = None,
         query: int = 10,
         budget: int | None = None,
+        rounds: int | None = None,
         target: Target = None,
         first: int | Sequence[int] | Mapping[int, Any] = 10,
         labeller: Labeller | str = "hidden",
@@ -132,14 +135,15 @@ class ActiveLearningLoop(TrainingLoop):
         make_loader: Callable[[Dataset[Any]], Any] | None = None,
         **loops: Any,
     ) -> None:
-        if iterations is not None and "scoring" in loops:
-            raise SettingError("Set the iterations on the scoring loop that you give.")
-        often = iterations if iterations is not None else 20 if acquisition == "bald" else 1
-        super().__init__(**{"scoring": PoolLoop(iterations=often), **loops})
+        if mc_samples is not None and "scoring" in loops:
+            raise SettingError("Set mc_samples on the scoring loop that you give.")
+        often = mc_samples if mc_samples is not None else 20 if acquisition == "bald" else 1
+        super().__init__(**{"scoring": PoolLoop(mc_samples=often), **loops})
         check_acquisition(acquisition)
         self.acquisition = acquisition
         self.query_size = whole_number(self, "query", query, 1)
         self.budget = None if budget is None else whole_number(self, "budget", budget, 1)
+        self.rounds = None if rounds is None else whole_number(self, "rounds", rounds, 1)
         self.target = target
         self.first = first
         self.labeller = _labeller(labeller)
@@ -199,7 +203,8 @@ class ActiveLearningLoop(TrainingLoop):
         self.history.append({"labels": float(len(self.indices)), **metrics})
         labelled = set(self.indices)
         rest = [i for i in range(len(given_dataset(self.context, self))) if i not in labelled]  # type: ignore[arg-type]
-        if not rest or not self._most(self.query_size) or self._target_is_met(metrics):
+        last = self.rounds is not None and len(self.history) >= self.rounds
+        if last or not rest or not self._most(self.query_size) or self._target_is_met(metrics):
             return "enough"
         self.pool = rest
         if self.acquisition == RANDOM:

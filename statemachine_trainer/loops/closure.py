@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from statemachine_trainer.loops.errors import StepOutputError
+from statemachine_trainer.loops.errors import SettingError, StepOutputError
 from statemachine_trainer.loops.optimizers import OptimizerSlot
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.schedule import step_schedulers
@@ -39,12 +40,14 @@ class ClosureLoop(SteppingLoop):
     Random numbers are drawn, and buffers updated, at each evaluation, as in a plain loop.
 
     Args:
+        accumulate: 1, as there is no accumulation here; what another loop had set is not dropped
+            in silence.
         clip_norm: Largest 2-norm of the gradients of an optimizer, at each evaluation.
         clip_value: Largest absolute value of a gradient, at each evaluation.
         nonfinite_loss: See `OptimizerLoop`; a batch is left out at its first evaluation only.
 
     Raises:
-        SettingError: A setting out of its range; fp16, which scales the loss.
+        SettingError: A setting out of its range; accumulation; fp16, which scales the loss.
     """
 
     initial = "closure"
@@ -71,10 +74,17 @@ class ClosureLoop(SteppingLoop):
     def __init__(
         self,
         *,
+        accumulate: int | Mapping[int, int] = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         nonfinite_loss: NonFinite = "ignore",
     ) -> None:
+        if accumulate != 1:
+            raise SettingError(
+                f"{type(self).__name__}(accumulate={accumulate!r}): it does not accumulate, since "
+                "the optimizer asks for the loss of one batch again and again. Use larger batches "
+                "and accumulate=1, or leave the OptimizerLoop in this place."
+            )
         super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite_loss=nonfinite_loss)
 
     # -- states ----------------------------------------------------------------------------------

@@ -8,10 +8,14 @@ import torch
 
 from statemachine_trainer.data import END
 from statemachine_trainer.loops.base import TrainingLoop
-from statemachine_trainer.loops.errors import StepOutputError
+from statemachine_trainer.loops.errors import StepOutputError, TrainingError
 from statemachine_trainer.loops.outputs import read_output
 from statemachine_trainer.loops.scaling import step_scaled
 from statemachine_trainer.loops.schedule import step_schedulers
+
+
+class OutOfTurn(TrainingError):
+    """A loop from scratch says a word before the one that has to come first."""
 
 
 class CustomLoop(TrainingLoop):
@@ -88,8 +92,17 @@ class CustomLoop(TrainingLoop):
 
         Returns:
             False if the pass has ended, or a limit on steps was reached.
+
+        Raises:
+            OutOfTurn: `end_batch` was not said for the batch before.
         """
         context = self.context
+        if context.batch is not None and not self.holding:
+            raise OutOfTurn(
+                f"{type(self).__name__} asks for the next batch, and batch {context.batch_idx} of epoch "
+                f"{context.counts.epoch} is still in flight. Say `self.end_batch()` when you are done "
+                "with a batch, also with one that is left out: it counts it."
+            )
         if context.finished:
             return False
         if not self.holding:
@@ -122,7 +135,7 @@ class CustomLoop(TrainingLoop):
             context.output = context.steps.training(
                 context.batch if batch is None else batch, context.batch_idx
             )
-        loss, _ = read_output(context.output, context.steps.takes_hiddens)
+        loss, _ = read_output(context.output, context.steps.takes_hiddens, context.model)
         if loss is None:
             raise StepOutputError(
                 f"The training step returned no loss for batch {context.batch_idx}, and "
@@ -147,9 +160,19 @@ class CustomLoop(TrainingLoop):
         context.loss = context.output = None  # their graphs are gone
 
     def optimizer_step(self, optimizer: int = 0) -> None:
-        """Step an optimizer, and its schedulers that go by steps; the step is counted."""
+        """Step an optimizer, and its schedulers that go by steps; the step is counted.
+
+        Raises:
+            OutOfTurn: `backward` was not said since its last step.
+        """
         context = self.context
         slot, scaler = context.slots[optimizer], context.precision.scaler
+        if slot.window == 0:
+            raise OutOfTurn(
+                f"{type(self).__name__} steps optimizer {optimizer}, which has no new gradients since its "
+                f"last step (batch {context.batch_idx} of epoch {context.counts.epoch}). Say "
+                f"`self.backward(loss{f', {optimizer}' if optimizer else ''})` first."
+            )
         if scaler is None:
             slot.optimizer.step()
         elif not step_scaled(slot, context.slots, scaler):

@@ -13,6 +13,10 @@ class SettingError(TrainingError):
     """A setting of a loop or of the trainer that makes no sense, or that nobody knows."""
 
 
+class UnknownArgument(SettingError, TypeError):
+    """An argument that a method of the trainer does not have."""
+
+
 class ModelError(TrainingError):
     """The model lacks a method that is needed, or has one that cannot be called."""
 

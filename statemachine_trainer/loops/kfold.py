@@ -10,8 +10,9 @@ from torch.utils.data import Dataset, Subset
 
 from statemachine_trainer.data import as_loader, reloaded, targets_of
 from statemachine_trainer.loops.base import TrainingLoop, whole_number
+from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.ensemble import Combine, EnsembleLoop, combiner
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.errors import ModelError, SettingError
 from statemachine_trainer.loops.evaluation import TestLoop
 from statemachine_trainer.loops.fit import FitLoop
 from statemachine_trainer.loops.folds import Fold, Splitter, folds_by, make_folds
@@ -45,7 +46,8 @@ class KFoldLoop(TrainingLoop):
     Each fold begins with the weights that the model had at the beginning, with new optimizers,
     schedulers and counters, and with callbacks in the state that they had then. Limits such as
     `max_steps` hold for each fold, and a `stop` ends the fit of the present fold. Validation data
-    given to `fit` are the same for each fold; the fold left out is seen in its test only.
+    given to `fit` are the same for each fold; the fold left out is seen in its test only. So the
+    model needs a `test_step` (or is a plain one with `loss`); what it logs are the scores.
 
     At the end the k models are one: an ensemble, tested on `test_data`. The metrics of the run are
     then the mean over the folds and its deviation ("test_acc/mean", "test_acc/std") and the score
@@ -81,6 +83,7 @@ class KFoldLoop(TrainingLoop):
 
     Raises:
         SettingError: A setting that makes no sense.
+        ModelError: The model has no `test_step`.
     """
 
     initial = "divide"
@@ -142,7 +145,7 @@ class KFoldLoop(TrainingLoop):
         """Divide the data, and remember model and callbacks as every fold gets them."""
         context = self.context
         check_renewable(context)
-        context.steps.get("test_step")
+        self._check_test(context)
         data = given_dataset(self.context, self)
         labels, groups = (_of_samples(one, data) for one in (self.stratify, self.groups))
         if self.splitter is not None:
@@ -218,6 +221,16 @@ class KFoldLoop(TrainingLoop):
             self._provide_ensemble()
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _check_test(self, context: Context) -> None:
+        """Refuse a model that cannot be tested now, and not after the first fit."""
+        try:
+            context.steps.get("test_step")
+        except ModelError as error:
+            raise ModelError(
+                f"{type(self).__name__} tests each fold on the part that it left out: write "
+                f"test_step(batch, batch_idx), whose metrics are the scores. {error}"
+            ) from None
 
     def _loaders(self) -> tuple[Any, Any]:
         """Make the loaders to train on and to test on, of the present fold."""

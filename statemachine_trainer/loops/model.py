@@ -112,11 +112,15 @@ class Steps:
             ModelError: The model has none; the message says what to write.
         """
         if name not in self._found:
-            known = [n for n in dir(self.model) if n.endswith("_step")]
+            near = [n for n in dir(self.model) if n.endswith("_step") and n not in STEPS]
+            advice = (
+                "train a plain model with `fit(model, data, loss=..., optimizer=...)`"
+                if name == "training_step"
+                else "give the `loss=` of a plain model, to `fit` as to `validate` and `test`"
+            )
             raise ModelError(
                 f"{type(self.model).__name__} has no {name}(batch, batch_idx). "
-                f"{suggest(name, known) if known else ''} Write one, or train a plain model with "
-                "`fit(model, data, loss=..., optimizer=...)`."
+                f"{suggest(name, near) + ' ' if near else ''}Write one, or {advice}."
             )
         return self._found[name]
 

@@ -6,13 +6,16 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.errors import StepOutputError
 from statemachine_trainer.loops.split import detach
 
 
-def read_output(output: Any, takes_hiddens: bool) -> tuple[torch.Tensor | None, Any]:
+def read_output(
+    output: Any, takes_hiddens: bool, model: nn.Module | None = None, *, verb: str = "returned"
+) -> tuple[torch.Tensor | None, Any]:
     """Find the loss, and what goes on to the next split, in the return value of a training step.
 
     Args:
@@ -20,6 +23,8 @@ def read_output(output: Any, takes_hiddens: bool) -> tuple[torch.Tensor | None, 
             `hiddens`), a tuple `(loss, hiddens)` where the step takes hiddens, an object with an
             attribute `loss`, or None (also in the place of the loss) to leave the batch out.
         takes_hiddens: Whether the step has a parameter `hiddens`.
+        model: Whose step it is, so that an error can say more.
+        verb: What the step did with the output, for errors.
 
     Returns:
         The loss, None if the batch is to be left out, and the hiddens, None if there are none.
@@ -31,13 +36,13 @@ def read_output(output: Any, takes_hiddens: bool) -> tuple[torch.Tensor | None, 
         return None, None
     if isinstance(output, Mapping) and "loss" not in output:
         raise StepOutputError(
-            f"The training step returned a {type(output).__name__} with the keys "
+            f"The training step {verb} a {type(output).__name__} with the keys "
             f"{sorted(map(str, output))}; it needs 'loss'."
         )
     loss, hiddens = _parts(output, takes_hiddens)
     if loss is None and (isinstance(output, Mapping) or hiddens is not None):
         return None, hiddens
-    _check_loss(output if loss is None else loss)
+    _check_loss(output if loss is None else loss, model, verb)
     if takes_hiddens and hiddens is None:
         raise _no_hiddens()
     return loss, hiddens
@@ -73,7 +78,7 @@ def _parts(output: Any, takes_hiddens: bool) -> tuple[Any, Any]:
     return getattr(output, "loss", None), getattr(output, "hiddens", None)
 
 
-def _check_loss(loss: Any) -> None:
+def _check_loss(loss: Any, model: nn.Module | None, verb: str) -> None:
     if isinstance(loss, Generator):
         raise StepOutputError(
             "The training step yields its losses, and this loop expects one to be returned. Let "
@@ -81,17 +86,23 @@ def _check_loss(loss: Any) -> None:
         )
     if not isinstance(loss, torch.Tensor):
         raise StepOutputError(
-            f"The training step returned a {type(loss).__name__} where a loss was expected: return "
+            f"The training step {verb} a {type(loss).__name__} where a loss was expected: it takes "
             "a tensor with one element, a dict with 'loss', or None to leave the batch out."
         )
     if loss.numel() != 1:
         raise StepOutputError(
-            f"The training step returned a loss of shape {tuple(loss.shape)}; a loss has one "
+            f"The training step {verb} a loss of shape {tuple(loss.shape)}; a loss has one "
             "element. Reduce it, as `loss.mean()` does."
         )
     if not loss.requires_grad:
+        if model is not None and not any(one.requires_grad for one in model.parameters()):
+            raise StepOutputError(
+                f"The training step {verb} a loss without a gradient: every parameter of "
+                f"{type(model).__name__} is frozen. Leave one out of the `freeze` of the phase, or "
+                "of whatever called `requires_grad_(False)`."
+            )
         raise StepOutputError(
-            "The training step returned a loss without a gradient. Is it detached, or computed "
+            f"The training step {verb} a loss without a gradient. Is it detached, or computed "
             "under `torch.no_grad()`? With several optimizers the parameters of the others are "
             "frozen: does it depend on those of this one?"
         )

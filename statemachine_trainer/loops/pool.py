@@ -18,11 +18,11 @@ from statemachine_trainer.machine.fields import field
 class PoolLoop(EvaluationLoop):
     """Gathers the probabilities that the model gives to the classes of each sample of a pool.
 
-    With several iterations dropout stays on, so that each is a draw of its own (Gal, Ghahramani:
+    With several `mc_samples` dropout stays on, so that each is a draw of its own (Gal, Ghahramani:
     Dropout as a Bayesian Approximation, 2016).
 
     Args:
-        iterations: Predictions of each sample; 1 without dropout.
+        mc_samples: Predictions of each sample; 1 without dropout.
         probabilities: Makes probabilities (batch, classes) of what `predict_step` (or the model
             itself) answers; the softmax unless given.
 
@@ -43,10 +43,10 @@ class PoolLoop(EvaluationLoop):
     found: list[Tensor] = field(factory=list)
 
     def __init__(
-        self, *, iterations: int = 1, probabilities: Callable[[Any], Tensor] | None = None
+        self, *, mc_samples: int = 1, probabilities: Callable[[Any], Tensor] | None = None
     ) -> None:
         super().__init__()
-        self.iterations = whole_number(self, "iterations", iterations, 1)
+        self.mc_samples = whole_number(self, "mc_samples", mc_samples, 1)
         self.probabilities = probabilities or _softmax
 
     def pool_start(self) -> Literal["pool_started"]:
@@ -61,15 +61,15 @@ class PoolLoop(EvaluationLoop):
     def pool_step(self) -> Literal["predicted"]:
         """Predict the batch, as often as asked for."""
         context = self.context
-        if self.iterations > 1:
+        if self.mc_samples > 1:
             self._switch_dropout_on()
         step = context.steps.get(self.step_name)
         with torch.no_grad(), context.precision.context():
             every = [
                 self._checked(self.probabilities(step(context.batch, context.batch_idx)))
-                for _ in range(self.iterations)
+                for _ in range(self.mc_samples)
             ]
-        self.found.append(torch.stack(every, dim=2) if self.iterations > 1 else every[0])
+        self.found.append(torch.stack(every, dim=2) if self.mc_samples > 1 else every[0])
         return "predicted"
 
     def pool_end(self) -> Literal["pool_scored"]:

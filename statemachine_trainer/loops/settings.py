@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from statemachine_trainer.loops import other_names
 from statemachine_trainer.loops.batch import BatchLoop
 from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.errors import SettingError
@@ -37,27 +38,6 @@ _LOOPS: Final[dict[str, dict[str, str]]] = {
     "test": {"limit_test_batches": "limit_batches"},
     "predict": {"limit_predict_batches": "limit_batches"},
 }  # fmt: skip
-
-_ELSEWHERE: Final = {
-    "accumulate_grad_batches": "accumulate",
-    "gradient_clip_val": "clip_norm",
-    "gradient_clip_algorithm": "clip_norm, or clip_value for clipping by value",
-    "val_check_interval": "validate_every",
-    "check_val_every_n_epoch": "validate_epochs",
-    "num_sanity_val_steps": "sanity_batches",
-    "truncated_bptt_steps": "split_steps",
-    "limit_val_batches": "limit_validation_batches",
-    "reload_dataloaders_every_n_epochs": "reload_every",
-    "accelerator": "device",
-    "enable_progress_bar": "progress",
-    "fast_dev_run": "limit_train_batches=n, limit_validation_batches=n, max_steps=n",
-    "overfit_batches": "limit_train_batches=n with a loader that does not shuffle",
-    "detect_anomaly": "torch.autograd.set_detect_anomaly(True)",
-    "num_train_epochs": "max_epochs",
-    "gradient_accumulation_steps": "accumulate",
-    "max_grad_norm": "clip_norm",
-}
-"""What other trainers call a setting, for the error message."""
 
 
 def known_settings() -> list[str]:
@@ -99,9 +79,9 @@ def evaluation_loops(
 def check_names(settings: Mapping[str, Any]) -> None:
     """Refuse settings that no loop has."""
     for name in settings:
-        if name in _ELSEWHERE:
+        if name in other_names.SETTINGS:
             raise SettingError(
-                f"There is no setting {name!r} here; it is called {_ELSEWHERE[name]}."
+                f"There is no setting {name!r} here; it is called {other_names.SETTINGS[name]}."
             )
         if name not in known_settings():
             raise SettingError(f"There is no setting {name!r}. {suggest(name, known_settings())}")

@@ -110,7 +110,7 @@ class SteppingLoop(TrainingLoop):
         ):
             context.loss = output
             return self.nonfinite_loss == "ignore" or self._is_finite(output)
-        loss, hiddens = read_output(output, steps.takes_hiddens)
+        loss, hiddens = read_output(output, steps.takes_hiddens, context.model)
         context.loss = loss
         if loss is not None and self.nonfinite_loss != "ignore" and not self._is_finite(loss):
             return False

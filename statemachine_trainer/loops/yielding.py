@@ -203,7 +203,7 @@ class YieldingLoop(SteppingLoop):
         slot = self._slot
         self._refuse_closure(slot)
         self._steps_before, self._norm = slot.steps, None
-        loss, _ = read_output(output, takes_hiddens=False)
+        loss, _ = read_output(output, False, self.context.model, verb="yielded")
         return loss
 
     def _next_optimizer(self) -> int:

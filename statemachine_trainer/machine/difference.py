@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from statemachine_trainer.machine.drawing.style import SIGNS, Change, EdgeKey, Style, edge_keys
+from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.graph import Graph, GraphEdge, GraphState
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.picture import Drawable
@@ -16,6 +17,10 @@ K = TypeVar("K")
 # What a person would call a change of a state. Where events leave follows from what is inside.
 COMPARED_IN_STATES = ("kind", "transient", "resting", "initial", "answers", "on_enter", "on_exit")
 COMPARED_IN_EDGES = ("guards", "posted", "internal", "receivers")
+
+
+class NoGraph(StateMachineError, TypeError):
+    """A graph was to be compared with something that is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,17 @@ class GraphDiff(Drawable):
 
     @classmethod
     def of(cls, before: Graph, after: Graph) -> GraphDiff:
-        """Compare two graphs; the root of the first takes the name of that of the second."""
+        """Compare two graphs; the root of the first takes the name of that of the second.
+
+        Raises:
+            NoGraph: One of them is something else.
+        """
+        for one in (before, after):
+            if not isinstance(one, Graph):
+                raise NoGraph(
+                    f"A graph is compared with another graph, and this is a {type(one).__name__}. Give "
+                    "trainer.graph(), or graph_of(loop)."
+                )
         if before.root.path != after.root.path:
             before = _renamed(before, after.root.path, after.name)
         old = {state.path: state for state in before.states()}

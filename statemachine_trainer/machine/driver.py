@@ -417,9 +417,10 @@ class Driver:
             if event is None and node.may_rest:
                 self.resting = True
                 return None
+            forgot = " Did it forget to return an event?" if event is None else ""
             raise UnexpectedEvent(
-                f"State {node.path!r} answered {event!r}, and no transition is waiting for that. "
-                f"Its events are {', '.join(map(repr, sorted(node.edges)))}."
+                f"State {node.path!r} answered {event!r}, and no transition is waiting for that."
+                f"{forgot} Its events are {', '.join(map(repr, sorted(node.edges)))}."
             )
         return edge
 

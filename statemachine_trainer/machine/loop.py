@@ -126,12 +126,17 @@ class Loop:
     def find(self, name: str) -> str:
         """Return the path, from here, of the place with this path, path's end or name.
 
+        The root of a machine also takes whole paths, which begin with its own name.
+
         Raises:
             UnknownLoop: None has it, or more than one.
         """
         paths = [_join(path, key) for path, loop in self.walk() for key in loop.places()]
         if name in paths:
             return name
+        own = "" if self._driver is None else f"{self._driver.name}{SEPARATOR}"
+        if own and name.startswith(own) and name.removeprefix(own) in paths:
+            return name.removeprefix(own)
         found = [path for path in paths if path.endswith(SEPARATOR + name)]
         if len(found) == 1:
             return found[0]

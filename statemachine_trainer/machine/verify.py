@@ -293,9 +293,7 @@ def _check_events(plan: LoopPlan) -> None:
     for one in plan.transitions:
         if not _can_occur(plan, one):
             raise ImpossibleEvent(
-                f"Loop {plan.path!r} ({plan.kind}) has a transition on {one.event!r} from "
-                f"{one.source!r}, but {_why_not(plan, one)} If it is posted from outside, list it "
-                "in `posted`."
+                f"{_why_not(plan, one)} If it is posted from outside, list it in `posted`."
             )
     allowed = plan.loop.outcomes
     if allowed and (surprise := sorted(set(plan.origins) - set(allowed))):
@@ -312,11 +310,15 @@ def _why_not(plan: LoopPlan, one: Transition) -> str:
     given = plan.given_by(one.source)
     inside = plan.inside.get(one.source)
     if inside is None:
-        return f"it never answers with that event. {suggest(one.event, given)}"
+        return (
+            f"Loop {plan.path!r} ({plan.kind}) has a transition on {one.event!r} from "
+            f"{one.source!r}, but it never answers with that event. {suggest(one.event, given)}"
+        )
+    ends = f"may end with {' or '.join(map(repr, given))}" if given else "never ends"
     return (
-        f"none of the states inside it gives that event. What the {inside.kind} there ends with: "
-        f"{', '.join(map(repr, given)) or 'nothing'}. Let one of its states answer {one.event!r}, "
-        "with no transition on it in that loop."
+        f"{inside.kind} {ends}, and {plan.kind} (loop {plan.path!r}), in which it stands as "
+        f"{one.source!r}, expects {one.event!r}: none of the states inside {inside.kind} gives "
+        f"that event. Let one of them answer {one.event!r}, with no transition on it in that loop."
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from statemachine_trainer.machine.graph import Graph
 from statemachine_trainer.machine.loop import SEPARATOR
-from statemachine_trainer.machine.program import Work
+from statemachine_trainer.machine.program import Program, Work
 from statemachine_trainer.page.buttons import press, refusals
 from statemachine_trainer.page.curves import Curves
 from statemachine_trainer.page.tally import Tally
@@ -39,6 +39,8 @@ class LiveRun:
         self.tally = Tally(lambda: self._driver.requested)
         self._curves = Curves()
         self._due = 0.0
+        self._program: Program | None = None
+        self._rebuilt = 0
         self._remove = [
             self._driver.instrument(self.tally.probe),
             self._driver.instrument(self._read_metrics),
@@ -51,7 +53,7 @@ class LiveRun:
             remove()
 
     def graph(self) -> Graph:
-        """The graph of the loop, with the names of its subscribers."""
+        """The graph of the loop as it is now; who listens to it is told by `state`."""
         return self._trainer.graph()
 
     def press(self, button: str) -> None:
@@ -66,7 +68,7 @@ class LiveRun:
         """All that changes, as data that JSON can hold."""
         driver, tally = self._driver, self.tally
         return {
-            "graph": id(driver.program),
+            "graph": self._number_of_graph(),
             "state": tally.held or driver.path,
             "held": tally.held is not None,
             "running": driver.running,
@@ -86,6 +88,17 @@ class LiveRun:
             "subscribers": self._trainer.describe(),
             "buttons": refusals(self._trainer, driver, tally),
         }
+
+    def _number_of_graph(self) -> int:
+        """Changes whenever loops were swapped, so that the page draws the graph anew.
+
+        The program is held here: the address of one that is gone may be that of the next.
+        """
+        program = self._driver.program
+        if program is not self._program:
+            self._program = program
+            self._rebuilt += 1
+        return self._rebuilt
 
     def _counts(self) -> dict[str, int]:
         context = self._driver.context

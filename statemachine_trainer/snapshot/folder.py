@@ -283,7 +283,9 @@ def _why_not_a_folder(path: Path) -> str:
             f"{path} is a file, and a checkpoint is a folder; if it is one of torch.save, it holds "
             f"a pickle, which can run code when opened and is not read here"
         )
-    return f"there is no checkpoint at {path}"
+    if not path.exists():
+        return f"There is no checkpoint at {path}: no such folder exists"
+    return f"There is no checkpoint at {path}"
 
 
 class _Sink:

@@ -10,6 +10,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from statemachine_trainer.snapshot.errors import SnapshotError
+
+
+class BadRetention(SnapshotError, ValueError):
+    """A rule of what is kept that makes no sense, or something that is no such rule."""
+
 
 class Kept(Protocol):
     """What a rule asks of a checkpoint."""
@@ -32,6 +38,9 @@ class Best:
         metric: the name of the metric
         k: how many
         mode: whether less (``"min"``) or more (``"max"``) is better
+
+    Raises:
+        BadRetention: a value out of its range
     """
 
     metric: str
@@ -39,10 +48,14 @@ class Best:
     mode: Literal["min", "max"] = "min"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.metric, str):
+            raise BadRetention(f"Best({self.metric!r}): give the name of a metric, as it is logged")
+        if not _is_whole(self.k):
+            raise BadRetention(f"Best({self.metric!r}, k={self.k!r}): use a whole number from 1")
         if self.k < 1:
-            raise ValueError(f"Best({self.metric!r}, k={self.k}) keeps nothing; leave it out")
+            raise BadRetention(f"Best({self.metric!r}, k={self.k}) keeps nothing; leave it out")
         if self.mode not in ("min", "max"):
-            raise ValueError(f"Best(mode={self.mode!r}): choose 'min' or 'max'")
+            raise BadRetention(f"Best(mode={self.mode!r}): choose 'min' or 'max'")
 
     def choose(self, checkpoints: Sequence[Kept]) -> set[int]:
         """The places, in `checkpoints`, of those to keep; the oldest is at place 0."""
@@ -71,16 +84,20 @@ class Every:
     Args:
         n: how many
         unit: of what
+
+    Raises:
+        BadRetention: a value out of its range
     """
 
     n: float
     unit: Literal["step", "epoch", "minute"]
 
     def __post_init__(self) -> None:
-        if not self.n > 0:
-            raise ValueError(f"Every({self.n}, {self.unit!r}): n must be above 0")
+        number = _number(self.n)
+        if number is None or not number > 0:
+            raise BadRetention(f"Every({self.n!r}, {self.unit!r}): n must be above 0")
         if self.unit not in ("step", "epoch", "minute"):
-            raise ValueError(f"Every(unit={self.unit!r}): choose 'step', 'epoch' or 'minute'")
+            raise BadRetention(f"Every(unit={self.unit!r}): choose 'step', 'epoch' or 'minute'")
 
     def choose(self, checkpoints: Sequence[Kept]) -> set[int]:
         """The places, in `checkpoints`, of those to keep; the oldest is at place 0."""
@@ -110,6 +127,9 @@ class Retention:
         last: how many of the newest; None keeps all
         best: the best by one metric, or by each of several
         every: some for ever
+
+    Raises:
+        BadRetention: a value out of its range, or something that is no such rule
     """
 
     last: int | None = 3
@@ -117,8 +137,14 @@ class Retention:
     every: Every | tuple[Every, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.last is not None and not _is_whole(self.last):
+            raise BadRetention(
+                f"Retention(last={self.last!r}): use a whole number from 1, or None for all"
+            )
         if self.last is not None and self.last < 1:
-            raise ValueError(f"Retention(last={self.last}): the newest is always kept; use 1")
+            raise BadRetention(f"Retention(last={self.last}): the newest is always kept; use 1")
+        _check_rules("best", self.best, Best)
+        _check_rules("every", self.every, Every)
 
     def choose(self, checkpoints: Sequence[Kept]) -> set[int]:
         """The places, in `checkpoints`, of those to keep; the oldest is at place 0."""
@@ -128,6 +154,21 @@ class Retention:
         for rule in (*_several(self.best), *_several(self.every)):
             kept |= rule.choose(checkpoints)
         return kept
+
+
+def _check_rules(name: str, given: object, kind: type[Best] | type[Every]) -> None:
+    """Refuse what is no rule of this kind: the intervals of the loops are called `Every` too."""
+    for one in given if isinstance(given, tuple) else (given,):
+        if not isinstance(one, kind):
+            rule = kind.__name__
+            raise BadRetention(
+                f"Retention({name}={one!r}): that is no rule of what is kept. Give {rule}(...), or "
+                f"a tuple of several, with `from statemachine_trainer.snapshot import {rule}`"
+            )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _several(

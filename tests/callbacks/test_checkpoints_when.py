@@ -8,10 +8,11 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from statemachine_trainer import EpochLoop, Loop, Trainer, every
+from statemachine_trainer import EpochLoop, FitLoop, Loop, Trainer, every, log
 from statemachine_trainer.callbacks import Checkpoints
+from statemachine_trainer.loops import Phase, PhasesLoop
 from statemachine_trainer.loops.base import TrainingLoop
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.errors import MissingMetric, SettingError
 from statemachine_trainer.machine.errors import NotStarted
 from statemachine_trainer.snapshot import Best, Every, Retention, Unwritable, WriteFailed
 from tests.callbacks.kit import Net, batches, fit, found, steps, trainer_with
@@ -150,6 +151,40 @@ def test_the_best_by_a_metric_of_training_is_that_of_an_epoch(tmp_path: Path) ->
     trainer = trainer_with(mine, max_epochs=2)
     trainer.fit(Net(), batches())
     assert found(mine) == [(8, "next_epoch")]
+
+
+def test_a_metric_that_was_never_logged_is_an_error_once_the_first_epoch_is_written(
+    tmp_path: Path,
+) -> None:
+    mine = checkpoints(tmp_path, retention=Retention(best=Best("scor")))
+    trainer = trainer_with(mine, max_epochs=2)
+    with pytest.raises(MissingMetric, match=r"'scor'.*the end of epoch 0\. Did you mean 'score'"):
+        trainer.fit(Net(values=[0.5, 0.4]), batches(), batches(1))
+    assert found(mine) == [(8, "next_epoch")]
+    mine.store.retention = Retention(best=Best("score"))
+    trainer.run()
+    assert steps(mine) == [8, 16]
+
+
+def test_a_metric_of_a_validation_that_is_still_to_come_is_waited_for(tmp_path: Path) -> None:
+    mine = checkpoints(tmp_path, retention=Retention(best=Best("scor")))
+    trainer = trainer_with(mine, max_epochs=2, validate_epochs=2)
+    with pytest.raises(MissingMetric, match="the end of epoch 1"):
+        trainer.fit(Net(values=[0.5]), batches(), batches(1))
+
+
+def test_a_metric_that_a_later_phase_logs_is_waited_for(tmp_path: Path) -> None:
+    phases = [Phase(name, FitLoop(max_epochs=1, sanity_batches=0)) for name in ("a", "b")]
+    mine = checkpoints(tmp_path, retention=Retention(best=Best("late")))
+    trainer = Trainer(PhasesLoop(*phases), checkpoints=mine, progress=False)
+    trainer.on("fit.b.epoch.batch.batch_start", lambda: log("late", 1.0))
+    trainer.fit(Net(), batches())
+    assert trainer.metrics["late"] == 1.0
+
+
+def test_what_is_no_retention_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"give Retention\(\.\.\.\)"):
+        Checkpoints(tmp_path, retention=Best("score"))  # type: ignore[arg-type]
 
 
 def test_some_are_kept_for_ever(tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ def test_a_checkpoint_is_shown_with_its_metrics_optimizers_and_weights(run: Path
     assert "2 tensors, 10 numbers, 40 B" in text
 
 
+def test_a_run_that_has_ended_is_said_to_have_ended(run: Path) -> None:
+    trainer_with(Checkpoints(run, every=100)).fit(Net(), batches(), batches(1), resume="auto")
+    text = printed(run)
+    assert "The run has ended, with 000003-step-" in text
+    assert "goes on from 0" not in text
+
+
 def test_damage_is_shown_and_so_is_the_one_that_would_be_taken_instead(run: Path) -> None:
     flip(run / "000002-step-00000006" / "state.json")
     text = printed(run)
@@ -169,7 +176,7 @@ def test_mistakes_of_a_path_end_with_exit_code_2(run: Path, tmp_path: Path) -> N
         ("resume", tmp_path / "nowhere", "There is no folder"),
         ("resume", tmp_path / "empty", "has no run.json"),
         ("resume", run / "000001-step-00000003", f"The run is {run}."),
-        ("inspect", tmp_path / "nowhere", "there is no checkpoint at"),
+        ("inspect", tmp_path / "nowhere", "There is no checkpoint at"),
         ("inspect", tmp_path / "empty", "holds no checkpoint"),
         ("inspect", run / "run.json", "is a file"),
     ):

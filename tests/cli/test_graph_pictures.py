@@ -57,6 +57,16 @@ def test_the_ending_of_the_output_tells_the_format(name: str) -> None:
     assert Path(name).read_bytes() == Path(f"by_save{Path(name).suffix}").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["graph.xyz", "graph"])
+def test_an_ending_that_tells_no_format_is_a_mistake_that_lists_the_endings(name: str) -> None:
+    written = smt(BATCH, "-o", name, code=2)
+    assert f"The ending of {name} tells no format" in written
+    assert all(ending in written for ending in (".mmd", ".svg", ".png", ".json", "--format"))
+    assert not Path(name).exists()
+    smt(BATCH, "-o", name, "--format", "dot")
+    assert Path(name).read_text() == batch_graph()
+
+
 def test_the_format_that_is_asked_for_wins_over_the_ending() -> None:
     smt(BATCH, "-o", "graph.txt", "--format", "json")
     assert json.loads(Path("graph.txt").read_text())["name"] == "batch"

@@ -121,7 +121,7 @@ def test_inspect_ends_with_exit_code_1_if_the_journal_is_damaged(tmp_path: Path)
     done = smt("inspect", tmp_path)
     assert done.exit_code == 1
     assert "cannot be read" in done.stdout
-    assert "The run goes on from" in done.stdout
+    assert "The run has ended, with" in done.stdout
 
 
 # -- blackbox --------------------------------------------------------------------------------------

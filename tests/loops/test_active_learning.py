@@ -57,6 +57,12 @@ def test_the_budget_is_spent_and_not_exceeded() -> None:
     assert loop.labels == hidden[loop.indices].tolist()
 
 
+def test_the_rounds_are_not_exceeded() -> None:
+    trainer = trainer_of(learning(rounds=2, budget=None))
+    trainer.fit(Net(), loader(30))
+    assert [one["labels"] for one in trainer.loop.history] == [6, 10]
+
+
 def test_without_a_budget_the_whole_pool_is_labelled() -> None:
     trainer = trainer_of(learning(budget=None))
     trainer.fit(Net(), loader(12))
@@ -128,7 +134,7 @@ def test_bald_prefers_disagreement_over_noise() -> None:
     disagreement = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
     scores = bald(torch.stack([noise, disagreement]))
     assert scores.tolist() == pytest.approx([0.0, 0.6931472], abs=1e-6)
-    with pytest.raises(SettingError, match="iterations=20"):
+    with pytest.raises(SettingError, match="mc_samples=20"):
         bald(torch.ones(3, 2))
 
 
@@ -141,7 +147,7 @@ def test_bald_sees_several_predictions_with_dropout() -> None:
         assert probabilities.sum(dim=1).allclose(torch.ones(()))
         return bald(probabilities)
 
-    trainer_of(learning(acquisition=look, iterations=5, budget=10)).fit(Net(), loader(30))
+    trainer_of(learning(acquisition=look, mc_samples=5, budget=10)).fit(Net(), loader(30))
     assert shapes == [(24, 3, 5)]
 
 
@@ -246,7 +252,7 @@ def test_a_labeller_that_returns_too_few_labels_is_an_error() -> None:
 
 
 def make_trainer() -> Trainer:
-    loop = learning(epochs=1, acquisition="bald", iterations=3, first=4, query=3, budget=10)
+    loop = learning(epochs=1, acquisition="bald", mc_samples=3, first=4, query=3, budget=10)
     trainer = Trainer(loop, progress=False)
     trainer.start(Net(), loader(14), loader(4, shuffle=False, seed=2))
     return trainer

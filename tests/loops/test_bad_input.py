@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
 from statemachine_trainer.data.errors import BadSource, EmptyLoader, StrayStopIteration
 from statemachine_trainer.loops import ManualLoop, OptimizerLoop, ValidationLoop
 from statemachine_trainer.loops.errors import (
@@ -19,7 +20,12 @@ from statemachine_trainer.loops.errors import (
     SettingError,
     StepOutputError,
 )
-from statemachine_trainer.machine.errors import BadReceiver, LoopInUse, UnknownSignal
+from statemachine_trainer.machine.errors import (
+    BadReceiver,
+    LoopInUse,
+    UnknownLoop,
+    UnknownSignal,
+)
 from statemachine_trainer.parallel.errors import CannotMove
 from statemachine_trainer.trainer import Trainer
 from tests.loops.outer_kit import Model, Trace, Unsized, make_trainer, numbered
@@ -307,6 +313,65 @@ def test_a_nan_loss_may_go_on() -> None:
 def test_an_unknown_setting_is_named_with_the_nearest() -> None:
     with pytest.raises(SettingError, match=r"'max_epocs'.*max_epochs"):
         Trainer(max_epocs=3)
+
+
+@pytest.mark.parametrize("callbacks", [[EarlyStopping], EarlyStopping])
+def test_a_class_of_callbacks_is_refused(callbacks: Any) -> None:
+    with pytest.raises(BadReceiver, match=r"Make one: EarlyStopping\(\.\.\.\)"):
+        Trainer(callbacks=callbacks)
+    trainer = make_trainer()
+    with pytest.raises(BadReceiver, match=r"Make one: EarlyStopping\(\.\.\.\)"):
+        trainer.on(EarlyStopping)
+    assert trainer.board.subscriptions == []
+
+
+@pytest.mark.parametrize("callbacks", [EarlyStopping("loss"), "epoch_end", 3])
+def test_callbacks_that_are_no_list_are_refused(callbacks: Any) -> None:
+    with pytest.raises(SettingError, match=r"Give callbacks=\[\.\.\.\]"):
+        Trainer(callbacks=callbacks)
+
+
+def test_a_name_is_no_callback() -> None:
+    with pytest.raises(BadReceiver, match="'epoch_end' is a name"):
+        Trainer(callbacks=["epoch_end"])
+
+
+def test_none_and_false_mean_that_there_are_none() -> None:
+    assert Trainer(callbacks=None).board.subscriptions == []
+    assert Trainer(checkpoints=False).checkpoints is None
+
+
+@pytest.mark.parametrize("checkpoints", [True, 10, Checkpoints])
+def test_checkpoints_without_a_place_are_refused(checkpoints: Any) -> None:
+    with pytest.raises(SettingError, match="checkpoints='runs/name'"):
+        Trainer(checkpoints=checkpoints)
+
+
+@pytest.mark.parametrize("resume", [True, False, 3])
+def test_resuming_from_what_is_no_place_is_refused(resume: Any) -> None:
+    with pytest.raises(SettingError, match="use 'auto' or a folder"):
+        make_trainer().fit(Model(), numbered(1), resume=resume)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, True])
+def test_a_seed_that_is_no_whole_number_is_refused(seed: Any) -> None:
+    with pytest.raises(SettingError, match="use a whole number, or None"):
+        Trainer(seed=seed)
+
+
+def test_a_class_of_losses_is_refused() -> None:
+    trainer, model = make_trainer(), nn.Linear(1, 1)
+    pairs = [(batch, batch) for batch in numbered(1)]
+    loss: Any = nn.MSELoss
+    with pytest.raises(SettingError, match=r"Make one: MSELoss\(\)"):
+        trainer.fit(model, pairs, loss=loss, optimizer=torch.optim.SGD)
+    with pytest.raises(SettingError, match=r"Make one: MSELoss\(\)"):
+        trainer.validate(model, pairs, loss=loss)
+
+
+def test_a_graph_of_a_loop_that_is_not_there_is_refused_with_the_nearest_names() -> None:
+    with pytest.raises(UnknownLoop, match=r"'valdate'.*Did you mean 'validate'"):
+        make_trainer().graph("valdate")
 
 
 def test_settings_of_automatic_optimization_are_refused_for_a_manual_model() -> None:

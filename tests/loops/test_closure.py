@@ -297,3 +297,10 @@ def test_a_run_can_be_resumed_between_any_two_evaluations() -> None:
     report = assert_resumable(make_noisy, exhaustive=True)
     assert report.boundaries > 30
     assert len(report.tried) == report.boundaries - report.transient
+
+
+def test_accumulation_that_another_loop_had_is_not_dropped_in_silence() -> None:
+    trainer = make_trainer(accumulate=4)
+    with pytest.raises(SettingError, match=r"ClosureLoop\(accumulate=4\): it does not accumulate"):
+        trainer.loop.replace(optimizer=ClosureLoop)
+    assert trainer.loop["optimizer"].accumulate == 4

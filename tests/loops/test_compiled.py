@@ -526,8 +526,10 @@ def test_a_step_that_reads_a_number_is_named_and_done_by_the_optimizer_loop() ->
             loss = super().training_step(batch, batch_idx)
             return loss / 2 if loss.item() > 100 else loss
 
-    with pytest.warns(NotCompiled, match=r"test_compiled\.py"):
+    with pytest.warns(NotCompiled, match=r"tensor, in .*test_compiled\.py") as told:
         compiled = fitted(Reading(), points(4), compiled=True)
+    assert told[0].filename == __file__
+    assert "  " not in str(told[0].message)
     eager = fitted(Reading(), points(4), compiled=False)
     assert loop_of(compiled).eager is not None
     for mine, theirs in zip(compiled.model.parameters(), eager.model.parameters(), strict=True):

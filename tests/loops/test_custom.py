@@ -11,6 +11,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
 
 from statemachine_trainer.loops import CustomLoop, FitLoop, log
+from statemachine_trainer.loops.custom import OutOfTurn
 from statemachine_trainer.loops.errors import StepOutputError
 from statemachine_trainer.machine.errors import UnhandledEvent
 from statemachine_trainer.testing import assert_resumable
@@ -135,6 +136,35 @@ def test_a_step_that_returns_no_loss_is_an_error_with_a_way_out() -> None:
 
     with pytest.raises(StepOutputError, match="no loss for batch 0, and Plain needs one"):
         trainer_of().fit(Silent(), numbered(1))
+
+
+def test_a_batch_that_was_not_ended_is_noticed_at_the_next() -> None:
+    class Forgetful(Plain):
+        def update(self) -> Literal["updated"]:
+            self.backward(self.training_loss())
+            self.optimizer_step()
+            return "updated"
+
+    trainer, model = trainer_of(Forgetful()), Model()
+    with pytest.raises(OutOfTurn, match=r"batch 0 of epoch 0 is still in flight.*end_batch\(\)"):
+        trainer.fit(model, numbered(1))
+    assert (trainer.path, model.trained) == ("fit.epoch.fetch", [0])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_step_without_new_gradients_is_an_error(number: int) -> None:
+    class Hasty(Plain):
+        def update(self) -> Literal["updated"]:
+            self.backward(self.training_loss(), 1 - number)
+            self.optimizer_step(1 - number)
+            self.optimizer_step(number)
+            return "updated"
+
+    said = r"backward\(loss, 1\)" if number else r"backward\(loss\)"
+    trainer = trainer_of(Hasty())
+    with pytest.raises(OutOfTurn, match=f"Hasty steps optimizer {number}.*{said}"):
+        trainer.fit(Twins(), numbered(1))
+    assert trainer.context.slots[number].steps == 0
 
 
 def test_a_batch_that_could_not_be_moved_is_tried_again() -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.data import BadSource
 from statemachine_trainer.loops import FitLoop, KFoldLoop, TrainingLoop
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.errors import ModelError, SettingError
 from statemachine_trainer.loops.folds import make_folds
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
@@ -289,3 +289,17 @@ def test_the_ensemble_is_better_than_the_mean_of_its_folds_on_the_digits() -> No
         loop.load(fold)
         alone.append(trainer.test(trainer.model, test)["acc"])
     assert ensemble > sum(alone) / 5
+
+
+def test_a_model_without_a_test_step_is_told_what_it_is_for_before_the_first_fit() -> None:
+    class Untested(torch.nn.Linear):
+        def training_step(self, batch: Any) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = trainer_of(kfold())
+    with pytest.raises(ModelError, match=r"on the part that it left out: write test_step"):
+        trainer.fit(Untested(4, 3), loader())
+    assert trainer.steps == 0

@@ -126,6 +126,19 @@ def test_an_event_that_nobody_takes_is_refused_with_the_nearest_names() -> None:
         trainer.post("valdate")
 
 
+def test_what_is_posted_before_the_start_would_be_forgotten_and_is_refused() -> None:
+    trainer, model = make_trainer(max_epochs=2), Model()
+    for post in (trainer.stop, lambda: trainer.post("validate")):
+        with pytest.raises(NotStarted, match=r"before the start.*start\(model"):
+            post()
+    trainer.start(model, numbered(2))
+    assert trainer.driver.posted == []
+    trainer.stop()
+    trainer.run()
+    assert model.trained == []
+    trainer.stop()  # another thread may say so a moment too late
+
+
 def test_a_receiver_may_not_run_the_machine_that_calls_it() -> None:
     trainer, model = make_trainer(), Model()
     subscription = trainer.on("batch_end", lambda trainer: trainer.run())

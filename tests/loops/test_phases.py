@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LinearLR
 
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.loops import EpochLoop, FitLoop, KFoldLoop, Phase, PhasesLoop, log
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.errors import SettingError, StepOutputError
 from statemachine_trainer.machine.errors import UnknownEvent
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
@@ -566,3 +566,9 @@ def test_a_run_of_phases_that_has_ended_is_not_begun_again_by_resuming_it(tmp_pa
     resumed.fit(Net(), data, resume="auto")
     assert (resumed.path, resumed.epoch) == (None, 2)
     assert same(values(resumed.model), values(ended.model))
+
+
+def test_a_phase_that_freezes_everything_is_told_so() -> None:
+    trainer = trainer_of(Phase("all", FitLoop(max_epochs=1), freeze=["backbone", "head"]))
+    with pytest.raises(StepOutputError, match=r"every parameter of Net is frozen.*`freeze`"):
+        trainer.fit(Net(), loader())

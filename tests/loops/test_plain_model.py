@@ -193,3 +193,11 @@ def test_a_misspelt_hook_is_an_error() -> None:
 
     with pytest.raises(UnknownSignal, match="batch_end"):
         make_trainer().fit(Model(), make_batches(1))
+
+
+def test_the_advice_about_a_missing_step_fits_the_step() -> None:
+    model, batches = Regression(), make_batches(2)
+    with pytest.raises(ModelError, match=r"no test_step\(batch, batch_idx\)\. Write one, or give"):
+        make_trainer().test(model, batches)
+    with pytest.raises(ModelError, match=r"batch_idx\)\. Write one, or train a plain model"):
+        make_trainer().fit(make_net(), batches, optimizer=partial(torch.optim.SGD, lr=0.1))

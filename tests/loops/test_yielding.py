@@ -329,7 +329,7 @@ def returning(model: Yielding, batch: Batch) -> Any:
         (too_many, "more losses than there are optimizers: there are 2"),
         (in_the_wrong_order, "does not depend on any of its parameters"),
         (without_a_graph, "without a gradient"),
-        (no_loss, "a str where a loss was expected"),
+        (no_loss, "yielded a str where a loss was expected"),
         (no_scalar, "a loss has one element"),
         (unknown_optimizer, "the optimizer 2; .* from 0 to 1"),
         (returning, "returned a Tensor at its end"),

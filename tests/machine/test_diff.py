@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from statemachine_trainer.machine import Chart, Graph, Loop, graph_of, place, transient
+from statemachine_trainer.machine.errors import StateMachineError
 from tests.machine.random_loops import NAME, trees
 
 
@@ -180,6 +181,12 @@ def test_any_two_trees_can_be_compared_and_all_of_both_is_drawn(
     assert diff.to_dot()
     assert diff.to_mermaid()
     assert str(diff)
+
+
+@pytest.mark.parametrize("other", [3, None, Fit()], ids=["number", "nothing", "loop"])
+def test_what_is_no_graph_is_refused(other: object) -> None:
+    with pytest.raises(StateMachineError, match=f"this is a {type(other).__name__}"):
+        graph(Fit()).diff(other)  # type: ignore[arg-type]
 
 
 def test_the_picture_has_a_legend_of_the_changes() -> None:

@@ -11,7 +11,11 @@ import pytest
 
 from statemachine_trainer import FitLoop, Trainer
 from statemachine_trainer.machine import Driver, Loop, field, place
-from statemachine_trainer.machine.errors import PlaceNotNamed, StateMachineError
+from statemachine_trainer.machine.errors import (
+    PlaceNotNamed,
+    StateMachineError,
+    UnexpectedEvent,
+)
 
 
 class Leaf(Loop):
@@ -242,6 +246,18 @@ def test_a_state_that_forgets_to_return() -> None:
             sum([1, 2])
 
     refuse(Forgetful, "'walk.arrive' (Forgetful.arrive)", "never returns", '`return "arrived"`')
+
+
+def test_a_state_that_forgets_to_return_on_one_way_only() -> None:
+    class Sometimes(Walk):
+        ready = False
+
+        def arrive(self) -> Literal["arrived"]:  # type: ignore[return]
+            if self.ready:
+                return "arrived"
+
+    with pytest.raises(UnexpectedEvent, match=r"answered None.* forget to return an event"):
+        run(Sometimes())
 
 
 def test_a_state_without_a_body_is_a_sketch_that_can_be_drawn() -> None:

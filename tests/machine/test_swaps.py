@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from statemachine_trainer.machine import Loop, LostSubscription, field, place
+from statemachine_trainer.machine import Driver, Loop, LostSubscription, field, place
 from statemachine_trainer.machine.errors import (
     CannotBuild,
     ImpossibleEvent,
@@ -427,3 +427,33 @@ def test_many_swaps_leave_nothing_behind() -> None:
     for _ in range(5):
         driver.root.replace(batch=Batch)
     assert len(signal._watchers) == watchers
+
+
+def test_a_path_may_begin_with_the_root_as_it_does_where_paths_are_printed() -> None:
+    driver = fit_driver()
+    assert driver.root["fit.epoch.batch.optimizer"] is driver.root["epoch.batch.optimizer"]
+    driver.root["fit.epoch.batch.optimizer"] = ManualStep()
+    assert isinstance(driver.root["optimizer"], ManualStep)
+    driver.root.replace(**{"fit.epoch.batch.optimizer": Step})  # type: ignore[arg-type]
+    assert isinstance(driver.root["optimizer"], Step)
+    with pytest.raises(UnknownLoop, match=r"'fit\.optimizer'"):
+        driver.root["fit.optimizer"]
+
+
+def test_a_place_that_is_called_like_the_root_comes_first() -> None:
+    class Around(Loop):
+        initial = "fit"
+        outcomes = ("fit_done",)
+        fit: Loop = place(Fit)
+
+    driver = Driver(Around(), name="fit")
+    assert driver.root["fit.epoch"] is driver.root["fit.fit.epoch"]
+    assert isinstance(driver.root["fit"], Fit)
+
+
+def test_a_loop_that_does_not_fit_is_named_first_with_what_it_may_end_with() -> None:
+    driver = fit_driver()
+    with pytest.raises(ImpossibleEvent) as caught:
+        driver.root.replace(optimizer=Unfit())
+    assert str(caught.value).startswith("Unfit may end with 'crashed', and Batch (loop ")
+    assert "in which it stands as 'optimizer', expects 'optimized'" in str(caught.value)

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statemachine_trainer.loops import every
+from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.snapshot import Best, CleanupWarning, Every, Retention, Store
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -127,8 +129,18 @@ def test_the_first_checkpoint_of_each_stretch_of_the_clock_is_kept() -> None:
     "make, complaint",
     [
         (lambda: Retention(last=0), "the newest is always kept; use 1"),
+        (lambda: Retention(last="3"), "use a whole number from 1, or None for all"),  # type: ignore[arg-type]
+        (lambda: Retention(last=True), "use a whole number from 1, or None for all"),
+        (lambda: Retention(every=every(10, "step")), "statemachine_trainer.snapshot import Every"),  # type: ignore[arg-type]
+        (lambda: Retention(every="10min"), "statemachine_trainer.snapshot import Every"),  # type: ignore[arg-type]
+        (lambda: Retention(best="loss"), "statemachine_trainer.snapshot import Best"),  # type: ignore[arg-type]
+        (lambda: Retention(best=(Best("loss"), Every(1, "step"))), "import Best"),  # type: ignore[arg-type]
+        (lambda: Retention(best=[Best("loss")]), "a tuple of several"),  # type: ignore[arg-type]
+        (lambda: Best(3), "give the name of a metric"),  # type: ignore[arg-type]
+        (lambda: Best("loss", k=1.5), "use a whole number from 1"),  # type: ignore[arg-type]
         (lambda: Best("loss", k=0), "keeps nothing"),
         (lambda: Best("loss", mode="best"), "choose 'min' or 'max'"),  # type: ignore[arg-type]
+        (lambda: Every("2", "step"), "n must be above 0"),  # type: ignore[arg-type]
         (lambda: Every(0, "step"), "n must be above 0"),
         (lambda: Every(math.nan, "step"), "n must be above 0"),
         (lambda: Every(1, "batch"), "choose 'step', 'epoch' or 'minute'"),  # type: ignore[arg-type]
@@ -136,8 +148,9 @@ def test_the_first_checkpoint_of_each_stretch_of_the_clock_is_kept() -> None:
 )
 def test_a_rule_that_makes_no_sense_is_refused(make: object, complaint: str) -> None:
     assert callable(make)
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(StateMachineError, match=complaint) as raised:
         make()
+    assert isinstance(raised.value, ValueError)
 
 
 @given(retentions, st.lists(st.floats(0, 9), min_size=1, max_size=8))

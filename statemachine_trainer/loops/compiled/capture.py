@@ -310,8 +310,9 @@ def _reason(error: BaseException) -> str:
     explained = next((x for x in lines if x.startswith("Explanation:")), "")
     places = [line for line in lines if line.startswith("File ")]
     own = [place for place in places if "/torch/" not in place]
-    where = f" ({(own or places)[-1]})" if places else ""
-    return f"{what}. {explained.removeprefix('Explanation:').strip()}{where}"
+    where = f", in {(own or places)[-1].removeprefix('File ')}" if places else ""
+    why = explained.removeprefix("Explanation:").strip().rstrip(".")
+    return f"{what.rstrip('.')}{where}{'. ' if why else ''}{why}"
 
 
 def _digest(graph: GraphModule | None, inputs: Sequence[Tensor]) -> str:

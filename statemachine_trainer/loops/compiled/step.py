@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal
@@ -337,7 +338,16 @@ class CompiledStep(OptimizerLoop):
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, NotCompiled, stacklevel=2)
+    warnings.warn(" ".join(text.split()), NotCompiled, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """Return the `stacklevel` of the first frame outside of this package, seen by whoever asks."""
+    level, frame = 1, sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _is_guest(model: nn.Module) -> bool:
