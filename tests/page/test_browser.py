@@ -12,6 +12,7 @@ from statemachine_trainer.page import Page
 from tests.page.runs import Run, until
 
 expect = pytest.importorskip("playwright.sync_api").expect
+expect.set_options(timeout=20_000)
 
 
 @pytest.fixture

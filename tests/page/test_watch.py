@@ -22,6 +22,7 @@ from statemachine_trainer.page.folder import FolderRun
 from tests.page.runs import Run, until
 
 expect = pytest.importorskip("playwright.sync_api").expect
+expect.set_options(timeout=20_000)
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
