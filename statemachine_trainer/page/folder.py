@@ -16,7 +16,7 @@ from statemachine_trainer.observe.run import Run
 from statemachine_trainer.page.buttons import BUTTONS
 from statemachine_trainer.page.curves import Curves
 from statemachine_trainer.page.errors import NotNow, PageError
-from statemachine_trainer.page.tally import RECENT
+from statemachine_trainer.page.tally import RECENT, edges_as_data
 
 _ONLY_LOOKS = "This page looks at a run from outside. A run that calls trainer.serve() has a page with buttons."
 
@@ -63,8 +63,9 @@ class FolderRun:
         entries = [] if ring is None else ring.entries()
         status = self._run.status
         epoch, step = self._run.progress() or (0, 0)
+        graph = self.graph()
         return {
-            "graph": hash(self.graph()),
+            "graph": hash(graph),
             "state": None if ring is None else ring.state,
             "held": False,
             "running": status == "running",
@@ -73,7 +74,7 @@ class FolderRun:
             "posted": [],
             "counts": {"epoch": epoch, "step": step},
             "states": _times(entries),
-            "edges": _edges(entries, self.graph()),
+            "edges": edges_as_data(_edges(entries, graph)),
             "recent": [
                 {"state": one.state, "event": after.event}
                 for one, after in pairwise(entries[-RECENT - 1 :])
@@ -112,7 +113,7 @@ def _times(entries: list[Entry]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _edges(entries: list[Entry], graph: Graph) -> list[dict[str, Any]]:
+def _edges(entries: list[Entry], graph: Graph) -> Counter[tuple[str, str]]:
     """How often each edge was gone. A bubbling event is counted at the loop that takes it."""
     drawn = {(edge.source, edge.event) for edge in graph.edges}
     counts: Counter[tuple[str, str]] = Counter()
@@ -122,7 +123,4 @@ def _edges(entries: list[Entry], graph: Graph) -> list[dict[str, Any]]:
             source = source.rpartition(SEPARATOR)[0]
         if source:
             counts[source, after.event] += 1
-    return [
-        {"source": source, "event": event, "count": count}
-        for (source, event), count in counts.items()
-    ]
+    return counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from statemachine_trainer.machine.graph import Graph
@@ -10,7 +11,7 @@ from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.program import Program, Work
 from statemachine_trainer.page.buttons import press, refusals
 from statemachine_trainer.page.curves import Curves
-from statemachine_trainer.page.tally import Tally
+from statemachine_trainer.page.tally import Tally, edges_as_data
 
 if TYPE_CHECKING:
     from statemachine_trainer.machine.driver import Driver
@@ -30,8 +31,6 @@ class LiveRun:
     Args:
         trainer: The trainer.
     """
-
-    steers = True
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -80,7 +79,7 @@ class LiveRun:
                 for path, one in [*tally.states.items()]
                 if one.calls
             },
-            "edges": [*self._edges()],
+            "edges": edges_as_data(self._edges()),
             "recent": [
                 {"state": answer.state, "event": answer.event} for answer in [*tally.recent]
             ],
@@ -107,20 +106,16 @@ class LiveRun:
         counts = context.counts
         return {"epoch": counts.epoch, "batch": counts.batch, "step": counts.step}
 
-    def _edges(self) -> list[dict[str, Any]]:
+    def _edges(self) -> Counter[tuple[str, str]]:
         """How often each edge was gone. A bubbling event is counted at the loop that takes it."""
-        totals: dict[tuple[str, str], int] = {}
+        counts: Counter[tuple[str, str]] = Counter()
         nodes = self._driver.program.nodes
         for path, one in [*self.tally.states.items()]:
             for answer in [*one.answers.values()]:
                 edge = nodes[path].edges.get(answer.event) if path in nodes else None
                 if edge is not None:
-                    key = edge.moment.path, answer.event
-                    totals[key] = totals.get(key, 0) + answer.count
-        return [
-            {"source": source, "event": event, "count": count}
-            for (source, event), count in totals.items()
-        ]
+                    counts[edge.moment.path, answer.event] += answer.count
+        return counts
 
     def _read_metrics(self, path: str, work: Work) -> Work:
         """A probe: reads after the end of an epoch or a validation, and now and then after a batch."""

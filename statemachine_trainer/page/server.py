@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from statemachine_trainer.trainer import Trainer
 
 HOST = "127.0.0.1"
-_STARTING = 10.0
+_ENDING = 10.0
+"""Seconds that the server has to end."""
 
 
 class Page:
@@ -67,7 +68,7 @@ class Page:
             self._closing.pop()()
         self._server.should_exit = True
         self._server.force_exit = True
-        self._thread.join(_STARTING)
+        self._thread.join(_ENDING)
         self._socket.close()
 
     def __enter__(self) -> Page:

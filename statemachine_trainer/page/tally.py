@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from statemachine_trainer.machine.program import Work
 
@@ -46,6 +47,14 @@ class StateTally:
     def calls(self) -> int:
         """How often it worked."""
         return sum(one.count for one in [*self.answers.values()])
+
+
+def edges_as_data(counts: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
+    """How often each edge was gone, by source and event, as data that JSON can hold."""
+    return [
+        {"source": source, "event": event, "count": count}
+        for (source, event), count in counts.items()
+    ]
 
 
 class Tally:
