@@ -22,18 +22,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
+from _processes import measure
 from _twins import Batch, Batches, Clock, TurnTaking, hold_still
 from overhead import machine
 from torch import nn
@@ -299,23 +297,6 @@ def measure_here(core: int | None, tasks: Sequence[str], *, cpu_time: bool) -> N
             print(json.dumps({"task": task, "case": case, **asdict(found)}), flush=True)
 
 
-def measure(processes: int, arguments: list[str]) -> tuple[str, dict[tuple[str, str], list[Found]]]:
-    """Measure in new processes, one after the other; return how, and what each found."""
-    command = [sys.executable, str(Path(__file__)), "--here", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    how = ""
-    found: dict[tuple[str, str], list[Found]] = {}
-    for _ in range(processes):
-        output = subprocess.run(
-            command, env=environment, check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
-        first, *lines = map(json.loads, output.splitlines())
-        how = first["how"]
-        for line in lines:
-            found.setdefault((line.pop("task"), line.pop("case")), []).append(Found(**line))
-    return how, found
-
-
 def table(found: dict[tuple[str, str], list[Found]]) -> str:
     """Lay out what was found as a table in Markdown."""
     rows = [
@@ -351,7 +332,10 @@ def main() -> None:
     if options.here:
         measure_here(options.core, tasks, cpu_time=options.cpu_time)
         return
-    how, found = measure(options.processes, sys.argv[1:])
+    how, lines = measure(__file__, options.processes, sys.argv[1:])
+    found: dict[tuple[str, str], list[Found]] = {}
+    for line in lines:
+        found.setdefault((line.pop("task"), line.pop("case")), []).append(Found(**line))
     clock = "CPU time" if options.cpu_time else "time on the wall"
     print(f"{machine()}; {how}; {clock}; {options.processes} processes\n")
     print(table(found))

@@ -34,6 +34,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from _processes import measure
 from _twins import Batch, Batches, Classifier, Comparison, Workload, bare, compare, hold_still
 
 from statemachine_trainer.loops import log
@@ -137,32 +138,6 @@ def measure_here(core: int | None, sizes: list[str], *, cpu_time: bool) -> None:
             print(json.dumps({"size": size, "case": case, **asdict(found)}), flush=True)
 
 
-def measure(processes: int, arguments: list[str]) -> tuple[str, Found]:
-    """Measure in new processes, one after the other.
-
-    Args:
-        processes: Their number.
-        arguments: Of the command line, for each of them.
-
-    Returns:
-        How they were pinned, and what each found.
-    """
-    command = [sys.executable, str(Path(__file__)), "--here", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    how = ""
-    found: Found = {}
-    for _ in range(processes):
-        output = subprocess.run(
-            command, env=environment, check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
-        first, *lines = map(json.loads, output.splitlines())
-        how = first["how"]
-        for line in lines:
-            where = line.pop("size"), line.pop("case")
-            found.setdefault(where, []).append(Comparison(**line))
-    return how, found
-
-
 def table(found: Found) -> str:
     """Lay out what was found as a table in Markdown."""
     rows = [
@@ -206,7 +181,11 @@ def main() -> None:
     if options.here:
         measure_here(options.core, sizes, cpu_time=options.cpu_time)
         return
-    how, found = measure(options.processes, sys.argv[1:])
+    how, lines = measure(__file__, options.processes, sys.argv[1:])
+    found: Found = {}
+    for line in lines:
+        where = line.pop("size"), line.pop("case")
+        found.setdefault(where, []).append(Comparison(**line))
     turns = " and ".join(f"{WORKLOADS[size].turns} ({size})" for size in sizes)
     clock = "CPU time" if options.cpu_time else "time on the wall"
     print(
