@@ -46,11 +46,11 @@ class LightningOptimizerLoop(OptimizerLoop):
 
     def forward(self) -> Literal["forward_done", "closure", "next_optimizer", "optimized"]:
         """Call `on_train_batch_start`, which may leave the batch out, and the training step."""
-        first = self.turn == 0 and self.context.split_idx == 0
+        first = self._turns_done() == 0 and self.context.split_idx == 0
         if first and not self.view.hooks.batch_started():
             return "optimized"
         if self._steps_itself:
-            self.context.optimizer_idx = self.context.turns.at(self.context.counts.batch)[self.turn]
+            self._take_turn()
             return "closure"
         return super().forward()
 

@@ -68,7 +68,7 @@ class BatchLoop(TrainingLoop):
         """Cut the batch."""
         context = self.context
         context.split_idx = -1
-        if not self.carry_hiddens or context.counts.batch_in_epoch == 0:
+        if context.kept_hiddens and (not self.carry_hiddens or context.counts.batch_in_epoch == 0):
             context.kept_hiddens.clear()
         if self.split_steps is None:
             context.splits = [context.batch]
@@ -102,7 +102,7 @@ class BatchLoop(TrainingLoop):
         """Let go of the batch: only carried hiddens are kept beyond its step."""
         context = self.context
         context.batch = context.split = context.output = context.loss = None
-        if not self.carry_hiddens:
+        if context.kept_hiddens and not self.carry_hiddens:
             context.kept_hiddens.clear()
         context.splits = []
         return "batch_done"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from statemachine_trainer.loops.errors import StepOutputError
 from statemachine_trainer.loops.optimizers import OptimizerSlot
@@ -55,18 +56,29 @@ class OptimizerLoop(SteppingLoop):
 
     def forward(self) -> Literal["forward_done", "closure", "next_optimizer", "optimized"]:
         """Call the training step. A step that returns None leaves this optimizer out."""
+        # Written out for what is usual, as are the two states below: this is paid in every batch.
         context = self.context
-        slots = context.slots
-        index = context.turns.at(context.counts.batch)[self.turn] if len(slots) > 1 else 0
-        context.optimizer_idx = index
-        slot = slots[index]
+        slots, steps = context.slots, context.steps
+        if len(slots) > 1:
+            slot = self._take_turn()
+        else:
+            context.optimizer_idx = 0
+            slot = slots[0]
         if slot.takes_closure:
             return "closure"
         if slot.others:
             with slot.others_frozen():
                 usable = self._call_step()
-        else:
+        elif context.precision.autocasts or steps.takes_hiddens or self.nonfinite_loss != "ignore":
             usable = self._call_step()
+        else:
+            output = context.output = steps.training(context.split, context.batch_idx)
+            # Only attributes are looked at, which costs no call.
+            if output.__class__ is Tensor and output.requires_grad and not output.ndim:
+                context.loss = output
+                usable = True
+            else:
+                usable = self._read_loss(output)
         if not usable:
             return self._turn_done()
         if context.outputs is not None:
@@ -76,7 +88,6 @@ class OptimizerLoop(SteppingLoop):
     @transient
     def backward(self) -> Literal["backward_done", "next_optimizer", "optimized"]:
         """Clear the gradients at the beginning of a window, and propagate the loss backward."""
-        # Written out, without calls of the base class: this is paid for in every batch.
         context = self.context
         slot = context.slots[context.optimizer_idx]
         size = self._size or self._size_by_epoch()
@@ -106,6 +117,14 @@ class OptimizerLoop(SteppingLoop):
         slot = context.slots[context.optimizer_idx]
         if slot.takes_closure:
             self._step_with_closure(slot)
+        elif (
+            self.clip_norm is None
+            and self.clip_value is None
+            and context.precision.scaler is None
+            and not slot.schedulers
+        ):
+            slot.optimizer.step()
+            context.count_step(context.optimizer_idx)
         else:
             self._step(slot)
         return self._turn_done() if len(context.slots) > 1 else "optimized"

@@ -14,6 +14,7 @@ from statemachine_trainer.loops.outputs import read_output
 from statemachine_trainer.loops.scaling import scale_gradients, step_scaled
 from statemachine_trainer.loops.schedule import step_schedulers
 from statemachine_trainer.loops.split import detach
+from statemachine_trainer.machine.fields import RUN, field
 
 NonFinite = Literal["ignore", "raise", "skip"]
 
@@ -35,7 +36,11 @@ class SteppingLoop(TrainingLoop):
         SettingError: A setting out of its range.
     """
 
-    turn: int = 0
+    # Not reset when the loop is entered: that would be paid in every batch, and most models have one
+    # optimizer, whose turn it always is.
+    turn: int = field(0, scope=RUN)
+    turn_of: tuple[int, int] = field((-1, -1), scope=RUN)
+    """The split within which the turns are counted: the number of its batch, and its own."""
 
     def __init__(
         self,
@@ -77,17 +82,25 @@ class SteppingLoop(TrainingLoop):
     def _take_turn(self) -> OptimizerSlot:
         """Put the optimizer to work whose turn it is in this split."""
         context = self.context
-        context.optimizer_idx = context.turns.at(context.counts.batch)[self.turn]
+        context.optimizer_idx = context.turns.at(context.counts.batch)[self._turns_done()]
         return context.slots[context.optimizer_idx]
+
+    def _turns_done(self) -> int:
+        """Return how many optimizers have had their turn in this split."""
+        split = self.context.counts.batch, self.context.split_idx
+        if self.turn_of != split:
+            self.turn, self.turn_of = 0, split
+        return self.turn
 
     def _turn_done(self) -> Literal["next_optimizer", "optimized"]:
         """Move on to the next optimizer of this split, if there is one and no limit was reached."""
         context = self.context
         self.turn += 1
-        if context.finished and context.limits.every_optimizer:
-            return "optimized"
-        turns = context.turns.at(context.counts.batch)
-        return "next_optimizer" if self.turn < len(turns) else "optimized"
+        left_out = context.finished and context.limits.every_optimizer
+        if not left_out and self.turn < len(context.turns.at(context.counts.batch)):
+            return "next_optimizer"
+        self.turn = 0
+        return "optimized"
 
     # -- the training step -----------------------------------------------------------------------
 
@@ -101,16 +114,12 @@ class SteppingLoop(TrainingLoop):
         else:
             output = steps.training(context.split, context.batch_idx)
         context.output = output
-        # What steps return nearly always; only attributes are looked at, which costs no call.
-        if (
-            output.__class__ is torch.Tensor
-            and output.requires_grad
-            and not output.ndim
-            and not steps.takes_hiddens
-        ):
-            context.loss = output
-            return self.nonfinite_loss == "ignore" or self._is_finite(output)
-        loss, hiddens = read_output(output, steps.takes_hiddens, context.model)
+        return self._read_loss(output)
+
+    def _read_loss(self, output: Any) -> bool:
+        """Take loss and hiddens out of what a step returned; tell whether to use the loss."""
+        context = self.context
+        loss, hiddens = read_output(output, context.steps.takes_hiddens, context.model)
         context.loss = loss
         if loss is not None and self.nonfinite_loss != "ignore" and not self._is_finite(loss):
             return False

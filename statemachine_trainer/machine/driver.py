@@ -22,6 +22,7 @@ from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.moments import Moments, Until
 from statemachine_trainer.machine.program import (
     NO_ANSWER,
+    Calls,
     Edge,
     Emission,
     Node,
@@ -367,16 +368,22 @@ class Driver:
             if event is node.usual:
                 self._node = node = node.follows
                 continue
+            if event is node.other:
+                self._node = node = node.follows_other
+                continue
             try:
                 edge = node.edges.get(event)
             except TypeError:  # the answer is nothing that a dict can look up
                 edge = None
-            if edge is not None and edge.plain:
-                if node.usual is NO_ANSWER:
-                    node.follows, node.usual = edge.target, event
-                    if not edge.plain:  # another thread has just subscribed
-                        node.forget()
-                self._node = node = edge.target
+            if edge is not None and (calls := edge.calls) is not None:
+                self._node = edge.target
+                if calls:
+                    self._call(edge, calls)
+                    node = self._node
+                else:
+                    if node.other is NO_ANSWER:
+                        node.remember(event, edge)
+                    node = edge.target
                 continue
             if edge is None or edge.guards:
                 edge = self._choose(node, event)
@@ -396,6 +403,23 @@ class Driver:
                     self._pending = [*edge.quiet[::-1]]  # doing a reset twice does no harm
                     raise
         self._serve_requests()
+
+    def _call(self, edge: Edge, calls: Calls) -> None:
+        """Call those who listen on the way to the target."""
+        sender, done = self.sender, 0
+        try:
+            for call, moment in calls:
+                call(sender, moment)
+                done += 1
+                if edge.calls is not calls:  # somebody came or went: whom to call is found anew
+                    self._pending = edge.rest(calls, done)
+                    break
+            else:
+                return
+        except BaseException as error:
+            self._pending = edge.rest_with(calls, done, error)
+            raise
+        self._deliver()
 
     def _step(self) -> Edge | None:
         self.resting = False

@@ -15,7 +15,7 @@ from statemachine_trainer.machine.chart import Chart, Condition
 from statemachine_trainer.machine.declaration import is_transient
 from statemachine_trainer.machine.fields import RUN, UNSET, Field
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
-from statemachine_trainer.machine.signals import ENTER, EXIT, Moment, Receiver, Signal
+from statemachine_trainer.machine.signals import ENTER, EXIT, Call, Moment, Receiver, Signal
 from statemachine_trainer.machine.verify import END, LoopPlan
 
 Action = Callable[[], None]
@@ -48,24 +48,57 @@ class Emission:
         """Call the receivers. If one raises, what it leaves undone is put on top of `left`."""
         receivers, sender, moment = self.receivers, self.sender, self.moment
         if receivers is None:
-            signal = self.signal
-            receivers = signal.same_for_all
-            if receivers is None or signal.is_muted:
-                receivers = signal.listeners(sender)
+            receivers = self.signal.listeners(sender)
         done = 0
         try:
             for receiver in receivers:
                 receiver(sender, moment=moment)
                 done += 1
         except BaseException as error:
-            again = getattr(receivers[done], "again", receivers[done])
-            rest = (again, *receivers[done + 1 :])
-            left.append(Emission(self.signal, self.sender, self.moment, rest))
-            error.add_note(f"Raised by a receiver of the signal {self.moment.signal!r}.")
+            left.append(self.from_raising(receivers, done))
+            self.note(error)
             raise
+
+    def to(self, receivers: tuple[Receiver, ...]) -> Emission:
+        """Return the same emission, to these receivers only."""
+        return Emission(self.signal, self.sender, self.moment, receivers)
+
+    def from_raising(self, receivers: tuple[Receiver, ...], index: int) -> Emission:
+        """Return what is left of this emission when one of its receivers has raised."""
+        again = getattr(receivers[index], "again", receivers[index])
+        return self.to((again, *receivers[index + 1 :]))
+
+    def note(self, error: BaseException) -> None:
+        """Write onto an error where it comes from."""
+        error.add_note(f"Raised by a receiver of the signal {self.moment.signal!r}.")
 
 
 Step = Emission | Action
+
+
+class Calls(tuple[tuple[Call, Moment], ...]):
+    """All calls of receivers on an edge, in order, for an edge on which there is nothing else to do.
+
+    Attributes:
+        origins: For each call the emission, its receivers, and which of them it is.
+    """
+
+    origins: list[tuple[Emission, tuple[Receiver, ...], int]]
+
+    @classmethod
+    def of(cls, emissions: Iterable[Emission]) -> Calls | None:
+        """Find the calls; None if whom to call is known at the time only."""
+        calls: list[tuple[Call, Moment]] = []
+        origins = []
+        for one in emissions:
+            receivers = one.signal.same_for_all
+            if receivers is None or not all(hasattr(each, "direct") for each in receivers):
+                return None
+            calls += [(each.direct, one.moment) for each in receivers]  # type: ignore[attr-defined]
+            origins += [(one, receivers, index) for index in range(len(receivers))]
+        found = cls(calls)
+        found.origins = origins
+        return found
 
 
 class Edge:
@@ -79,10 +112,11 @@ class Edge:
         guards: Conditions with the answer they must give.
         otherwise: The edge to try when a guard refuses.
         heard: Whether anybody listens to one of the signals.
-        plain: Whether there is nothing to ask and nothing to do on the way to the target.
+        calls: What is done on the way to the target, if that is no more than to call those who
+            listen; empty if nobody does. None if there is something to ask or to do besides.
     """
 
-    __slots__ = ("guards", "heard", "moment", "otherwise", "plain", "quiet", "steps", "target")
+    __slots__ = ("calls", "guards", "heard", "moment", "otherwise", "quiet", "steps", "target")
 
     def __init__(
         self,
@@ -99,7 +133,7 @@ class Edge:
         self.guards = guards
         self.otherwise = otherwise
         self.heard = False
-        self.plain = not self.guards and not self.quiet
+        self.calls: Calls | None = None
 
     def emissions(self) -> list[Emission]:
         """Return the signals of the edge in the order in which they fire."""
@@ -109,14 +143,29 @@ class Edge:
         """Know from now on whether anybody listens, and tell the state that the edge leaves."""
 
         def refresh() -> None:
-            self.heard = any(one.signal.receivers for one in self.emissions())
-            self.plain = not (self.heard or self.guards or self.quiet)
+            emissions = self.emissions()
+            self.heard = any(one.signal.receivers for one in emissions)
+            self.calls = None if self.guards or self.quiet else Calls.of(emissions)
             if source is not None:
                 source.forget()
 
         for emission in self.emissions():
             emission.signal.watch(refresh)
         refresh()
+
+    def rest(self, calls: Calls, done: int) -> list[Step]:
+        """Return the steps that are left when some of the calls are made, the last one first."""
+        emission, receivers, index = calls.origins[done - 1]
+        return [*self._after(emission), emission.to(receivers[index + 1 :])]
+
+    def rest_with(self, calls: Calls, raising: int, error: BaseException) -> list[Step]:
+        """Return the steps that are left when one of the calls has raised, the last one first."""
+        emission, receivers, index = calls.origins[raising]
+        emission.note(error)
+        return [*self._after(emission), emission.from_raising(receivers, index)]
+
+    def _after(self, emission: Emission) -> tuple[Step, ...]:
+        return self.steps[: self.steps.index(emission)]
 
     def chosen(self) -> Edge | None:
         """Return this edge or the first alternative whose guards hold; None if none does."""
@@ -136,11 +185,16 @@ class Node:
         may_rest: Whether it may answer None: nothing to do until something comes from outside.
         edges: The edge for each event that it may answer with, bubbling resolved.
         posted: The edge for each event that may be posted while it is to run.
-        usual: The answer whose plain edge was gone first; `NO_ANSWER` before that.
+        usual: An answer on whose edge nobody is to be called; `NO_ANSWER` if none is known.
         follows: The node that follows on it. To keep the two here saves a look into `edges`.
+        other: A second answer of this kind.
+        follows_other: The node that follows on that.
     """
 
-    __slots__ = ("edges", "follows", "may_rest", "path", "posted", "transient", "usual", "work")
+    __slots__ = (
+        "edges", "follows", "follows_other", "may_rest", "other", "path", "posted", "transient",
+        "usual", "work",
+    )  # fmt: skip
 
     path: str
     work: Work
@@ -150,10 +204,21 @@ class Node:
     posted: dict[str, Edge]
     usual: object
     follows: Node | None
+    other: object
+    follows_other: Node | None
+
+    def remember(self, event: str, edge: Edge) -> None:
+        """Keep at hand where an answer leads on whose edge nobody is to be called."""
+        if self.usual is NO_ANSWER:
+            self.follows, self.usual = edge.target, event
+        elif self.other is NO_ANSWER:
+            self.follows_other, self.other = edge.target, event
+        if edge.calls is None or edge.calls:  # another thread has just subscribed
+            self.forget()
 
     def forget(self) -> None:
-        """Look into `edges` at the next answer; `follows` stays, as it may be in use just now."""
-        self.usual = NO_ANSWER
+        """Look into `edges` at the next answer. What follows stays: it may be in use just now."""
+        self.usual = self.other = NO_ANSWER
 
 
 class Program:

@@ -13,6 +13,8 @@ from statemachine_trainer.machine.errors import BadReceiver
 
 T = TypeVar("T")
 Receiver = Callable[..., Any]
+Call = Callable[[Any, "Moment"], Any]
+"""What is called with the sender and a moment, by position."""
 
 ENTER = "enter"
 EXIT = "exit"
@@ -93,10 +95,11 @@ class Signal(blinker.Signal):
 
     Attributes:
         name: Full name, such as "fit.epoch.fetch:enter".
-        same_for_all: The receivers in order, where they do not depend on the sender; else None.
+        same_for_all: Those to call, in order, where they do not depend on the sender; else None.
     """
 
     set_class = OrderedSet
+    _muted = False
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -108,8 +111,19 @@ class Signal(blinker.Signal):
     def __repr__(self) -> str:
         return f"<Signal {self.name!r}>"
 
+    @property
+    def is_muted(self) -> bool:
+        """Whether nobody is called; set by blinker's `muted`."""
+        return self._muted
+
+    @is_muted.setter
+    def is_muted(self, muted: bool) -> None:
+        if muted != self._muted:  # blinker sets it before there is anything to bring up to date
+            self._muted = muted
+            self.changed()
+
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed()` whenever a receiver comes or goes."""
+        """Call `changed()` whenever others are to be called than before."""
         self._watchers.append(changed)
 
     def forget_watchers(self) -> None:
@@ -128,12 +142,12 @@ class Signal(blinker.Signal):
                 "the machine calls plain ones."
             )
         connected = super().connect(receiver, sender, weak)
-        self._changed()
+        self.changed()
         return connected
 
     def _disconnect(self, receiver_id: Hashable, sender_id: Hashable) -> None:
         super()._disconnect(receiver_id, sender_id)
-        self._changed()
+        self.changed()
 
     def receivers_for(self, sender: Any) -> Iterator[Receiver]:  # type: ignore[override]
         """Yield the live receivers for a sender in the order in which they are called."""
@@ -142,8 +156,6 @@ class Signal(blinker.Signal):
 
     def listeners(self, sender: Any) -> tuple[Receiver, ...]:
         """Return those to call now, in order: none while the signal is muted."""
-        if self.is_muted:
-            return ()
         same = self.same_for_all
         return tuple(self.receivers_for(sender)) if same is None else same
 
@@ -152,10 +164,14 @@ class Signal(blinker.Signal):
         for receiver in self.listeners(sender):
             receiver(sender, moment=moment)
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
+        """Find anew whom to call; said by a receiver, too, if it is to be called in another way."""
         held = not any(isinstance(one, weakref.ReferenceType) for one in self.receivers.values())
         for_all = self._by_sender.keys() <= {blinker.base.ANY_ID}
-        self.same_for_all = tuple(self.receivers_for(blinker.ANY)) if held and for_all else None
+        if self._muted:
+            self.same_for_all = ()
+        else:
+            self.same_for_all = tuple(self.receivers_for(blinker.ANY)) if held and for_all else None
         for changed in self._watchers:
             changed()
 

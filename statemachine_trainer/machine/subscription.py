@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from statemachine_trainer.machine.errors import BadReceiver
-from statemachine_trainer.machine.signals import Moment, Receiver, Signal
+from statemachine_trainer.machine.signals import Call, Moment, Receiver, Signal
 
-Call = Callable[[Any, Moment], Any]
 Part = Literal["receiver", "condition"]
 
 
@@ -66,6 +65,8 @@ class Subscription:
                 f"every={every!r} for {name!r}: use a whole number from 1, or an interval with a "
                 "method `due`."
             )
+        if not isinstance(once, bool):
+            raise BadReceiver(f"once={once!r} for {name!r}: say True or False.")
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise BadReceiver(f"priority={priority!r} for {name!r}: use a whole number.")
         self.name = name
@@ -93,6 +94,11 @@ class Subscription:
         if self.once:
             self._spend()
 
+    @property
+    def direct(self) -> Call:
+        """What to call at each firing: the receiver itself where there is nothing to ask or count."""
+        return self if self._filters or self.once else self._call
+
     def deliver(self, sender: Any, moment: Moment) -> None:
         """Call the receiver without asking `every` and `when`."""
         if self.active:
@@ -116,6 +122,8 @@ class Subscription:
             self._call = probe(self, "receiver", self._call)
             if self._when is not None:
                 self._when = probe(self, "condition", self._when)
+        for signal in self._signals:
+            signal.changed()
 
     def revive(self, signals: list[Signal]) -> None:
         """Listen again after `once` has had its call."""
@@ -202,6 +210,11 @@ def adapt(function: Callable[..., Any], name: str) -> Callable[[Any, Moment], An
     if inspect.iscoroutinefunction(function):
         raise BadReceiver(
             f"The receiver for {name!r} is a coroutine function; the machine calls plain ones."
+        )
+    if inspect.isgeneratorfunction(function):
+        raise BadReceiver(
+            f"The receiver for {name!r} is a generator function: it has a `yield`, and nothing of it "
+            "would run when it is called."
         )
     try:
         signature = inspect.signature(function)

@@ -15,8 +15,8 @@ import torch
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.program import Probe, Work
-from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.machine.subscription import Call, Part, Subscription, label_of
+from statemachine_trainer.machine.signals import Call, Moment
+from statemachine_trainer.machine.subscription import Part, Subscription, label_of
 from statemachine_trainer.observe.durations import Durations
 from statemachine_trainer.observe.profile_table import as_html, as_table, as_text
 

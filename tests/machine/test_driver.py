@@ -131,7 +131,7 @@ def test_a_quiet_transition_costs_one_python_call_that_of_the_state() -> None:
         sys.setprofile(None)
     work = [name for name in calls if name in {path.rpartition(".")[2] for path in WHOLE_RUN}]
     assert len(work) == 50 * 6 + 3
-    assert len(calls) - len(work) < 20
+    assert len(calls) - len(work) < 30  # once for each answer that a state has, not for each batch
 
 
 # -- pausing ---------------------------------------------------------------------------------------

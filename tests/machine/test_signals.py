@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
 
 from statemachine_trainer.machine import Driver, Loop, Moment, SignalBoard, place
 from statemachine_trainer.machine.errors import AmbiguousSignal, BadReceiver, UnknownSignal
+from statemachine_trainer.machine.signals import Call
+from statemachine_trainer.machine.subscription import Part, Subscription
 from tests.machine.kit import Batch, Epoch, Fit, fit_driver, path_of
 
 FETCH = "fit.epoch.fetch"
@@ -143,7 +146,15 @@ def test_once_with_every_and_when_is_the_first_that_passes() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"every": 0}, {"every": True}, {"every": "3"}, {"every": -1}, {"priority": 1.5}, {"evry": 2}],
+    [
+        {"every": 0},
+        {"every": True},
+        {"every": "3"},
+        {"every": -1},
+        {"priority": 1.5},
+        {"evry": 2},
+        {"once": "no"},
+    ],
 )
 def test_senseless_options_are_refused(options: dict[str, Any]) -> None:
     driver = fit_driver()
@@ -272,6 +283,19 @@ def test_receivers_that_cannot_be_called_so_are_refused() -> None:
         board.signal("fetch").connect(wait)
 
 
+def test_what_would_never_be_called_is_refused() -> None:
+    driver = fit_driver()
+
+    def generator() -> Iterator[None]:
+        yield
+
+    with pytest.raises(BadReceiver, match="generator function"):
+        driver.board.on("fetch", generator)
+    with pytest.raises(BadReceiver, match=r"None\. Was the function called"):
+        driver.board.on("fetch", None)  # type: ignore[call-overload]
+    assert driver.board.subscriptions == []
+
+
 def test_the_sender_is_who_was_named() -> None:
     sender = object()
     got: list[object] = []
@@ -395,6 +419,77 @@ def test_a_receiver_may_subscribe_others_to_signals_still_to_come() -> None:
     driver.board.on("fetch:exit", subscribe, once=True)
     driver.run(until="epoch_end")
     assert calls == ["same transition", "later", "same signal"]
+
+
+def test_who_is_called_changes_in_the_middle_of_a_run_however_it_is_asked_for() -> None:
+    driver = fit_driver(Fit(epoch=Epoch(batches=6)))
+    calls: list[str] = []
+    heard_one = driver.board.on("fetch", lambda: calls.append("heard"))
+    signal = driver.board.signal("fetch")
+    muted = signal.muted()
+
+    def look(subscription: Subscription, part: Part, call: Call) -> Call:
+        def seen(sender: Any, moment: Moment) -> None:
+            calls.append("seen")
+            call(sender, moment)
+
+        return seen if subscription is heard_one else call
+
+    @driver.board.on("fetch", priority=1)
+    def change() -> None:
+        calls.append("changed")
+        match calls.count("changed"):
+            case 2:
+                driver.board.instrument(look)
+            case 3:
+                signal.connect(foreign, weak=False)
+            case 4:
+                muted.__enter__()
+
+    def foreign(_sender: Any, moment: Moment) -> None:
+        calls.append(moment.kind)
+
+    driver.board.on(
+        "batch_end", lambda: muted.__exit__(None, None, None), when=lambda: signal.is_muted
+    )
+    driver.run(until="epoch_end")
+    heard = ["changed", "heard"]
+    seen = ["changed", "seen", "heard"]
+    assert calls == [
+        *heard,
+        *seen,
+        *seen,
+        *seen,
+        "enter",
+        *seen,
+        "enter",
+        *seen,
+        "enter",
+        *seen,
+        "enter",
+    ]
+
+
+def test_a_receiver_that_changes_who_listens_and_then_raises_is_called_again_with_the_rest() -> (
+    None
+):
+    driver = fit_driver()
+    calls: list[str] = []
+    gone = driver.board.on("fetch", lambda: calls.append("gone"))
+
+    @driver.board.on("fetch", priority=1)
+    def raising() -> None:
+        calls.append("raising")
+        gone.cancel()
+        if len(calls) == 1:
+            driver.board.on("fetch:exit", lambda: calls.append("new"), once=True)
+            raise ValueError("no")
+
+    driver.board.on("fetch", lambda: calls.append("last"), priority=-1)
+    with pytest.raises(ValueError, match="no"):
+        driver.run()
+    driver.run(until="batch_start")
+    assert calls == ["raising", "raising", "last", "new"]
 
 
 def test_describe_prints_receivers_in_the_order_of_their_calls() -> None:
