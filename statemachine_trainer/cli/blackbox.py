@@ -101,8 +101,7 @@ def _story(ring: Ring) -> str:
         text = f"{status} {ago} ago, after {state}"
         if ring.alive is False and status in ("paused", "resting"):
             text += "; the process is gone"
-    torn = " An entry was half written, and is left out." if ring.torn else ""
-    return f"{who}: {text}.{torn}"
+    return f"{who}: {text}."
 
 
 def _parting(parting: Parting) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from statemachine_trainer.observe.processes import (
     rank_of_process,
     ranks_of_run,
 )
-from statemachine_trainer.observe.ring import CAPACITY, ENTRY, RingWriter, read_ring
+from statemachine_trainer.observe.ring import CAPACITY, ENTRY, RingWriter, clock, read_ring
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _MARKS: Final[Mapping[str, Mark]] = {
 }
 _START, _BACK, _ODD = "(start)", "(back)", "(no event)"
 _POSTED, _MOVED = "(posted)", "(moved)"
-_ANY: Final = -1
+_ANSWER, _POST, _SEPARATOR = "answer", "post", "\t"
 _EARLIER: Final = "-earlier"
 
 
@@ -79,7 +79,6 @@ class Ring:
         pid: Its number.
         host: Its machine.
         alive: Whether it lives; None if that cannot be seen from here.
-        torn: Whether it was killed (or read) in the middle of an entry, which is left out.
         read: When this was read.
     """
 
@@ -89,7 +88,6 @@ class Ring:
     pid: int
     host: str
     alive: bool | None
-    torn: bool
     read: datetime
     _entries: tuple[Entry, ...]
 
@@ -154,17 +152,13 @@ def _rank(path: Path, tail: str) -> int | None:
 
 def _read(path: Path) -> Ring:
     raw = read_ring(path)
-    read, names, facts = datetime.now(UTC), raw.names, raw.facts
-
-    def name(number: int) -> str:
-        return names[number] if number < len(names) else f"(name {number})"
-
+    read, facts, legend = datetime.now(UTC), raw.facts, _Legend(raw.names)
     entries = tuple(
         Entry(
             one.number,
             datetime.fromtimestamp(one.time / 1e9, UTC),
-            name(one.event),
-            name(one.state),
+            legend.event(one.way, one.state),
+            legend.name(one.state),
             one.step,
         )
         for one in raw.entries
@@ -176,10 +170,38 @@ def _read(path: Path) -> Ring:
         pid=facts.get("pid", 0),
         host=str(facts.get("host")),
         alive=is_alive(facts),
-        torn=raw.torn,
         read=read,
         _entries=entries,
     )
+
+
+class _Legend:
+    """What the numbers of a ring stand for.
+
+    A way is an answer with the state that it leads to. Where another state was entered there was an
+    event from outside in between, and the posted events of the chart tell which.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._posted: dict[tuple[str, str], list[str]] = {}
+        for name in names:
+            if name.startswith(f"{_POST}{_SEPARATOR}"):
+                _, source, event, target = name.split(_SEPARATOR)
+                self._posted.setdefault((source, target), []).append(event)
+
+    def name(self, number: int) -> str:
+        return self._names[number] if number < len(self._names) else f"(name {number})"
+
+    def event(self, way: int, state: int) -> str:
+        entered, parts = self.name(state), self.name(way).split(_SEPARATOR)
+        if parts[0] != _ANSWER:  # there was no room for it
+            return parts[0]
+        _, event, target = parts
+        if target in ("", entered):
+            return event
+        found = self._posted.get((target, entered), [_MOVED])
+        return found[0] if len(found) == 1 else _POSTED
 
 
 class Parting(NamedTuple):
@@ -272,7 +294,7 @@ class BlackBox:
     def _write(self, event: str, state: str) -> None:
         ring = self._ring
         if ring is not None:
-            ring.write(_steps(self._drivers[0].context), ring.name(event), ring.name(state))
+            ring.write(_steps(self._drivers[0].context), ring.name(state), ring.name(_way(event)))
 
 
 def _steps(context: Any) -> int:
@@ -281,30 +303,44 @@ def _steps(context: Any) -> int:
 
 def _probe_for(ring: RingWriter, driver: Driver, counting: Driver) -> Callable[[str, Work], Work]:
     """Make the probe of a driver. What it puts around a state is paid at each transition."""
-    last = [(ring.name(_START), _ANY)]  # the event of the state before, and where it leads
-    odd = (ring.name(_ODD), _ANY)
-    memory, numbers, start = ring.memory, ring.numbers, ring.start
-    capacity, size, store, now = ring.capacity, ENTRY.size, ENTRY.pack_into, time.time_ns
+    way = [ring.name(_way(_START))]  # by which the next state is entered, if nothing intervenes
+    for node in driver.program.nodes.values():
+        for event, edge in node.posted.items():
+            if edge.target is not None:
+                ring.name(_SEPARATOR.join((_POST, node.path, event, edge.target.path)))
 
     def probe(path: str, work: Work) -> Work:
-        here = ring.name(path)
-        answers = _Answers(ring, driver, path)
+        ways: dict[object, int] = {}
 
-        def recorded() -> object:
-            event, leads_to = last[0]
-            if leads_to != here and leads_to != _ANY:
-                event = _posted_event(ring, driver, leads_to, path)
-            context = counting.context
-            step = 0 if context is None else context.counts.step
-            number = next(numbers)
-            store(
-                memory, start + number % capacity * size, number, now(), step, event, here, number
-            )
-            answer: Any = work()
+        def learn(answer: object) -> int:
+            found = ring.name(_way_of(driver, path, answer if isinstance(answer, str) else _ODD))
+            if isinstance(answer, str):
+                ways[answer] = found
+            return found
+
+        # As defaults, names of a function lie side by side: between the states of a real model its
+        # code finds nothing in the caches of the processor.
+        def recorded(
+            work: Work = work,
+            here: int = ring.name(path),
+            way: list[int] = way,
+            ways: dict[object, int] = ways,
+            counting: Driver = counting,
+            store: Callable[..., None] = ENTRY.pack_into,
+            memory: mmap = ring.memory,
+            places: Iterator[int] = ring.places,
+            clock: Callable[[], int] = clock,
+        ) -> object:
             try:
-                last[0] = answers[answer]
-            except TypeError:  # nothing that a dict can look up; the driver will complain
-                last[0] = odd
+                step = counting.context.counts.step
+            except AttributeError:  # nothing was trained yet
+                step = 0
+            store(memory, next(places), step, here, way[0], clock())
+            answer = work()
+            try:
+                way[0] = ways[answer]
+            except (KeyError, TypeError):  # a new one, or nothing that a dict can look up
+                way[0] = learn(answer)
             return answer
 
         return recorded
@@ -312,33 +348,14 @@ def _probe_for(ring: RingWriter, driver: Driver, counting: Driver) -> Callable[[
     return probe
 
 
-class _Answers(dict[str, tuple[int, int]]):
-    """The number of each event that a state answers with, and of the state that it leads to."""
-
-    def __init__(self, ring: RingWriter, driver: Driver, path: str) -> None:
-        super().__init__()
-        self._ring, self._driver, self._path = ring, driver, path
-
-    def __missing__(self, event: object) -> tuple[int, int]:
-        name = self._ring.name
-        number = name(event if isinstance(event, str) else _ODD)
-        node = self._driver.program.nodes.get(self._path)
-        edge = node.edges.get(event) if node is not None and isinstance(event, str) else None
-        certain = edge is not None and not edge.guards and edge.target is not None
-        leads_to = name(edge.target.path) if certain else _ANY  # type: ignore[union-attr]
-        if isinstance(event, str):
-            self[event] = number, leads_to
-        return number, leads_to
+def _way(event: str, target: str = "") -> str:
+    """Write an answer as a name, with the state that it leads to if this is certain."""
+    return _SEPARATOR.join((_ANSWER, event, target))
 
 
-def _posted_event(ring: RingWriter, driver: Driver, leads_to: int, path: str) -> int:
-    """Find the posted event by which the state was entered instead of the one that was to come.
-
-    Several may lead there; if none does, the machine was moved by hand, as by `rewind`.
-    """
-    nodes = (one for one in driver.program.nodes.values() if ring.name(one.path) == leads_to)
-    edges = [(e, edge.target) for node in nodes for e, edge in node.posted.items()]
-    found = [event for event, target in edges if target is not None and target.path == path]
-    if not found:
-        return ring.name(_MOVED)
-    return ring.name(found[0] if len(found) == 1 else _POSTED)
+def _way_of(driver: Driver, path: str, event: str) -> str:
+    node = driver.program.nodes.get(path)
+    edge = None if node is None else node.edges.get(event)
+    if edge is None or edge.guards:
+        return _way(event)
+    return _way(_START) if edge.target is None else _way(event, edge.target.path)

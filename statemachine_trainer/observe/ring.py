@@ -1,14 +1,17 @@
 """The layout of a black box: a file of fixed size that a process writes through its memory.
 
-    magic, length of the facts | facts (JSON) | length of the names | names, one a line | entries
+    magic, length of the facts | facts (JSON) | laps | length of the names | names, one a line | entries
 
-An entry is its number, the time, the optimizer step, the event, the state, and its number again.
-The first number is stored before the others and the second after them: an entry whose two numbers
-differ was being written when the process died, or is being written now. What a process has stored
-belongs to the kernel: it is in the file whatever becomes of the process, SIGKILL included. (Not
-whatever becomes of the machine: nothing here waits for a disk.)
+An entry is the optimizer step, the state, the way there, and the time, which is stored last. What a
+process has stored belongs to the kernel: it is in the file whatever becomes of the process, SIGKILL
+included. (Not whatever becomes of the machine: nothing here waits for a disk.)
 
-Names of states and events are only ever added, so that an entry never changes its meaning.
+Entries carry no number: to store one costs time at each transition. Their times never go back, and
+at the beginning of each lap of the ring its number and its time are noted, in two places by turns:
+so the number of an entry follows from its place and its time. The one place at which an entry may be
+half written is that of the oldest, which is not read; and what changes while it is read is left out.
+
+Names are only ever added, so that an entry never changes its meaning.
 """
 
 from __future__ import annotations
@@ -18,23 +21,28 @@ import mmap
 import struct
 import time
 from collections.abc import Iterator
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from statemachine_trainer.machine.errors import StateMachineError
 
 CAPACITY: Final = 8192
-"""Entries that are kept: those of about a thousand batches, in 320 kB."""
+"""Entries that there is room for: those of about a thousand batches, in 200 kB."""
 
-ENTRY: Final = struct.Struct("<QQQIIQ")
-_MAGIC: Final = b"smt-box1"
+ENTRY: Final = struct.Struct("<QIIQ")
+_MAGIC: Final = b"smt-box2"
 _LENGTH: Final = struct.Struct("<I")
+_LAP: Final = struct.Struct("<QQQ")
 _FACTS_AT: Final = len(_MAGIC) + _LENGTH.size
+_LAPS_AT: Final = 1984
 _NAMES_AT: Final = 2048
 _ENTRIES_AT: Final = 65536
 _ROOM: Final = _ENTRIES_AT - _NAMES_AT - _LENGTH.size
 _UNNAMED: Final = "(no room for its name)"
+
+clock: Final = time.perf_counter_ns
+"""Tells the time of entries: never goes back, and is fine enough on every system."""
 
 
 class BadRing(StateMachineError):
@@ -42,13 +50,16 @@ class BadRing(StateMachineError):
 
 
 class RawEntry(NamedTuple):
-    """An entry as it is stored: `event` and `state` are numbers of names."""
+    """An entry as it was read: `state` and `way` are numbers of names, `time` is that of the day.
+
+    The number counts from 1, the time is in nanoseconds since the epoch.
+    """
 
     number: int
     time: int
     step: int
-    event: int
     state: int
+    way: int
 
 
 class RingWriter:
@@ -57,13 +68,11 @@ class RingWriter:
     Args:
         path: The file; replaced if it is there.
         facts: What a reader is to know of the process, as data that JSON can hold.
-        capacity: Entries that are kept.
+        capacity: Entries that there is room for.
 
     Attributes:
         memory: The mapped file, for those who store entries themselves.
-        numbers: Numbers of the entries to come, from 1.
-        start: Where the entries begin.
-        capacity: Entries that are kept.
+        places: Where the next entry, and those after it, are to be stored; without an end.
 
     Raises:
         OSError: The file cannot be written.
@@ -71,7 +80,7 @@ class RingWriter:
 
     def __init__(self, path: Path, facts: dict[str, Any], *, capacity: int = CAPACITY) -> None:
         text = json.dumps({**facts, "capacity": capacity}).encode()
-        if len(text) > _NAMES_AT - _FACTS_AT:
+        if len(text) > _LAPS_AT - _FACTS_AT:
             raise BadRing(f"The facts of {path} are too long: {len(text)} bytes.")
         # Written out, not left sparse: to store into a page for which the disk has no room kills
         # the process.
@@ -82,9 +91,8 @@ class RingWriter:
             file.flush()
             self.memory = mmap.mmap(file.fileno(), 0)
         temporary.replace(path)
-        self.numbers: Iterator[int] = count(1)
-        self.start = _ENTRIES_AT
-        self.capacity = capacity
+        self._lap = range(_ENTRIES_AT, _ENTRIES_AT + capacity * ENTRY.size, ENTRY.size)
+        self.places: Iterator[int] = chain.from_iterable(map(self._begin_lap, count(1)))
         self._used = 0
         self._names: dict[str, int] = {}
         self.name(_UNNAMED)
@@ -103,11 +111,14 @@ class RingWriter:
         _LENGTH.pack_into(self.memory, _NAMES_AT, self._used)
         return self._names.setdefault(text, len(self._names))
 
-    def write(self, step: int, event: int, state: int) -> None:
+    def write(self, step: int, state: int, way: int) -> None:
         """Add an entry, in place of the oldest one."""
-        number = next(self.numbers)
-        at = self.start + number % self.capacity * ENTRY.size
-        ENTRY.pack_into(self.memory, at, number, time.time_ns(), step, event, state, number)
+        ENTRY.pack_into(self.memory, next(self.places), step, state, way, clock())
+
+    def _begin_lap(self, number: int) -> range:
+        at = _LAPS_AT + number % 2 * _LAP.size
+        _LAP.pack_into(self.memory, at, clock(), time.time_ns(), number)
+        return self._lap
 
 
 class RawRing(NamedTuple):
@@ -117,13 +128,11 @@ class RawRing(NamedTuple):
         facts: What the process said of itself.
         names: The names, by number.
         entries: Whole entries without a gap, the oldest first.
-        torn: Whether an entry was half written.
     """
 
     facts: dict[str, Any]
     names: list[str]
     entries: list[RawEntry]
-    torn: bool
 
 
 def read_ring(path: Path) -> RawRing:
@@ -133,19 +142,17 @@ def read_ring(path: Path) -> RawRing:
         BadRing: It is something else.
     """
     try:
-        data = path.read_bytes()
+        before, data = path.read_bytes(), path.read_bytes()
     except OSError as error:
         raise BadRing(f"{path} cannot be read: {error.strerror}.") from error
     try:
         facts = _facts(data)
-        capacity = facts["capacity"]
-        names = _names(data)
-        slots = [*ENTRY.iter_unpack(data[_ENTRIES_AT : _ENTRIES_AT + capacity * ENTRY.size])]
-        if len(slots) != capacity or not capacity:
-            raise ValueError("it is too short")
+        slots, slots_before = (_slots(one, facts["capacity"]) for one in (data, before))
+        names, laps = _names(data), _laps(data)
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise BadRing(f"{path} is not a black box that can be read here: {error}.") from error
-    return RawRing(facts, names, *_in_order(slots))
+    still = [slot if slot == was else None for slot, was in zip(slots, slots_before, strict=True)]
+    return RawRing(facts, names, _in_order(still, laps))
 
 
 def _facts(data: bytes) -> dict[str, Any]:
@@ -158,24 +165,40 @@ def _facts(data: bytes) -> dict[str, Any]:
     return facts
 
 
+def _slots(data: bytes, capacity: int) -> list[tuple[int, ...]]:
+    slots = [*ENTRY.iter_unpack(data[_ENTRIES_AT : _ENTRIES_AT + capacity * ENTRY.size])]
+    if len(slots) != capacity or not capacity:
+        raise ValueError("it is too short")
+    return slots
+
+
 def _names(data: bytes) -> list[str]:
     (used,) = _LENGTH.unpack_from(data, _NAMES_AT)
     start = _NAMES_AT + _LENGTH.size
     return data[start : start + min(used, _ROOM)].decode(errors="replace").split("\n")[:-1]
 
 
-def _in_order(slots: list[tuple[int, ...]]) -> tuple[list[RawEntry], bool]:
-    """Return the newest run of whole entries, and whether the one after them is torn."""
+def _laps(data: bytes) -> list[tuple[int, ...]]:
+    """Return number, clock and time of day at the beginning of the last two laps, newest first."""
+    noted = [_LAP.unpack_from(data, _LAPS_AT + place * _LAP.size) for place in (0, 1)]
+    found = sorted(((number, at, day) for at, day, number in noted if number), reverse=True)
+    # A place whose time is newer than that of a later lap was being written over.
+    return [lap for lap in found if lap[1] <= found[0][1]]
+
+
+def _in_order(slots: list[tuple[int, ...] | None], laps: list[tuple[int, ...]]) -> list[RawEntry]:
+    """Return the newest entries without a gap; that in the place to be written next is left out."""
     capacity = len(slots)
-    whole = {
-        slot[0]: RawEntry(*slot[:5])
-        for place, slot in enumerate(slots)
-        if slot[0] == slot[5] and slot[0] and slot[0] % capacity == place
-    }
-    newest = max(whole, default=0)
-    first = newest
-    while first - 1 in whole:
+    found: dict[int, RawEntry] = {}
+    for place, slot in enumerate(slots):
+        if slot is None or not slot[-1]:
+            continue
+        step, state, way, at = slot
+        lap = next((lap for lap in laps if lap[1] <= at), None)
+        if lap is not None:
+            number = (lap[0] - 1) * capacity + place + 1
+            found[number] = RawEntry(number, at - lap[1] + lap[2], step, state, way)
+    newest = first = max(found, default=0)
+    while first - 1 in found and newest - first + 2 < capacity:
         first -= 1
-    after = slots[(newest + 1) % capacity]
-    entries = [whole[number] for number in range(first, newest + 1) if number]
-    return entries, after[0] != after[5]
+    return [found[number] for number in range(first, newest + 1) if number]

@@ -157,7 +157,7 @@ def test_blackbox_shows_ranks_side_by_side_and_where_they_part(tmp_path: Path) -
     ]
     for rank, box in enumerate(boxes):
         for step, state in enumerate(["a", "b", "c", f"only {rank}", *"defghij"][: 11 - rank]):
-            box.write(step, box.name("next"), box.name(state))
+            box.write(step, box.name(state), box.name("next"))
     done = smt("blackbox", tmp_path, "-n", 4)
     rows = [row.split() for row in done.stdout.splitlines()[:5]]
     assert rows[0] == ["rank", "0", "rank", "1"]
@@ -169,7 +169,7 @@ def test_blackbox_shows_ranks_side_by_side_and_where_they_part(tmp_path: Path) -
 
 def test_a_name_in_it_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     box = RingWriter(tmp_path / "blackbox-0.ring", {"rank": 0, "pid": 1, "host": "\x1b[2J"})
-    box.write(1, box.name("\x1b]0;title\x07"), box.name("[red]evil"))
+    box.write(1, box.name("[red]evil"), box.name("\x1b]0;title\x07"))
     done = smt("blackbox", tmp_path)
     assert "\x1b" not in done.stdout
     assert "\x07" not in done.stdout

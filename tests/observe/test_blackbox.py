@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import struct
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +127,7 @@ def test_only_as_many_transitions_are_kept_as_there_is_room_for(tmp_path: Path) 
     BlackBox(tmp_path, [mine.driver], capacity=16)
     mine.run()
     ring = only(tmp_path)
-    assert len(ring) == 16
+    assert len(ring) == 15  # all but the oldest, which the next one may be writing over
     assert (ring.path.stat().st_size - 65536) == 16 * ENTRY.size
     assert [one.number for one in ring.entries(3)] == [e.number for e in ring.entries()][-3:]
 
@@ -191,37 +191,74 @@ def test_a_folder_that_cannot_hold_one_does_not_harm_the_run(
 # -- the file --------------------------------------------------------------------------------------
 
 
-def test_an_entry_that_was_half_written_is_recognised_and_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("capacity", [3, 4, 7])
+def test_whatever_was_stored_of_an_entry_at_the_death_of_its_process_the_others_are_whole(
+    tmp_path: Path, capacity: int
+) -> None:
+    path = tmp_path / "blackbox-0.ring"
+    ring = RingWriter(path, {}, capacity=capacity)
+    state = ring.name("state")
+    for number in range(1, 4 * capacity):
+        before = bytes(ring.memory)
+        ring.write(number, state, state)
+        after = bytes(ring.memory)
+        changed = [
+            at for at in range(0, len(after), 4) if before[at : at + 4] != after[at : at + 4]
+        ]
+        for killed_at in changed:  # the laps lie before the entries, as they are stored
+            path.write_bytes(after[:killed_at] + before[killed_at:])
+            found = [(one.number, one.step) for one in read_ring(path).entries]
+            kept = range(max(1, number - capacity + 1), number)
+            assert found == [(each, each) for each in kept], (number, killed_at)
+        path.write_bytes(after)
+        assert read_ring(path).entries[-1].number == number
+
+
+def test_times_of_entries_are_those_of_the_day_in_every_lap(tmp_path: Path) -> None:
     path = tmp_path / "blackbox-0.ring"
     ring = RingWriter(path, {}, capacity=4)
-    state = ring.name("state")
-    for step in range(6):
-        ring.write(step, state, state)
-    assert [(e.number, e.step) for e in read_ring(path).entries] == [(3, 2), (4, 3), (5, 4), (6, 5)]
-    # The number 7 stands before its entry and not yet after it, where the 3 was.
-    struct.pack_into("<QQQ", ring.memory, ring.start + 3 * ENTRY.size, 7, 1, 99)
-    found = read_ring(path)
-    assert [e.number for e in found.entries] == [4, 5, 6]
-    assert found.torn
-    assert only(tmp_path).torn
+    begun = time.time_ns()
+    for step in range(30):
+        ring.write(step, 0, 0)
+    times = [one.time for one in read_ring(path).entries]
+    assert times == sorted(times)
+    assert begun - 1_000_000 <= times[0] <= times[-1] <= time.time_ns() + 1_000_000
+
+
+def test_what_changes_while_a_ring_is_read_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "blackbox-0.ring"
+    ring = RingWriter(path, {}, capacity=8)
+    for step in range(1, 21):
+        ring.write(step, 0, 0)
+    read = Path.read_bytes
+
+    def read_and_write_on(self: Path) -> bytes:
+        found = read(self)
+        ring.write(21, 0, 0)
+        ring.write(22, 0, 0)
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_write_on)
+    assert [one.step for one in read_ring(path).entries] == [15, 16, 17, 18, 19, 20]
 
 
 def test_a_file_that_is_something_else_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "blackbox-0.ring"
-    ring = RingWriter(path, {"pid": 1})
+    RingWriter(path, {"pid": 1})
     whole = path.read_bytes()
     for damaged in (b"", b"text", whole[:5000], whole.replace(b'"capacity"', b'"cap"')):
         path.write_bytes(damaged)
         with pytest.raises(BadRing, match=r"blackbox-0\.ring is not a black box"):
             read_blackbox(tmp_path)
-    assert ring.capacity > 0
 
 
 def test_names_beyond_the_room_for_them_cost_their_name_only(tmp_path: Path) -> None:
     path = tmp_path / "blackbox-0.ring"
     ring = RingWriter(path, {}, capacity=4)
     long = [ring.name(f"{number}" * 5000) for number in range(30)]
-    ring.write(1, ring.name("odd\nname"), long[-1])
+    ring.write(1, long[-1], ring.name("odd\nname"))
     found = read_ring(path)
     assert found.names[found.entries[0].state] == "(no room for its name)"
     assert len(set(long)) > 3
