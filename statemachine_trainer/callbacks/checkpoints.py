@@ -7,8 +7,9 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,14 +22,21 @@ from statemachine_trainer.callbacks.interruption import (
     heeding,
     raise_interruption,
 )
+from statemachine_trainer.callbacks.unmeasured import (
+    all_has_run,
+    refuse_unmeasured,
+    unmeasured,
+    was_validated,
+)
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.errors import MissingMetric, SettingError
+from statemachine_trainer.loops.errors import SettingError
 from statemachine_trainer.loops.every import Ticker, parse_interval
+from statemachine_trainer.loops.interval import see_that_samples_are_counted
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import NotStarted, UnknownSignal, suggest
-from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.errors import NotStarted, UnknownSignal
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.machine.subscription import Subscription
+from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import (
     Best,
     Loaded,
@@ -38,6 +46,7 @@ from statemachine_trainer.snapshot import (
     Unwritable,
     WriteFailed,
 )
+from statemachine_trainer.snapshot.ranked import find_together, save_together, tree_of_rank
 from statemachine_trainer.snapshot.retention import Kept
 from statemachine_trainer.snapshot.weights import load_checkpoint
 
@@ -52,7 +61,6 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _LAST = -1000
-_DEPTH_OF_EPOCH_END = 2  # "fit.epoch.epoch_end"
 _BATCH_IN_FLIGHT = re.compile(
     r"context\.in_flight\.(batch|splits?|kept_hiddens|output|loss|aside)\b"
 )
@@ -85,7 +93,11 @@ class Checkpoints:
     flight that cannot be written down (an object of a class of one's own) postpones it until the
     batch is done. Where retention keeps the best by a metric, one is also written whenever this
     metric has just been measured and is among the best: only then are metric and weights of one
-    moment. A metric that nobody has logged when the first epoch that validates is over is an error.
+    moment. A metric that nobody has logged when the first epoch that validates is over is an error;
+    with phases that epoch is one of the last of them, with folds the first fold has to be over.
+
+    Of several ranks each has Checkpoints of the same folder; rank 0 writes, and the state of each is
+    in what it writes.
 
     One run at a time writes to a folder. Beside the checkpoints it holds `run.json`, the record of
     how the run was started.
@@ -136,6 +148,7 @@ class Checkpoints:
         self._epoch_ended: tuple[int, int] | None = None
         self._postponed_at: int | None = None
         self._handling = self._stopped = False
+        self._wanted = self._stop_agreed = False
         self._heed: Heed | None = None
         self._host: Host | None = None
         self._driver: Driver | None = None
@@ -169,6 +182,7 @@ class Checkpoints:
         self._listen(f"{root}*.validation_end:exit", self._validated)
         self._listen(f"{root}*.epoch_end", self._epoch_ends)
         self._listen(f"{root}*.epoch_end:exit", self._epoch_has_ended)
+        self._listen(f"{root}*.fold_end:exit", self._fold_has_ended)
         self._listen(f"{root}:exit", self._fit_has_ended)
 
     def _listen(self, name: str, receiver: Callable[..., None]) -> bool:
@@ -188,12 +202,17 @@ class Checkpoints:
         driver = self._running
         if driver.path is None and driver.outcome is None:
             raise NotStarted("There is nothing to write before a fit was started.")
+        if driver.running and Ranks.here() is not None:
+            self._wanted = True  # all ranks write where they meet next
+            return
         driver.at_boundary(self._write)
 
     def _look(self, ended: Literal["epoch", "run"] | None = None) -> None:
         context = self._context
         if self.every.unit == "second":
             context.read_clock()
+        elif self.every.unit == "sample":
+            see_that_samples_are_counted(context, self.every)
         if self._ticker.due(context.counts, ended):
             self._due = True
 
@@ -218,10 +237,19 @@ class Checkpoints:
         self._look()
         self._due = self._due or self._is_among_the_best(context.train_metrics)
         self._write_if_due()
-        # Of several fits in one machine a later one may be the one that measures it.
-        alone = moment.path.count(SEPARATOR) <= _DEPTH_OF_EPOCH_END
-        if alone and self._unmeasured() is not None:
-            self._running.at_boundary(self._refuse_unmeasured)  # after what was due is written
+        if was_validated(context):
+            self._look_for_the_best(moment, f"the end of epoch {context.counts.epoch - 1}")
+
+    def _fold_has_ended(self, moment: Moment) -> None:
+        self._look_for_the_best(moment, f"the end of a fold ({moment.path!r})")
+
+    def _look_for_the_best(self, moment: Moment, until: str) -> None:
+        """Refuse a metric that retention goes by, if nothing is to come that may log it."""
+        context, metrics = self._context, [one.metric for one in self._best()]
+        if unmeasured(context, metrics) is None or not all_has_run(self._running.root, moment.path):
+            return
+        refuse = partial(refuse_unmeasured, context, metrics, until)
+        self._running.at_boundary(refuse)  # after what was due is written
 
     def _fit_has_ended(self) -> None:
         self._look("run")
@@ -247,7 +275,7 @@ class Checkpoints:
         if counts.batch != counts.step:  # else a later batch of the step would replace this one
             name += f"-batch-{counts.batch:08d}"
         try:
-            self.last = self.store.save(host.state_dict(), name=name, metadata=self._metadata())
+            self.last = self._save(host.state_dict(), name)
         except Unwritable as error:
             if _BATCH_IN_FLIGHT.match(error.where) is None or not self._may_postpone():
                 self._postponed_at = None
@@ -257,6 +285,12 @@ class Checkpoints:
         if self.on_written is not None:
             self.on_written(self.last)
         return True
+
+    def _save(self, tree: dict[str, Any], name: str) -> Path:
+        ranks, metadata = Ranks.here(), self._metadata()
+        if ranks is None:
+            return self.store.save(tree, name=name, metadata=metadata)
+        return save_together(ranks, self.store, tree, name=name, metadata=metadata)
 
     def _may_postpone(self) -> bool:
         """Whether the batch in flight will be gone soon: not if it has outlived the next one."""
@@ -298,29 +332,18 @@ class Checkpoints:
         rules = [rule for rule in self._best() if rule.metric in measured]
         return bool(rules) and self._would_be_kept(rules)
 
-    def _unmeasured(self) -> str | None:
-        """A metric that retention goes by and that should be known by now, but is not."""
-        context, known = self._context, self._known()
-        if not known or (context.validation and context.validated_at is None):
-            return None
-        return next((one.metric for one in self._best() if one.metric not in known), None)
-
-    def _refuse_unmeasured(self) -> None:
-        metric = self._unmeasured()
-        if metric is not None:
-            raise MissingMetric(
-                f"Retention keeps the best by {metric!r}, which was not logged up to the end of "
-                f"epoch {self._context.counts.epoch - 1}. {suggest(metric, self._known())}"
-            )
-
-    def _known(self) -> set[str]:
-        return {*self._context.results, *self._context.train_metrics}
-
     def _best(self) -> tuple[Best, ...]:
         best = self.store.retention.best
         return best if isinstance(best, tuple) else (best,)
 
     def _would_be_kept(self, rules: list[Best]) -> bool:
+        ranks = Ranks.here()
+        if ranks is None:
+            return self._would_keep(rules)
+        # The others may see the folder at another moment.
+        return bool(ranks.from_first(ranks.rank == 0 and self._would_keep(rules)))
+
+    def _would_keep(self, rules: list[Best]) -> bool:
         self.store.wait()
         present = [one for one in self.store.list() if one.damage is None]
         candidates: list[Kept] = [
@@ -395,16 +418,21 @@ class Checkpoints:
         """
         if loaded is not None and self._running.path is None:
             return  # it had ended
+        if loaded is None:
+            self.begin()
+        if not _keeps_record():
+            return
         if loaded is not None:
             runs.note(self.store.root, "resumed", self.store.versions, checkpoint=str(loaded.path))
             return
-        self.begin()
         aside = runs.set_aside(self.store) if restart else None
         facts = {} if aside is None else {"earlier": aside.name}
         runs.note(self.store.root, "started", self.store.versions, **facts)
 
     def _note_end(self, event: str, **facts: runs.Facts) -> None:
         """Write into the record; a full disk is no reason to lose what is going on."""
+        if not _keeps_record():
+            return
         try:
             runs.note(self.store.root, event, self.store.versions, **facts)
         except runs.BadRecord as error:
@@ -419,13 +447,16 @@ class Checkpoints:
         Raises:
             Interrupted: One came; the machine stands at the boundary that was written.
         """
-        self._stopped = False
+        self._stopped = self._stop_agreed = False
+        ranks = Ranks.here()
         with heeding(self._ask_to_stop) if self.on_signals else _deaf() as heed:
             self._heed = heed
             try:
                 yield
-                if heed.signum is not None and not self._stopped:
-                    self._stop_at_rest()
+                if ranks is None or self._running.path is None:  # a rank may be paused alone
+                    heed.signum = _heard_by_any(ranks, heed.signum)
+                    if heed.signum is not None and not self._stopped:
+                        self._stop_at_rest()
                 self.store.wait()
             except BaseException as error:
                 self._note_end("failed", error=f"{type(error).__name__}: {error}"[:500])
@@ -436,12 +467,16 @@ class Checkpoints:
             self._running.take_pause()  # it stands still: a pause would end the next `run` at once
             self._note_end("stopped", signal=heed.signum, checkpoint=str(self.last))
             _log.warning("%s", Interrupted(heed.signum, self.last))
+            if self._stopped:  # torchrun ends the others once it sees that one has ended
+                _heard_by_any(ranks, None)
             raise_interruption(heed.signum, self.last)
         if self._running.path is None:
             self._note_end("ended", outcome=self._running.outcome)
 
     def _ask_to_stop(self) -> None:
         """Called by the handler: the work is done at the next boundary, never at whatever line was running."""
+        if Ranks.here() is not None:
+            return  # the others hear of it where all of them meet, and stop there too
         self._handling = True
         try:
             self._running.at_boundary(self._stop)
@@ -474,6 +509,28 @@ class Checkpoints:
         while not self._stopped and driver.path is not None:
             driver.run()
 
+    # -- several ranks ---------------------------------------------------------------------------
+
+    def asked(self) -> tuple[int, bool]:
+        """Tell what the other ranks have to hear of.
+
+        Returns:
+            The number of the signal that came here, 0 for none; whether `write` was called.
+        """
+        wanted = self._wanted
+        if wanted:  # else a thread may be setting it just now
+            self._wanted = False
+        return (0 if self._heed is None else self._heed.signum or 0), wanted
+
+    def agreed(self, signum: int, wanted: bool) -> None:
+        """Do at the next boundary, as all ranks do, what was asked for at any of them."""
+        if wanted:
+            self._wanted = False
+            self._running.at_boundary(self._write)
+        if signum and self._heed is not None and not self._stop_agreed:
+            self._heed.signum, self._stop_agreed = signum, True
+            self._running.at_boundary(self._stop)
+
     # -- parts -----------------------------------------------------------------------------------
 
     @property
@@ -497,6 +554,17 @@ class _Candidate:
     metadata: dict[str, object]
 
 
+def _heard_by_any(ranks: Ranks | None, signum: int | None) -> int | None:
+    """Return the signal that any rank heard; None if none did. A collective."""
+    return signum if ranks is None else int(ranks.largest([signum or 0])[0]) or None
+
+
+def _keeps_record() -> bool:
+    """Whether this process writes `run.json`: it is alone, or rank 0."""
+    ranks = Ranks.here()
+    return ranks is None or ranks.rank == 0
+
+
 @contextmanager
 def _deaf() -> Iterator[Heed]:
     yield Heed(lambda: None)
@@ -508,7 +576,15 @@ def find_checkpoint(store: Store | None, resume: str | Path) -> Loaded | None:
     Raises:
         NoCheckpoint: There is none at the place that was named, or "auto" without a store.
         SettingError: It names no place.
+        SnapshotMismatch: It was written by another number of ranks.
     """
+    ranks = Ranks.here()
+    find = partial(_find, store, resume)
+    loaded = find() if ranks is None else find_together(ranks, find)
+    return None if loaded is None else replace(loaded, tree=tree_of_rank(loaded.tree, ranks))
+
+
+def _find(store: Store | None, resume: str | Path) -> Loaded | None:
     if not isinstance(resume, str | PathLike):
         raise SettingError(
             f"resume={resume!r} names no checkpoint: use 'auto' or a folder, or leave it out."

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from statemachine_trainer.loops.errors import MissingMetric, SettingError
+from statemachine_trainer.loops.errors import LikelyMistake, MissingMetric, SettingError
+from statemachine_trainer.machine.caller import level_of_caller
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.signals import Moment
 
 _ROOT: Final = "fit"
+
+
+class NeverLooked(LikelyMistake):
+    """A fit has ended in which early stopping had nothing to look at."""
 
 
 class EarlyStopping:
@@ -53,6 +59,8 @@ class EarlyStopping:
         check: Literal["epoch_end", "validation_end"] = "epoch_end",
         check_finite: bool = True,
     ) -> None:
+        if not isinstance(monitor, str):
+            raise SettingError(f"EarlyStopping({monitor!r}): give the name of a metric to monitor.")
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise SettingError(f"EarlyStopping(patience={patience!r}): use a whole number from 1.")
         if not 0 <= min_delta < math.inf:
@@ -86,6 +94,18 @@ class EarlyStopping:
         if trainer.context.counts.batch == 0:
             self.reset()
         self.waited, self.reason = 0, None
+
+    def on_exit_fit(self, trainer: Any, moment: Moment) -> None:
+        """Warn of a fit in which there was nothing to look at."""
+        looked = self.best is not None or self.waited or self.reason is not None
+        if moment.path == _ROOT and trainer.context.counts.epoch and not looked:
+            warnings.warn(
+                f"EarlyStopping has never looked at {self.monitor!r}: in this fit there was no "
+                f"{self.check!r} at which it was new. Give fit validation data, or validate more "
+                "often.",
+                NeverLooked,
+                stacklevel=level_of_caller(),
+            )
 
     def look(self, trainer: Any, moment: Moment) -> None:
         """Look at the metric, and post `stop` if it is time.

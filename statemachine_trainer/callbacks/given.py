@@ -17,7 +17,8 @@ def callbacks_given(given: Any) -> list[object]:
 
     Raises:
         SettingError: It is no list.
-        BadReceiver: One of them is a class, or a name.
+        BadReceiver: One of them is a class, a name, or there twice; or it has only one of the
+            methods `state_dict` and `load_state_dict`.
     """
     if given is None:
         return []
@@ -26,14 +27,32 @@ def callbacks_given(given: Any) -> list[object]:
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise SettingError(f"callbacks={given!r} is no list. Give callbacks=[...], also for one.")
     callbacks = list(given)
-    for one in callbacks:
+    for place, one in enumerate(callbacks):
         check_made(one)
+        if any(one is other for other in callbacks[:place]):
+            raise BadReceiver(
+                f"The same {type(one).__name__} is in `callbacks` twice, and would be told all things "
+                "twice. Give it once, or make another one."
+            )
+        _check_state(one)
         if isinstance(one, str):
             raise BadReceiver(
                 f"The callback {one!r} is a name. Callbacks are objects with on_<state> methods; a "
                 "function is subscribed by trainer.on(name, function)."
             )
     return callbacks
+
+
+def _check_state(callback: object) -> None:
+    """Refuse a callback that has half of what it takes to be written down."""
+    pair = ("state_dict", "load_state_dict")
+    has = [name for name in pair if callable(getattr(callback, name, None))]
+    if len(has) == 1:
+        (missing,) = {*pair} - {*has}
+        raise BadReceiver(
+            f"{type(callback).__name__} has a method {has[0]} and no {missing}, so that its state "
+            f"would be in no checkpoint. Write {missing} too, or give {has[0]} another name."
+        )
 
 
 def checkpoints_given(given: Any) -> Checkpoints | None:

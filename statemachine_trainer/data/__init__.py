@@ -14,6 +14,7 @@ from statemachine_trainer.data.errors import (
     PassBroken,
     ReplayWarning,
     StrayStopIteration,
+    UnbatchedData,
 )
 from statemachine_trainer.data.feed import END, Feed
 from statemachine_trainer.data.limits import describe_limit, limit_batches
@@ -38,6 +39,7 @@ __all__ = [
     "Prefetch",
     "ReplayWarning",
     "StrayStopIteration",
+    "UnbatchedData",
     "as_loader",
     "as_loaders",
     "dataset_of",

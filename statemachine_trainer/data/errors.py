@@ -53,5 +53,9 @@ class OrderKept(UserWarning):
     """``in_order=False`` is set aside: a position is exact only if batches come in order."""
 
 
+class UnbatchedData(UserWarning):
+    """A data set was given without a loader, so each of its samples is a batch."""
+
+
 class NotExact(UserWarning):
     """The run goes on, but not with the data of an uninterrupted one."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from statemachine_trainer.data.errors import BadSource
+from statemachine_trainer.data.errors import BadSource, UnbatchedData
+from statemachine_trainer.machine.caller import level_of_caller
 
 Source = Any
 """A loader, a data set, or a function that makes either."""
@@ -26,6 +28,9 @@ def as_loader(source: Source, name: str = "train") -> Iterable[Any]:
 
     Raises:
         BadSource: for anything else, saying what to give
+
+    Warns:
+        UnbatchedData: for a data set, saying how it is given in batches
     """
     if _is_maker(source):
         source = source()
@@ -38,11 +43,19 @@ def as_loader(source: Source, name: str = "train") -> Iterable[Any]:
             "batch_size=32, shuffle=True)."
         )
     if isinstance(source, Dataset):
+        _warn_of_single_samples(source, name)
         return DataLoader(source)
     if source is None or isinstance(source, (str, bytes, Mapping)) or not _is_iterable(source):
         raise BadSource(
             f"{name!r} is {_described(source)}, which can not be read batch by batch. Give a "
             "DataLoader, a list of batches, a Dataset, or a function that makes one of them."
+        )
+    if isinstance(source, (list, tuple)) and source and all(map(_is_loader, source)):
+        raise BadSource(
+            f"{name!r} is a {type(source).__name__} of {len(source)} loaders or data sets, and one "
+            "is read here. Give validation its own argument, fit(model, train, validation); join "
+            "data sets by ConcatDataset; for batches of several loaders at once give an iterable of "
+            "such batches."
         )
     loader: Iterable[Any] = source
     return loader
@@ -79,6 +92,22 @@ def length_of(loader: Any) -> int | None:
     finally:
         if _is_torch(loader):
             loader._IterableDataset_len_called = asked
+
+
+def _warn_of_single_samples(data: Dataset[Any], name: str) -> None:
+    kind = type(data).__name__
+    if isinstance(data, IterableDataset):
+        what = "each of its items is a batch of one, with a dimension more"
+        give = "DataLoader(data, batch_size=32) if it yields samples, batch_size=None if batches"
+    else:
+        what = "one sample is a batch, in the order of the data set"
+        give = f"DataLoader(data, batch_size=32{', shuffle=True' if name == 'train' else ''})"
+    warnings.warn(
+        f"{name!r} is a {kind} without a loader, so {what}. Give {give}; DataLoader(data) says that "
+        "it is meant so.",
+        UnbatchedData,
+        stacklevel=level_of_caller(),
+    )
 
 
 def _is_torch(loader: Any) -> bool:

@@ -37,5 +37,9 @@ class MissingMetric(TrainingError):
     """A scheduler or callback monitors a name that was never logged."""
 
 
+class LikelyMistake(UserWarning):
+    """Base of the warnings of what runs, and hardly does what was meant."""
+
+
 class NothingToDo(TrainingError):
     """A fit that would not do a single step."""

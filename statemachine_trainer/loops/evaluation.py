@@ -14,6 +14,7 @@ from statemachine_trainer.loops.base import TrainingLoop, check_limit, whole_num
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.metric_objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.metrics import Metrics
+from statemachine_trainer.loops.mistakes import warn_of_shared_names
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.snapshot.rng import (
     devices_in_use,
@@ -118,6 +119,8 @@ class EvaluationLoop(TrainingLoop):
         context = self.context
         found = self.table().compute()
         self.restore_modes()
+        if self.kind == "validation":
+            warn_of_shared_names(context, found)
         context.results.update(found)
         context.validated_at = context.moment
 

@@ -39,7 +39,8 @@ class Counts:
     """The counters of a run: how much of each has been done.
 
     `step` counts optimizer steps, `seconds` the time spent in the run (it goes on after a resume
-    where it stood). `batches_per_epoch` is None while nobody knows it.
+    where it stood). `batches_per_epoch` is None while nobody knows it. `sample` stays 0 unless an
+    interval of samples is in use when the run begins: looking into each batch takes time.
     """
 
     batch: int = 0
@@ -155,7 +156,7 @@ def every(
             "epoch")` is due at every quarter. Where the batches do not divide evenly it is due at
             the first batch that reaches the fraction, and at the end too: of 10 batches, 0.3 is
             after 3, 6, 9 and 10.
-        unit: What is counted.
+        unit: What is counted. Samples are the first dimension of the first tensor of a batch.
         within: Count on over the whole run, or anew in each epoch.
         at_end: Also due at the end of the run or of each epoch (as `within` says), unless it was
             due at that very moment anyway.

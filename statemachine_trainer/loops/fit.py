@@ -13,6 +13,7 @@ from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.errors import SettingError
 from statemachine_trainer.loops.evaluation import SanityLoop
 from statemachine_trainer.loops.every import Counts
+from statemachine_trainer.loops.mistakes import warn_of_no_validation, warn_of_nothing_learned
 from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.machine.loop import Loop, place
 
@@ -137,12 +138,17 @@ class FitLoop(TrainingLoop):
         """Decide whether there is another epoch."""
         context = self.context
         context.limits = self.limits()
+        before = 0 if self.since is None else self.since["epoch"]
+        if before is not None and context.counts.epoch == before + 1:
+            warn_of_nothing_learned(context)
         if context.stopping and context.may_stop:
             return "epochs_done"
         return "epoch_due" if context.limit_reached is None else "epochs_done"
 
     def fit_end(self) -> Literal["fit_done"]:
         """The fit is over; what it found is in the context."""
+        if len([*self.outwards()]) == 1:  # of several fits a later one may validate
+            warn_of_no_validation(self.context, self.epoch)
         return "fit_done"
 
     def may_stop(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from typing import Any, Final, Literal
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
-from statemachine_trainer.loops.errors import OptimizerError
+from statemachine_trainer.loops.errors import LikelyMistake, OptimizerError
+from statemachine_trainer.machine.caller import level_of_caller
 
 _CONFIG_KEYS: Final = {"optimizer", "lr_scheduler", "frequency", "monitor"}
 _SCHEDULER_KEYS: Final = {
@@ -21,6 +24,10 @@ _ACCEPTED: Final = (
     "an optimizer, a list of optimizers, two lists (optimizers, schedulers), a dict with "
     "'optimizer' and 'lr_scheduler', a list of such dicts, or None"
 )
+
+
+class SteppedByEpochs(LikelyMistake):
+    """A scheduler that goes by steps was given without saying that it does."""
 
 
 @dataclass(slots=True)
@@ -191,6 +198,14 @@ def _scheduler(config: Any, monitor: str | None = None) -> Scheduler:
         )
         raise OptimizerError(
             f"A scheduler's dict {what}; its keys are {', '.join(sorted(_SCHEDULER_KEYS))}."
+        )
+    if "interval" not in config and isinstance(config["scheduler"], OneCycleLR | CyclicLR):
+        kind = type(config["scheduler"]).__name__
+        warnings.warn(
+            f"{kind} goes by steps, and is stepped once an epoch unless told otherwise. Say which: "
+            "{'scheduler': scheduler, 'interval': 'step'}, or 'epoch'.",
+            SteppedByEpochs,
+            stacklevel=level_of_caller(),
         )
     made = Scheduler(
         config["scheduler"],

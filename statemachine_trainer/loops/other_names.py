@@ -80,6 +80,25 @@ HOOKS: Final = {
 """Hooks of Lightning, and the signals of ours that fire at that moment."""
 
 
+UNCALLED: Final = {
+    "training_step_end": "the end of training_step",
+    "validation_step_end": "the end of validation_step",
+    "test_step_end": "the end of test_step",
+    "validation_epoch_end": "log() in validation_step, and on_validation_end",
+    "test_epoch_end": "log() in test_step, and on_test_end",
+    "train_dataloader": "the argument train of fit",
+    "val_dataloader": "the argument validation of fit",
+    "test_dataloader": "the argument data of test",
+    "predict_dataloader": "the argument data of predict",
+    "configure_callbacks": "Trainer(callbacks=...)",
+    "configure_gradient_clipping": "Trainer(clip_norm=...), or a loop of your own",
+    "optimizer_zero_grad": "a loop of your own",
+    "lr_scheduler_step": "a scheduler with a step() of its own",
+    "transfer_batch_to_device": "transfer_batch(batch, device)",
+}
+"""Methods that Lightning calls of a model, without `on_` in their names, and what is in their place."""
+
+
 def check_arguments(function: str, unknown: Iterable[str], known: Iterable[str]) -> None:
     """Refuse arguments that a function of the trainer does not have.
 

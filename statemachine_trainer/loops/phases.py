@@ -201,6 +201,7 @@ class PhasesLoop(TrainingLoop):
 
     def restore(self) -> None:
         """Have the loaders again that the saved run had."""
+        self._reload = None  # those given to `fit` are the present ones, as when a fit begins
         for name in self.opened:
             self._make_feeds(self.phases[name])
         if self.phase:

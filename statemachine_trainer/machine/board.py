@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
+from statemachine_trainer.machine.caller import level_of_caller
 from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.errors import (
     AmbiguousSignal,
@@ -22,6 +22,9 @@ from statemachine_trainer.machine.verify import END
 
 F = TypeVar("F", bound=Callable[..., Any])
 Signals = Mapping[str, Signal]
+
+NOT_GIVEN: Final = object()
+"""In place of a receiver: `on` is used as a decorator, or with an object."""
 
 LAST = -(2**31)
 """A priority below all others."""
@@ -74,7 +77,7 @@ class SignalBoard:
     def on(self, name: str, receiver: Callable[..., Any], /, **options: Any) -> Subscription: ...
     @overload
     def on(self, name: object, /, **options: Any) -> list[Subscription]: ...
-    def on(self, name: Any, receiver: Any = None, /, **options: Any) -> Any:
+    def on(self, name: Any, receiver: Any = NOT_GIVEN, /, **options: Any) -> Any:
         """Subscribe: `on(name, function)`, `@on(name)`, or `on(thing)` for its `on_...` methods.
 
         Args:
@@ -92,11 +95,17 @@ class SignalBoard:
         Raises:
             UnknownSignal: Nothing has this name; the message offers the nearest ones.
             AmbiguousSignal: Several states of one chart end with this name, given for a function.
-            BadReceiver: It cannot be called with these arguments, or an option makes no sense.
+            BadReceiver: It cannot be called with these arguments, or an option makes no sense; or an
+                object is subscribed already.
         """
         if not isinstance(name, str):
             return self._subscribe(_methods_of(name), options, _owner=name)
-        if receiver is not None:
+        if receiver is None:
+            raise BadReceiver(
+                f"The receiver for {name!r} is None. Was the function called instead of handed over? "
+                f"on({name!r}, function), without parentheses."
+            )
+        if receiver is not NOT_GIVEN:
             return self._subscribe([(name, receiver)], options)[0]
         self.resolve(name)
 
@@ -247,11 +256,23 @@ class SignalBoard:
                 raise BadReceiver(
                     f"on({name!r}, ...): {error}. Options are every, once, when, priority."
                 ) from None
+        if _owner is not None:
+            self._refuse_twice([one for one, _ in made], _owner)
         for subscription, signals in made:
             subscription.equip(self._probes)
             subscription.connect_to(signals)
             self._subscriptions.append(subscription)
         return [subscription for subscription, _ in made]
+
+    def _refuse_twice(self, made: Iterable[Subscription], owner: object) -> None:
+        """Refuse an object whose methods listen already: they would be called twice each time."""
+        known = [(one.name, one.receiver) for one in self.subscriptions]
+        if any((one.name, one.receiver) in known for one in made):
+            kind = type(owner).__name__
+            raise BadReceiver(
+                f"This {kind} is subscribed already, and would be told all things twice. Cancel that "
+                f"first, off(...), or make another {kind}."
+            )
 
     def _is_ambiguous(self, name: str) -> bool:
         try:
@@ -302,17 +323,8 @@ def _warn_of_lost(one: Subscription, charts: Mapping[str, Signals]) -> None:
         f"With the new loops nothing is called {one.name!r} any more, or more than one thing is; "
         f"{one.label()} will not be called. {_suggest_state(one.name, charts)}",
         LostSubscription,
-        stacklevel=_level_of_caller(),
+        stacklevel=level_of_caller(),
     )
-
-
-def _level_of_caller() -> int:
-    """Return the `stacklevel` of the first frame outside of this package, seen by whoever asks."""
-    level, frame = 1, sys._getframe(1)
-    package = __name__.partition(".")[0]
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _suggest_state(name: str, charts: Mapping[str, Signals]) -> str:

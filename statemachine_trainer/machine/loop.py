@@ -17,6 +17,7 @@ from statemachine_trainer.machine.errors import (
 )
 from statemachine_trainer.machine.fields import UNSET, Field, copied, fields_of
 from statemachine_trainer.machine.place import Place, place
+from statemachine_trainer.machine.settings import names_given
 from statemachine_trainer.machine.swap import StatePolicy, swap
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class Loop:
     _fields: ClassVar[dict[str, Field]] = {}
     _loops: dict[str, Loop]
     _defaulted: set[str]
+    _given: frozenset[str]
+    """Names of the settings and loops that it was made with."""
+
     _parent: Loop | None = None
     _driver: Driver | None = None
 
@@ -83,6 +87,7 @@ class Loop:
             _check_positions(cls, args, kwargs)
         loop = super().__new__(cls)
         loop._loops, loop._defaulted = {}, set()
+        loop._given = names_given(cls, args, kwargs)
         loop.reset_fields()
         return loop
 

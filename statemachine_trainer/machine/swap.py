@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from statemachine_trainer.machine.errors import CannotBuild, LoopDefinitionError
 from statemachine_trainer.machine.place import Place
+from statemachine_trainer.machine.settings import has_setting, settings_taken, warn_of_lost
 
 if TYPE_CHECKING:
     from statemachine_trainer.machine.driver import Driver
@@ -27,13 +28,19 @@ def swap(outer: Loop, loops: Mapping[str, Loop | type[Loop]], state: StatePolicy
         )
     drivers = [one._driver for one in outer.outwards() if one._driver is not None]
     before, rebuilt = _Before(), []
+    put: list[tuple[str, Loop, Loop]] = []
     try:
         for name, given in loops.items():
             owner, key = outer.place_of(name)
-            _put(owner, key, given, state, drivers, before)
+            old = owner.loops_inside().get(key)
+            new = _put(owner, key, given, state, drivers, before)
+            if old is not None and old._parent is None:  # else it stands in another place now
+                put.append((key, old, new))
         for driver in drivers:
             driver.rebuild()
             rebuilt.append(driver)
+        for key, old, new in put:  # last, for a warning may be an error
+            warn_of_lost(old, new, key)
     except BaseException:
         before.restore()
         for driver in rebuilt:
@@ -48,11 +55,12 @@ def _put(
     state: StatePolicy,
     drivers: list[Driver],
     before: _Before,
-) -> None:
+) -> Loop:
+    """Put a loop into a place and return it."""
     old = owner.loops_inside().get(key)
     new = _build(given, old, key)
     if new is old:
-        return
+        return new
     owner.check_fits(key, new)
     for driver in drivers:
         driver.check_replaceable(owner, key)
@@ -69,6 +77,7 @@ def _put(
         vars(new).update((name, values[name]) for name in new._fields if name in values)
     elif old is not None and callable(state):
         state(old, new)
+    return new
 
 
 class _Before:
@@ -126,8 +135,8 @@ def _build(given: Loop | type[Loop], old: Loop | None, name: str) -> Loop:
     if not isinstance(given, type):
         return given
     settings: dict[str, Any] = {}
-    for parameter in _parameters(given):
-        if old is not None and _has_setting(old, parameter.name):
+    for parameter in settings_taken(given):
+        if old is not None and has_setting(old, parameter.name):
             settings[parameter.name] = getattr(old, parameter.name)
         elif parameter.default is parameter.empty:
             kind = type(old).__name__ if old else "none"
@@ -144,30 +153,3 @@ def _build(given: Loop | type[Loop], old: Loop | None, name: str) -> Loop:
             f"{', '.join(settings) or 'none'} of the loop in {name!r} ({error}). Give "
             f"an instance: `{name}={given.__name__}(...)`."
         ) from error
-
-
-def _parameters(cls: type) -> list[inspect.Parameter]:
-    """Return the settings that `__init__` takes, and its base's where it hands `**others` on."""
-    found: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        if "__init__" not in base.__dict__ or base is object:
-            continue
-        passes_on = False
-        for parameter in list(inspect.signature(base.__dict__["__init__"]).parameters.values())[1:]:
-            if parameter.kind is parameter.VAR_KEYWORD:
-                passes_on = True
-            elif parameter.kind is not parameter.VAR_POSITIONAL:
-                found.setdefault(parameter.name, parameter)
-        if not passes_on:
-            break
-    return list(found.values())
-
-
-def _has_setting(old: Loop, name: str) -> bool:
-    """Tell whether a loop keeps a setting of this name; its fields, states and places are none."""
-    if name in old._fields or name == "context":
-        return False
-    static = inspect.getattr_static(type(old), name, None)
-    if isinstance(static, Place) or inspect.isroutine(static):
-        return False
-    return hasattr(old, name)

@@ -13,7 +13,7 @@ from statemachine_trainer.snapshot.errors import (
     Unwritable,
     WriteFailed,
 )
-from statemachine_trainer.snapshot.retention import Best, Every, Retention
+from statemachine_trainer.snapshot.retention import Best, KeepEvery, Retention
 from statemachine_trainer.snapshot.store import Info, Loaded, Store
 
 __all__ = [
@@ -22,9 +22,9 @@ __all__ = [
     "CleanupWarning",
     "Damaged",
     "DamagedCheckpointWarning",
-    "Every",
     "FormatTooNew",
     "Info",
+    "KeepEvery",
     "Loaded",
     "NotACheckpoint",
     "Retention",

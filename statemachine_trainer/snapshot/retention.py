@@ -74,7 +74,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Every:
+class KeepEvery:
     """Keep for ever the first checkpoint at, or after, each multiple of `n` steps or epochs.
 
     Steps and epochs are ``metadata["step"]`` and ``metadata["epoch"]``; those that a resumed run
@@ -95,9 +95,9 @@ class Every:
     def __post_init__(self) -> None:
         number = _number(self.n)
         if number is None or not number > 0:
-            raise BadRetention(f"Every({self.n!r}, {self.unit!r}): n must be above 0")
+            raise BadRetention(f"KeepEvery({self.n!r}, {self.unit!r}): n must be above 0")
         if self.unit not in ("step", "epoch", "minute"):
-            raise BadRetention(f"Every(unit={self.unit!r}): choose 'step', 'epoch' or 'minute'")
+            raise BadRetention(f"KeepEvery(unit={self.unit!r}): choose 'step', 'epoch' or 'minute'")
 
     def choose(self, checkpoints: Sequence[Kept]) -> set[int]:
         """The places, in `checkpoints`, of those to keep; the oldest is at place 0."""
@@ -134,7 +134,7 @@ class Retention:
 
     last: int | None = 3
     best: Best | tuple[Best, ...] = ()
-    every: Every | tuple[Every, ...] = ()
+    every: KeepEvery | tuple[KeepEvery, ...] = ()
 
     def __post_init__(self) -> None:
         if self.last is not None and not _is_whole(self.last):
@@ -144,7 +144,7 @@ class Retention:
         if self.last is not None and self.last < 1:
             raise BadRetention(f"Retention(last={self.last}): the newest is always kept; use 1")
         _check_rules("best", self.best, Best)
-        _check_rules("every", self.every, Every)
+        _check_rules("every", self.every, KeepEvery)
 
     def choose(self, checkpoints: Sequence[Kept]) -> set[int]:
         """The places, in `checkpoints`, of those to keep; the oldest is at place 0."""
@@ -156,8 +156,8 @@ class Retention:
         return kept
 
 
-def _check_rules(name: str, given: object, kind: type[Best] | type[Every]) -> None:
-    """Refuse what is no rule of this kind: the intervals of the loops are called `Every` too."""
+def _check_rules(name: str, given: object, kind: type[Best] | type[KeepEvery]) -> None:
+    """Refuse what is no rule of this kind, such as `every(10, "step")`, an interval of the loops."""
     for one in given if isinstance(given, tuple) else (given,):
         if not isinstance(one, kind):
             rule = kind.__name__
@@ -172,8 +172,8 @@ def _is_whole(value: object) -> bool:
 
 
 def _several(
-    rules: Best | Every | tuple[Best, ...] | tuple[Every, ...],
-) -> tuple[Best | Every, ...]:
+    rules: Best | KeepEvery | tuple[Best, ...] | tuple[KeepEvery, ...],
+) -> tuple[Best | KeepEvery, ...]:
     return rules if isinstance(rules, tuple) else (rules,)
 
 

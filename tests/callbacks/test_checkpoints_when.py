@@ -14,7 +14,7 @@ from statemachine_trainer.loops import Phase, PhasesLoop
 from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.errors import MissingMetric, SettingError
 from statemachine_trainer.machine.errors import NotStarted
-from statemachine_trainer.snapshot import Best, Every, Retention, Unwritable, WriteFailed
+from statemachine_trainer.snapshot import Best, KeepEvery, Retention, Unwritable, WriteFailed
 from tests.callbacks.kit import Net, batches, fit, found, steps, trainer_with
 
 ALL = Retention(last=None)
@@ -188,7 +188,7 @@ def test_what_is_no_retention_is_refused(tmp_path: Path) -> None:
 
 
 def test_some_are_kept_for_ever(tmp_path: Path) -> None:
-    mine = checkpoints(tmp_path, 1, retention=Retention(last=1, every=Every(3, "step")))
+    mine = checkpoints(tmp_path, 1, retention=Retention(last=1, every=KeepEvery(3, "step")))
     fit(mine)
     assert steps(mine) == [3, 6, 8]
 

@@ -16,6 +16,7 @@ from tests.loops.outer_kit import Model, Trace, make_trainer, numbered
 EITHER = [{"validate_epochs": 2}, {"validate_every": every(2, "epoch")}]
 
 
+@pytest.mark.filterwarnings("ignore::statemachine_trainer.loops.mistakes.NeverValidated")
 @pytest.mark.parametrize("epochs, expected", [(1, 0), (4, 2), (5, 2)])
 @pytest.mark.parametrize("setting", EITHER, ids=str)
 def test_every_second_epoch(epochs: int, expected: int, setting: dict[str, Any]) -> None:

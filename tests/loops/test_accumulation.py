@@ -157,6 +157,7 @@ def test_a_batch_that_is_left_out_makes_its_window_no_smaller() -> None:
     assert_same_weights(model, plain_accumulation([batches[0], *batches[2:]], [2, 2]))
 
 
+@pytest.mark.filterwarnings("ignore::statemachine_trainer.loops.mistakes.NothingLearned")
 def test_an_epoch_of_nothing_but_left_out_batches_has_no_step() -> None:
     class Model(Regression):
         def training_step(self, batch: Batch, batch_idx: int) -> Any:

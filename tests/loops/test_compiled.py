@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._guards import TracingContext
 
 from statemachine_trainer.loops import log
 from statemachine_trainer.loops.compiled import CompiledStep, NotCompiled
@@ -534,6 +535,32 @@ def test_a_step_that_reads_a_number_is_named_and_done_by_the_optimizer_loop() ->
     assert loop_of(compiled).eager is not None
     for mine, theirs in zip(compiled.model.parameters(), eager.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@torch.library.custom_op("test_compiled::stubborn", mutates_args=())
+def stubborn(inputs: torch.Tensor) -> torch.Tensor:
+    return inputs.clone()
+
+
+@stubborn.register_fake
+def _(inputs: torch.Tensor) -> torch.Tensor:
+    if TracingContext.try_get() is None:  # Dynamo has had its shape; the joint graph asks again
+        raise NotImplementedError("no shape for it")
+    return torch.empty_like(inputs)
+
+
+def test_an_operation_that_cannot_be_differentiated_is_named_with_its_line() -> None:
+    class Stubborn(Line):
+        def training_step(self, batch: Batch, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) + stubborn(batch[0]).mean() * 0
+
+    said = (
+        r"cannot be captured: the operation 'stubborn.*' in .*test_compiled\.py\", line \d+, in "
+        r"training_step cannot be traced .*no shape for it\)\. Write it another way"
+    )
+    with pytest.warns(NotCompiled, match=said):
+        compiled = fitted(Stubborn(), points(4), compiled=True)
+    assert_close(compiled.model, fitted(Line(), points(4), compiled=False).model)
 
 
 def test_a_step_that_reads_the_number_of_the_batch_is_given_up_after_one() -> None:

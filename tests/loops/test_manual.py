@@ -23,6 +23,10 @@ from tests.loops.inner_kit import (
     mse,
 )
 
+without_steps = pytest.mark.filterwarnings(
+    "ignore::statemachine_trainer.loops.mistakes.NothingLearned"
+)
+
 
 class Adversaries(nn.Module):
     """Two nets trained by hand: the second one at every second batch only."""
@@ -124,6 +128,7 @@ def test_settings_of_automatic_optimization_are_refused(settings: dict[str, Any]
         make_trainer(**settings).fit(Adversaries(), make_batches(1))
 
 
+@without_steps
 def test_schedulers_are_left_to_the_step() -> None:
     class Model(Regression):
         automatic_optimization = False
@@ -143,6 +148,7 @@ def test_schedulers_are_left_to_the_step() -> None:
     assert trainer.context.optimizers[0].param_groups[0]["lr"] == 1.0
 
 
+@without_steps
 @pytest.mark.parametrize("output", [None, 3.0, "note", {"anything": 1}, torch.ones(3)], ids=str)
 def test_the_step_may_return_anything(output: Any) -> None:
     class Model(Adversaries):
@@ -156,6 +162,7 @@ def test_the_step_may_return_anything(output: Any) -> None:
     assert seen == [output]
 
 
+@without_steps
 def test_hiddens_are_handed_on_without_a_loss() -> None:
     class Model(Adversaries):
         entered: list[Any]
@@ -247,6 +254,7 @@ def test_a_model_that_does_not_optimize_by_hand_gets_the_optimizer_loop_back() -
     assert_same_weights(model, expected)
 
 
+@without_steps
 def test_a_manual_loop_that_somebody_put_there_stays() -> None:
     root = FitLoop(max_epochs=1)
     root["optimizer"] = ManualLoop()

@@ -360,6 +360,23 @@ def test_loaders_given_as_functions_are_made_anew_only_where_they_are_used() -> 
     assert len(made) == 3
 
 
+@pytest.mark.parametrize("phase", ["a", "b"])
+def test_after_a_rewind_a_phase_with_data_of_its_own_is_not_given_those_of_the_fit_either(
+    phase: str,
+) -> None:
+    own = Phase("b", epochs(2, epoch=EpochLoop(reload_every=1)), train=numbered(1, start=7))
+    trainer, model = trainer_of(Phase("a", epochs(1)), own), Model()
+    trainer.start(model, lambda: numbered(1))
+    trainer.remember(last=100)
+    with pytest.raises(SettingError, match="needs loaders that can be made anew"):
+        trainer.run()
+    while not str(trainer.rewind(1).path).startswith(f"fit.{phase}."):
+        pass
+    with pytest.raises(SettingError, match="needs loaders that can be made anew"):
+        trainer.run()
+    assert model.trained == [0]
+
+
 # -- stopping and callbacks ----------------------------------------------------------------------
 
 

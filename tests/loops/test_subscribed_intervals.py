@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from statemachine_trainer import Trainer, every
+from statemachine_trainer import Checkpoints, Trainer, every
 from statemachine_trainer.loops.every import IntervalError
 from statemachine_trainer.snapshot import decode, encode
 
@@ -61,3 +62,44 @@ def test_what_the_interval_remembers_survives_a_stop() -> None:
 def test_an_interval_that_means_nothing_is_refused_at_once() -> None:
     with pytest.raises(IntervalError, match="every"):
         started([], every="now and then")
+
+
+@pytest.mark.parametrize("begun", [0, 2])
+def test_samples_that_nobody_counted_from_the_beginning_are_an_error_and_not_never_due(
+    begun: int,
+) -> None:
+    trainer = started([])
+    trainer.run(until=lambda trainer: trainer.context.counts.batch == begun)
+    late = trainer.on("batch_end", lambda: None, every="8 samples")
+    with pytest.raises(IntervalError, match=r"none were counted.*Subscribe before the fit starts"):
+        trainer.run()
+    late.cancel()
+    assert trainer.run() == "fit_done"
+
+
+class Opaque:
+    """A batch that does not tell how many samples it has."""
+
+
+class Own(nn.Linear):
+    def training_step(self, batch: object) -> torch.Tensor:
+        loss: torch.Tensor = self(torch.ones(4, 2)).mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_samples_of_batches_that_do_not_tell_their_number_are_an_error_and_not_never_due() -> None:
+    trainer = Trainer(max_epochs=1, progress=False)
+    trainer.on("batch_end", lambda: None, every="8 samples")
+    with pytest.raises(IntervalError, match=r"no tensor with a dimension in a Opaque.*by batches"):
+        trainer.fit(Own(2, 1), [Opaque()] * 6)
+    assert trainer.path == "fit.epoch.batch.batch_end"
+
+
+def test_checkpoints_by_samples_of_such_batches_are_an_error_too(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run", every="8 samples", at_end=False)
+    trainer = Trainer(max_epochs=1, progress=False, checkpoints=checkpoints)
+    with pytest.raises(IntervalError, match="Go by batches or steps"):
+        trainer.fit(Own(2, 1), [Opaque()] * 6)

@@ -164,6 +164,7 @@ def test_the_very_same_loader_goes_on_where_it_stood() -> None:
     assert model.validated == [0, 0, 1, 0, 1]
 
 
+@pytest.mark.filterwarnings("ignore::statemachine_trainer.data.UnbatchedData")
 def test_the_very_same_data_set_goes_on_where_it_stood() -> None:
     trainer, model = make_trainer(max_steps=2), Model()
 

@@ -411,7 +411,7 @@ def test_the_settings_are_those_of_the_loop_that_it_replaces() -> None:
     loop = trainer.loop["epoch.batch.optimizer"]
     assert isinstance(loop, YieldingLoop)
     assert (loop.accumulate, loop.clip_norm) == (3, 0.5)
-    trainer.loop.replace(optimizer=OptimizerLoop())
+    trainer.loop.replace(optimizer=OptimizerLoop)
     trainer.fit(Pair(both), make_batches(2))
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from statemachine_trainer.loops import every
 from statemachine_trainer.machine.errors import StateMachineError
-from statemachine_trainer.snapshot import Best, CleanupWarning, Every, Retention, Store
+from statemachine_trainer.snapshot import Best, CleanupWarning, KeepEvery, Retention, Store
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -52,7 +52,7 @@ bests = st.builds(
     Best, st.sampled_from(["loss", "accuracy"]), st.integers(1, 3), st.sampled_from(["min", "max"])
 )
 everys = st.builds(
-    Every, st.integers(1, 12) | st.just(0.5), st.sampled_from(["step", "epoch", "minute"])
+    KeepEvery, st.integers(1, 12) | st.just(0.5), st.sampled_from(["step", "epoch", "minute"])
 )
 retentions = st.builds(
     Retention,
@@ -111,18 +111,18 @@ def test_what_is_not_a_number_is_never_the_best() -> None:
 
 
 def test_the_first_checkpoint_at_or_after_each_multiple_is_kept() -> None:
-    assert Every(10, "step").choose(at_steps(0, 5, 10, 15, 20, 33, 39, 40)) == {2, 4, 5, 7}
-    assert Every(2, "epoch").choose([Record(metadata={"epoch": n}) for n in range(6)]) == {2, 4}
+    assert KeepEvery(10, "step").choose(at_steps(0, 5, 10, 15, 20, 33, 39, 40)) == {2, 4, 5, 7}
+    assert KeepEvery(2, "epoch").choose([Record(metadata={"epoch": n}) for n in range(6)]) == {2, 4}
 
 
 def test_steps_that_a_resumed_run_counts_again_are_no_new_multiples() -> None:
-    assert Every(10, "step").choose(at_steps(10, 20, 12, 21)) == {0, 1}
+    assert KeepEvery(10, "step").choose(at_steps(10, 20, 12, 21)) == {0, 1}
 
 
 def test_the_first_checkpoint_of_each_stretch_of_the_clock_is_kept() -> None:
     minutes = [0, 10, 29, 30, 61, 62]
     history = [Record(created=START + timedelta(minutes=minute)) for minute in minutes]
-    assert Every(30, "minute").choose(history) == {0, 3, 4}
+    assert KeepEvery(30, "minute").choose(history) == {0, 3, 4}
 
 
 @pytest.mark.parametrize(
@@ -131,19 +131,19 @@ def test_the_first_checkpoint_of_each_stretch_of_the_clock_is_kept() -> None:
         (lambda: Retention(last=0), "the newest is always kept; use 1"),
         (lambda: Retention(last="3"), "use a whole number from 1, or None for all"),  # type: ignore[arg-type]
         (lambda: Retention(last=True), "use a whole number from 1, or None for all"),
-        (lambda: Retention(every=every(10, "step")), "statemachine_trainer.snapshot import Every"),  # type: ignore[arg-type]
-        (lambda: Retention(every="10min"), "statemachine_trainer.snapshot import Every"),  # type: ignore[arg-type]
+        (lambda: Retention(every=every(10, "step")), "snapshot import KeepEvery"),  # type: ignore[arg-type]
+        (lambda: Retention(every="10min"), "from statemachine_trainer.snapshot import KeepEvery"),  # type: ignore[arg-type]
         (lambda: Retention(best="loss"), "statemachine_trainer.snapshot import Best"),  # type: ignore[arg-type]
-        (lambda: Retention(best=(Best("loss"), Every(1, "step"))), "import Best"),  # type: ignore[arg-type]
+        (lambda: Retention(best=(Best("loss"), KeepEvery(1, "step"))), "import Best"),  # type: ignore[arg-type]
         (lambda: Retention(best=[Best("loss")]), "a tuple of several"),  # type: ignore[arg-type]
         (lambda: Best(3), "give the name of a metric"),  # type: ignore[arg-type]
         (lambda: Best("loss", k=1.5), "use a whole number from 1"),  # type: ignore[arg-type]
         (lambda: Best("loss", k=0), "keeps nothing"),
         (lambda: Best("loss", mode="best"), "choose 'min' or 'max'"),  # type: ignore[arg-type]
-        (lambda: Every("2", "step"), "n must be above 0"),  # type: ignore[arg-type]
-        (lambda: Every(0, "step"), "n must be above 0"),
-        (lambda: Every(math.nan, "step"), "n must be above 0"),
-        (lambda: Every(1, "batch"), "choose 'step', 'epoch' or 'minute'"),  # type: ignore[arg-type]
+        (lambda: KeepEvery("2", "step"), "n must be above 0"),  # type: ignore[arg-type]
+        (lambda: KeepEvery(0, "step"), "n must be above 0"),
+        (lambda: KeepEvery(math.nan, "step"), "n must be above 0"),
+        (lambda: KeepEvery(1, "batch"), "choose 'step', 'epoch' or 'minute'"),  # type: ignore[arg-type]
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(make: object, complaint: str) -> None:

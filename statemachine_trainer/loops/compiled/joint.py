@@ -211,7 +211,10 @@ class _Interpreter(torch.fx.Interpreter):
         try:
             value = super().run_node(n)
         except Exception as error:
-            raise NotCapturable(f"{first_line(error)}{_place_of(n)}") from error
+            raise NotCapturable(
+                f"{_said(n)} cannot be traced together with its gradients ({first_line(error)}). "
+                "Write it another way, or leave the OptimizerLoop in this place"
+            ) from error
         if n is self._wanted:
             self._found = value
         return value
@@ -267,14 +270,17 @@ def _floats(parameter: Tensor) -> bool:
     return parameter.is_floating_point() or parameter.is_complex()
 
 
-def _place_of(node: torch.fx.Node) -> str:
-    """Say which line of the user's code a node comes from."""
+def _said(node: torch.fx.Node) -> str:
+    """Name an operation, and the line of the user's code that it comes from."""
+    target = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     lines = [one.strip() for one in (node.stack_trace or "").splitlines()]
     places = [place for place in lines if place.startswith("File ") and "/torch/" not in place]
-    return f" ({places[-1]})" if places else ""
+    where = f" in {places[-1].removeprefix('File ')}" if places else ""
+    return f"the operation {name!r}{where}"
 
 
 def first_line(error: BaseException) -> str:
     """Shorten an error to a line."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal
@@ -27,6 +26,7 @@ from statemachine_trainer.loops.optimizers import OptimizerSlot
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.schedule import step_schedulers
 from statemachine_trainer.loops.split import detach
+from statemachine_trainer.machine.caller import level_of_caller
 from statemachine_trainer.machine.fields import RUN, field
 
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -150,8 +150,11 @@ class CompiledStep(OptimizerLoop):
         """Do forward, backward and, at the end of a window, clipping and the optimizer's step."""
         context = self.context
         slots = context.slots
-        index = context.turns.at(context.counts.batch)[self.turn] if len(slots) > 1 else 0
-        context.optimizer_idx = index
+        if len(slots) > 1:
+            self._take_turn()
+        else:
+            context.optimizer_idx = 0
+        index = context.optimizer_idx
         slot = slots[index]
         fused = self._fused.get(index)
         if fused is None or fused.slot is not slot:
@@ -338,16 +341,7 @@ class CompiledStep(OptimizerLoop):
 
 
 def _warn(text: str) -> None:
-    warnings.warn(" ".join(text.split()), NotCompiled, stacklevel=_level_of_caller())
-
-
-def _level_of_caller() -> int:
-    """Return the `stacklevel` of the first frame outside of this package, seen by whoever asks."""
-    level, frame = 1, sys._getframe(1)
-    package = __name__.partition(".")[0]
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        level, frame = level + 1, frame.f_back
-    return level
+    warnings.warn(" ".join(text.split()), NotCompiled, stacklevel=level_of_caller())
 
 
 def _is_guest(model: nn.Module) -> bool:

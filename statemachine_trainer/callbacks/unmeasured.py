@@ -1,0 +1,75 @@
+"""Telling a metric that nobody logs from one that is still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from statemachine_trainer.loops.active import ActiveLearningLoop
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.errors import MissingMetric
+from statemachine_trainer.loops.kfold import KFoldLoop
+from statemachine_trainer.loops.phases import PhasesLoop
+from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.loop import SEPARATOR, Loop
+
+_EPOCH_AND_ITS_FIT = 2
+
+
+def all_has_run(root: Loop, path: str) -> bool:
+    """Whether each part of a run that may log names of its own has had its turn.
+
+    Args:
+        root: The tree of the run.
+        path: Of the state that was left: the end of an epoch, or of a fold.
+    """
+    around = [root]
+    for name in path.split(SEPARATOR)[1:-1]:
+        around.append(around[-1].loops_inside()[name])
+    inner = 1 if isinstance(around[-1], KFoldLoop) else _EPOCH_AND_ITS_FIT
+    return not any(_has_more(one) for one in around[:-inner]) and not any(
+        _has_more(one) for one in around[-inner:] if isinstance(one, PhasesLoop | KFoldLoop)
+    )
+
+
+def was_validated(context: Context) -> bool:
+    """Whether the present epoch was validated; true where there is nothing to validate on."""
+    counts, at = context.counts, context.validated_at
+    began = counts.batch - counts.batch_in_epoch
+    return not context.validation or (at is not None and at[0] > began)
+
+
+def unmeasured(context: Context, metrics: Iterable[str]) -> str | None:
+    """Return the first of these metrics that is not known; None too while there is none at all."""
+    known = {*context.results, *context.train_metrics}
+    return next((one for one in metrics if one not in known), None) if known else None
+
+
+def refuse_unmeasured(context: Context, metrics: Iterable[str], until: str) -> None:
+    """Refuse a metric that retention goes by and that should be known by now.
+
+    Args:
+        context: What the loops of the run share.
+        metrics: Those that retention goes by.
+        until: When it was looked for, in words.
+
+    Raises:
+        MissingMetric: There is one.
+    """
+    metric = unmeasured(context, metrics)
+    if metric is not None:
+        raise MissingMetric(
+            f"Retention keeps the best by {metric!r}, which was not logged up to {until}. "
+            f"{suggest(metric, {*context.results, *context.train_metrics})}"
+        )
+
+
+def _has_more(loop: Loop) -> bool:
+    """Whether a loop around fits has a part to come that is none of those that have run.
+
+    Of loops that are not known here that is assumed.
+    """
+    if isinstance(loop, PhasesLoop):
+        return loop.done + 1 < len(loop.phases)
+    if isinstance(loop, KFoldLoop):
+        return len(loop.scores) <= loop.fold  # the test of the fold is still to come
+    return not isinstance(loop, ActiveLearningLoop)

@@ -1,0 +1,191 @@
+"""What is nearly always a mistake, though nothing would fail: found before a fit, or at its end."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable
+
+from torch import nn
+
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.errors import LikelyMistake, OptimizerError
+from statemachine_trainer.loops.every import Every
+from statemachine_trainer.loops.guest import Guest
+from statemachine_trainer.loops.metrics import Metrics, UnknownMetric
+from statemachine_trainer.loops.optimizers import OptimizerSlot
+from statemachine_trainer.loops.other_names import UNCALLED
+from statemachine_trainer.machine.caller import level_of_caller
+from statemachine_trainer.machine.loop import Loop
+
+
+class ForeignParameters(LikelyMistake):
+    """An optimizer updates parameters that are none of the model's."""
+
+
+class FrozenParameters(LikelyMistake):
+    """An optimizer updates nothing but frozen parameters."""
+
+
+class SchedulerNotReturned(LikelyMistake):
+    """A learning rate scheduler was made for an optimizer, and nobody was told of it."""
+
+
+class NeverCalled(LikelyMistake):
+    """A model has a method with the name of a hook that nobody calls here."""
+
+
+class NothingLearned(LikelyMistake):
+    """An epoch has passed in which no optimizer has stepped."""
+
+
+class NeverValidated(LikelyMistake):
+    """A fit had validation data and ended without a validation."""
+
+
+class SharedName(LikelyMistake):
+    """Training and validation log under one name, so that one of the two is not seen."""
+
+
+def look_for_mistakes(context: Context) -> None:
+    """Look at a fit that was just put together.
+
+    Models of other libraries have their own ways and are left alone.
+
+    Raises:
+        OptimizerError: An optimizer updates no parameter of the model.
+
+    Warns:
+        ForeignParameters, FrozenParameters, SchedulerNotReturned, NeverCalled: See these.
+    """
+    model = context.model
+    if isinstance(model, Guest):
+        return
+    own = {id(one) for one in model.parameters()}
+    for slot in context.slots:
+        _check_parameters(slot, own, model)
+        if not context.manual and not slot.schedulers and _has_scheduler(slot):
+            kind = type(slot.optimizer).__name__
+            _warn(
+                f"A learning rate scheduler was made for the {kind} and not returned with it, so it "
+                "is not stepped here, and is in no checkpoint. Return both: return [optimizer], "
+                "[scheduler].",
+                SchedulerNotReturned,
+            )
+    uncalled = [name for name in UNCALLED if callable(getattr(type(model), name, None))]
+    if uncalled:
+        ways = "; ".join(f"{name}: {UNCALLED[name]}" for name in uncalled)
+        _warn(
+            f"{type(model).__name__} has methods with names of Lightning's that are not called here. "
+            f"What does their work: {ways}. See docs/migration.md.",
+            NeverCalled,
+        )
+
+
+def warn_of_nothing_learned(context: Context) -> None:
+    """Warn at the end of an epoch if no optimizer has stepped so far.
+
+    With a gradient scaler that is no mistake: it leaves steps out until it has found its scale.
+    """
+    batches, scaler = context.counts.batch_in_epoch, context.precision.scaler
+    stepped = any(slot.steps for slot in context.slots)
+    if stepped or not batches or not context.slots or scaler is not None:
+        return
+    name = type(context.model).__name__
+    if context.manual:
+        reason = f"{name}.training_step optimizes by hand, and called step() of no optimizer"
+        way = "Name the parameter `optimizers` in its signature and step them"
+    else:
+        reason = (
+            f"{name}.training_step returned None each time, which leaves a batch out, or each loss "
+            "was left out because it is not finite"
+        )
+        way = (
+            "Does it forget `return loss`? If it steps by itself say automatic_optimization = False"
+        )
+    _warn(
+        f"No optimizer has stepped in the {batches} batches of epoch {context.counts.epoch - 1}: "
+        f"{reason}. {way}.",
+        NothingLearned,
+    )
+
+
+def warn_of_no_validation(context: Context, epoch: Loop) -> None:
+    """Warn at the end of a fit if its validation data were never used.
+
+    Args:
+        context: What the loops of the run share.
+        epoch: The loop that says when to validate, for the message.
+    """
+    if not context.validation or context.validated_at is not None or not context.counts.batch:
+        return
+    every, epochs = getattr(epoch, "validate_every", None), getattr(epoch, "validate_epochs", 1)
+    when = every.describe() if isinstance(every, Every) else f"where {type(epoch).__name__} says"
+    if epochs != 1:
+        when += f", in every epoch number {epochs} only"
+    _warn(
+        f"The fit has ended after {context.counts.batch} batches in {context.counts.epoch} epochs "
+        f"without a validation, though it was given data for one. It validates {when}. Make "
+        "validate_every or validate_epochs smaller, or leave the validation data out.",
+        NeverValidated,
+    )
+
+
+def warn_of_shared_names(context: Context, validated: Iterable[str]) -> None:
+    """Warn of metrics that are logged in training and in validation.
+
+    Args:
+        context: What the loops of the run share.
+        validated: Names that a validation has just logged.
+    """
+    name = next((one for one in validated if _is_seen(context.train_metrics, one)), None)
+    if name is not None:
+        _warn(
+            f"{name!r} is logged in training and in validation, and callbacks, checkpoints and "
+            "`trainer.metrics` see that of training. Log it under two names, such as "
+            f"'val_{name}' in the validation step.",
+            SharedName,
+        )
+
+
+def _check_parameters(slot: OptimizerSlot, own: Collection[int], model: nn.Module) -> None:
+    parameters, kind = slot.parameters, type(slot.optimizer).__name__
+    if parameters and not any(one.requires_grad for one in parameters):
+        _warn(
+            f"All of the {len(parameters)} parameters that the {kind} updates are frozen "
+            "(requires_grad is False), so that it changes nothing. Give it those that are to be "
+            "trained: [p for p in model.parameters() if p.requires_grad].",
+            FrozenParameters,
+        )
+    foreign = sum(id(one) not in own for one in parameters)
+    if not foreign:
+        return
+    whose = f"{foreign} of the {len(parameters)} parameters that the {kind} updates are"
+    if foreign == len(parameters) and any(one.requires_grad for one in model.parameters()):
+        raise OptimizerError(
+            f"None of the {foreign} parameters that the {kind} updates is one of the "
+            f"{type(model).__name__}, which would learn nothing. Was it made for another model or a "
+            "copy, or before a layer was replaced, or are layers in a plain list (use nn.ModuleList)?"
+        )
+    _warn(
+        f"{whose} none of the {type(model).__name__}'s, so that no checkpoint holds them. Was a "
+        "layer replaced after the optimizer was made? Make what is to be trained an attribute of "
+        "the model.",
+        ForeignParameters,
+    )
+
+
+def _is_seen(table: Metrics, name: str) -> bool:
+    """Whether a table shows a metric of this name, without computing any."""
+    try:
+        return table.shown(name).on_epoch
+    except UnknownMetric:
+        return False
+
+
+def _has_scheduler(slot: OptimizerSlot) -> bool:
+    """Whether a scheduler of torch was made for the optimizer: it notes where it began."""
+    return any("initial_lr" in group for group in slot.optimizer.param_groups)
+
+
+def _warn(text: str, kind: type[LikelyMistake]) -> None:
+    warnings.warn(text, kind, stacklevel=level_of_caller())
