@@ -1,0 +1,119 @@
+"""The drivers of a trainer, one for each loop that it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.machine.board import SignalBoard
+from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.errors import NotStarted, UnknownLoop, suggest
+from statemachine_trainer.machine.loop import Loop
+
+
+class Drivers(Mapping[str, Driver]):
+    """The drivers of one trainer by name ("fit", "validate", "test", "predict"), and which is active.
+
+    Args:
+        loops: The loops that they run, that of "fit" first.
+        sender: First argument of receivers: the trainer.
+        board: The board on which all of them put their signals.
+
+    Attributes:
+        fit: The driver of the fit.
+        active: The driver of what ran last; that of the fit before anything did.
+    """
+
+    def __init__(self, loops: Mapping[str, Loop], sender: object, board: SignalBoard) -> None:
+        self._drivers = {
+            name: Driver(loop, name=name, sender=sender, board=board)
+            for name, loop in loops.items()
+        }
+        self.fit = self.active = self._drivers["fit"]
+
+    def __getitem__(self, name: str) -> Driver:
+        return self._drivers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._drivers)
+
+    def __len__(self) -> int:
+        return len(self._drivers)
+
+    def named(self, name: str) -> Driver:
+        """Return the driver of a loop.
+
+        Raises:
+            UnknownLoop: There is no loop of this name.
+        """
+        driver = self.get(name)
+        if driver is None:
+            raise UnknownLoop(
+                f"The trainer has no loop {name!r}. {suggest(str(name), self)} The graph of a loop "
+                "inside: graph().open(path)."
+            )
+        return driver
+
+    def post(self, event: str) -> None:
+        """Post an event to the active machine, unless that was never started: a start would forget it.
+
+        Raises:
+            UnknownEvent: No loop takes it.
+            NotStarted: It was not.
+        """
+        driver = self.active
+        driver.post(event)
+        if _never_started(driver):
+            driver.withdraw(event)
+            raise NotStarted(
+                f"{event!r} was posted before the start, which would forget it. Post it after start(model, "
+                "loader), or from a receiver: trainer.on('fit_start', lambda trainer: ...)."
+            )
+
+    def pause(self) -> None:
+        """Pause the active machine, unless that was never started: a start would forget it.
+
+        Raises:
+            NotStarted: It was not.
+        """
+        driver = self.active
+        driver.pause()
+        if _never_started(driver):
+            driver.take_pause()
+            raise NotStarted(
+                "Nothing was started that could pause, and a start would forget that it was asked to. Say "
+                "where: fit(model, loader, until='epoch_end'); or stand before the first state: "
+                "start(model, loader)."
+            )
+
+    @property
+    def context(self) -> Context:
+        """The context of what ran last.
+
+        Raises:
+            NotStarted: Nothing was run yet.
+        """
+        context = context_of(self.active)
+        if context is None:
+            raise NotStarted("There is no context before the first fit, validate, test or predict.")
+        return context
+
+    @property
+    def counting(self) -> Context:
+        """The context of the fit, if there was one: an evaluation counts no epochs.
+
+        Raises:
+            NotStarted: Nothing was run yet.
+        """
+        return context_of(self.fit) or self.context
+
+
+def context_of(driver: Driver) -> Context | None:
+    """Return what the loops of a driver share; None if nothing was started."""
+    context = driver.context
+    return context if isinstance(context, Context) else None
+
+
+def _never_started(driver: Driver) -> bool:
+    """Whether a machine never ran; neither one that has ended nor one that is being started."""
+    return driver.path is None and driver.outcome is None and not driver.running
