@@ -5,6 +5,7 @@ Nothing here imports torch before a command needs it, so that help and mistakes 
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from importlib import metadata
@@ -17,10 +18,12 @@ from statemachine_trainer import __version__
 from statemachine_trainer.cli.blackbox import blackbox
 from statemachine_trainer.cli.demo import demo
 from statemachine_trainer.cli.graph import graph
+from statemachine_trainer.cli.post import post
 from statemachine_trainer.cli.runs import inspect, resume, runs
 from statemachine_trainer.cli.step import step
 from statemachine_trainer.cli.watch import watch
 from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.page.buttons import BUTTONS
 
 USAGE_ERROR = 2
 """Exit code of a mistake that the user can mend."""
@@ -28,6 +31,15 @@ USAGE_ERROR = 2
 
 class _Group(TyperGroup):
     """Commands whose expected errors are one line; `--debug` asks for the traceback."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Say where what is asked of a run belongs: `smt stop RUN` is a guess that many make."""
+        if args[0] in BUTTONS and self.get_command(ctx, args[0]) is None:
+            run = shlex.join(args[1:]) or "RUN"
+            ctx.fail(
+                f"There is no command {args[0]!r}. A run is asked so: smt post {run} {args[0]}"
+            )
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -76,7 +88,7 @@ def version() -> None:
             typer.echo(f"{name} (not installed)")
 
 
-for command in (demo, graph, step, watch, resume, runs, inspect, blackbox, version):
+for command in (demo, graph, step, watch, post, resume, runs, inspect, blackbox, version):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import webbrowser
 from typing import Annotated
 
@@ -20,8 +21,8 @@ def watch(
 ) -> None:
     """Show a run in the browser, while it goes on in another process or after it has ended.
 
-    Prints the address of the page; Ctrl-C ends it. Where the run serves a page of its own, with
-    buttons, that address is printed.
+    Prints the address of the page; Ctrl-C ends it. Its buttons steer the run while that listens.
+    Where the run serves a page of its own, the address of that is printed.
     """
     from statemachine_trainer.page.address import is_answering, left_in
     from statemachine_trainer.page.folder import FolderRun
@@ -33,7 +34,8 @@ def watch(
         if opens:
             webbrowser.open(own)
         return
-    page = Page(FolderRun(run), port=port)
+    shown = FolderRun(run)
+    page = Page(shown, port=port)
     typer.echo(page.url)
     if opens:
         webbrowser.open(page.url)
@@ -41,3 +43,7 @@ def watch(
         page.wait()
     except KeyboardInterrupt:
         page.close()
+        if shown.is_held():
+            typer.echo(
+                f"The run is held. To let it go on: smt post {shlex.quote(str(run))} continue"
+            )

@@ -1,15 +1,16 @@
-"""What is measured in a run, and when it is read: for a journal and for trackers.
+"""What is measured in a run, and when it is read: for a journal, a live page and trackers.
 
-- "step": every n batches, as `batch_end` begins: what was logged with `on_step`, else the loss.
+- "step": every n batches, or now and then, as `batch_end` begins: what was logged with `on_step`, else the loss.
 - "train": as `epoch_end` begins its work, after whatever its receivers logged.
 - "validation" and "test": when `validation_end` and `test_end` have done their work.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from statemachine_trainer.machine.program import Work
 from statemachine_trainer.observe.table import EpochRecord
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from statemachine_trainer.loops.context import Context
     from statemachine_trainer.machine.driver import Driver
 
+T = TypeVar("T")
 Part = Literal["train", "validation", "test", "step"]
 PARTS: Final[tuple[Part, ...]] = ("train", "validation", "test", "step")
 
@@ -54,11 +56,16 @@ class Readings:
     Args:
         take: Called with each reading.
         every: Batches from one reading of steps to the next; 0 for none.
+        seconds: Least time from one reading of steps to the next.
     """
 
-    def __init__(self, take: Callable[[Reading], None], *, every: int) -> None:
+    def __init__(
+        self, take: Callable[[Reading], None], *, every: int, seconds: float = 0.0
+    ) -> None:
         self._take = take
         self._every = every
+        self._seconds = seconds
+        self._due = 0.0
 
     def attach(self, driver: Driver, counting: Driver | None = None) -> Callable[[], None]:
         """Read what the states of a driver measure.
@@ -91,13 +98,14 @@ class Readings:
         return readers
 
     def _before_batch_end(self, work: Work, driver: Driver) -> Work:
-        every, take = self._every, self._take
+        every, take, clock = self._every, self._take, time.monotonic
 
         def reading() -> object:
             context = driver.context
-            if context.counts.batch % every == 0:
+            if context.counts.batch % every == 0 and clock() >= self._due:
                 values = values_of_step(context)
                 if values:
+                    self._due = clock() + self._seconds
                     take(Reading("step", context.counts.epoch, context.counts.step, values))
             return work()
 
@@ -131,3 +139,15 @@ def values_of_step(context: Context) -> Mapping[str, Any]:
     if logged or context.loss is None:
         return logged
     return {"loss": context.loss.detach()}
+
+
+def named_apart(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    """Put what is known by name for several parts of a run into one.
+
+    A name that more than one part has means that of the first; of another it is `part/name`.
+    """
+    found: dict[str, T] = {}
+    for part, named in parts.items():
+        for name, one in named.items():
+            found[name if name not in found else f"{part}/{name}"] = one
+    return found

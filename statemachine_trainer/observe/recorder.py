@@ -1,4 +1,4 @@
-"""The recorder of a run: keeps its black box and its journal while a trainer works."""
+"""The recorder of a run: keeps its black box and its journal while a trainer works, and listens."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from statemachine_trainer.observe.blackbox import BlackBox, Mark
 from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.processes import rank_of_process
 from statemachine_trainer.observe.readings import Readings
+from statemachine_trainer.page.listener import Listener
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class RunFolder:
         journal: Keep metrics, epochs, checkpoints and the graph (`Run`, `smt inspect`).
         log_every: Batches between two readings of what was logged with `on_step`, or else of the
             loss; 0 for none.
+        requests: Take requests of other processes of this user, such as `smt post RUN stop`.
 
     Raises:
         SettingError: `log_every` is no whole number from 0.
@@ -47,6 +49,7 @@ class RunFolder:
         blackbox: bool = True,
         journal: bool = True,
         log_every: int = 50,
+        requests: bool = True,
     ) -> None:
         if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 0:
             raise SettingError(f"RunFolder(log_every={log_every!r}): use a whole number from 0.")
@@ -54,6 +57,7 @@ class RunFolder:
         self.blackbox = blackbox
         self.journal = journal
         self.log_every = log_every
+        self.requests = requests
 
     @classmethod
     def of(
@@ -103,6 +107,7 @@ class Recorder:
         self._settings = {name: repr(value) for name, value in settings.items()}
         self._box: BlackBox | None = None
         self._journal: Journal | None = None
+        self._listener: Listener | None = None
         self._removers: list[Callable[[], None]] = []
         self._inside: list[Driver] = []
         self._keeps_record = False
@@ -129,6 +134,7 @@ class Recorder:
             runs.note(root, event, _versions(), **facts)
         if self.folder.blackbox:
             self._box = BlackBox(root, self._drivers)
+        self._listen()
 
     def go_on(self) -> None:
         """Go on recording a fit that is called again."""
@@ -140,6 +146,8 @@ class Recorder:
         if self._box is not None and self._box.pid != os.getpid():
             self._box.close()  # of the process that this one was forked from
             self._box = BlackBox(self.folder.path, self._drivers)
+        if driver is self._fit:
+            self._listen()
         self._inside.append(driver)
         try:
             yield
@@ -174,8 +182,20 @@ class Recorder:
         if self._journal is not None:
             self._journal.close()
         self._box = self._journal = None
+        self._listen_no_more()
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Take requests, if nobody does in this process."""
+        listener = self._listener
+        if self.folder.requests and (listener is None or listener.pid != os.getpid()):
+            self._listener = Listener(self.folder.path, self._fit)
+
+    def _listen_no_more(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
 
     def _begin_journal(self, checkpoint: Path | None) -> None:
         root = self.folder.path
@@ -214,6 +234,8 @@ class Recorder:
         mark, event = self._ending(error)
         if self._box is not None:
             self._box.mark(mark, event)
+        if mark not in ("paused", "resting"):  # after it: who asks then reads how the run ended
+            self._listen_no_more()
         if self._journal is not None:
             self._journal.close()
         told_before = error is None and left is not self._fit  # a test after a fit that has ended

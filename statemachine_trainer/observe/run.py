@@ -19,7 +19,7 @@ from statemachine_trainer.machine.errors import StateMachineError, suggest
 from statemachine_trainer.machine.graph import Graph, GraphEdge, GraphState
 from statemachine_trainer.observe.blackbox import Ring, Status, read_blackbox
 from statemachine_trainer.observe.journal import VERSION
-from statemachine_trainer.observe.readings import PARTS, Part
+from statemachine_trainer.observe.readings import PARTS, Part, named_apart
 from statemachine_trainer.observe.table import EpochRecord
 from statemachine_trainer.runs import JOURNAL, RECORD, BadRecord, Record, read_record
 
@@ -70,10 +70,26 @@ class Event:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a run is at, as it was at one moment.
+
+    Attributes:
+        rings: The black boxes of its processes.
+        status: What it is doing, or how it ended; see `Run.status`.
+        progress: Epochs and steps done; see `Run.progress`.
+    """
+
+    rings: list[Ring]
+    status: Status
+    progress: tuple[int, int] | None
+
+
 class Run:
     """What is recorded in the folder of a run.
 
-    Reads anew at each call, and writes nothing: a run that goes on does not notice.
+    Reads anew at each call, and writes nothing: a run that goes on does not notice. Only `post` asks
+    its processes for something.
 
     Args:
         folder: The folder of the run.
@@ -113,10 +129,7 @@ class Run:
             BadJournal: The journal cannot be read.
         """
         parts = PARTS[:-1] if part is None else (part,)
-        found: dict[str, list[Point]] = {}
-        for one in parts:
-            for key, points in self._series(one).items():
-                found[key if key not in found else f"{one}/{key}"] = points
+        found = named_apart({one: self._series(one) for one in parts})
         if name is None:
             return found
         if name not in found:
@@ -172,22 +185,16 @@ class Run:
     @property
     def status(self) -> Status:
         """What the run is doing, or how it ended: "killed" if a process is gone without a word."""
-        found = [ring.status for ring in self.rings()]
-        if found:
-            return next((one for one in _BY_WEIGHT if one in found), found[0])
-        record = self.record()
-        last = record.history[-1]["event"] if record and record.history else None
-        known: dict[object, Status] = {"stopped": "stopped", "ended": "ended", "failed": "failed"}
-        return known.get(last, "unknown")
+        return self._status(self.rings())
 
     def progress(self) -> tuple[int, int] | None:
         """Return the epochs and steps done, as far as they are known; None if nothing is."""
-        rows = self._select("SELECT epoch, step FROM entries ORDER BY id DESC LIMIT 1")
-        entries = [e for ring in self.rings()[:1] for e in ring.entries(last=1)]
-        if not rows and not entries:
-            return None
-        epoch, step = rows[0] if rows else (0, 0)
-        return epoch, entries[0].step if entries else step
+        return self._progress(self.rings())
+
+    def look(self) -> Look:
+        """Return what `rings`, `status` and `progress` tell, and read the black boxes once for all."""
+        rings = self.rings()
+        return Look(rings, self._status(rings), self._progress(rings))
 
     def best(self, name: str, mode: Literal["min", "max"] = "min") -> Point | None:
         """Return the best value of a metric; None if there are only NaNs.
@@ -209,7 +216,47 @@ class Run:
         known = [datetime.fromtimestamp(one, UTC) for one in times]
         return max([*since, *known], default=None)
 
+    def post(self, event: str, *, rank: int | None = None) -> str:
+        """Ask the processes of the run for something, as `smt post` does.
+
+        Does not wait until it is done: that is at the next boundary that takes it.
+
+        Args:
+            event: "stop", "validate", "checkpoint", "pause", "step", "continue", or any event that
+                its chart lets be posted.
+            rank: The only process to ask; all of them unless given.
+
+        Returns:
+            What becomes of it.
+
+        Raises:
+            NotNow: It cannot be done now; the message says why.
+            NobodyListens: The run is over, or takes no requests.
+            NoAnswer: A process hangs.
+        """
+        from statemachine_trainer.page.remote import Remote
+
+        told = Remote(self, rank=rank, patience=_PATIENCE).press(event)
+        return next(iter(told.values()))
+
     # -- parts -----------------------------------------------------------------------------------
+
+    def _status(self, rings: list[Ring]) -> Status:
+        found = [ring.status for ring in rings]
+        if found:
+            return next((one for one in _BY_WEIGHT if one in found), found[0])
+        record = self.record()
+        last = record.history[-1]["event"] if record and record.history else None
+        known: dict[object, Status] = {"stopped": "stopped", "ended": "ended", "failed": "failed"}
+        return known.get(last, "unknown")
+
+    def _progress(self, rings: list[Ring]) -> tuple[int, int] | None:
+        rows = self._select("SELECT epoch, step FROM entries ORDER BY id DESC LIMIT 1")
+        entries = [e for ring in rings[:1] for e in ring.entries(last=1)]
+        if not rows and not entries:
+            return None
+        epoch, step = rows[0] if rows else (0, 0)
+        return epoch, entries[0].step if entries else step
 
     def _series(self, part: Part) -> dict[str, list[Point]]:
         rows = self._select(

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from statemachine_trainer.machine.graph import Graph
-from statemachine_trainer.page.errors import NotNow
+from statemachine_trainer.page.errors import PageError
 from statemachine_trainer.page.guard import Guard
 from statemachine_trainer.page.picture import picture_of
 
@@ -34,8 +34,8 @@ class Source(Protocol):
     def state(self) -> dict[str, Any]:
         """All that changes, as data that JSON can hold."""
 
-    def press(self, button: str) -> None:
-        """Do what a button says, or raise `NotNow`."""
+    def press(self, button: str) -> str:
+        """Do what a button says and tell what becomes of it, or raise a `PageError`."""
 
 
 def make_app(source: Source, *, token: str, port: int) -> Starlette:
@@ -56,10 +56,10 @@ def make_app(source: Source, *, token: str, port: int) -> Starlette:
 
     async def press(request: Request) -> Response:
         try:
-            await run_in_threadpool(source.press, request.path_params["button"])
-        except NotNow as error:
+            told = await run_in_threadpool(source.press, request.path_params["button"])
+        except PageError as error:
             return PlainTextResponse(f"{error}\n", status_code=409)
-        return _json(await run_in_threadpool(source.state))
+        return _json({**await run_in_threadpool(source.state), "told": told})
 
     routes = [Route(path, _file(*one)) for path, one in _FILES.items()]
     routes += [

@@ -1,4 +1,4 @@
-"""What can go wrong with the page."""
+"""What can go wrong with the page, and with asking a run of another process."""
 
 from __future__ import annotations
 
@@ -11,3 +11,11 @@ class PageError(StateMachineError):
 
 class NotNow(PageError):
     """A button was pressed that is greyed."""
+
+
+class NobodyListens(PageError):
+    """A run was asked for something and takes no requests, or no longer."""
+
+
+class NoAnswer(PageError):
+    """A run was asked for something, and its process did not answer."""

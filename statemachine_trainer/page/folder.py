@@ -12,19 +12,22 @@ from typing import Any
 from statemachine_trainer.machine.graph import Graph
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.observe.blackbox import Entry, Ring
-from statemachine_trainer.observe.run import Run
+from statemachine_trainer.observe.run import Look, Run
 from statemachine_trainer.page.buttons import BUTTONS
 from statemachine_trainer.page.curves import Curves
-from statemachine_trainer.page.errors import NotNow, PageError
+from statemachine_trainer.page.errors import PageError
+from statemachine_trainer.page.remote import Remote
 from statemachine_trainer.page.tally import RECENT, edges_as_data
 
-_ONLY_LOOKS = "This page looks at a run from outside. A run that calls trainer.serve() has a page with buttons."
+_PATIENCE = 1.0
+"""Seconds that a process has to answer; the page waits meanwhile."""
 
 
 class FolderRun:
-    """Watches a run through its folder.
+    """Watches a run through its folder, and steers it as far as its processes listen.
 
-    Times and counters are those of the transitions that its black box still holds.
+    Times and counters are those of the transitions that its black box still holds. Of several
+    processes the first is shown, and a button is pressed in all.
 
     Args:
         folder: The folder of the run.
@@ -36,6 +39,7 @@ class FolderRun:
 
     def __init__(self, folder: str | Path) -> None:
         self._run = Run(folder)
+        self._remote = Remote(self._run, patience=_PATIENCE)
         self._graph = self._run.graph()
         if self._graph is None:
             raise PageError(
@@ -49,29 +53,33 @@ class FolderRun:
         assert self._graph is not None
         return self._graph
 
-    def press(self, button: str) -> None:
-        """Refuse.
+    def press(self, button: str) -> str:
+        """Ask the processes of the run for it, and tell what becomes of it.
 
         Raises:
-            NotNow: Always.
+            NotNow: It is greyed.
+            NobodyListens, NoAnswer: There is nobody to be asked; the message says why.
         """
-        raise NotNow(_ONLY_LOOKS)
+        return next(iter(self._remote.press(button).values()))
+
+    def is_held(self) -> bool:
+        """Whether the run stands still until somebody lets it go on."""
+        return bool(self._asked(self._run.look())["held"])
 
     def state(self) -> dict[str, Any]:
         """All that changes, as data that JSON can hold."""
-        ring = next(iter(self._run.rings()), None)
+        look = self._run.look()
+        ring = next(iter(look.rings), None)
         entries = [] if ring is None else ring.entries()
-        status = self._run.status
-        epoch, step = self._run.progress() or (0, 0)
+        status = look.status
+        epoch, step = look.progress or (0, 0)
         graph = self.graph()
         return {
             "graph": hash(graph),
             "state": None if ring is None else ring.state,
-            "held": False,
             "running": status == "running",
             "mood": _mood(status, ring),
             "outcome": None,
-            "posted": [],
             "counts": {"epoch": epoch, "step": step},
             "states": _times(entries),
             "edges": edges_as_data(_edges(entries, graph)),
@@ -81,8 +89,19 @@ class FolderRun:
             ],
             "curves": self._curves(),
             "subscribers": "(the black box does not know them)",
-            "buttons": dict.fromkeys(BUTTONS, _ONLY_LOOKS),
+            **self._asked(look),
         }
+
+    def _asked(self, look: Look) -> dict[str, Any]:
+        """What only the processes of the run can tell; of one that does not, why."""
+        try:
+            looks = self._remote.looks(look)
+        except PageError as error:
+            return {"held": False, "posted": [], "buttons": dict.fromkeys(BUTTONS, str(error))}
+        first = next(iter(looks.values()))
+        refusals = {name: _refusal(name, looks) for name in BUTTONS}
+        found = {"held": first["held"], "posted": first["posted"], "buttons": refusals}
+        return {**found, "state": first["state"]} if first["held"] else found
 
     def _curves(self) -> Any:
         curves = Curves()
@@ -92,6 +111,13 @@ class FolderRun:
                 if point.round == last and not math.isnan(point.value):
                     curves.add(point.step, {name: point.value})
         return curves.to_dict()
+
+
+def _refusal(name: str, looks: dict[int, dict[str, Any]]) -> str | None:
+    """Why a button is greyed: because one of the ranks refuses."""
+    found = ((rank, look["buttons"][name]) for rank, look in looks.items())
+    rank, why = next(((rank, why) for rank, why in found if why is not None), (0, None))
+    return why if why is None or len(looks) == 1 else f"Rank {rank}: {why}"
 
 
 def _mood(status: str, ring: Ring | None) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from statemachine_trainer.machine.graph import Graph
-from statemachine_trainer.machine.loop import SEPARATOR
-from statemachine_trainer.machine.program import Program, Work
-from statemachine_trainer.page.buttons import press, refusals
+from statemachine_trainer.machine.program import Program
+from statemachine_trainer.observe.readings import PARTS, Part, Reading, Readings, named_apart
+from statemachine_trainer.page.buttons import Buttons
 from statemachine_trainer.page.curves import Curves
+from statemachine_trainer.page.hold import Hold
 from statemachine_trainer.page.tally import Tally, edges_as_data
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class LiveRun:
     """Watches a trainer of this process and steers it.
 
     Metrics are read in the training thread, at the ends of epochs and validations and at most once
-    a second: reading them waits for the device.
+    a second in between: reading them waits for the device.
 
     Args:
         trainer: The trainer.
@@ -35,19 +35,20 @@ class LiveRun:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._driver: Driver = trainer.driver
-        self.tally = Tally(lambda: self._driver.requested)
-        self._curves = Curves()
-        self._due = 0.0
+        self.tally = Tally()
+        self._hold = Hold.of(self._driver)
+        self._buttons = Buttons(trainer, self._driver, self._hold)
+        self._curves: dict[Part, Curves] = {part: Curves() for part in PARTS[:-1]}
         self._program: Program | None = None
         self._rebuilt = 0
         self._remove = [
             self._driver.instrument(self.tally.probe),
-            self._driver.instrument(self._read_metrics),
+            Readings(self._take, every=1, seconds=_EVERY).attach(self._driver),
         ]
 
     def close(self) -> None:
         """Let the run go on as if nobody had watched."""
-        self.tally.go_on()
+        self._hold.go_on()
         for remove in self._remove:
             remove()
 
@@ -55,24 +56,20 @@ class LiveRun:
         """The graph of the loop as it is now; who listens to it is told by `state`."""
         return self._trainer.graph()
 
-    def press(self, button: str) -> None:
-        """Do what a button says.
+    def press(self, button: str) -> str:
+        """Do what a button says, and tell what becomes of it.
 
         Raises:
             NotNow: It is greyed.
         """
-        press(button, self._trainer, self._driver, self.tally)
+        return self._buttons.press(button)
 
     def state(self) -> dict[str, Any]:
         """All that changes, as data that JSON can hold."""
-        driver, tally = self._driver, self.tally
+        tally = self.tally
         return {
+            **self._buttons.look(),
             "graph": self._number_of_graph(),
-            "state": tally.held or driver.path,
-            "held": tally.held is not None,
-            "running": driver.running,
-            "outcome": driver.outcome,
-            "posted": driver.posted,
             "counts": self._counts(),
             "states": {
                 path: {"calls": one.calls, "seconds": one.seconds}
@@ -83,9 +80,10 @@ class LiveRun:
             "recent": [
                 {"state": answer.state, "event": answer.event} for answer in [*tally.recent]
             ],
-            "curves": self._curves.to_dict(),
+            "curves": named_apart(
+                {part: curves.to_dict() for part, curves in self._curves.items()}
+            ),
             "subscribers": self._trainer.describe(),
-            "buttons": refusals(self._trainer, driver, tally),
         }
 
     def _number_of_graph(self) -> int:
@@ -117,23 +115,6 @@ class LiveRun:
                     counts[edge.moment.path, answer.event] += answer.count
         return counts
 
-    def _read_metrics(self, path: str, work: Work) -> Work:
-        """A probe: reads after the end of an epoch or a validation, and now and then after a batch."""
-        name = path.rpartition(SEPARATOR)[2]
-        clock, curves, trainer = time.monotonic, self._curves, self._trainer
-
-        def now_and_then() -> object:
-            event = work()
-            if clock() >= self._due:
-                self._due = clock() + _EVERY
-                curves.add(trainer.steps, trainer.metrics)
-            return event
-
-        def always() -> object:
-            event = work()
-            curves.add(trainer.steps, trainer.metrics)
-            return event
-
-        return {"batch_end": now_and_then, "epoch_end": always, "validation_end": always}.get(
-            name, work
-        )
+    def _take(self, reading: Reading) -> None:
+        part: Part = "train" if reading.part == "step" else reading.part
+        self._curves[part].add(reading.step, reading.metrics())

@@ -1,12 +1,11 @@
-"""What the page sees of a running machine: counters, times, and a place to hold it.
+"""What the page sees of a running machine: counters and times.
 
 A probe around the work of each state. The training thread writes, the page's thread reads; neither
-waits for the other but where the page was asked to hold the run.
+waits for the other.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,17 +17,15 @@ from statemachine_trainer.machine.program import Work
 RECENT = 30
 """Transitions that are remembered."""
 
-_GLANCE = 0.2
-"""Seconds between two looks at whether a held run has something to do."""
-
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """An event that a state answered with, and how often."""
+    """An event that a state answered with, how often, and how long it worked for that."""
 
     state: str
     event: str
     count: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -36,17 +33,20 @@ class StateTally:
     """What one state did while the page was open.
 
     Attributes:
-        seconds: How long it worked, all in all.
         answers: By event; None where it rested.
     """
 
-    seconds: float = 0.0
     answers: dict[object, Answer] = field(default_factory=dict)
 
     @property
     def calls(self) -> int:
         """How often it worked."""
         return sum(one.count for one in [*self.answers.values()])
+
+    @property
+    def seconds(self) -> float:
+        """How long it worked, all in all."""
+        return sum(one.seconds for one in [*self.answers.values()])
 
 
 def edges_as_data(counts: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
@@ -58,21 +58,11 @@ def edges_as_data(counts: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]
 
 
 class Tally:
-    """A probe that counts, and holds the run before a state when told to.
+    """A probe that counts."""
 
-    Args:
-        is_called: Tells whether the run has to go on, held or not: something waits for its next
-            boundary, such as a signal of the system that wants a checkpoint.
-    """
-
-    def __init__(self, is_called: Callable[[], bool]) -> None:
+    def __init__(self) -> None:
         self.states: dict[str, StateTally] = {}
         self.recent: deque[Answer] = deque(maxlen=RECENT)
-        self._is_called = is_called
-        self._holding = False  # whether the run is to be held
-        self._held: str | None = None
-        self._steps = 0
-        self._turn = threading.Condition()
 
     def probe(self, path: str, work: Work) -> Work:
         """Put the tally around the work of a state; for `Driver.instrument`.
@@ -80,53 +70,24 @@ class Tally:
         Kept short, and building nothing anew: it is paid at each transition while the page is open.
         """
         mine = self.states.setdefault(path, StateTally())
-        answers, note, clock = mine.answers, self.recent.append, time.perf_counter
 
-        def tallied() -> object:
-            if self._holding:
-                self._hold(path)
+        # As defaults, names of a function lie side by side: see the black box.
+        def tallied(
+            work: Work = work,
+            answers: dict[object, Answer] = mine.answers,
+            note: Callable[[Answer], None] = self.recent.append,
+            clock: Callable[[], float] = time.perf_counter,
+        ) -> object:
             begun = clock()
             event = work()
-            mine.seconds += clock() - begun
-            answer = answers.get(event)
-            if answer is None:
+            try:
+                answer = answers[event]
+            except KeyError:
                 name = event if isinstance(event, str) else "(rests)"
                 answer = answers[event] = Answer(path, name)
+            answer.seconds += clock() - begun
             answer.count += 1
             note(answer)
             return event
 
         return tallied
-
-    # -- holding ---------------------------------------------------------------------------------
-
-    @property
-    def held(self) -> str | None:
-        """Path of the state before which the run is held; None if it is not."""
-        return self._held
-
-    def hold(self) -> None:
-        """Hold the run before its next state."""
-        self._holding = True
-
-    def step(self) -> None:
-        """Let a held run do one state's work."""
-        with self._turn:
-            self._steps += 1
-            self._turn.notify_all()
-
-    def go_on(self) -> None:
-        """Let the run go on."""
-        with self._turn:
-            self._holding = False
-            self._turn.notify_all()
-
-    def _hold(self, path: str) -> None:
-        with self._turn:
-            self._held = path
-            try:
-                while self._holding and not self._steps and not self._is_called():
-                    self._turn.wait(_GLANCE)
-                self._steps = max(0, self._steps - 1)
-            finally:
-                self._held = None

@@ -67,6 +67,7 @@ def test_a_model_that_logs_nothing_has_its_loss_read(tmp_path: Path) -> None:
     assert math.isfinite(point.value)
 
 
+@pytest.mark.filterwarnings("ignore::statemachine_trainer.loops.mistakes.SharedName")
 def test_a_name_of_training_and_validation_stands_for_both(tmp_path: Path) -> None:
     class Same(Net):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -373,6 +374,15 @@ def test_another_process_reads_it_without_disturbing_the_run(tmp_path: Path) -> 
             assert [one.epoch for one in run.epochs()] == [1]
             assert run.graph() is not None
         assert process.poll() is None
+
+
+def test_a_look_tells_what_rings_status_and_progress_tell(tmp_path: Path) -> None:
+    mine = trainer(run=tmp_path, max_epochs=2)
+    mine.fit(Net(), batches(), batches(1), until=lambda trainer: trainer.steps == 10)
+    run = Run(tmp_path)
+    look = run.look()
+    assert (look.status, look.progress) == (run.status, run.progress()) == ("paused", (1, 10))
+    assert [ring.entries() for ring in look.rings] == [ring.entries() for ring in run.rings()]
 
 
 def test_people_can_ask_it_in_sql(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,10 +32,12 @@ def until(condition: Callable[[], object], what: str) -> None:
 class Run:
     """A fit in a thread, as a script's main thread would run it."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, checkpoints: Path | None = None, folder: Path | None = None) -> None:
         torch.manual_seed(0)
-        self.data = [(torch.randn(4, 3), torch.randint(2, (4,))) for _ in range(5)]
-        self.trainer = Trainer(max_epochs=10**6, progress=False, checkpoints=folder)
+        self.data: Any = [(torch.randn(4, 3), torch.randint(2, (4,))) for _ in range(5)]
+        self.trainer = Trainer(
+            max_epochs=10**6, progress=False, checkpoints=checkpoints, run=folder
+        )
         self.trainer.on("batch_start", lambda: time.sleep(0.002))
         self.model = nn.Linear(3, 2)
         self.thread = threading.Thread(target=self._fit, daemon=True)

@@ -88,7 +88,7 @@ def test_buttons_are_pressed_by_post_alone_and_only_where_they_are_not_greyed(
     assert client.ask("/press/step", "POST").status == 409
     assert "Only a run that is held can be stepped" in client.body
     assert client.ask("/press/format", "POST").status == 409
-    assert "There is no button 'format'" in client.body
+    assert "There is no button or event 'format'" in client.body
     origin = f"http://127.0.0.1:{client.port}"
     assert client.ask("/press/stop", "POST", Origin=origin).status == 200
     run.thread.join(20)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +13,27 @@ import pytest
 from statemachine_trainer.observe.run import NoRun
 from statemachine_trainer.page import Page
 from statemachine_trainer.page.address import left_in
-from statemachine_trainer.page.errors import NotNow, PageError
+from statemachine_trainer.page.errors import NobodyListens
 from statemachine_trainer.page.folder import FolderRun
+from tests.page.processes import process, steps_in, training
 from tests.page.runs import Run, until
 
 expect = pytest.importorskip("playwright.sync_api").expect
 expect.set_options(timeout=20_000)
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+BUTTONS = ("pause", "step", "continue", "validate", "checkpoint", "stop")
 
 
-@contextmanager
-def process(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as out:
-        one = subprocess.Popen(
-            [sys.executable, *arguments],
-            env=ENVIRONMENT,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
-        )
-    try:
-        yield one
-    finally:
-        if one.poll() is None:
-            os.killpg(one.pid, signal.SIGKILL)
-        one.wait()
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run"
 
 
-TRAINING = """
-import sys
-from pathlib import Path
-from tests.page.runs import Run
-run = Run(Path(sys.argv[1]))
-run.begin()
-run.thread.join()
-"""
-
-
-def steps_in(folder: Path) -> int:
-    """Steps that the run in a folder has done; none while it has not begun."""
-    try:
-        return int(FolderRun(folder).state()["counts"]["step"])
-    except (NoRun, PageError):
-        return 0
+@pytest.fixture
+def watched(folder: Path) -> Iterator[Page]:
+    """The page of a run that goes on in another process."""
+    with training(folder), Page(FolderRun(folder)) as page:
+        yield page
 
 
 def open_page(browser: Any, page: Page) -> Any:
@@ -72,26 +43,76 @@ def open_page(browser: Any, page: Page) -> Any:
     return tab
 
 
+def mood(tab: Any, pattern: str) -> None:
+    """Wait until the page says this of the run."""
+    expect(tab.locator("#mood")).to_have_text(re.compile(pattern))
+
+
+def all_are_greyed(tab: Any, why: str) -> None:
+    """Wait until no button can be pressed, and the page says why."""
+    expect(tab.locator("#why")).to_have_text(re.compile(why))
+    for name in BUTTONS:
+        assert tab.is_disabled(f"#button-{name}")
+        # Asked for in one call: the page is brought up to date in between.
+        assert tab.evaluate(
+            "id => document.getElementById(id).title == document.getElementById('why').textContent",
+            f"button-{name}",
+        )
+
+
 def test_a_run_of_another_process_is_followed_and_seen_to_be_killed(
-    tmp_path: Path, browser: Any
+    folder: Path, browser: Any
 ) -> None:
-    folder = tmp_path / "run"
-    with process("-c", TRAINING, str(folder), log=tmp_path / "log") as training:
-        until(lambda: steps_in(folder) > 0, "a step")
-        assert training.poll() is None
-        with Page(FolderRun(folder)) as page:
-            tab = open_page(browser, page)
-            expect(tab.locator("#mood")).to_have_text(re.compile("^running"))
-            tab.wait_for_selector('#graph [data-source="fit.epoch.batch"] .count')
-            counts = tab.text_content("#counts")
-            expect(tab.locator("#counts")).not_to_have_text(counts)  # it goes on
-            tab.wait_for_selector('svg[aria-label^="val_loss"]')
-            assert tab.is_disabled("#button-stop")
-            assert "trainer.serve()" in tab.get_attribute("#button-stop", "title")
-            training.kill()
-            training.wait()
-            expect(tab.locator("#mood")).to_have_text(re.compile("^killed"))
-            tab.close()
+    with training(folder) as one, Page(FolderRun(folder)) as page:
+        tab = open_page(browser, page)
+        mood(tab, "^running")
+        tab.wait_for_selector('#graph [data-source="fit.epoch.batch"] .count')
+        counts = tab.text_content("#counts")
+        expect(tab.locator("#counts")).not_to_have_text(counts)  # it goes on
+        tab.wait_for_selector('svg[aria-label^="val_loss"]')
+        expect(tab.locator("#button-stop")).to_be_enabled()
+        assert tab.is_disabled("#button-step")
+        one.kill()
+        one.wait()
+        mood(tab, "^killed")
+        all_are_greyed(tab, r"^The run was killed in fit\.\S+: its process is gone")
+        tab.close()
+
+
+def test_the_buttons_steer_a_run_of_another_process(
+    folder: Path, watched: Page, browser: Any
+) -> None:
+    tab = open_page(browser, watched)
+    expect(tab.locator("#why")).to_be_empty()
+    tab.click("#button-pause")
+    mood(tab, "^held before this state")
+    expect(tab.locator("#message")).to_have_text("The run is held after its next boundary.")
+    steps = steps_in(folder)
+    seen = [str(tab.text_content("#state"))]
+    while len(seen) < 6:
+        tab.click("#button-step")
+        expect(tab.locator("#state")).not_to_have_text(seen[-1])
+        mood(tab, "^held")
+        seen.append(str(tab.text_content("#state")))
+    assert steps_in(folder) <= steps + 1
+    assert tab.is_disabled("#button-pause")
+    tab.click("#button-continue")
+    mood(tab, "^running")
+    until(lambda: steps_in(folder) > steps + 10, "that it goes on")
+    tab.click("#button-stop")
+    mood(tab, "^ended")
+    all_are_greyed(tab, "^The run has ended .* ago. Nobody listens")
+    tab.close()
+
+
+def test_a_button_that_is_greyed_by_now_says_why(folder: Path, watched: Page, browser: Any) -> None:
+    tab = open_page(browser, watched)
+    expect(tab.locator("#button-pause")).to_be_enabled()
+    FolderRun(folder).press("pause")
+    expect(tab.locator("#button-pause")).to_be_disabled()
+    tab.evaluate("press('pause')")  # as if clicked just before
+    expect(tab.locator("#message")).to_have_text("The run is held already.")
+    tab.close()
 
 
 def test_a_run_that_is_over_is_shown(run: Run, browser: Any) -> None:
@@ -102,10 +123,11 @@ def test_a_run_that_is_over_is_shown(run: Run, browser: Any) -> None:
     assert folder is not None
     with Page(FolderRun(folder)) as page:
         tab = open_page(browser, page)
-        expect(tab.locator("#mood")).to_have_text("ended")
+        mood(tab, "^ended")
         tab.wait_for_selector('svg[aria-label^="loss"]')
+        all_are_greyed(tab, "^The run has ended")
         tab.close()
-    with pytest.raises(NotNow, match=r"trainer\.serve"):
+    with pytest.raises(NobodyListens, match="The run has ended"):
         FolderRun(folder).press("stop")
 
 
@@ -133,3 +155,19 @@ def test_smt_watch_gives_the_address_of_the_run_s_own_page_while_there_is_one(
         assert log.read_text().strip() != page.url
         watching.send_signal(signal.SIGINT)
         assert watching.wait(30) == 0
+
+
+def test_a_run_that_is_held_when_watching_ends_is_not_forgotten(
+    folder: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "watch.log"
+    with (
+        training(folder),
+        process("-m", "statemachine_trainer", "watch", str(folder), log=log) as watching,
+    ):
+        until(lambda: "http://127.0.0.1:" in log.read_text(), "an address")
+        FolderRun(folder).press("pause")
+        until(lambda: FolderRun(folder).is_held(), "that it is held")
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(30) == 0
+        assert f"smt post {folder} continue" in log.read_text()

@@ -15,9 +15,12 @@ function make(tag, text, className) {
   return made;
 }
 
-function tell(problem) {
-  element("message").textContent = problem;
-  element("message").hidden = !problem;
+// A problem, or what became of a button that was pressed.
+function tell(text, isProblem = true) {
+  const message = element("message");
+  message.textContent = text;
+  message.hidden = !text;
+  message.classList.toggle("told", !isProblem);
 }
 
 async function ask(path, options) {
@@ -28,8 +31,9 @@ async function ask(path, options) {
 
 async function press(name) {
   try {
-    show(await (await ask(`/press/${name}`, { method: "POST" })).json());
-    tell("");
+    const run = await (await ask(`/press/${name}`, { method: "POST" })).json();
+    show(run);
+    tell(run.told, false);
   } catch (error) {
     tell(error.message);
   }
@@ -51,13 +55,19 @@ function showButtons(buttons) {
     button.disabled = refusal !== null;
     button.title = refusal ?? "";
   }
+  // Where nothing can be pressed for one reason, that is said without being pointed at.
+  const reasons = new Set(Object.values(buttons));
+  const [reason] = reasons;
+  const why = reasons.size === 1 && reason !== null ? reason : "";
+  element("why").textContent = why;
+  if (why && element("message").classList.contains("told")) tell("");
 }
 
 function mood(run) {
   if (run.outcome) return `ended: ${run.outcome}`;
   if (run.held) return "held before this state";
   const posted = run.posted.length ? `, posted: ${run.posted.join(", ")}` : "";
-  return (run.running ? "running" : run.mood ?? "standing still") + posted;
+  return (run.mood ?? (run.running ? "running" : "standing still")) + posted;
 }
 
 async function showGraph(run) {

@@ -1,0 +1,108 @@
+"""Holding a run before a state, and letting it do one state's work at a time."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+from statemachine_trainer.machine.program import Work
+
+if TYPE_CHECKING:
+    from statemachine_trainer.machine.driver import Driver
+
+_GLANCE = 0.2
+"""Seconds between two looks at whether a held run has something to do."""
+
+
+class Hold:
+    """Holds the machine of a driver; asked by other threads, obeyed by the one that trains.
+
+    While nobody holds the run there is nothing on its way: a probe is put around the states at the
+    next boundary that can be written down, and taken off when the run goes on. Both are done by the
+    training thread itself, so that no other probe that it sets meanwhile is lost.
+
+    A driver has one (`of`), whoever asks: what the page of the run holds, another process lets go.
+    """
+
+    _of: ClassVar[weakref.WeakKeyDictionary[Driver, Hold]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = weakref.proxy(driver)  # kept by it, and not the other way round
+        self._holding = False  # whether the run is to be held
+        self._held: str | None = None
+        self._steps = 0
+        self._turn = threading.Condition()
+        self._take_off: Callable[[], None] | None = None
+
+    @classmethod
+    def of(cls, driver: Driver) -> Hold:
+        """Return the one of a driver."""
+        return cls._of.setdefault(driver, cls(driver))
+
+    @property
+    def held(self) -> str | None:
+        """Path of the state before which the run is held; None if it is not."""
+        return self._held
+
+    @property
+    def stepping(self) -> bool:
+        """Whether it was told to step and has not yet; asked before `held`, that is the state after it."""
+        return self._steps > 0
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether the run is held, or will be before one of its next states."""
+        return self._holding
+
+    def hold(self) -> None:
+        """Hold the run before the state that follows its next boundary."""
+        with self._turn:
+            if self._holding:
+                return
+            self._holding = True
+        self._driver.at_boundary(self._put_on)
+
+    def step(self) -> None:
+        """Let a held run do one state's work."""
+        with self._turn:
+            self._steps += 1
+            self._turn.notify_all()
+
+    def go_on(self) -> None:
+        """Let the run go on."""
+        with self._turn:
+            self._holding, self._steps = False, 0
+            self._turn.notify_all()
+
+    # -- in the training thread ------------------------------------------------------------------
+
+    def _put_on(self) -> None:
+        if self._holding and self._take_off is None:
+            self._take_off = self._driver.instrument(self._probe)
+
+    def _probe(self, path: str, work: Work) -> Work:
+        def held() -> object:
+            self._wait(path)
+            return work()
+
+        return held
+
+    def _wait(self, path: str) -> None:
+        try:
+            with self._turn:
+                self._held = path
+                # A signal of the system wants a boundary to write a checkpoint at: it is heeded.
+                while self._holding and not self._steps and not self._driver.requested:
+                    self._turn.wait(_GLANCE)
+                self._held = None
+                self._steps = max(0, self._steps - 1)
+        except BaseException:  # Ctrl-C that nobody handles
+            self._holding = False
+            raise
+        finally:
+            self._held = None
+            if not self._holding and self._take_off is not None:
+                self._take_off()
+                self._take_off = None
