@@ -32,6 +32,7 @@ class Peer:
 PEERS = (
     Peer("bare PyTorch", "bare", "ours", (str(REPOSITORY),)),
     Peer("statemachine_trainer", "ours", "ours", (str(REPOSITORY),)),
+    Peer("background checkpoints", "ours_background", "ours", (str(REPOSITORY),)),
     Peer("Ignite", "ignite", "ignite", ("pytorch-ignite==0.5.5",)),
     Peer("Fabric", "fabric", "lightning", ("lightning==2.6.6",)),
     Peer("Lightning", "lightning", "lightning", ("lightning==2.6.6",)),

@@ -42,9 +42,10 @@ class Module(nn.Module):
         return self.model.configure_optimizers()
 
 
-def training(model: Classifier, job: Training) -> float:
+def training(model: Classifier, job: Training, *, background: bool = False) -> float:
     """Train as one does; return the last validation loss."""
-    checkpoints = Checkpoints(job.folder / "run", every=every(job.every, "step"))
+    often = every(job.every, "step")
+    checkpoints = Checkpoints(job.folder / "run", every=often, background=background)
     trainer = Trainer(max_epochs=job.epochs, device="cpu", progress=False, checkpoints=checkpoints)
 
     @trainer.on("batch_end", every=job.every)
