@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,6 +43,8 @@ def blackbox(
         console.print(_parting(parting), markup=False, highlight=False, style="red")
     elif len(rings) > 1:
         console.print("Where all of them can be compared, they did the same.", highlight=False)
+        for text in _behind(rings):
+            console.print(text, markup=False, highlight=False, style="red", soft_wrap=True)
 
 
 def _of_one(ring: Ring, last: int) -> Table:
@@ -109,6 +112,18 @@ def _parting(parting: Parting) -> str:
         f"rank {rank}: {one.event} to {one.state}" for rank, one in sorted(parting.entries.items())
     ]
     return printable(f"They part at transition {parting.number}: {'; '.join(told)}.")
+
+
+def _behind(rings: list[Ring]) -> Iterator[str]:
+    """Say of each process that has come less far what the others may be waiting for."""
+    reached = [(ring, ring.entries(last=1)[0].number) for ring in rings if len(ring)]
+    foremost = max((number for _, number in reached), default=0)
+    for ring, number in reached:
+        if number < foremost:
+            yield printable(
+                f"Rank {ring.rank} is {foremost - number} behind, in {ring.state}: the others may "
+                "be waiting for it."
+            )
 
 
 def _ago(seconds: float) -> str:

@@ -16,12 +16,15 @@ from statemachine_trainer.loops.errors import ModelError, NothingToDo, Optimizer
 from statemachine_trainer.loops.guest import Guest
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.metrics import Metrics, batch_size_of
+from statemachine_trainer.loops.mistakes import look_for_mistakes
 from statemachine_trainer.loops.model import Loss, MakeOptimizer, Steps
 from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.loops.optimizers import read_optimizers
+from statemachine_trainer.loops.ranks import Agreement, agree
 from statemachine_trainer.loops.turns import Turns
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
+from statemachine_trainer.parallel.wrapped import Wrapped
 
 _STAGES: Final = {"validation_step": "validate", "test_step": "test", "predict_step": "predict"}
 
@@ -60,19 +63,26 @@ class Equipment:
             )
         self.prefetch = prefetch
         Precision(precision, self.device)
+        self.agreement: Agreement | None = None  # of the ranks of a fit, where there are several
 
     def context(
         self, model: nn.Module, trainer: Any, loss: Loss | None, optimizer: MakeOptimizer | None
     ) -> Context:
-        """Make the context of a run of a model, which is moved to the device."""
+        """Make the context of a run of a model, which is moved to the device.
+
+        A model in a `DistributedDataParallel` comes out of it, and stays where it is.
+        """
+        wrapped = Wrapped.of(model)
+        model = model if wrapped is None else wrapped.module
+        device = self.device if wrapped is None else wrapped.device or self.device
         context = Context(model, None, trainer, self)  # type: ignore[arg-type]
-        context.steps = Steps(model, context, loss, optimizer)
+        context.steps = Steps(model, context, loss, optimizer, wrapped)
         context.train_metrics, context.validation_metrics = Metrics(model), Metrics(model)
-        model.to(self.device)
-        context.device = self.device
-        context.precision = Precision(self.precision_name, self.device)
-        if self.device.type != "cpu":
-            context.transfer = self._transfer(model)
+        model.to(device)
+        context.device = device
+        context.precision = Precision(self.precision_name, device)
+        if device.type != "cpu":
+            context.transfer = self._transfer(model, device)
         return context
 
     def feeds(self, source: Any, name: str) -> list[tuple[str, Feed]]:
@@ -105,10 +115,10 @@ class Equipment:
             )
         return feed
 
-    def _transfer(self, model: nn.Module) -> Any:
+    def _transfer(self, model: nn.Module, device: torch.device) -> Any:
         own = getattr(model, "transfer_batch", None)
         move = to_device if own is None else own
-        return partial(move, device=self.device)
+        return partial(move, device=device)
 
 
 def assemble_fit(
@@ -125,8 +135,9 @@ def assemble_fit(
 
     Raises:
         ModelError: A step is missing, or there are no training data.
-        OptimizerError: There is no optimizer, or something else in its place.
+        OptimizerError: There is no optimizer, something else in its place, or one of another model.
         SettingError: Settings of automatic optimization with a model that optimizes by hand.
+        RanksDiffer: Of several ranks, one was given something else.
     """
     context = equipment.context(model, trainer, loss, optimizer)
     context.steps.get("training_step")
@@ -140,9 +151,11 @@ def assemble_fit(
             "set `automatic_optimization = False` and train by hand in training_step."
         )
     context.turns = Turns(context.slots)
+    look_for_mistakes(context)
     if any(getattr(loop, "counts_samples", False) for _, loop in root.walk()):
         context.sample_size = batch_size_of
     replace_data(equipment, context, train, validation)
+    equipment.agreement = agree(trainer, context, equipment.agreement)
     return context
 
 
@@ -167,7 +180,7 @@ def go_on(
         )
     replace_data(equipment, context, train, validation)
     if loss is not None and loss is not had[0]:
-        context.steps = Steps(context.model, context, loss, had[1])
+        context.steps = Steps(context.model, context, loss, had[1], context.steps.wrapped)
 
 
 def replace_data(equipment: Equipment, context: Context, train: Any, validation: Any) -> None:

@@ -14,6 +14,7 @@ from statemachine_trainer.loops.errors import ModelError, OptimizerError
 from statemachine_trainer.loops.loss_steps import loss_steps
 from statemachine_trainer.loops.own_loss import finds_own_loss, own_loss_steps
 from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.parallel.wrapped import Wrapped
 
 Step = Callable[[Any, int], Any]
 """A step in one form: called with the batch and its number."""
@@ -45,9 +46,13 @@ class Steps:
         optimizer: An optimizer, or a callable that makes one of the parameters; takes the place of
             `configure_optimizers`.
         source: Has an attribute for each name that a step may ask for; read at each call.
+        wrapped: The model in its `DistributedDataParallel`, through which the training step is
+            called. The other steps are not: a rank may evaluate alone.
 
     Attributes:
         model: The module.
+        wrapped: It in its `DistributedDataParallel`; None if it is in none.
+        whole: The module as it was given.
         training: The training step.
         takes_hiddens: Whether it has a parameter `hiddens`.
         given: The `loss` and `optimizer` that it was made with.
@@ -63,6 +68,7 @@ class Steps:
         source: object,
         loss: Loss | None = None,
         optimizer: MakeOptimizer | None = None,
+        wrapped: Wrapped | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelError(
@@ -74,6 +80,8 @@ class Steps:
                 "statemachine_trainer.integrations import lightning`."
             )
         self.model = model
+        self.wrapped = wrapped
+        self.whole: nn.Module = model if wrapped is None else wrapped.wrapper
         self.by_hand = getattr(model, "automatic_optimization", True) is False
         self.takes_hiddens = False
         self.training: Step = self._missing_training_step
@@ -91,6 +99,9 @@ class Steps:
         elif not self._found and finds_own_loss(model):
             self._found.update(own_loss_steps(model))
         self.training = self._found.get("training_step", self.training)
+        if wrapped is not None and "training_step" in self._found:
+            self._refuse_unseen_backward()
+            self.training = self._found["training_step"] = wrapped.through(self.training)
         self._found.setdefault("predict_step", lambda batch, _batch_idx: model(inputs_of(batch)))
 
     @property
@@ -145,6 +156,17 @@ class Steps:
             )
         return configure()
 
+    def _refuse_unseen_backward(self) -> None:
+        """Refuse a wrapped model whose training step goes backward before the wrapper knows of it."""
+        yields = inspect.isgeneratorfunction(getattr(self.model, "training_step", None))
+        if self.by_hand or yields:
+            how = "yields its losses" if yields else "optimizes by hand"
+            raise ModelError(
+                f"{type(self.model).__name__} {how} in training_step, and DistributedDataParallel "
+                "around it cannot average the gradients there. Wrap the networks inside of it "
+                "instead: self.net = DistributedDataParallel(net)."
+            )
+
     def _missing_training_step(self, _batch: Any, _batch_idx: int) -> Any:
         return self.get("training_step")
 
@@ -194,6 +216,12 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 def _adapt(method: Callable[..., Any], label: str, source: object) -> Step:
     """Bring a step into the form that is called with the batch and its number."""
+    yields = inspect.isgeneratorfunction(method) and not label.endswith(".training_step")
+    if yields or inspect.iscoroutinefunction(method):
+        raise ModelError(
+            f"{label} {'yields' if yields else 'is asynchronous'}, so that a call of it does nothing "
+            "yet. Write a plain method that returns."
+        )
     parameters = list(inspect.signature(method).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     spread = any(p.kind is p.VAR_POSITIONAL for p in parameters)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import Moment
+from statemachine_trainer.observe.processes import rank_of_process
 from statemachine_trainer.observe.screens import Bar, Screen, screen_for
 from statemachine_trainer.observe.table import MetricsTable, format_clock, format_number
 
@@ -68,9 +69,10 @@ class Progress:
         """Show what a trainer does within the block; whatever ends it, the bars are taken away.
 
         Within another such block of the same progress (an evaluation called by a hook) that one
-        goes on showing.
+        goes on showing. Of several ranks rank 0 shows its progress.
         """
-        screen = None if self._screen is not None else screen_for(self._console)
+        hidden = self._screen is not None or rank_of_process() > 0
+        screen = None if hidden else screen_for(self._console)
         if screen is None or not self._open(screen):
             yield
             return

@@ -1,0 +1,125 @@
+"""The processes of one run, its ranks, and the few things that they tell each other.
+
+What `DistributedDataParallel` says is none of this. A run that has ranks is one whose process group
+is up, as after `torch.distributed.init_process_group` in a script that `torchrun` starts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import ClassVar, TypeAlias
+from weakref import ref
+
+import torch
+import torch.distributed as dist
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | dict[str, Json] | None"
+
+
+class Ranks:
+    """The ranks of a run, as one of them sees them. Made by `Ranks.here`.
+
+    Each method is a collective: all ranks have to call it, in the same order, and each waits for
+    the others. They talk through the CPU (gloo) in a group of their own, so that nothing here waits
+    for an accelerator, and gradients under way are not overtaken.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: How many there are, at least 2.
+    """
+
+    _known: ClassVar[Ranks | None] = None
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        # Weak: a group that outlives `destroy_process_group` aborts the interpreter as it exits.
+        self._world = ref(dist.group.WORLD)
+        self._own_group = ref(dist.new_group(backend="gloo"))
+
+    @classmethod
+    def here(cls) -> Ranks | None:
+        """Return the ranks that this process belongs to; None if it is alone.
+
+        The first call after the process group came up has to be made by all ranks.
+        """
+        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return None
+        if cls._known is None or cls._known._world() is not dist.group.WORLD:
+            cls._known = cls()
+        return cls._known
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """Return the largest of each value over all ranks; each gives as many."""
+        return self.begin_largest(values)()
+
+    def begin_largest(self, values: Sequence[float]) -> Callable[[], list[float]]:
+        """Begin what `largest` does, and return the function that waits for it and has the answer."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+        def answer() -> list[float]:
+            work.wait()
+            return tensor.tolist()
+
+        return answer
+
+    def from_first(self, value: Json) -> Json:
+        """Return what rank 0 gave; what the others give does not matter."""
+        data = bytearray(json.dumps(value).encode() if self.rank == 0 else b"")
+        (size, *_) = self._sizes(len(data))
+        buffer = _tensor_of(data) if self.rank == 0 else torch.empty(size, dtype=torch.uint8)
+        dist.broadcast(buffer, 0, group=self._group)
+        return _read(buffer)
+
+    def from_all(self, value: Json) -> list[Json]:
+        """Return what each rank gave, in their order."""
+        data = bytearray(json.dumps(value).encode())
+        sizes = self._sizes(len(data))
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(data)] = _tensor_of(data)
+        buffers = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(buffers, padded, group=self._group)
+        return [_read(buffer[:size]) for buffer, size in zip(buffers, sizes, strict=True)]
+
+    def to_first(self, data: bytes | bytearray) -> list[bytearray]:
+        """Hand bytes to rank 0.
+
+        Returns:
+            At rank 0 those of each rank, in their order; else nothing.
+        """
+        sizes = self._sizes(len(data))
+        if self.rank > 0:
+            if data:
+                dist.send(_tensor_of(bytearray(data)), 0, group=self._group)
+            return []
+        found = [bytearray(data)]
+        for rank, size in enumerate(sizes[1:], 1):
+            received = bytearray(size)
+            if size:
+                dist.recv(_tensor_of(received), rank, group=self._group)
+            found.append(received)
+        return found
+
+    @property
+    def _group(self) -> dist.ProcessGroup:
+        group: dist.ProcessGroup | None = self._own_group()
+        assert group is not None, "the process group of this run was destroyed"
+        return group
+
+    def _sizes(self, size: int) -> list[int]:
+        mine = torch.tensor([size])
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(found, mine, group=self._group)
+        return [int(one) for one in found]
+
+
+def _tensor_of(data: bytearray) -> torch.Tensor:
+    """A tensor that shares its memory with the bytes, of which there is at least one."""
+    return torch.frombuffer(data, dtype=torch.uint8)
+
+
+def _read(buffer: torch.Tensor) -> Json:
+    value: Json = json.loads(buffer.numpy().tobytes())
+    return value

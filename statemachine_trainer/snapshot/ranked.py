@@ -1,0 +1,223 @@
+"""A checkpoint of several ranks: one folder, written by rank 0, with the state of every rank.
+
+The tree of rank 0 is the checkpoint, as that of a run with one process is. Beside it, under
+`ranks`, stands what the tree of each other rank has that rank 0 has not: random numbers, where its
+data stand, its batch in flight. Tensors that are the same to the bit at the same place, as weights
+and the state of the optimizers are, stand there once. The others hand their parts to rank 0 over
+the process group, so that the folder appears whole or not at all, as ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+
+from statemachine_trainer.parallel import leaves_with_paths, map_leaves
+from statemachine_trainer.parallel.ranks import Json, Ranks
+from statemachine_trainer.snapshot import codec, strictjson, tensorfile
+from statemachine_trainer.snapshot.errors import (
+    SnapshotError,
+    SnapshotMismatch,
+    Unwritable,
+    WriteFailed,
+)
+from statemachine_trainer.snapshot.store import Loaded, Store
+from statemachine_trainer.snapshot.weights import load_checkpoint
+
+_RANKS: Final = "ranks"
+_OWN: Final = "own"
+_SHARED: Final = "shared"
+_LENGTH: Final = 8
+
+
+class AnotherRankFailed(SnapshotError):
+    """A checkpoint was not written, or not read, because of another rank."""
+
+
+def save_together(
+    ranks: Ranks, store: Store, tree: Mapping[str, Any], *, name: str, metadata: Mapping[str, Any]
+) -> Path:
+    """Write the states of all ranks as one checkpoint. A collective: each rank calls it.
+
+    Args:
+        ranks: The ranks.
+        store: Where rank 0 writes; the others do not touch it.
+        tree: The state of this rank.
+        name: As for `Store.save`.
+        metadata: The same; that of rank 0 is written.
+
+    Returns:
+        What `Store.save` returned at rank 0.
+
+    Raises:
+        Unwritable: The state of a rank, the first one, cannot be written.
+        WriteFailed: The disk did not take it.
+        AnotherRankFailed: Something else went wrong at another rank.
+    """
+    error: Exception | None = None  # told to the others, who would wait for ever
+    digests: dict[str, str] = {}
+    part, path = b"", None
+    try:
+        digests = _digests(tree) if ranks.rank == 0 else {}
+    except Exception as problem:
+        error = problem
+    digests = cast("dict[str, str]", ranks.from_first(cast(Json, digests)))
+    try:
+        part = _part(tree, digests) if ranks.rank > 0 else b""
+    except Exception as problem:
+        error = problem
+    _raise_first(ranks, error)
+    parts = ranks.to_first(part)
+    if ranks.rank == 0:
+        try:
+            whole = {**tree, _RANKS: [None, *map(_read, parts[1:])]}
+            path = store.save(whole, name=name, metadata=metadata)
+        except Exception as problem:
+            error = problem
+    _raise_first(ranks, error)
+    return Path(cast(str, ranks.from_first(None if path is None else str(path))))
+
+
+def find_together(ranks: Ranks, find: Callable[[], Loaded | None]) -> Loaded | None:
+    """Let rank 0 find a checkpoint, and all of them read that one. A collective.
+
+    Args:
+        ranks: The ranks.
+        find: How rank 0 finds it.
+
+    Raises:
+        AnotherRankFailed: Another rank could not read it; where a rank itself could not, the error
+            is its own.
+    """
+    loaded: Loaded | None = None
+    error: Exception | None = None
+    try:
+        loaded = find() if ranks.rank == 0 else None
+    except Exception as problem:
+        error = problem
+    _raise_first(ranks, error)
+    path = ranks.from_first(None if loaded is None else str(loaded.path.resolve()))
+    if path is None:
+        return None
+    try:
+        loaded = load_checkpoint(str(path)) if loaded is None else loaded
+    except Exception as problem:
+        error = problem
+    _raise_first(ranks, error)
+    return loaded
+
+
+def tree_of_rank(tree: Any, ranks: Ranks | None) -> Any:
+    """Return the state of this rank out of a checkpoint.
+
+    Raises:
+        SnapshotMismatch: It was written by another number of ranks.
+    """
+    size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
+    if not isinstance(tree, Mapping):
+        return tree
+    parts = tree.get(_RANKS, [None])
+    if len(parts) != size:
+        raise SnapshotMismatch(
+            f"The checkpoint is of a run with {_processes(len(parts))}, and this one has {size}: "
+            "each has its own place in the data and its own random numbers. Start as many "
+            f"(torchrun --nproc-per-node {len(parts)}), or begin anew with the weights alone: "
+            "load_weights(model, checkpoint)."
+        )
+    first = {name: value for name, value in tree.items() if name != _RANKS}
+    if rank == 0:
+        return first
+    part, shared = parts[rank][_OWN], set(parts[rank][_SHARED])
+    tensors = dict(_tensors(first))
+    paths = (path for path, _ in leaves_with_paths(part))
+
+    def completed(leaf: object) -> object:
+        path = next(paths)
+        return tensors[path] if path in shared else leaf
+
+    return map_leaves(completed, part)
+
+
+def digest(tensor: torch.Tensor) -> str | None:
+    """Return a digest of a tensor to the bit; None where its bytes do not lie side by side."""
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        return None
+    plain = (
+        tensor.detach()
+        .resolve_conj()
+        .resolve_neg()
+        .cpu()
+        .contiguous()
+        .reshape(-1)
+        .view(torch.uint8)
+        .numpy()
+    )
+    kind = f"{tensor.dtype} {tuple(tensor.shape)} {tensor.device.type} {tensor.requires_grad}"
+    return hashlib.sha256(plain.data).hexdigest() + kind
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
+
+
+def _tensors(tree: object) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, leaf in leaves_with_paths(tree):
+        if isinstance(leaf, torch.Tensor):
+            yield path, leaf
+
+
+def _digests(tree: object) -> dict[str, str]:
+    found = ((path, digest(tensor)) for path, tensor in _tensors(tree))
+    return {path: one for path, one in found if one is not None}
+
+
+def _part(tree: object, digests: Mapping[str, str]) -> bytes:
+    """Return what of a tree rank 0 has not, as bytes: the length of their JSON, that JSON, tensors.
+
+    The tree has None where a tensor is that of rank 0; the places of these are listed beside it.
+    """
+    shared = {path for path, tensor in _tensors(tree) if digests.get(path, "") == digest(tensor)}
+    paths = (path for path, _ in leaves_with_paths(tree))
+    own = map_leaves(lambda leaf: None if next(paths) in shared else leaf, tree)
+    document, tensors = codec.encode(own)
+    text = strictjson.dumps({_OWN: document, _SHARED: [*sorted(shared)]})
+    file = bytearray()
+    tensorfile.write(tensors, file.extend)
+    return len(text).to_bytes(_LENGTH, "little") + text + file
+
+
+def _read(part: bytearray) -> dict[str, object]:
+    """Return a part as a plain tree, which is how it stands in the checkpoint."""
+    begin = _LENGTH + int.from_bytes(part[:_LENGTH], "little")
+    content = cast("dict[str, Any]", strictjson.loads(bytes(part[_LENGTH:begin])))
+    file = part[begin:]
+    tensors = tensorfile.read(BytesIO(file), len(file), lambda _: None)
+    return {_OWN: codec.decode(content[_OWN], tensors), _SHARED: content[_SHARED]}
+
+
+def _raise_first(ranks: Ranks, error: Exception | None) -> None:
+    """Raise what went wrong at the first rank at which anything did, at each of them. A collective."""
+    told = ranks.from_all(None if error is None else _told(error))
+    for rank, one in enumerate(told):
+        if rank == ranks.rank and error is not None:
+            raise error
+        if isinstance(one, dict):
+            raise _as_error(rank, one)
+
+
+def _told(error: Exception) -> dict[str, Json]:
+    where = error.where if isinstance(error, Unwritable) else None
+    failed = isinstance(error, WriteFailed)
+    return {"where": where, "failed": failed, "text": f"{type(error).__name__}: {error}"}
+
+
+def _as_error(rank: int, told: Mapping[str, Json]) -> SnapshotError:
+    text = f"At rank {rank}: {told['text']}"
+    if isinstance(told["where"], str):
+        return Unwritable(told["where"], text, "mend it there")
+    return WriteFailed(text) if told["failed"] else AnotherRankFailed(text)

@@ -1,0 +1,121 @@
+"""A model in `DistributedDataParallel`, called so that the wrapper notices; one rank is enough to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from statemachine_trainer import Trainer
+from statemachine_trainer.callbacks import Checkpoints
+from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.parallel.ranks import Ranks
+from statemachine_trainer.parallel.wrapped import Wrapped
+
+
+class Task(nn.Module):
+    """Its step calls the model twice, and its `forward` takes one argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(inputs)
+        return out
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        loss: torch.Tensor = (self(batch) - self(-batch)).square().mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+class TestThroughTheWrapper:
+    def seen(self, wrapper: DistributedDataParallel) -> list[int]:
+        calls: list[int] = []
+        wrapper.register_forward_hook(lambda *_: calls.append(1))
+        return calls
+
+    def test_a_step_goes_through_its_forward_once_and_may_call_the_model(self) -> None:
+        model = Task()
+        wrapper = DistributedDataParallel(model)
+        calls, batch = self.seen(wrapper), torch.ones(3, 2)
+        wrapped = Wrapped.of(wrapper)
+        assert wrapped is not None
+        loss = wrapped.through(model.training_step)(batch, 0)
+        assert torch.equal(loss, model.training_step(batch, 0))
+        assert calls == [1]
+        assert "forward" not in vars(model)
+
+    def test_a_forward_that_the_model_was_given_is_there_again(self) -> None:
+        def own(inputs: torch.Tensor) -> torch.Tensor:
+            return inputs.sum()
+
+        model = Task()
+        model.forward = own  # type: ignore[method-assign]
+        wrapped = Wrapped(DistributedDataParallel(model))
+        wrapped.through(lambda: model(torch.ones(2)))()
+        assert model.forward is own
+
+    def test_a_step_that_raises_leaves_the_forward_as_it_was(self) -> None:
+        model = Task()
+        wrapped = Wrapped(DistributedDataParallel(model))
+
+        def fail() -> None:
+            raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            wrapped.through(fail)()
+        assert "forward" not in vars(model)
+
+    def test_training_steps_of_all_kinds_go_through_it_and_evaluations_do_not(self) -> None:
+        batches = [torch.ones(3, 2)] * 4
+        pairs = [(one, one[:, :1]) for one in batches]
+        for more, data in (
+            ({}, batches),
+            ({"loss": nn.MSELoss(), "optimizer": torch.optim.SGD}, pairs),
+        ):
+            model: nn.Module = Task() if not more else nn.Linear(2, 1)
+            wrapper = DistributedDataParallel(model)
+            calls = self.seen(wrapper)
+            trainer = Trainer(max_epochs=1, device="cpu", progress=False)
+            trainer.fit(wrapper, data, pairs if more else None, **more)  # type: ignore[arg-type]
+            assert len(calls) == len(batches)
+            assert trainer.model is model
+
+    def test_a_process_group_of_one_has_no_ranks(self) -> None:
+        assert Ranks.here() is None
+
+
+def test_any_other_model_is_not_wrapped() -> None:
+    assert Wrapped.of(nn.DataParallel(nn.Linear(2, 1))) is None
+
+
+def test_processes_that_nothing_brings_together_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given: dict[str, Any] = {"max_epochs": 1, "device": "cpu", "progress": False}
+    trainer = Trainer(checkpoints=Checkpoints(tmp_path / "run"), **given)
+    with pytest.raises(SettingError, match="init_process_group"):
+        trainer.fit(Task(), [torch.ones(3, 2)])
+    assert not (tmp_path / "run").exists()

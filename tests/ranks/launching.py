@@ -1,0 +1,107 @@
+"""Starting programs of these tests by `torchrun`; nothing of them outlives a test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+LONGEST = 90.0
+"""Seconds after which a run hangs."""
+
+
+@contextmanager
+def launched(
+    program: str, folder: Path, *arguments: object, size: int = 2
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program with some ranks; at the end of the block all of them are gone.
+
+    `torchrun` gives each rank a session of its own, so that no process group holds all of them: a
+    program writes its number to `pid-RANK` in the folder. What they print is in `output.txt`.
+    """
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob("pid-*"):
+        left.unlink()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    torchrun += ["--log-dir", str(folder / "log")]
+    with (folder / "output.txt").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *torchrun, HERE / program, folder, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            for number in ranks(folder):
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            wait_until(lambda: not any(map(is_there, ranks(folder))))
+
+
+def launch(program: str, folder: Path, *arguments: object, size: int = 2) -> int:
+    """Run a program with some ranks to its end, whatever it is; return the exit code of `torchrun`."""
+    with launched(program, folder, *arguments, size=size) as process:
+        code = process.wait(LONGEST)
+    sys.stderr.write(output_of(folder))
+    return code
+
+
+def output_of(folder: Path) -> str:
+    """What the ranks printed."""
+    return (folder / "output.txt").read_text(errors="replace")
+
+
+def alone(program: str, folder: Path, *arguments: object) -> int:
+    """Run a program as one process; return its exit code."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "output.txt").open("wb") as output:
+        done = subprocess.run(
+            [sys.executable, HERE / program, folder, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            timeout=LONGEST,
+            check=False,
+        )
+    sys.stderr.write(output_of(folder))
+    return done.returncode
+
+
+def ranks(folder: Path) -> list[int]:
+    """The numbers of the processes of a launch, in the order of ranks."""
+    found = [path.read_text() for path in sorted(folder.glob("pid-*"))]
+    return [int(one) for one in found if one]
+
+
+def is_there(number: int) -> bool:
+    """Whether a process lives; one that only waits to be collected does not."""
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for something that has to come about."""
+    end = time.monotonic() + LONGEST
+    while not true():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.02)

@@ -1,0 +1,156 @@
+"""What two ranks tell each other, what they must have in common, and what each keeps for itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statemachine_trainer.snapshot import Store
+from statemachine_trainer.snapshot.errors import SnapshotMismatch
+from statemachine_trainer.snapshot.ranked import tree_of_rank
+from tests.ranks.launching import launch
+
+pytestmark = pytest.mark.slow
+
+Found = list[dict[str, Any]]
+"""What came of the scenes, by rank."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Found:
+    assert launch("scenarios.py", folder) == 0
+    return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def both(found: Found, scene: str) -> Any:
+    """What a scene came to, which has to be the same at both ranks."""
+    assert found[0][scene] == found[1][scene]
+    return found[0][scene]
+
+
+def test_ranks_tell_each_other_numbers_and_texts(found: Found) -> None:
+    first, second = (one["ranks_tell_each_other"] for one in found)
+    assert (first.pop("to_first"), second.pop("to_first")) == ([0, 2000], [])
+    assert first == second
+    assert first == {
+        "same": True,
+        "largest": [1.0, 0.0, 7.5],
+        "from_first": {"rank": 0, "text": "ä"},
+        "from_all": [["", None], ["x" * 10, None]],
+    }
+
+
+def test_logged_numbers_are_reduced_over_the_ranks(found: Found) -> None:
+    metrics = both(found, "metrics_are_reduced")
+    batches = 3
+    assert metrics == {
+        "rank": 1.5,
+        "val": 1.5,
+        "sum": batches * (1.0 + 2.0),
+        "max": 2.0,
+        "of_one": 5.0,
+    }
+
+
+def test_an_evaluation_by_itself_waits_for_nobody(found: Found) -> None:
+    assert found[1]["an_evaluation_by_itself_is_of_one_rank"] == {"val": 2.0}
+
+
+def test_ranks_may_validate_different_numbers_of_batches(found: Found) -> None:
+    metrics = both(found, "ranks_validate_different_numbers_of_batches")
+    assert metrics["val"] == pytest.approx((1.0 + 2 * 2.0) / 3)
+
+
+def test_the_model_is_the_one_inside_the_wrapper(found: Found) -> None:
+    assert both(found, "the_model_comes_out_of_its_wrapper") == {
+        "is": True,
+        "heard": 1,
+        "names": ["net.weight", "net.bias"],
+        "log": False,
+        "forward": False,
+    }
+
+
+def test_a_model_that_nobody_wrapped_is_noticed_after_its_first_step(found: Found) -> None:
+    assert both(found, "forgetting_to_wrap") == ["WeightsDiffer", "parted"]
+
+
+@pytest.mark.parametrize("scene", ["wrapping", "wrapping_inside", "two_optimizers"])
+def test_ranks_keep_the_same_weights_where_gradients_are_averaged(found: Found, scene: str) -> None:
+    assert both(found, scene) == []
+
+
+def test_gradients_are_averaged_once_a_window_and_those_of_the_last_open_one_too(
+    found: Found,
+) -> None:
+    told = both(found, "gradients_are_averaged_once_a_window")
+    assert told == {"calls": [0, 1, 1], "steps": 2, "same": True}
+
+
+def test_objects_of_torchmetrics_reduce_themselves(found: Found) -> None:
+    assert both(found, "metric_objects_reduce_themselves") == 1.5
+
+
+def test_a_second_fit_goes_on(found: Found) -> None:
+    assert both(found, "fitting_again_goes_on") == [0, 1]
+
+
+def test_a_distributed_sampler_gives_each_epoch_another_order(found: Found) -> None:
+    epochs = [one["each_epoch_has_an_order_of_its_own"] for one in found]
+    for first, second in zip(*epochs, strict=True):
+        assert not set(first) & set(second)  # each sample once
+    assert epochs[0][0] != epochs[0][1]
+
+
+@pytest.mark.parametrize(
+    "scene, message",
+    [
+        ("different_numbers_of_batches", "numbers of training batches differ: 2 at rank 0, 3 at"),
+        ("validation_at_one_rank", "validation loaders differ: ['validation'] at rank 0, [] at"),
+        ("checkpoints_at_one_rank", "folders of checkpoints differ"),
+        ("optimizing_by_hand", "Wrap the networks inside of it instead"),
+        ("yielding_losses", "Wrap the networks inside of it instead"),
+        ("leaving_batches_out", "Use 'raise' or 'ignore'"),
+        ("a_compiled_step", "Use OptimizerLoop with several ranks"),
+        ("an_environment_that_says_otherwise", "RANK=5, WORLD_SIZE=2"),
+        ("a_state_that_one_rank_cannot_write", "Unwritable: a[1]: "),
+        ("a_disk_that_takes_nothing", "could not be written to"),
+    ],
+)
+def test_what_would_let_a_rank_wait_for_ever_is_an_error_at_all(
+    found: Found, scene: str, message: str
+) -> None:
+    for one in found:
+        assert message in str(one[scene])
+
+
+def test_an_event_that_no_loop_takes_is_an_error_where_it_is_posted(found: Found) -> None:
+    (text,) = both(found, "an_event_that_nobody_takes")
+    assert text.startswith("UnknownEvent")
+
+
+def test_a_checkpoint_has_the_state_of_each_rank_and_what_they_share_once(found: Found) -> None:
+    for rank, one in enumerate(found):
+        part = one["parts_of_a_checkpoint"]
+        assert part["own"] == [rank + 0.5] * 3
+        assert part["double"] == ["torch.float64", [rank + 0.5] * 3]
+        assert part["bits"] == [True, rank == 0]
+        assert part["rest"] == [rank, [1, 2], [0]]
+        assert part["same"]
+        assert part["metadata"] == {"rank": 0}
+        assert part["keys"] == ["bits", "nested", "nothing", "own", "same", "where"]
+        assert part["size"] < 1.2 * 5000 * 4
+
+
+def test_another_number_of_processes_cannot_go_on_from_it(found: Found, folder: Path) -> None:
+    loaded = Store(folder / "parts").load("a")
+    with pytest.raises(SnapshotMismatch, match="of a run with 2 processes, and this one has 1"):
+        tree_of_rank(loaded.tree, None)
