@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.testing.strategies import Setup, setups
 
-pytestmark = pytest.mark.filterwarnings("ignore::statemachine_trainer.data.ReplayWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::statemachine_trainer.data.ReplayWarning"),
+    pytest.mark.filterwarnings("ignore::statemachine_trainer.loops.errors.LikelyMistake"),
+]
 
 relaxed = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
