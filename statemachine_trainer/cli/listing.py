@@ -70,7 +70,8 @@ def _read(path: Path, folder: Path, best: str | None, mode: Literal["min", "max"
     line = _Line(str(path) if path == folder else str(path.relative_to(folder)))
     try:
         run = Run(path)
-        line.status, line.changed, line.place = run.status, run.changed(), run.progress()
+        seen = run.look()
+        line.status, line.changed, line.place = seen.status, run.changed(), seen.progress
         line.metrics = run.metrics()
         if best in line.metrics:
             line.best = run.best(best, mode)

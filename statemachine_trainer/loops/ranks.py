@@ -57,8 +57,7 @@ class Agreement:
         self._ranks = ranks
         self._trainer = trainer
         self._driver = driver = cast(Driver, trainer.driver)
-        self._post_here = driver.post
-        driver.post = self.post  # type: ignore[method-assign]  # whoever posts, posts to all ranks
+        driver.post_to = self.post  # whoever posts, posts to all ranks
         self._wishes: set[str] = set()
         self._asked: tuple[list[str], Callable[[], list[float]]] | None = None
         self._path = ""
@@ -82,7 +81,7 @@ class Agreement:
 
     def leave(self) -> None:
         """Agree on nothing any more: another fit is assembled."""
-        vars(self._driver).pop("post", None)
+        self._driver.post_to = None
         for one in self._subscriptions:
             one.cancel()
 
@@ -95,7 +94,7 @@ class Agreement:
             UnknownEvent: No loop takes it.
         """
         if event not in self._driver.program.postable:
-            self._post_here(event)  # its error names those that there are
+            self._driver.post_here(event)  # its error names those that there are
         if self._driver.path is not None:
             self._wishes.add(event)
 
@@ -139,7 +138,7 @@ class Agreement:
         for event, wished in zip(events, wishes, strict=True):
             if wished:
                 self._wishes.discard(event)  # whoever asks for it asks all ranks, some a bit later
-                self._post_here(event)
+                self._driver.post_here(event)
         if self._trainer.checkpoints is not None:
             self._trainer.checkpoints.agreed(int(signum), bool(written))
         return bool(signum)

@@ -64,6 +64,8 @@ class Driver:
         resting: Whether the running state waits for something from outside.
         entries: How often it was set going; as long as it is the same, the machine did not stand
             still.
+        post_to: Who is told of posted events in place of this machine: somebody who hands them to
+            several by `post_here`, so that they stay together. None for nobody.
     """
 
     machine: Chart
@@ -83,6 +85,7 @@ class Driver:
         self.outcome: str | None = None
         self.resting = False
         self.entries = 0
+        self.post_to: Callable[[str], None] | None = None
         self.context = context
         self.sender = self if sender is None else sender
         self._node: Node | None = None
@@ -219,6 +222,10 @@ class Driver:
         Raises:
             UnknownEvent: No loop of the tree has a transition on it that a posted event may take.
         """
+        (self.post_here if self.post_to is None else self.post_to)(event)
+
+    def post_here(self, event: str) -> None:
+        """Hand in an event as `post` does, to this machine whatever `post_to` is."""
         if event not in self.program.postable:
             raise UnknownEvent(
                 f"No loop of {self.name!r} takes a posted event {event!r}. "

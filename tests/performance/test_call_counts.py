@@ -27,10 +27,10 @@ Train = Callable[["Classifier", Iterable[Batch]], object]
 
 SHORT, LONG = 10, 30
 
-MOST_CALLS = 15
+MOST_CALLS = 12
 """Python calls that a step of ours may make beyond those of a bare loop, with nobody listening."""
 
-MOST_CALLS_HEARD = 20
+MOST_CALLS_HEARD = 14
 """The same with a receiver on `batch_end`, its own call included."""
 
 
