@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -26,18 +26,25 @@ class BadTarget(StateMachineError):
     """What was named on the command line is not there, cannot be loaded, or is no loop."""
 
 
-def graph_of_target(target: str) -> Graph:
+def graph_of_target(target: str, *, loop: str | None = None, subscribers: bool = False) -> Graph:
     """Return the graph of what `FILE:OBJECT` names.
 
     Args:
         target: A path of a Python file or a dotted module, a colon, and the name (dots lead inside)
             of a loop class, a loop, a trainer, or a function without arguments that makes one.
+        loop: Which loop of a trainer is meant: "fit" (unless given), "validate", and so on.
+        subscribers: Name who listens to each state and event of a trainer.
 
     Raises:
-        BadTarget: There is no such file or object, or it is something else.
+        BadTarget: There is no such file or object, or it is something else, or it is no trainer and
+            something was asked for that only a trainer has.
         LoopDefinitionError: The loop tree does not hold together.
+        UnknownLoop: The trainer has no loop of this name.
     """
-    return _graph(_object(target), target)
+    asked: dict[str, Any] = {} if loop is None else {"name": loop}
+    if subscribers:
+        asked["subscribers"] = True
+    return _graph(_object(target), target, asked)
 
 
 def trainer_of_target(target: str) -> Trainer:
@@ -135,17 +142,25 @@ def _look_up(module: ModuleType, place: str, name: str) -> Any:
     return found
 
 
-def _graph(thing: Any, target: str) -> Graph:
-    """Return the graph of a loop or trainer, made by calling `thing` if need be."""
+def _graph(thing: Any, target: str, asked: Mapping[str, Any]) -> Graph:
+    """Return the graph of a loop or trainer, made by calling `thing` if need be.
+
+    What is asked are arguments of `Trainer.graph`: a loop has one graph, and nobody subscribes to it.
+    """
     if callable(thing) and not isinstance(thing, Loop) and not _has_graph(thing):
         _check_callable(thing, target)
         thing = _run_user_code(thing, target)
+    if asked and isinstance(thing, (Graph, Loop)):
+        raise BadTarget(
+            f"{target} is a {type(thing).__name__}: only a trainer has subscribers, and several loops "
+            "to choose from. Name a trainer, or a function that makes one."
+        )
     if isinstance(thing, Graph):
         return thing
     if isinstance(thing, Loop):
         return graph_of(thing, _name_of(thing))
     if _has_graph(thing):
-        graph = _run_user_code(thing.graph, target)
+        graph = _run_user_code(lambda: thing.graph(**asked), target)
         if isinstance(graph, Graph):
             return graph
     raise BadTarget(

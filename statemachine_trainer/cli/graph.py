@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from statemachine_trainer.machine.picture import Drawable
 
 DEFAULT = "statemachine_trainer.trainer:Trainer"
+
+
+class WrongOption(StateMachineError):
+    """An option of `smt graph` does not go with the format, or with what is drawn."""
 
 
 class BadHeat(StateMachineError):
@@ -43,13 +49,32 @@ class ThemeName(StrEnum):
     dark = "dark"
 
 
+class Direction(StrEnum):
+    """Where the arrows of a Mermaid diagram lead."""
+
+    down = "TB"
+    right = "LR"
+
+
+_PICTURES: Final = ("svg", "png", "html", "dot")
+_FORMATS_WITH: Final = {
+    "heat": _PICTURES,
+    "theme": _PICTURES,
+    "legend": _PICTURES,
+    "pixels_per_inch": ("png",),
+    "direction": ("mermaid",),
+    "outcomes": ("mermaid",),
+}
+"""Which formats know an option that not all do, by the name that Python gives it."""
+
+
 def graph(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="FILE:OBJECT",
+            metavar="FILE:OBJECT|RUN",
             help="A Python file or dotted module, and in it a loop class, a loop, a trainer, or a "
-            "function that makes one. The default loop if left out.",
+            "function that makes one; or the folder of a run. The default loop if left out.",
         ),
     ] = None,
     form: Annotated[
@@ -60,6 +85,17 @@ def graph(
             help="How it is written: by the ending of the output unless given, else as mermaid.",
         ),
     ] = None,
+    loop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which loop of a trainer: fit, validate, test or predict.",
+            show_default="fit",
+        ),
+    ] = None,
+    subscribers: Annotated[
+        bool, typer.Option("--subscribers", help="Name who listens to each state and event.")
+    ] = False,
     depth: Annotated[
         int | None, typer.Option(min=0, help="Close the loops that lie deeper than this.")
     ] = None,
@@ -68,7 +104,12 @@ def graph(
     ] = None,
     other: Annotated[
         str | None,
-        typer.Option("--diff", metavar="FILE:OBJECT", help="Show what is different in this one."),
+        typer.Option(
+            "--diff", metavar="FILE:OBJECT|RUN", help="Show what is different in this one."
+        ),
+    ] = None,
+    running: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Light this state as the running one.")
     ] = None,
     heat: Annotated[
         Path | None,
@@ -77,6 +118,19 @@ def graph(
     theme: Annotated[
         ThemeName | None, typer.Option(help="Colours of a picture.", show_default="auto")
     ] = None,
+    no_legend: Annotated[
+        bool, typer.Option("--no-legend", help="Leave out what the signs of a picture mean.")
+    ] = False,
+    pixels_per_inch: Annotated[
+        float | None, typer.Option(min=1, help="How fine a PNG is.", show_default="144")
+    ] = None,
+    direction: Annotated[
+        Direction | None,
+        typer.Option(help="Mermaid from top to bottom or left to right.", show_default="TB"),
+    ] = None,
+    no_outcomes: Annotated[
+        bool, typer.Option("--no-outcomes", help="Mermaid without the ends of the loops inside.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PATH", help="Write it to a file.")
     ] = None,
@@ -85,15 +139,29 @@ def graph(
     """Print the graph of a training loop: its states and the transitions between them.
 
     Examples: `smt graph`, `smt graph train.py:make_trainer -o graph.svg`,
-    `smt graph statemachine_trainer.loops:BatchLoop --format text`.
+    `smt graph statemachine_trainer.loops:BatchLoop --format text`,
+    `smt graph runs/digits --diff train.py:make_trainer`.
     """
-    found: Drawable = _shown(target or DEFAULT, inside, depth)
-    if other is not None:
-        found = _shown(target or DEFAULT, inside, depth).diff(_shown(other, inside, depth))
-    options: dict[str, Any] = {} if heat is None else {"heat": _read_heat(heat)}
-    if theme is not None:
-        options["theme"] = theme.value
-    written = _written(found, form or _format_of(output), options)
+    form = form or _format_of(output)
+    options: dict[str, Any] = {
+        "heat": heat,
+        "theme": theme and theme.value,
+        "legend": False if no_legend else None,
+        "pixels_per_inch": pixels_per_inch,
+        "direction": direction and direction.value,
+        "outcomes": False if no_outcomes else None,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    _check_options(options, form)
+    if heat is not None:
+        options["heat"] = _read_heat(heat)
+    look = _Look(loop, subscribers, inside, depth)
+    found: Drawable
+    if other is None:
+        found = look.at(target or DEFAULT, running)
+    else:
+        found = look.at(target or DEFAULT).diff(look.at(other, running))
+    written = _written(found, form, options)
     if output is None:
         if isinstance(written, bytes):
             raise OutputError("A PNG is no text for a terminal: write it to a file with -o PATH.")
@@ -108,13 +176,60 @@ def graph(
         raise OutputError(f"{output} cannot be written: {error.strerror}.") from error
 
 
-def _shown(target: str, inside: str | None, depth: int | None) -> Graph:
-    from statemachine_trainer.targets import graph_of_target
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is to be seen of a target, and of the one that it is compared with."""
 
-    found = graph_of_target(target)
-    if inside is not None:
-        found = found.open(inside)
-    return found if depth is None else found.collapse(depth)
+    loop: str | None
+    subscribers: bool
+    inside: str | None
+    depth: int | None
+
+    def at(self, target: str, running: str | None = None) -> Graph:
+        found = self._graph(target)
+        if running is not None:
+            # Before loops are closed: a closed one is lit for what runs inside.
+            found = found.at(running)
+        if self.inside is not None:
+            found = found.open(self.inside)
+        return found if self.depth is None else found.collapse(self.depth)
+
+    def _graph(self, target: str) -> Graph:
+        from statemachine_trainer.observe.run import is_run
+        from statemachine_trainer.targets import graph_of_target
+
+        if is_run(Path(target)):
+            return self._recorded(target)
+        return graph_of_target(target, loop=self.loop, subscribers=self.subscribers)
+
+    def _recorded(self, folder: str) -> Graph:
+        from statemachine_trainer.observe.run import Run
+
+        if self.loop is not None or self.subscribers:
+            option = "--subscribers" if self.subscribers else "--loop"
+            raise WrongOption(
+                f"{folder} is a run, and a run records the graph of its fit, without subscribers. "
+                f"Leave {option} out, or name the trainer: FILE:OBJECT."
+            )
+        found = Run(folder).graph()
+        if found is None:
+            raise WrongOption(
+                f"The run {folder} has no graph in its journal. Name what makes its trainer: "
+                "FILE:OBJECT."
+            )
+        return found
+
+
+def _check_options(options: Mapping[str, object], form: GraphFormat) -> None:
+    for name in options:
+        formats = _FORMATS_WITH[name]
+        if form.value not in formats:
+            negated = "no-" if options[name] is False else ""
+            raise WrongOption(
+                f"--{negated}{name.replace('_', '-')} says nothing in the format {form.value}. It "
+                f"goes with {', '.join(formats)}: choose one with --format, or by the ending of "
+                "--output."
+            )
 
 
 def _format_of(output: Path | None) -> GraphFormat:
@@ -132,13 +247,11 @@ def _format_of(output: Path | None) -> GraphFormat:
     return GraphFormat(form)
 
 
-def _written(found: Drawable, form: GraphFormat, options: dict[str, Any]) -> str | bytes:
+def _written(found: Drawable, form: GraphFormat, options: Mapping[str, Any]) -> str | bytes:
     if form is GraphFormat.json:
         return json.dumps(found.to_dict(), indent=2)
     if form is GraphFormat.text:
         return str(found)
-    if form is GraphFormat.mermaid:
-        return found.to_mermaid().rstrip("\n")
     drawn: str | bytes = getattr(found, f"to_{form.value}")(**options)
     return drawn if isinstance(drawn, bytes) else drawn.rstrip("\n")
 

@@ -264,6 +264,8 @@ class Graph(Drawable):
         ]
         if state is not self.root and state.leaving:
             steps.append(f"leaves on {', '.join(state.leaving)}")
+        heard = {"entry": state.on_enter, "exit": state.on_exit}
+        steps += [f"{kind} / {', '.join(labels)}" for kind, labels in heard.items() if labels]
         yield f"{text}: {'; '.join(steps)}" if steps else text
         for child in state.children:
             yield from self._outline(child, depth + 1)

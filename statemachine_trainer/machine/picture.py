@@ -39,7 +39,8 @@ class Drawable:
       in it. Paths that the graph does not have are skipped.
     - `running`: path of the running state, in place of the one that the graph knows.
     - `legend`: whether the picture explains its signs.
-    - `theme`: "light", "dark", or "auto", which follows the reader's system where the format can.
+    - `theme`: "light", "dark", or "auto", which follows the reader's system where the format can. In
+      a notebook a picture follows the notebook.
     """
 
     __slots__ = ()
@@ -171,12 +172,22 @@ class Drawable:
         return graph, replace(style, heat=heat or {}, legend=legend)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        """Show a picture in a notebook: by Graphviz, or without it in those that know Mermaid."""
+        """Show a picture in a notebook: by Graphviz, or without it in those that know Mermaid.
+
+        As HTML it is light or dark as the notebook is; a bare SVG would be an image there, which
+        knows nothing of the page around it. That is for exports which take images alone.
+        """
+        from statemachine_trainer.machine.drawing import html
         from statemachine_trainer.machine.drawing.layout import is_installed
 
         text = str(self)
         if is_installed():
-            return {"image/svg+xml": self.to_svg(), "text/plain": text}
+            picture = self.to_svg()
+            return {
+                "text/html": html.inline(picture, text),
+                "image/svg+xml": picture,
+                "text/plain": text,
+            }
         mermaid = self.to_mermaid()
         hint = '(For a picture: pip install "statemachine-trainer[graph]")'
         return {

@@ -49,3 +49,11 @@ def test_a_difference_tells_who_was_added() -> None:
     trainer.on("epoch_end", extra)
     difference = before.diff(trainer.graph(subscribers=True))
     assert str(difference) == "~ fit.epoch.epoch_end: on enter none -> extra"
+
+
+def test_the_outline_names_those_of_entries_exits_and_transitions() -> None:
+    lines = [line.strip() for line in str(listened_to().graph(subscribers=True)).splitlines()]
+    (epoch,) = (line for line in lines if line.startswith("epoch ("))
+    (batch,) = (line for line in lines if line.startswith("batch ("))
+    assert epoch.endswith("entry / look (every=2); exit / look")
+    assert "batch_done / look -> fetch" in batch

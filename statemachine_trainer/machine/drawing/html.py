@@ -1,11 +1,11 @@
-"""HTML: a page that holds the picture and needs nothing else."""
+"""HTML: a page that holds the picture and needs nothing else, and a picture for a page of others."""
 
 from __future__ import annotations
 
 from html import escape
 
 from statemachine_trainer.machine.drawing import svg
-from statemachine_trainer.machine.drawing.palette import DARK, LIGHT, Theme
+from statemachine_trainer.machine.drawing.palette import DARK, LIGHT, Theme, css_variables
 from statemachine_trainer.machine.drawing.style import Style
 from statemachine_trainer.machine.graph import Graph
 
@@ -33,6 +33,34 @@ pre {{ overflow-x: auto; }}
 </html>
 """
 
+# Without the rules, what is `hidden` stays so: the loose words of a picture whose elements are gone.
+INLINE = """<style>
+.smt-outline {{ display: none; }}
+.smt-picture[hidden] {{ display: block !important; }}
+{colours}
+</style>
+<pre class="smt-outline">{outline}</pre>
+<div class="smt-picture" hidden>
+{picture}
+</div>
+"""
+
+# How pages of notebooks say which colours they have, whatever the system has: JupyterLab and what is
+# exported from it, VS Code, Colab.
+LIGHT_PAGES = (
+    'body[data-jp-theme-light="true"]',
+    "body.vscode-light",
+    "body.vscode-high-contrast-light",
+    'html[theme="light"]',
+)
+DARK_PAGES = (
+    'body[data-jp-theme-light="false"]',
+    "body.vscode-dark",
+    # VS Code gives the light one of its two high contrasts this class too.
+    "body.vscode-high-contrast:not(.vscode-high-contrast-light)",
+    'html[theme="dark"]',
+)
+
 
 def render(graph: Graph, style: Style, theme: Theme = "auto", *, outline: str = "") -> str:
     """Return a graph as a page that works offline; an edge stands out under the pointer.
@@ -54,4 +82,25 @@ def render(graph: Graph, style: Style, theme: Theme = "auto", *, outline: str = 
         colours="\n".join(rules),
         picture=svg.render(graph, style, theme),
         outline=escape(outline or str(graph)),
+    )
+
+
+def inline(picture: str, outline: str) -> str:
+    """Return an automatic picture as a piece of HTML for a notebook: light or dark as its page is.
+
+    Where the page does not say which it is, the picture follows the reader's system. Its rules are
+    for it alone, and it has no ids: a page may hold several. Where styles are taken out, as of
+    notebooks that are not trusted, the text stands in its place.
+
+    Args:
+        picture: What `svg.render` returns for the theme "auto".
+        outline: The same as text.
+    """
+    # These name the page as well, and so win over the rules inside the picture, which do not.
+    coloured = [
+        f"{', '.join(f'{page} .smt-graph' for page in pages)} {{ {css_variables(palette)} }}"
+        for pages, palette in ((LIGHT_PAGES, LIGHT), (DARK_PAGES, DARK))
+    ]
+    return INLINE.format(
+        colours="\n".join(coloured), picture=picture.rstrip("\n"), outline=escape(outline)
     )
