@@ -31,6 +31,8 @@ def blackbox(
     from statemachine_trainer.observe.blackbox import NoBlackBox, find_parting, read_blackbox
 
     rings = read_blackbox(run, earlier=earlier)
+    if not run.is_dir():
+        raise NoBlackBox(f"There is no folder {run}.")
     if not rings:
         raise NoBlackBox(f"{run} has no {'earlier ' if earlier else ''}black box.")
     parting = find_parting(rings)
@@ -94,17 +96,25 @@ def _story(ring: Ring) -> str:
         lives = {True: "it lives", False: "it is gone", None: "whether it lives is unknown"}
         return f"{who}: nothing has run yet; {lives[ring.alive]}."
     ago = _ago(ring.seconds)
+    where = _where(ring)
     if status == "running":
-        text = f"running, in {state} for {ago}"
+        text = f"running, {where} for {ago}"
     elif status == "killed":
-        text = f"killed in {state}; its last transition was {ago} before now"
+        text = f"killed {where}; its last transition was {ago} before now"
     elif status == "unknown":
-        text = f"in {state} for {ago}, if it lives: that cannot be seen from this machine"
+        text = f"{where} for {ago}, if it lives: that cannot be seen from this machine"
     else:
         text = f"{status} {ago} ago, after {state}"
         if ring.alive is False and status in ("paused", "resting"):
             text += "; the process is gone"
     return f"{who}: {text}."
+
+
+def _where(ring: Ring) -> str:
+    """Say in what a process is: a state, or a receiver that is called when it is left."""
+    if ring.receiver is None:
+        return printable(f"in {ring.state}")
+    return printable(f"in the receiver {ring.receiver.name} (after {ring.state})")
 
 
 def _parting(parting: Parting) -> str:
@@ -121,7 +131,7 @@ def _behind(rings: list[Ring]) -> Iterator[str]:
     for ring, number in reached:
         if number < foremost:
             yield printable(
-                f"Rank {ring.rank} is {foremost - number} behind, in {ring.state}: the others may "
+                f"Rank {ring.rank} is {foremost - number} behind, {_where(ring)}: the others may "
                 "be waiting for it."
             )
 

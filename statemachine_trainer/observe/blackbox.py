@@ -18,13 +18,23 @@ from typing import Any, Final, Literal, NamedTuple
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.program import Work
+from statemachine_trainer.machine.signals import Call, Moment
+from statemachine_trainer.machine.subscription import CallProbe, Part, Subscription
 from statemachine_trainer.observe.processes import (
     describe_process,
     is_alive,
     rank_of_process,
     ranks_of_run,
 )
-from statemachine_trainer.observe.ring import CAPACITY, ENTRY, RingWriter, clock, read_ring
+from statemachine_trainer.observe.ring import (
+    CALL,
+    CALL_AT,
+    CAPACITY,
+    ENTRY,
+    RingWriter,
+    clock,
+    read_ring,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +78,18 @@ class Entry(NamedTuple):
     step: int
 
 
+class InReceiver(NamedTuple):
+    """A receiver that is being called.
+
+    Attributes:
+        name: Its name, as `trainer.describe()` prints it.
+        since: When it was called.
+    """
+
+    name: str
+    since: datetime
+
+
 @dataclass(frozen=True)
 class Ring:
     """The black box of one process, as it was when it was read.
@@ -80,6 +102,8 @@ class Ring:
         host: Its machine.
         alive: Whether it lives; None if that cannot be seen from here.
         read: When this was read.
+        receiver: The receiver that is being called, on the way from the state to the next one; None
+            if none is. A process that hangs may hang there.
     """
 
     path: Path
@@ -89,6 +113,7 @@ class Ring:
     host: str
     alive: bool | None
     read: datetime
+    receiver: InReceiver | None
     _entries: tuple[Entry, ...]
 
     def entries(self, last: int | None = None) -> list[Entry]:
@@ -156,7 +181,7 @@ def _read(path: Path) -> Ring:
     entries = tuple(
         Entry(
             one.number,
-            datetime.fromtimestamp(one.time / 1e9, UTC),
+            _day(one.time),
             legend.event(one.way, one.state),
             legend.name(one.state),
             one.step,
@@ -171,8 +196,15 @@ def _read(path: Path) -> Ring:
         host=str(facts.get("host")),
         alive=is_alive(facts),
         read=read,
+        receiver=None
+        if raw.call is None
+        else InReceiver(legend.name(raw.call[0]), _day(raw.call[1])),
         _entries=entries,
     )
+
+
+def _day(nanoseconds: int) -> datetime:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
 
 
 class _Legend:
@@ -269,12 +301,15 @@ class BlackBox:
         self._removers = [
             driver.instrument(_probe_for(self._ring, driver, drivers[0])) for driver in drivers
         ]
+        self._removers.append(drivers[0].board.instrument(_call_probe_for(self._ring)))
 
     def close(self) -> None:
         """Write no more. What was written stays."""
         for remove in self._removers:
             remove()
         self._removers = []
+        if self._ring is not None:  # a receiver may close it
+            CALL.pack_into(self._ring.memory, CALL_AT, 0, 0)
         self._ring = None
 
     def mark(self, mark: Mark, event: str | None = None) -> None:
@@ -342,6 +377,36 @@ def _probe_for(ring: RingWriter, driver: Driver, counting: Driver) -> Callable[[
             except (KeyError, TypeError):  # a new one, or nothing that a dict can look up
                 way[0] = learn(answer)
             return answer
+
+        return recorded
+
+    return probe
+
+
+def _call_probe_for(ring: RingWriter) -> CallProbe:
+    """Make the probe that writes which receiver is being called."""
+    current = [0]
+
+    def probe(subscription: Subscription, part: Part, call: Call) -> Call:
+        label = subscription.label()
+
+        def recorded(
+            sender: Any,
+            moment: Moment,
+            call: Call = call,
+            here: int = ring.name(label if part == "receiver" else f"when= of {label}"),
+            current: list[int] = current,
+            store: Callable[..., None] = CALL.pack_into,
+            memory: mmap = ring.memory,
+            clock: Callable[[], int] = clock,
+        ) -> Any:
+            before, current[0] = current[0], here
+            store(memory, CALL_AT, here, clock())
+            try:
+                return call(sender, moment)
+            finally:
+                current[0] = before
+                store(memory, CALL_AT, before, clock() if before else 0)
 
         return recorded
 

@@ -14,11 +14,13 @@ import torch
 from statemachine_trainer import runs
 from statemachine_trainer.loops.errors import SettingError
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.graph import Graph
-from statemachine_trainer.observe.blackbox import BlackBox, Mark
+from statemachine_trainer.observe.blackbox import BlackBox, Mark, read_blackbox
 from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.processes import rank_of_process
 from statemachine_trainer.observe.readings import Readings
+from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.page.listener import Listener
 
 _log = logging.getLogger(__name__)
@@ -90,6 +92,10 @@ class RunFolder:
         return found
 
 
+class FolderInUse(StateMachineError):
+    """A fit was to begin in the folder of a run that is going on in another process."""
+
+
 class Recorder:
     """Records the fits of one trainer.
 
@@ -115,6 +121,25 @@ class Recorder:
     @property
     def _fit(self) -> Driver:
         return self._drivers[0]
+
+    def check_free(self) -> None:
+        """Refuse a folder into which another process is writing at this moment.
+
+        Raises:
+            FolderInUse: One is, as its black box says. (What runs on another machine is not seen.)
+        """
+        try:
+            rings = read_blackbox(self.folder.path)
+        except BadRing:  # it will be written anew
+            return
+        for ring in rings:
+            mine = ring.rank == rank_of_process()
+            if mine and ring.pid != os.getpid() and ring.status == "running":
+                path = self.folder.path
+                raise FolderInUse(
+                    f"Process {ring.pid} is running in {str(path)!r}, and a folder is that of one run. Stop it "
+                    f"(`smt post {path} stop`), wait for its end, or choose another folder."
+                )
 
     def begin(self, checkpoint: Path | None, *, keeps_record: bool) -> None:
         """Begin to record a fit that begins, or goes on from a checkpoint.

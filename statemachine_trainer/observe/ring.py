@@ -1,6 +1,6 @@
 """The layout of a black box: a file of fixed size that a process writes through its memory.
 
-    magic, length of the facts | facts (JSON) | laps | length of the names | names, one a line | entries
+    magic, length of the facts | facts (JSON) | laps, call | length of the names | names, one a line | entries
 
 An entry is the optimizer step, the state, the way there, and the time, which is stored last. What a
 process has stored belongs to the kernel: it is in the file whatever becomes of the process, SIGKILL
@@ -10,6 +10,8 @@ Entries carry no number: to store one costs time at each transition. Their times
 at the beginning of each lap of the ring its number and its time are noted, in two places by turns:
 so the number of an entry follows from its place and its time. The one place at which an entry may be
 half written is that of the oldest, which is not read; and what changes while it is read is left out.
+
+The call is that of a receiver that is being called: its name and the time, or zeros.
 
 Names are only ever added, so that an entry never changes its meaning.
 """
@@ -34,8 +36,10 @@ ENTRY: Final = struct.Struct("<QIIQ")
 _MAGIC: Final = b"smt-box2"
 _LENGTH: Final = struct.Struct("<I")
 _LAP: Final = struct.Struct("<QQQ")
+CALL: Final = struct.Struct("<QQ")
 _FACTS_AT: Final = len(_MAGIC) + _LENGTH.size
 _LAPS_AT: Final = 1984
+CALL_AT: Final = _LAPS_AT + 2 * _LAP.size
 _NAMES_AT: Final = 2048
 _ENTRIES_AT: Final = 65536
 _ROOM: Final = _ENTRIES_AT - _NAMES_AT - _LENGTH.size
@@ -128,11 +132,14 @@ class RawRing(NamedTuple):
         facts: What the process said of itself.
         names: The names, by number.
         entries: Whole entries without a gap, the oldest first.
+        call: The receiver that is being called, as number of its name, and since when; None if none
+            is.
     """
 
     facts: dict[str, Any]
     names: list[str]
     entries: list[RawEntry]
+    call: tuple[int, int] | None
 
 
 def read_ring(path: Path) -> RawRing:
@@ -152,7 +159,7 @@ def read_ring(path: Path) -> RawRing:
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise BadRing(f"{path} is not a black box that can be read here: {error}.") from error
     still = [slot if slot == was else None for slot, was in zip(slots, slots_before, strict=True)]
-    return RawRing(facts, names, _in_order(still, laps))
+    return RawRing(facts, names, _in_order(still, laps), _call(data, laps))
 
 
 def _facts(data: bytes) -> dict[str, Any]:
@@ -184,6 +191,11 @@ def _laps(data: bytes) -> list[tuple[int, ...]]:
     found = sorted(((number, at, day) for at, day, number in noted if number), reverse=True)
     # A place whose time is newer than that of a later lap was being written over.
     return [lap for lap in found if lap[1] <= found[0][1]]
+
+
+def _call(data: bytes, laps: list[tuple[int, ...]]) -> tuple[int, int] | None:
+    name, at = CALL.unpack_from(data, CALL_AT)
+    return (name, at - laps[0][1] + laps[0][2]) if name and laps else None
 
 
 def _in_order(slots: list[tuple[int, ...] | None], laps: list[tuple[int, ...]]) -> list[RawEntry]:

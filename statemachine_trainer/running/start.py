@@ -60,6 +60,7 @@ class Starter:
             NothingToDo: There is no model, data for a fit that is paused, or a limit that is reached.
             SettingError: The fit would never end, or `resume` names no place.
             NoCheckpoint: `resume` names a place without a checkpoint.
+            FolderInUse: Another process is running in the folder of the run.
             EarlierRun: The folder of the checkpoints is that of another run.
             SnapshotMismatch, StateMismatch, DataChanged: The state is of another fit.
         """
@@ -67,6 +68,8 @@ class Starter:
         driver.check_at_rest("start")
         check_loss(given.loss)
         known = context_of(driver)
+        if self._recorder is not None and known is None:
+            self._recorder.check_free()
         loaded = self._checkpoint_to_go_on_from(resume, restart=restart, begun=known is not None)
         handed = take_handed_state() if loaded is None else None
         anew = restart or loaded is not None or handed is not None

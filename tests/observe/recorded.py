@@ -53,8 +53,13 @@ def trainer(**settings: Any) -> Trainer:
     return Trainer(**{**plain, **settings})
 
 
+def hang_here() -> None:
+    """Wait for ever."""
+    threading.Event().wait()
+
+
 def main(folder: str, what: str, step: int, epochs: int) -> None:
-    """Train; at `batch_end` of a step: "kill", "hang", "part" (validate), or "go" on."""
+    """Train; at `batch_end` of a step: "kill", "hang", "hang in a receiver", "part" (validate), or "go" on."""
     from statemachine_trainer.callbacks import Checkpoints
 
     checkpoints = None if "RANK" in os.environ else Checkpoints(folder, every=5)
@@ -70,6 +75,8 @@ def main(folder: str, what: str, step: int, epochs: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "hang":
             model.hangs = True
+        if what == "hang in a receiver":
+            hang_here()
         if what == "part":
             mine.post("validate")
 

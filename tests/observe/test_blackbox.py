@@ -14,6 +14,7 @@ from statemachine_trainer import Loop, RunFolder
 from statemachine_trainer.machine import Driver
 from statemachine_trainer.observe import read_blackbox
 from statemachine_trainer.observe.blackbox import BlackBox, Ring, find_parting
+from statemachine_trainer.observe.recorder import FolderInUse
 from statemachine_trainer.observe.ring import ENTRY, BadRing, RingWriter, read_ring
 from tests.observe.recorded import Net, batches, trainer
 from tests.observe.running import train, training, wait_until
@@ -292,6 +293,61 @@ def test_a_run_that_hangs_is_read_from_outside_while_it_hangs(tmp_path: Path) ->
         assert again.since == ring.since
         assert (again.seconds or math.inf) > (ring.seconds or 0) > 0.3
     assert only(tmp_path).status == "killed"
+
+
+def test_a_run_that_hangs_in_a_receiver_is_told_by_the_name_of_that(tmp_path: Path) -> None:
+    def hangs() -> bool:
+        return (tmp_path / "reached-0").exists() and only(tmp_path).receiver is not None
+
+    with training(tmp_path, "hang in a receiver", step=12) as process:
+        wait_until(hangs)
+        ring = only(tmp_path)
+        assert (ring.status, ring.pid) == ("running", process.pid)
+        assert ring.receiver is not None
+        assert ring.receiver.name.endswith("happen")
+        assert ring.receiver.since >= (ring.since or ring.receiver.since)
+        assert ring.state == "fit.epoch.batch.batch_split"  # it was left for `batch_end`
+    killed = only(tmp_path)
+    assert killed.status == "killed"
+    assert killed.receiver == ring.receiver
+
+
+def test_a_receiver_that_has_returned_or_raised_is_in_it_no_more(tmp_path: Path) -> None:
+    mine = trainer(run=tmp_path, max_epochs=1)
+    inside: list[str | None] = []
+
+    def name_of_receiver() -> str | None:
+        receiver = only(tmp_path).receiver
+        return None if receiver is None else receiver.name.rpartition(".")[2]
+
+    @mine.on("epoch_start")
+    def outer(one: Any) -> None:
+        one.validate(data=batches(1))
+        inside.append(name_of_receiver())
+
+    @mine.on("validate.validation_start")
+    def inner() -> None:
+        inside.append(name_of_receiver())
+
+    @mine.on("epoch_end")
+    def raising() -> None:
+        inside.append(name_of_receiver())
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        mine.fit(Net(), batches(2), batches(1))
+    assert inside == ["inner", "outer", "raising"]
+    assert only(tmp_path).receiver is None
+
+
+def test_a_folder_in_which_another_process_is_running_is_refused(tmp_path: Path) -> None:
+    with training(tmp_path, "hang", step=12) as process:
+        wait_until((tmp_path / "reached-0").exists)
+        before = (tmp_path / "blackbox-0.ring").read_bytes()[:2000]
+        with pytest.raises(FolderInUse, match=rf"Process {process.pid} is running in .*smt post"):
+            trainer(run=tmp_path).fit(Net(), batches())
+        assert (tmp_path / "blackbox-0.ring").read_bytes()[:2000] == before
+    trainer(run=tmp_path).fit(Net(), batches())  # it is gone
 
 
 def test_ranks_that_part_are_found_at_the_first_transition_that_differs(tmp_path: Path) -> None:
