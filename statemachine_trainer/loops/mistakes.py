@@ -61,6 +61,9 @@ def look_for_mistakes(context: Context) -> None:
     if isinstance(model, Guest):
         return
     own = {id(one) for one in model.parameters()}
+    # Where only some are frozen, they may be meant to thaw as the fit goes on.
+    if context.slots and all(_is_frozen(slot) for slot in context.slots):
+        _warn_of_frozen(context.slots[0])
     for slot in context.slots:
         _check_parameters(slot, own, model)
         if not context.manual and not slot.schedulers and _has_scheduler(slot):
@@ -149,13 +152,6 @@ def warn_of_shared_names(context: Context, validated: Iterable[str]) -> None:
 
 def _check_parameters(slot: OptimizerSlot, own: Collection[int], model: nn.Module) -> None:
     parameters, kind = slot.parameters, type(slot.optimizer).__name__
-    if parameters and not any(one.requires_grad for one in parameters):
-        _warn(
-            f"All of the {len(parameters)} parameters that the {kind} updates are frozen "
-            "(requires_grad is False), so that it changes nothing. Give it those that are to be "
-            "trained: [p for p in model.parameters() if p.requires_grad].",
-            FrozenParameters,
-        )
     foreign = sum(id(one) not in own for one in parameters)
     if not foreign:
         return
@@ -182,9 +178,27 @@ def _is_seen(table: Metrics, name: str) -> bool:
         return False
 
 
+def _is_frozen(slot: OptimizerSlot) -> bool:
+    parameters = slot.parameters
+    return bool(parameters) and not any(one.requires_grad for one in parameters)
+
+
+def _warn_of_frozen(slot: OptimizerSlot) -> None:
+    kind, count = type(slot.optimizer).__name__, len(slot.parameters)
+    _warn(
+        f"All of the {count} parameters that the {kind} updates are frozen (requires_grad is "
+        "False), so that it changes nothing. Give it those that are to be trained: [p for p in "
+        "model.parameters() if p.requires_grad].",
+        FrozenParameters,
+    )
+
+
 def _has_scheduler(slot: OptimizerSlot) -> bool:
-    """Whether a scheduler of torch was made for the optimizer: it notes where it began."""
-    return any("initial_lr" in group for group in slot.optimizer.param_groups)
+    """Whether a scheduler of torch was made for the optimizer: it puts something around `step`.
+
+    What it writes into the groups may have come with a state that was loaded.
+    """
+    return hasattr(slot.optimizer.step, "_wrapped_by_lr_sched")
 
 
 def _warn(text: str, kind: type[LikelyMistake]) -> None:

@@ -57,9 +57,10 @@ class Agreement:
         self._ranks = ranks
         self._trainer = trainer
         self._driver = driver = cast(Driver, trainer.driver)
-        driver.post_to = self.post  # whoever posts, posts to all ranks
+        driver.post_to = self  # whoever posts, posts to all ranks
         self._wishes: set[str] = set()
         self._asked: tuple[list[str], Callable[[], list[float]]] | None = None
+        self._on_the_way: list[str] = []
         self._path = ""
         self._seconds = self._ran = 0.0
         self._read_at = time.monotonic()
@@ -98,6 +99,10 @@ class Agreement:
         if self._driver.path is not None:
             self._wishes.add(event)
 
+    def waiting(self) -> list[str]:
+        """Return the events that were posted here and that the others have not agreed on yet."""
+        return [*self._on_the_way, *self._wishes]
+
     def clock(self) -> float:
         """Return the seconds that the fit has run, as agreed on at the last meeting."""
         return self._seconds
@@ -123,6 +128,7 @@ class Agreement:
         asked = (0, False) if checkpoints is None else checkpoints.asked()
         events = sorted(self._driver.program.postable)
         wishes = [event in self._wishes for event in events]
+        self._on_the_way = [event for event, wished in zip(events, wishes, strict=True) if wished]
         for event, wished in zip(events, wishes, strict=True):
             if wished:  # others stay: a thread may have posted them just now
                 self._wishes.discard(event)
@@ -139,6 +145,7 @@ class Agreement:
             if wished:
                 self._wishes.discard(event)  # whoever asks for it asks all ranks, some a bit later
                 self._driver.post_here(event)
+        self._on_the_way = []
         if self._trainer.checkpoints is not None:
             self._trainer.checkpoints.agreed(int(signum), bool(written))
         return bool(signum)

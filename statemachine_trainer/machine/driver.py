@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.chart import Chart
@@ -19,7 +19,7 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
-from statemachine_trainer.machine.moments import Moments, Until
+from statemachine_trainer.machine.moments import Moments, Until, check_until
 from statemachine_trainer.machine.program import (
     NO_ANSWER,
     Calls,
@@ -37,6 +37,17 @@ from statemachine_trainer.machine.subscription import Subscription
 from statemachine_trainer.machine.verify import END
 
 __all__ = ["Driver", "Until"]
+
+
+class Posting(Protocol):
+    """Takes posted events in place of a machine, and hands them to several by `post_here`."""
+
+    def post(self, event: str) -> None:
+        """Take an event."""
+
+    def waiting(self) -> Sequence[str]:
+        """Return the events that were taken and not handed on yet."""
+        ...
 
 
 class Driver:
@@ -64,8 +75,8 @@ class Driver:
         resting: Whether the running state waits for something from outside.
         entries: How often it was set going; as long as it is the same, the machine did not stand
             still.
-        post_to: Who is told of posted events in place of this machine: somebody who hands them to
-            several by `post_here`, so that they stay together. None for nobody.
+        post_to: Who takes posted events in place of this machine, so that several stay together;
+            None for nobody.
     """
 
     machine: Chart
@@ -85,7 +96,7 @@ class Driver:
         self.outcome: str | None = None
         self.resting = False
         self.entries = 0
-        self.post_to: Callable[[str], None] | None = None
+        self.post_to: Posting | None = None
         self.context = context
         self.sender = self if sender is None else sender
         self._node: Node | None = None
@@ -112,7 +123,8 @@ class Driver:
     @property
     def posted(self) -> list[str]:
         """Posted events that no edge has taken yet."""
-        return list(self._posted)
+        elsewhere = () if self.post_to is None else self.post_to.waiting()
+        return [*dict.fromkeys((*self._posted, *elsewhere))]
 
     @property
     def running(self) -> bool:
@@ -222,7 +234,7 @@ class Driver:
         Raises:
             UnknownEvent: No loop of the tree has a transition on it that a posted event may take.
         """
-        (self.post_here if self.post_to is None else self.post_to)(event)
+        (self.post_here if self.post_to is None else self.post_to.post)(event)
 
     def post_here(self, event: str) -> None:
         """Hand in an event as `post` does, to this machine whatever `post_to` is."""
@@ -296,9 +308,12 @@ class Driver:
                 "them while another state runs, or before the run."
             )
         signals = self.board.attach(chart)
-        old = None if self._program is None else self._program.nodes
-        self._program = Program(chart, signals, self.sender, self._end, reuse=old)
+        old = self._program
+        nodes = None if old is None else old.nodes
+        self._program = Program(chart, signals, self.sender, self._end, reuse=nodes)
         self._program.install()
+        if old is not None:
+            old.retire()
         self._program.equip(self._probes)
         wire(chart, signals, self.sender, self._end)
         chart.follow(self._position, self._moved_by_library, self._moving)
@@ -383,14 +398,13 @@ class Driver:
             except TypeError:  # the answer is nothing that a dict can look up
                 edge = None
             if edge is not None and (calls := edge.calls) is not None:
-                self._node = edge.target
                 if calls:
                     self._call(edge, calls)
                     node = self._node
                 else:
                     if node.other is NO_ANSWER:
                         node.remember(event, edge)
-                    node = edge.target
+                    self._node = node = edge.target
                 continue
             if edge is None or edge.guards:
                 edge = self._choose(node, event)
@@ -412,9 +426,10 @@ class Driver:
         self._serve_requests()
 
     def _call(self, edge: Edge, calls: Calls) -> None:
-        """Call those who listen on the way to the target."""
+        """Go to the target, and call those who listen on the way."""
         sender, done = self.sender, 0
         try:
+            self._node = edge.target  # in here, so that no interrupt loses the calls
             for call, moment in calls:
                 call(sender, moment)
                 done += 1
@@ -424,7 +439,8 @@ class Driver:
             else:
                 return
         except BaseException as error:
-            self._pending = edge.rest_with(calls, done, error)
+            if done < len(calls):  # else a signal of the system, after the last one
+                self._pending = edge.rest_with(calls, done, error)
             raise
         self._deliver()
 
@@ -526,6 +542,7 @@ class Driver:
     def _watch(self, until: Until) -> Subscription | None:
         """Listen for what `run` is to stop at."""
         self._met = False
+        check_until(until)
         if until is None:
             return None
         if isinstance(until, str):
@@ -576,11 +593,13 @@ class Driver:
     @contextmanager
     def _running(self, what: str, *, finish: bool = True) -> Iterator[None]:
         """Mark the machine as running, finish what an error cut short, say where errors arose."""
-        if not self._busy.acquire(blocking=False):
-            raise self._already_running(what)
-        self._owner = threading.get_ident()
-        self.entries += 1
-        try:
+        mine = False
+        try:  # around this too: a signal of the system may raise in between
+            mine = self._busy.acquire(blocking=False)
+            if not mine:
+                raise self._already_running(what)
+            self._owner = threading.get_ident()
+            self.entries += 1
             if finish:
                 self._deliver()
             yield
@@ -590,11 +609,13 @@ class Driver:
                 "or let the state answer with an event."
             ) from error
         except BaseException as error:
-            error.add_note(f"The machine {self.name!r} stopped {self._where()}.")
+            if mine:
+                error.add_note(f"The machine {self.name!r} stopped {self._where()}.")
             raise
         finally:
-            self._owner = None
-            self._busy.release()
+            if mine:
+                self._owner = None
+                self._busy.release()
 
     def _where(self) -> str:
         if self._pending:

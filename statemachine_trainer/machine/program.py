@@ -55,8 +55,9 @@ class Emission:
                 receiver(sender, moment=moment)
                 done += 1
         except BaseException as error:
-            left.append(self.from_raising(receivers, done))
-            self.note(error)
+            if done < len(receivers):  # else a signal of the system, after the last one
+                left.append(self.from_raising(receivers, done))
+                self.note(error)
             raise
 
     def to(self, receivers: tuple[Receiver, ...]) -> Emission:
@@ -281,6 +282,13 @@ class Program:
                 while edge is not None:
                     edge.watch(self.nodes[path])
                     edge = edge.otherwise
+
+    def retire(self) -> None:
+        """Let whoever is on an edge of this program find anew whom to call: it is watched no more."""
+        for first in (self.start, *(e for edges in self._edges.values() for e in edges.values())):
+            edge: Edge | None = first
+            while edge is not None:
+                edge.calls, edge = None, edge.otherwise
 
     def equip(self, probes: Iterable[Probe]) -> None:
         """Put probes around the work of every state, the first one innermost."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 BUTTONS = ("pause", "step", "continue", "validate", "checkpoint", "stop")
 """Their names, in the order in which they are shown."""
 
+HOLDING = ("pause", "step", "continue")
+"""Those that hold a run, or let it go."""
+
 POSTED = ("validate", "stop")
 """Those that post an event of that name."""
 
@@ -83,6 +86,7 @@ class Buttons:
             "stepping": stepping,
             "running": driver.running,
             "outcome": driver.outcome,
+            "together": self._together,
             "posted": driver.posted,
             "requested": driver.requested,
             "checkpoint": None if written is None else written.name,
@@ -98,6 +102,8 @@ class Buttons:
         if not driver.running:
             ended = "The run has ended." if driver.path is None else "The run stands still."
             return f"{ended} It is in the hands of the program that began it."
+        if name in HOLDING and self._together:
+            return "Of several ranks one that is held leaves the others waiting for it."
         if name == "pause":
             return "The run is held already." if hold.asked_for else None
         if name == "step":
@@ -108,6 +114,11 @@ class Buttons:
             writes = self._trainer.checkpoints is not None
             return None if writes else "This trainer writes no checkpoints."
         return None
+
+    @property
+    def _together(self) -> bool:
+        """Whether this is one of several ranks, which hand on to each other what they are asked for."""
+        return self._driver.post_to is not None
 
     def _takers(self, event: str, *, anywhere: bool = False) -> list[str]:
         """The states with an edge for a posted event, in the loops that the running state lies in.

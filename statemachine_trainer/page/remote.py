@@ -40,10 +40,12 @@ class Remote:
             NobodyListens: The run is over, or takes no requests; the message says why.
             NoAnswer: A process hangs.
         """
-        return self._of_each(lambda one: one.look(patience=self._patience), known)
+        return self._of_each(lambda one: one.look(patience=self._patience), known, rank=self._rank)
 
     def press(self, name: str) -> dict[int, str]:
         """Ask for a button to be pressed, or an event to be posted, in each rank or in none.
+
+        Of ranks that hand it on to each other one is asked: two would be asked for two.
 
         Returns:
             What becomes of it, by rank.
@@ -57,7 +59,11 @@ class Remote:
         for rank, look in looks.items():
             if (why := _refusal(name, look)) is not None:
                 raise NotNow(why if len(looks) == 1 else f"Rank {rank}: {why}")
-        answers = self._of_each(lambda one: one.press(name, patience=self._patience))
+        together = any(look.get("together") for look in looks.values())
+        answers = self._of_each(
+            lambda one: one.press(name, patience=self._patience),
+            rank=min(looks) if together else self._rank,
+        )
         for rank, answer in answers.items():
             if (why := answer["refusal"]) is not None:
                 raise NotNow(why if len(answers) == 1 else f"Rank {rank}: {why}")
@@ -67,12 +73,14 @@ class Remote:
         """Say what the folder tells of a run of which nobody listens."""
         return _silence(self._run.path, known or self._run.look())
 
-    def _of_each(self, ask: Callable[[Endpoint], T], known: Look | None = None) -> dict[int, T]:
+    def _of_each(
+        self, ask: Callable[[Endpoint], T], known: Look | None = None, *, rank: int | None
+    ) -> dict[int, T]:
         everyone = endpoints_in(self._run.path)
-        endpoints = [one for one in everyone if self._rank in (None, one.rank)]
+        endpoints = [one for one in everyone if rank in (None, one.rank)]
         if everyone and not endpoints:
             ranks = _ranks(one.rank for one in everyone)
-            raise NobodyListens(f"There is no rank {self._rank} that listens; {ranks} may.")
+            raise NobodyListens(f"There is no rank {rank} that listens; {ranks} may.")
         answers: dict[int, T] = {}
         problems: list[PageError] = []
         for one in endpoints:
@@ -84,7 +92,7 @@ class Remote:
             hangs = next((one for one in problems if not isinstance(one, NobodyListens)), None)
             raise hangs or NobodyListens(f"{self.silence(known)} Nobody listens.")
         size = endpoints[0].ranks or len(endpoints)
-        if self._rank is None and len(answers) < size:
+        if rank is None and len(answers) < size:
             why = f" {problems[0]}" if problems else ""
             raise NobodyListens(
                 f"Of {size} processes only {_ranks(answers)} listens.{why} One of them alone is "

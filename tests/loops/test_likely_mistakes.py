@@ -74,6 +74,25 @@ def test_an_optimizer_of_frozen_parameters_alone_is_told() -> None:
         make_trainer().fit(model, make_batches(2), loss=F.mse_loss, optimizer=optimizer)
 
 
+def test_parts_that_thaw_later_and_rates_that_were_loaded_are_no_mistakes() -> None:
+    earlier = Regression()
+    scheduled = SGD(earlier.parameters(), lr=0.1)
+    StepLR(scheduled, 1)
+
+    def configure(parameters: Any) -> Any:
+        parts = [[one] for one in parameters]
+        optimizers = [SGD(part, lr=0.1) for part in parts]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:  # as a state holds it that was loaded
+                group["initial_lr"] = scheduled.param_groups[0]["initial_lr"]
+        parts[-1][0].requires_grad_(False)
+        return optimizers
+
+    model, trainer = Regression(configure), make_trainer(max_epochs=1)
+    trainer.on("epoch_start", lambda: model.requires_grad_(True))
+    trainer.fit(model, make_batches(2))
+
+
 def test_a_scheduler_that_is_made_and_not_returned_is_told() -> None:
     def configure(parameters: Any) -> Any:
         optimizer = SGD(parameters, lr=0.1)
@@ -172,7 +191,7 @@ def test_hooks_of_lightning_without_on_in_their_names_are_told_with_what_does_th
         make_trainer().fit(Moved(), make_batches(2))
     text = str(told[0].message)
     assert "validation_epoch_end: log() in validation_step, and on_validation_end" in text
-    assert "train_dataloader: the argument train of fit" in text
+    assert "train_dataloader" not in text  # fit cannot be called without its data
 
 
 def test_an_evaluation_step_that_yields_or_is_asynchronous_would_do_nothing() -> None:

@@ -202,6 +202,27 @@ def test_an_event_posted_by_the_handler_of_a_system_signal_waits_for_an_edge() -
     stopped_in_first_batch(post)
 
 
+def test_events_go_to_who_keeps_several_machines_together_until_that_hands_them_on() -> None:
+    driver = fit_driver()
+
+    class Together:
+        events: list[str] = []
+
+        def post(self, event: str) -> None:
+            self.events.append(event)
+
+        def waiting(self) -> list[str]:
+            return self.events
+
+    driver.post_to = together = Together()
+    driver.post("stop")
+    driver.run(until="batch_start")
+    assert driver.posted == ["stop"]
+    assert not any(e == "stop" for e in driver.state_dict()["posted"])
+    driver.post_here(together.events.pop())
+    assert driver.posted == driver.state_dict()["posted"] == ["stop"]
+
+
 def test_posted_events_wait_in_order_and_once_each() -> None:
     driver = fit_driver()
     for _ in range(2):

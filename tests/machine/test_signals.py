@@ -12,6 +12,7 @@ import pytest
 
 from statemachine_trainer.machine import Driver, Loop, Moment, SignalBoard, place
 from statemachine_trainer.machine.errors import AmbiguousSignal, BadReceiver, UnknownSignal
+from statemachine_trainer.machine.program import Calls
 from statemachine_trainer.machine.signals import Call
 from statemachine_trainer.machine.subscription import Part, Subscription
 from tests.machine.kit import Batch, Epoch, Fit, fit_driver, path_of
@@ -490,6 +491,44 @@ def test_a_receiver_that_changes_who_listens_and_then_raises_is_called_again_wit
         driver.run()
     driver.run(until="batch_start")
     assert calls == ["raising", "raising", "last", "new"]
+
+
+def test_who_is_called_is_found_anew_after_loops_were_swapped_in_the_middle_of_a_transition() -> (
+    None
+):
+    driver = fit_driver()
+    calls: list[str] = []
+    gone = driver.board.on("fetch", lambda: calls.append("gone"))
+
+    @driver.board.on("epoch_start:exit", once=False)
+    def swap() -> None:
+        driver.rebuild()
+        gone.cancel()
+        driver.board.on("fetch", lambda: calls.append("new"))
+
+    driver.run(until="batch_start")
+    assert calls == ["new"]
+
+
+def test_an_interrupt_after_the_last_receiver_is_itself_and_loses_nothing() -> None:
+    driver = fit_driver()
+    calls: list[str] = []
+    driver.board.on("fetch", lambda: calls.append("called"))
+    edge = next(e for e in driver.program.nodes["fit.epoch.epoch_start"].edges.values())
+    edge.calls = Interrupted.of(edge.emissions())
+    with pytest.raises(KeyboardInterrupt):
+        driver.run()
+    assert calls == ["called"]
+    driver.run(until="batch_start")
+    assert calls == ["called"]
+
+
+class Interrupted(Calls):
+    """Calls in which a signal of the system arrives after the last one."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        raise KeyboardInterrupt
 
 
 def test_describe_prints_receivers_in_the_order_of_their_calls() -> None:
