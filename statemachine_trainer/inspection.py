@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.observe.run import BadJournal, Run, is_run
 from statemachine_trainer.observe.table import MetricsTable
@@ -22,6 +23,8 @@ from statemachine_trainer.snapshot.folder import MANIFEST
 
 _EVENTS = 5
 _EPOCHS = 10
+_BETWEEN_EPOCHS = ("fit_start", "next_epoch", "epoch_start", "fit_end")
+"""States before which the count of batches is that of the epoch before, or of none yet."""
 
 
 def inspect(path: Path, console: Console, *, whole: bool = False) -> bool:
@@ -256,10 +259,11 @@ def _position(said: Mapping[str, object]) -> str:
         return "not: it is not the checkpoint of a trainer"
     if said["state"] is None:
         return "not, as the fit has ended; from its end, if the limit is raised"
-    within = (
-        "" if said.get("batch_in_epoch") is None else f", {said['batch_in_epoch']} batches into it"
-    )
-    return f"before {said['state']}, epoch {said.get('epoch')}{within}"
+    state, epoch, batches = str(said["state"]), said.get("epoch"), said.get("batch_in_epoch")
+    if state.rpartition(SEPARATOR)[2] in _BETWEEN_EPOCHS:
+        return f"before {state}, {epoch} epoch{'' if epoch == 1 else 's'} done"
+    within = "" if batches is None else f", {batches} batches into it"
+    return f"before {state}, epoch {epoch}{within}"
 
 
 def _trained(said: Mapping[str, object]) -> str:

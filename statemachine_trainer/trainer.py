@@ -163,6 +163,7 @@ class Trainer:
             SettingError: `resume` names no place, or `loss` is a class.
             UnknownArgument: An argument that there is none of.
             NoCheckpoint: `resume` names a place without a checkpoint.
+            FolderInUse: Another process is running in the folder of the run.
             EarlierRun: The folder of the checkpoints is that of another run.
             SnapshotMismatch, StateMismatch, DataChanged: The checkpoint is of another model, loop tree or
                 data.

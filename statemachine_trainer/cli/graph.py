@@ -237,11 +237,10 @@ def _format_of(output: Path | None) -> GraphFormat:
 
     if output is None:
         return GraphFormat.mermaid
-    formats = {**SUFFIXES, ".json": "json"}
-    form = formats.get(output.suffix.lower())
+    form = SUFFIXES.get(output.suffix.lower())
     if form is None:
         raise OutputError(
-            f"The ending of {output} tells no format. Endings: {', '.join(formats)}. Or say it with "
+            f"The ending of {output} tells no format. Endings: {', '.join(SUFFIXES)}. Or say it with "
             "--format."
         )
     return GraphFormat(form)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,7 +55,7 @@ class Breakpoint:
         """Whether the fit is to pause at this moment."""
         if not self._owner.concerns(moment.path):
             return False
-        return self._when is None or bool(self._when(sender, moment))
+        return self._when is None or _is_true(self._when(sender, moment))
 
     def meet(self) -> None:
         """Pause the fit."""
@@ -95,7 +96,7 @@ class Breakpoints:
 
         Args:
             name: Name of a signal; None for the entry of every state.
-            when: A condition, called like a receiver.
+            when: A condition, called like a receiver. NaN, as a loss where there is none, is no.
             once: Remove it when it is met.
             text: The condition as it is shown.
 
@@ -173,3 +174,8 @@ class Breakpoints:
             return work()
 
         return going_on
+
+
+def _is_true(answer: Any) -> bool:
+    """Whether a condition holds: Python counts NaN as true, and here it stands for no number."""
+    return bool(answer) and not (isinstance(answer, float) and math.isnan(answer))

@@ -205,7 +205,10 @@ class Session:
         except (OSError, TypeError):
             self._say(f"The source of {trainer.path} is not to be had.")
             return
-        self._console.print(Syntax(source, "python", background_color="default"))
+        if self._console.is_terminal:
+            self._console.print(Syntax(source, "python", background_color="default"))
+        else:  # a file or another program gets each line whole
+            self._say(source.rstrip("\n"))
 
     def _help(self, _rest: str) -> None:
         self._say(HELP)

@@ -15,7 +15,7 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
-from statemachine_trainer.machine.picture import Drawable
+from statemachine_trainer.machine.picture import BadOption, Drawable
 from statemachine_trainer.machine.verify import END
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Receivers = Mapping[str, Sequence[str]]
 
 
 class UnknownPath(StateMachineError):
-    """A running state was given that the graph does not have."""
+    """A state was named, as the running one or by its heat, that the graph does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,16 @@ class Graph(Drawable):
         yield self.final
 
     def collapse(self, depth: int) -> Graph:
-        """Return the graph with loops deeper than `depth` closed; at 0 the root itself is."""
+        """Return the graph with loops deeper than `depth` closed; at 0 the root itself is.
+
+        Raises:
+            BadOption: The depth is no whole number from 0.
+        """
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
+            raise BadOption(
+                f"collapse({depth!r}): give the depth from which on loops are closed, a whole number "
+                "from 0; open(path) shows one loop alone."
+            )
         return self._showing(_closed(self.root, depth), self.edges)
 
     def open(self, path: str) -> Graph:
@@ -198,9 +207,8 @@ class Graph(Drawable):
         found = [p for p in loops if p == path] or [p for p in loops if p.endswith(f".{path}")]
         if len(found) != 1:
             which = f"{len(found)} loops" if found else "no loop"
-            raise UnknownLoop(
-                f"The graph of {self.name!r} has {which} called {path!r}. {suggest(path, loops)}"
-            )
+            known = suggest(str(path), loops)
+            raise UnknownLoop(f"The graph of {self.name!r} has {which} called {path!r}. {known}")
         if found[0] == self.root.path:
             return self
         root = replace(loops[found[0]], leaving=loops[found[0]].answers)

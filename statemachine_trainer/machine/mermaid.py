@@ -9,6 +9,7 @@ from typing import Literal
 from statemachine_trainer.machine.drawing import SIGNS, Change, Style, edge_keys
 from statemachine_trainer.machine.graph import Graph, GraphEdge, GraphState
 from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.picture import BadOption
 from statemachine_trainer.machine.verify import END
 
 FINAL = "[*]"
@@ -45,7 +46,14 @@ def render(
         outcomes: Whether each loop shows the states that end it, with their events. The transition
             that takes such an event further out is drawn in either case.
         style: What became of states and edges; heat is not shown.
+
+    Raises:
+        BadOption: The direction is another.
     """
+    if direction not in ("TB", "LR"):
+        raise BadOption(
+            f"direction={direction!r}: use 'TB', from top to bottom, or 'LR', from left to right."
+        )
     return "\n".join([*_Diagram(graph, direction, outcomes, style or Style()).lines(), ""])
 
 

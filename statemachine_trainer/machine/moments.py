@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from statemachine_trainer.machine.errors import BadReceiver
 from statemachine_trainer.machine.signals import ENTER, Moment
 from statemachine_trainer.machine.subscription import adapt
 
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
 Until = str | Callable[..., Any] | None
 
 
+def check_until(until: object) -> None:
+    """Refuse what tells no place to stop at.
+
+    Raises:
+        BadReceiver: It is neither a name nor a function.
+    """
+    if not (until is None or isinstance(until, str) or callable(until)):
+        raise BadReceiver(
+            f"until={until!r}: give the name of a signal, such as 'validation', or a condition of "
+            "`(trainer, moment)`."
+        )
+
+
 class Moments(Iterator[Moment]):
     """Makes one transition of a driver per item.
 
@@ -22,6 +36,7 @@ class Moments(Iterator[Moment]):
     """
 
     def __init__(self, driver: Driver, until: Until) -> None:
+        check_until(until)
         self._driver = driver
         self._ended = False
         self._until = until

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from statemachine_trainer.machine.errors import StateMachineError, suggest
 
@@ -22,6 +23,7 @@ SUFFIXES = {
     ".svg": "svg",
     ".png": "png",
     ".html": "html",
+    ".json": "json",
     ".txt": "text",
 }
 
@@ -30,13 +32,27 @@ class UnknownFormat(StateMachineError):
     """A picture was to be written to a file whose ending tells no format."""
 
 
+class BadOption(StateMachineError):
+    """An option of a picture has a value that means nothing."""
+
+
+class HasHeat(Protocol):
+    """Knows how hot states are, as a profile does."""
+
+    def heat(self) -> Mapping[str, float]:
+        """Return how hot states are, from 0 to 1, by path."""
+
+
+Heat = Mapping[str, float] | HasHeat
+
+
 class Drawable:
     """Draws itself: as Mermaid and DOT with nothing else, as SVG, PNG and HTML by pygraphviz.
 
     All take the same options:
 
-    - `heat`: how hot states are, from 0 to 1, by path; a closed loop is as hot as the hottest state
-      in it. Paths that the graph does not have are skipped.
+    - `heat`: how hot states are, from 0 to 1, by path, or a profile; a closed loop is as hot as the
+      hottest state in it. Paths that the graph does not have are skipped, as long as it has one.
     - `running`: path of the running state, in place of the one that the graph knows.
     - `legend`: whether the picture explains its signs.
     - `theme`: "light", "dark", or "auto", which follows the reader's system where the format can. In
@@ -54,7 +70,11 @@ class Drawable:
         """Return it as data that JSON can hold."""
 
     def to_mermaid(self, *, direction: Literal["TB", "LR"] = "TB", outcomes: bool = True) -> str:
-        """Return a Mermaid state diagram; see `machine.mermaid.render`."""
+        """Return a Mermaid state diagram; see `machine.mermaid.render`.
+
+        Raises:
+            BadOption: The direction is neither of these.
+        """
         from statemachine_trainer.machine.mermaid import render
 
         graph, style = self._drawing()
@@ -63,7 +83,7 @@ class Drawable:
     def to_dot(
         self,
         *,
-        heat: Mapping[str, float] | None = None,
+        heat: Heat | None = None,
         running: str | None = None,
         legend: bool = True,
         theme: Theme = "light",
@@ -71,17 +91,18 @@ class Drawable:
         """Return the picture in the language of Graphviz, for `dot -Tpdf` and the like.
 
         Raises:
-            UnknownPath: The graph has no state `running`.
+            BadOption: `heat` or `theme` means nothing.
+            UnknownPath: The graph has no state `running`, or none that `heat` names.
         """
         from statemachine_trainer.machine.drawing import dot, palette
 
-        colours = palette.DARK if theme == "dark" else palette.LIGHT
+        colours = palette.DARK if _checked(theme) == "dark" else palette.LIGHT
         return dot.render(*self._dressed(heat, running, legend), colours)
 
     def to_svg(
         self,
         *,
-        heat: Mapping[str, float] | None = None,
+        heat: Heat | None = None,
         running: str | None = None,
         legend: bool = True,
         theme: Theme = "auto",
@@ -90,16 +111,17 @@ class Drawable:
 
         Raises:
             GraphvizMissing: pygraphviz is not installed.
-            UnknownPath: The graph has no state `running`.
+            BadOption: `heat` or `theme` means nothing.
+            UnknownPath: The graph has no state `running`, or none that `heat` names.
         """
         from statemachine_trainer.machine.drawing import svg
 
-        return svg.render(*self._dressed(heat, running, legend), theme)
+        return svg.render(*self._dressed(heat, running, legend), _checked(theme))
 
     def to_png(
         self,
         *,
-        heat: Mapping[str, float] | None = None,
+        heat: Heat | None = None,
         running: str | None = None,
         legend: bool = True,
         theme: Theme = "light",
@@ -109,18 +131,19 @@ class Drawable:
 
         Raises:
             GraphvizMissing: pygraphviz is not installed.
-            UnknownPath: The graph has no state `running`.
+            BadOption: `heat` or `theme` means nothing.
+            UnknownPath: The graph has no state `running`, or none that `heat` names.
         """
         from statemachine_trainer.machine.drawing import dot, layout, palette
 
-        colours = palette.DARK if theme == "dark" else palette.LIGHT
+        colours = palette.DARK if _checked(theme) == "dark" else palette.LIGHT
         graph, style = self._dressed(heat, running, legend)
         return layout.lay_out(dot.render(graph, style, colours, pixels=pixels_per_inch), "png")
 
     def to_html(
         self,
         *,
-        heat: Mapping[str, float] | None = None,
+        heat: Heat | None = None,
         running: str | None = None,
         legend: bool = True,
         theme: Theme = "auto",
@@ -129,24 +152,27 @@ class Drawable:
 
         Raises:
             GraphvizMissing: pygraphviz is not installed.
-            UnknownPath: The graph has no state `running`.
+            BadOption: `heat` or `theme` means nothing.
+            UnknownPath: The graph has no state `running`, or none that `heat` names.
         """
         from statemachine_trainer.machine.drawing import html
 
-        return html.render(*self._dressed(heat, running, legend), theme, outline=str(self))
+        dressed = self._dressed(heat, running, legend)
+        return html.render(*dressed, _checked(theme), outline=str(self))
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write the picture to a file, in the format that its ending tells.
 
         Args:
-            path: A name that ends in .svg, .png, .html, .dot, .gv, .mmd, .mermaid or .txt.
-            **options: Those of `to_svg`, `to_png` and so on.
+            path: A name that ends in .svg, .png, .html, .dot, .gv, .mmd, .mermaid, .json or .txt.
+            **options: Those of `to_svg`, `to_png` and so on; JSON and text have none.
 
         Returns:
             The path.
 
         Raises:
             UnknownFormat: The ending is none of these.
+            BadOption, UnknownPath: An option means nothing, or not for this graph.
             GraphvizMissing: The format needs pygraphviz, which is not installed.
         """
         path = Path(path)
@@ -156,20 +182,24 @@ class Drawable:
                 f"The ending of {str(path)!r} tells no format of pictures. "
                 f"{suggest(path.suffix, SUFFIXES)}"
             )
-        drawn = str(self) + "\n" if form == "text" else getattr(self, f"to_{form}")(**options)
+        drawn: str | bytes
+        if form == "text":
+            drawn = f"{self}\n"
+        elif form == "json":
+            drawn = json.dumps(self.to_dict(), indent=2) + "\n"
+        else:
+            drawn = getattr(self, f"to_{form}")(**options)
         if isinstance(drawn, bytes):
             path.write_bytes(drawn)
         else:
             path.write_text(drawn, encoding="utf-8")
         return path
 
-    def _dressed(
-        self, heat: Mapping[str, float] | None, running: str | None, legend: bool
-    ) -> tuple[Graph, Style]:
+    def _dressed(self, heat: Heat | None, running: str | None, legend: bool) -> tuple[Graph, Style]:
         graph, style = self._drawing()
         if running is not None:
             graph = graph.at(running)
-        return graph, replace(style, heat=heat or {}, legend=legend)
+        return graph, replace(style, heat=_heat_on(graph, heat), legend=legend)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """Show a picture in a notebook: by Graphviz, or without it in those that know Mermaid.
@@ -195,3 +225,40 @@ class Drawable:
             "text/markdown": f"```mermaid\n{mermaid}```\n",
             "text/plain": f"{text}\n{hint}",
         }
+
+
+def _checked(theme: Theme) -> Theme:
+    from statemachine_trainer.machine.drawing import THEMES
+
+    if theme not in THEMES:
+        raise BadOption(f"theme={theme!r} is no theme. {suggest(str(theme), THEMES)}")
+    return theme
+
+
+def _heat_on(graph: Graph, heat: Heat | None) -> Mapping[str, float]:
+    """Return what `heat=` means for a graph, which may show only a part of what it names."""
+    if heat is None:
+        return {}
+    found = heat if isinstance(heat, Mapping) else _asked(heat)
+    paths = [state.path for state in graph.states()]
+    # A closed loop, as a state that has none inside, stands for what is inside it.
+    closed = tuple(f"{state.path}." for state in graph.states() if not state.children)
+    if found and not any(path in paths or path.startswith(closed) for path in found):
+        from statemachine_trainer.machine.graph import UnknownPath
+
+        first = next(iter(found))
+        raise UnknownPath(
+            f"heat= names no state of the graph {graph.name!r}; its first is {first!r}. "
+            f"{suggest(str(first), paths)}"
+        )
+    return found
+
+
+def _asked(heat: HasHeat) -> Mapping[str, float]:
+    ask = getattr(heat, "heat", None)
+    found = ask() if callable(ask) else None
+    if not isinstance(found, Mapping):
+        raise BadOption(
+            f"heat={heat!r}: give numbers from 0 to 1 by path, or a profile: trainer.profile()."
+        )
+    return found

@@ -51,6 +51,8 @@ class Durations:
         Args:
             share: Between 0 and 1; 0.95 for the 95th percentile.
         """
+        if self.count == 1:
+            return self.longest
         buckets = dict(self._buckets)  # a copy: others may look while it is written
         left = share * sum(buckets.values())
         for bucket in sorted(buckets):

@@ -41,6 +41,10 @@ class NoMetric(StateMachineError):
     """A metric that the run does not have."""
 
 
+class BadMode(StateMachineError):
+    """Neither the lowest nor the highest value was asked for."""
+
+
 class Point(NamedTuple):
     """A value of a metric.
 
@@ -125,9 +129,11 @@ class Run:
                 them has then means the first, and that of another is `validation/name`.
 
         Raises:
-            NoMetric: The run has no such metric.
+            NoMetric: The run has no such metric, or there is no such part.
             BadJournal: The journal cannot be read.
         """
+        if part is not None and part not in PARTS:
+            raise NoMetric(f"A run has no part {part!r} of metrics. {suggest(str(part), PARTS)}")
         parts = PARTS[:-1] if part is None else (part,)
         found = named_apart({one: self._series(one) for one in parts})
         if name is None:
@@ -201,7 +207,10 @@ class Run:
 
         Raises:
             NoMetric: The run has no such metric.
+            BadMode: The mode is neither "min" nor "max".
         """
+        if mode not in ("min", "max"):
+            raise BadMode(f"mode={mode!r}: say 'min' if the lowest is the best, or 'max'.")
         points = [one for one in self.metrics(name) if not math.isnan(one.value)]
         choose = min if mode == "min" else max
         return choose(points, key=lambda one: one.value, default=None)

@@ -95,7 +95,7 @@ def serve(trainer: Trainer, *, port: int = 0, open_browser: bool = False) -> Pag
         open_browser: Open the page in a browser, too.
 
     Raises:
-        PageError: The extra is missing, or the port is taken.
+        PageError: The extra is missing, or the port is taken or none.
     """
     from statemachine_trainer.page.live import LiveRun
 
@@ -116,6 +116,8 @@ def serve(trainer: Trainer, *, port: int = 0, open_browser: bool = False) -> Pag
 
 
 def _listening(port: int) -> socket.socket:
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise PageError(f"port={port!r}: use a whole number, or leave it out to get a free one.")
     found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,10 @@ def recorder_given(
     Raises:
         SettingError: The folder is not that of the checkpoints, or there is none.
     """
+    if not (run is None or isinstance(run, RunFolder | str | os.PathLike | bool)):
+        raise SettingError(
+            f"run={run!r}: give a folder, such as 'runs/name', or RunFolder(...), True or False."
+        )
     folder = RunFolder.of(run, None if checkpoints is None else checkpoints.store.root)
     if folder is None:
         return None

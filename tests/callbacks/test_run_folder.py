@@ -54,6 +54,16 @@ def test_a_run_is_shown_with_its_history_its_checkpoints_and_what_would_be_resum
     assert f"{newest}, epoch 0, 6 batches into it." in text
 
 
+def test_between_two_epochs_those_done_are_told_and_no_batches(tmp_path: Path) -> None:
+    trainer = trainer_with(Checkpoints(tmp_path, every=100))
+    trainer.fit(Net(), batches(), batches(1), until="next_epoch")
+    trainer.run(until="next_epoch")
+    trainer.checkpoint()
+    text = printed(tmp_path)
+    assert "before fit.next_epoch, 1 epoch done." in text
+    assert "batches into it" not in text
+
+
 def test_a_checkpoint_is_shown_with_its_metrics_optimizers_and_weights(run: Path) -> None:
     trainer = trainer_with(Checkpoints(run, every=100), validate_every=4)
     trainer.fit(Net(values=[0.5, 0.25]), batches(), batches(1), resume="auto")

@@ -89,6 +89,7 @@ def test_where_there_is_no_run_that_is_said(tmp_path: Path, runs: Path) -> None:
         (("runs", tmp_path / "gone"), "There is no folder"),
         (("runs", runs, "--best", "scor"), "No run has a metric 'scor'. Did you mean 'score'?"),
         (("blackbox", tmp_path), "has no black box"),
+        (("blackbox", tmp_path / "gone"), "There is no folder"),
         (("blackbox", runs / "ended", "--earlier"), "has no earlier black box"),
     ):
         done = smt(*arguments)

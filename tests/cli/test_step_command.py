@@ -254,6 +254,13 @@ def test_list_shows_the_source_of_the_state(talk: Talk) -> None:
     assert "def batch_start(self)" in talk("list")
 
 
+def test_list_crops_no_line_where_there_is_no_terminal() -> None:
+    console = Console(file=io.StringIO(), width=20, color_system=None, highlight=False)
+    Session(started(), console).do("list")
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count('"""') == 2
+
+
 def test_commands_may_be_cut_short_and_an_empty_line_repeats(talk: Talk) -> None:
     talk("u fetch")
     assert "before fit.epoch.batch.batch_start" in talk("s")

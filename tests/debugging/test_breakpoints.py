@@ -67,6 +67,13 @@ def test_a_condition_alone_is_asked_at_every_state() -> None:
     assert moments[-1].target == trainer.path
 
 
+def test_a_condition_that_answers_with_nan_does_not_hold() -> None:
+    trainer = started()
+    stop = trainer.breakpoint(when=lambda trainer: math.nan)
+    assert trainer.run() == "fit_done"
+    assert stop.hits == 0
+
+
 def test_a_condition_on_the_loss_is_not_met_where_there_is_none() -> None:
     trainer = started()
     assert math.isnan(trainer.loss)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from statemachine_trainer.machine import Chart, Graph, Loop, graph_of
 from statemachine_trainer.machine.graph import UnknownPath
+from statemachine_trainer.machine.picture import BadOption
 from tests.machine.kit import Fit
 from tests.machine.random_loops import NAME, trees
 
@@ -98,3 +100,21 @@ def test_labels_that_graphviz_would_read_are_escaped() -> None:
     edge = replace(graph.edges[0], guards=('<b> & "x" \\N',))
     dot = replace(graph, edges=(edge, *graph.edges[1:])).to_dot()
     assert r"[<b> &amp; \"x\" \\N]" in dot
+
+
+def test_options_that_mean_nothing_are_refused() -> None:
+    theme: Any = "dak"
+    with pytest.raises(BadOption, match="Did you mean 'dark'"):
+        fit_graph().to_dot(theme=theme)
+    direction: Any = "XX"
+    with pytest.raises(BadOption, match="'TB'"):
+        fit_graph().to_mermaid(direction=direction)
+    heat: Any = 3
+    with pytest.raises(BadOption, match="heat=3"):
+        fit_graph().to_dot(heat=heat)
+    with pytest.raises(UnknownPath, match="heat= names no state"):
+        fit_graph().to_dot(heat={"fit.nowhere": 1.0})
+    depths: list[Any] = ["batch", -1, True]
+    for depth in depths:
+        with pytest.raises(BadOption, match="collapse"):
+            fit_graph().collapse(depth)

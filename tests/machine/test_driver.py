@@ -14,6 +14,7 @@ import pytest
 from statemachine_trainer.machine import Driver, Loop, field, place
 from statemachine_trainer.machine.errors import (
     AlreadyRunning,
+    BadReceiver,
     NotStarted,
     StrayStopIteration,
     UnexpectedEvent,
@@ -717,3 +718,13 @@ def test_a_place_may_be_filled_by_a_loop_with_a_length() -> None:
         epoch: Loop = place(Sized)
 
     assert fit_driver(SizedFit()).run() == "fit_done"
+
+
+def test_what_a_run_is_to_stop_at_must_be_a_name_or_a_condition() -> None:
+    driver = fit_driver()
+    driver.start()
+    until: Any = 3
+    with pytest.raises(BadReceiver, match="until=3"):
+        driver.run(until)
+    with pytest.raises(BadReceiver, match="until=3"):
+        driver.moments(until)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -247,3 +248,9 @@ def test_the_outline_reads_like_the_tree() -> None:
         "    backward [transient]: again -> backward; leaves on stepped, diverged",
         "  close: leaves on epoch_done",
     ]
+
+
+def test_a_graph_is_saved_as_data_too(tmp_path: Path) -> None:
+    graph = graph_of(Fit(), "fit")
+    path = graph.save(tmp_path / "graph.json")
+    assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(graph.to_dict()))

@@ -21,7 +21,7 @@ from statemachine_trainer.loops.errors import SettingError
 from statemachine_trainer.observe import MetricsTable
 from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.readings import Reading
-from statemachine_trainer.observe.run import BadJournal, NoMetric, NoRun, Point
+from statemachine_trainer.observe.run import BadJournal, BadMode, NoMetric, NoRun, Point
 from tests.observe.recorded import Net, batches, trainer
 from tests.observe.running import train, training, wait_until
 
@@ -398,3 +398,16 @@ def test_people_can_ask_it_in_sql(tmp_path: Path) -> None:
         ("train", 2, 16, "loss"),
     ]
     assert json.loads(facts[0][0])["steps"] == 8
+
+
+def test_a_part_a_mode_and_a_folder_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    trainer(run=tmp_path).fit(Net(), batches())
+    unknown: Any = "steps"
+    with pytest.raises(NoMetric, match="Did you mean 'step'"):
+        Run(tmp_path).metrics(part=unknown)
+    mode: Any = "maxx"
+    with pytest.raises(BadMode, match="maxx"):
+        Run(tmp_path).best("loss", mode=mode)
+    folder: Any = 3
+    with pytest.raises(SettingError, match="run=3"):
+        Trainer(run=folder)

@@ -300,3 +300,14 @@ def test_durations_of_no_length_are_counted() -> None:
     durations.add(-1e-9)  # what subtraction may leave
     assert durations.count == 2
     assert durations.quantile(0.95) < 1e-7
+
+
+def test_a_quantile_of_one_duration_is_itself() -> None:
+    durations = Durations()
+    durations.add(0.123)
+    assert durations.quantile(0.95) == 0.123
+
+
+def test_a_profile_is_a_heat(measured: Profile) -> None:
+    graph = Trainer().graph()
+    assert graph.to_dot(heat=measured) == graph.to_dot(heat=measured.heat())

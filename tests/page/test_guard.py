@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -99,3 +100,9 @@ def test_only_this_machine_can_reach_it_and_a_taken_port_is_said(page: Page, run
     assert page.url.startswith("http://127.0.0.1:")
     with pytest.raises(PageError, match=f"Port {page.port} cannot be served"):
         serve(run.trainer, port=page.port)
+
+
+def test_what_is_no_port_is_refused(run: Run) -> None:
+    port: Any = "http"
+    with pytest.raises(PageError, match="port='http'"):
+        serve(run.trainer, port=port)
