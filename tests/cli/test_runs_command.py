@@ -142,7 +142,7 @@ def test_blackbox_tells_the_last_transitions(runs: Path) -> None:
 def test_blackbox_tells_of_a_run_that_was_killed_and_of_one_that_hangs(tmp_path: Path) -> None:
     assert train(tmp_path / "killed", "kill") == -9
     done = smt("blackbox", tmp_path / "killed")
-    assert "killed in fit.epoch.batch.batch_split; its last transition was" in done.stdout
+    assert "happen (after fit.epoch.batch.batch_split); its last transition was" in done.stdout
     assert lines(smt("runs", tmp_path))["killed"][:3] == ["killed", "1", "12"]
     with training(tmp_path / "hangs", "hang") as process:
         wait_until((tmp_path / "hangs" / "reached-0").exists)
