@@ -63,7 +63,7 @@ class _Drawing:
             "fontcolor": ink,
             "fontsize": "12",
             "ranksep": "0.32",
-            "nodesep": "0.4",
+            "nodesep": "0.3",
             "pad": "0.15",
         }
         if pixels is not None:
