@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from statemachine_trainer.cli import app
-from tests.page.processes import ROOT, training
+from tests.page.processes import training
 from tests.page.runs import Run
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 

@@ -17,8 +17,7 @@ from statemachine_trainer.cli import app
 from statemachine_trainer.observe.ring import RingWriter
 from tests.observe.recorded import Net, batches, trainer
 from tests.observe.running import train, training, wait_until
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import ROOT, in_group
+from tests.processes import wait_until as wait_until
+
 LONGEST = 60.0
 """Seconds after which a process hangs."""
 
@@ -25,32 +25,13 @@ def training(
     if rank is not None:
         environment |= {"RANK": f"{rank}", "WORLD_SIZE": "2"}
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"output-{rank}.txt").open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.observe.recorded", folder, what, f"{step}", f"{epochs}"],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    command = [sys.executable, "-m", "tests.observe.recorded", folder, what, step, epochs]
+    output = folder / f"output-{rank}.txt"
+    with in_group(command, output, cwd=ROOT, env=environment) as process:
+        yield process
 
 
 def train(folder: Path, what: str = "go", **given: int) -> int:
     """Train to the end, whatever it is; return the exit code."""
     with training(folder, what, **given) as process:
         return process.wait(LONGEST)
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + LONGEST
-    while not true():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.02)

@@ -7,15 +7,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from statemachine_trainer.observe.run import NoRun, Run
 from statemachine_trainer.page.requests import endpoints_in
 from tests.page.runs import until
+from tests.processes import ROOT, in_group
 
-ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 TRAINING = """
@@ -43,22 +43,13 @@ def train(folder: str, workers: int) -> None:
 @contextmanager
 def process(*arguments: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run Python in a process group of its own, which is killed at the end of the block."""
-    with log.open("wb") as out:
-        one = subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**ENVIRONMENT, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
-        )
-    try:
+    with in_group(
+        [sys.executable, *arguments],
+        log,
+        env={**ENVIRONMENT, **environment},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
+    ) as one:
         yield one
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(one.pid, signal.SIGKILL)
-        one.wait()
 
 
 @contextmanager

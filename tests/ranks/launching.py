@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import processes
+from tests.processes import ROOT, in_group
+
 HERE = Path(__file__).parent
 LONGEST = 90.0
 """Seconds after which a run hangs."""
@@ -31,26 +32,15 @@ def launched(
         left.unlink()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     torchrun += ["--log-dir", str(folder / "log")]
-    with (folder / "output.txt").open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *torchrun, HERE / program, folder, *map(str, arguments)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        try:
+    command = [sys.executable, *torchrun, HERE / program, folder, *arguments]
+    try:
+        with in_group(command, folder / "output.txt", cwd=ROOT, env=_environment()) as process:
             yield process
-        finally:
+    finally:
+        for number in ranks(folder):
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            for number in ranks(folder):
-                with suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
-            wait_until(lambda: not any(map(is_there, ranks(folder))))
+                os.kill(number, signal.SIGKILL)
+        wait_until(lambda: not any(map(is_there, ranks(folder))))
 
 
 def launch(program: str, folder: Path, *arguments: object, size: int = 2) -> int:
@@ -73,7 +63,7 @@ def alone(program: str, folder: Path, *arguments: object) -> int:
         done = subprocess.run(
             [sys.executable, HERE / program, folder, *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -101,7 +91,8 @@ def is_there(number: int) -> bool:
 
 def wait_until(true: Callable[[], bool]) -> None:
     """Wait for something that has to come about."""
-    end = time.monotonic() + LONGEST
-    while not true():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.02)
+    processes.wait_until(true, LONGEST)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
