@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
+    from statemachine_trainer.graph import Graph, graph_of
     from statemachine_trainer.loops import (
         ActiveLearningLoop,
         BatchLoop,
@@ -41,37 +42,28 @@ if TYPE_CHECKING:
         log,
         log_dict,
     )
-    from statemachine_trainer.machine import (
-        Driver,
-        Graph,
-        Loop,
-        Moment,
-        field,
-        graph_of,
-        place,
-        transient,
-    )
+    from statemachine_trainer.machine import Driver, Loop, Moment, field, place, transient
     from statemachine_trainer.machine.errors import StateMachineError
     from statemachine_trainer.observe import MetricsTable, Progress, Run
     from statemachine_trainer.observe.recorder import RunFolder
     from statemachine_trainer.snapshot import Best, Retention
-    from statemachine_trainer.snapshot.weights import load_weights
+    from statemachine_trainer.snapshot.store import load_weights
     from statemachine_trainer.trainer import Trainer
 
 __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(
-        ("Driver", "Graph", "Loop", "Moment", "field", "graph_of", "place", "transient"),
-        "statemachine_trainer.machine",
+        ("Driver", "Loop", "Moment", "field", "place", "transient"), "statemachine_trainer.machine"
     ),
+    **dict.fromkeys(("Graph", "graph_of"), "statemachine_trainer.graph"),
     "StateMachineError": "statemachine_trainer.machine.errors",
     "Trainer": "statemachine_trainer.trainer",
     **dict.fromkeys(("Checkpoints", "EarlyStopping"), "statemachine_trainer.callbacks"),
     **dict.fromkeys(("MetricsTable", "Progress", "Run"), "statemachine_trainer.observe"),
     "RunFolder": "statemachine_trainer.observe.recorder",
     **dict.fromkeys(("Best", "Retention"), "statemachine_trainer.snapshot"),
-    "load_weights": "statemachine_trainer.snapshot.weights",
+    "load_weights": "statemachine_trainer.snapshot.store",
     **dict.fromkeys(
         (
             "ActiveLearningLoop", "CustomLoop", "KFoldLoop", "LabelFolder", "Phase", "PhasesLoop",

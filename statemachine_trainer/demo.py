@@ -26,10 +26,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from statemachine_trainer import __version__
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.observe import MetricsTable, Progress
-from statemachine_trainer.runs import JOURNAL_FILES, RECORD
+from statemachine_trainer.run_record import JOURNAL_FILES, RECORD
 from statemachine_trainer.trainer import Trainer
 
 NEEDED_ACCURACY: Final = 0.97

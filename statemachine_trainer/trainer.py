@@ -9,34 +9,37 @@ from typing import TYPE_CHECKING, Any, Literal, Never, TypeVar, overload
 import torch
 from torch import nn
 
-from statemachine_trainer.callbacks.checkpoints import Checkpoints, NoCheckpoint
-from statemachine_trainer.callbacks.given import callbacks_given, checkpoints_given
+from statemachine_trainer.callbacks.checkpoints import Checkpoints
+from statemachine_trainer.callbacks.finding import NoCheckpoint
 from statemachine_trainer.debugging import Breakpoint, Memory, Rewound, Where
 from statemachine_trainer.debugging.breakpoints import Breakpoints
 from statemachine_trainer.debugging.debugger import Debugger
+from statemachine_trainer.graph.extraction import receivers_on
+from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.loops.assembly import Equipment
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.model import Loss, MakeOptimizer
-from statemachine_trainer.loops.other_names import check_arguments
+from statemachine_trainer.loops.foreign_names import check_arguments
+from statemachine_trainer.loops.steps import Loss, MakeOptimizer
 from statemachine_trainer.machine.board import NOT_GIVEN, SignalBoard
 from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.driver import Driver, Until
-from statemachine_trainer.machine.extraction import receivers_on
-from statemachine_trainer.machine.graph import Graph
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.machine.subscription import Subscription
+from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.observe.profile import Profile
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import RunFolder
 from statemachine_trainer.observe.trace import Trace
-from statemachine_trainer.running.charge import in_charge
+from statemachine_trainer.running.arguments import (
+    Given,
+    callbacks_given,
+    check_seed,
+    checkpoints_given,
+    loops_given,
+    recorder_given,
+)
 from statemachine_trainer.running.drivers import Drivers, context_of
-from statemachine_trainer.running.evaluation import Evaluator
-from statemachine_trainer.running.given import Given, check_seed, loops_given, recorder_given
-from statemachine_trainer.running.runner import Runner
-from statemachine_trainer.running.start import Starter
-from statemachine_trainer.running.state import FitState
+from statemachine_trainer.running.fit_state import FitState
+from statemachine_trainer.running.session import Evaluator, Runner, Starter, in_charge
 from statemachine_trainer.running.subscribing import subscribe
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from statemachine_trainer.graph.drawable import Drawable
+from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.loops import FitLoop, KFoldLoop, SAMLoop
-from statemachine_trainer.machine.graph import Graph
-from statemachine_trainer.machine.picture import Drawable
 from statemachine_trainer.trainer import Trainer
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "pictures"

@@ -7,14 +7,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from statemachine_trainer import runs
+from statemachine_trainer import run_record
+from statemachine_trainer.callbacks.finding import NoCheckpoint, find_checkpoint
 from statemachine_trainer.callbacks.interruption import (
     WARNINGS,
     Heed,
@@ -29,13 +29,15 @@ from statemachine_trainer.callbacks.unmeasured import (
     was_validated,
 )
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.errors import SettingError
-from statemachine_trainer.loops.every import Ticker, parse_interval
-from statemachine_trainer.loops.interval import see_that_samples_are_counted
+from statemachine_trainer.loops.intervals import (
+    Ticker,
+    parse_interval,
+    see_that_samples_are_counted,
+)
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted, UnknownSignal
-from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.machine.subscription import Subscription
+from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import (
     Best,
@@ -46,9 +48,8 @@ from statemachine_trainer.snapshot import (
     Unwritable,
     WriteFailed,
 )
-from statemachine_trainer.snapshot.ranked import find_together, save_together, tree_of_rank
+from statemachine_trainer.snapshot.ranked import save_together
 from statemachine_trainer.snapshot.retention import Kept
-from statemachine_trainer.snapshot.weights import load_checkpoint
 
 __all__ = [
     "WARNINGS",
@@ -64,10 +65,6 @@ _LAST = -1000
 _BATCH_IN_FLIGHT = re.compile(
     r"context\.in_flight\.(batch|splits?|kept_hiddens|output|loss|aside)\b"
 )
-
-
-class NoCheckpoint(NotACheckpoint):
-    """A run was to be resumed and there is no checkpoint to go on from."""
 
 
 class EarlierRun(NotACheckpoint):
@@ -423,19 +420,21 @@ class Checkpoints:
         if not _keeps_record():
             return
         if loaded is not None:
-            runs.note(self.store.root, "resumed", self.store.versions, checkpoint=str(loaded.path))
+            run_record.note(
+                self.store.root, "resumed", self.store.versions, checkpoint=str(loaded.path)
+            )
             return
-        aside = runs.set_aside(self.store) if restart else None
+        aside = run_record.set_aside(self.store) if restart else None
         facts = {} if aside is None else {"earlier": aside.name}
-        runs.note(self.store.root, "started", self.store.versions, **facts)
+        run_record.note(self.store.root, "started", self.store.versions, **facts)
 
-    def _note_end(self, event: str, **facts: runs.Facts) -> None:
+    def _note_end(self, event: str, **facts: run_record.Facts) -> None:
         """Write into the record; a full disk is no reason to lose what is going on."""
         if not _keeps_record():
             return
         try:
-            runs.note(self.store.root, event, self.store.versions, **facts)
-        except runs.BadRecord as error:
+            run_record.note(self.store.root, event, self.store.versions, **facts)
+        except run_record.BadRecord as error:
             _log.warning("%s", error)
 
     # -- signals of the system -------------------------------------------------------------------
@@ -568,35 +567,3 @@ def _keeps_record() -> bool:
 @contextmanager
 def _deaf() -> Iterator[Heed]:
     yield Heed(lambda: None)
-
-
-def find_checkpoint(store: Store | None, resume: str | Path) -> Loaded | None:
-    """Find a checkpoint: "auto", a folder of checkpoints, or a checkpoint.
-
-    Raises:
-        NoCheckpoint: There is none at the place that was named, or "auto" without a store.
-        SettingError: It names no place.
-        SnapshotMismatch: It was written by another number of ranks.
-    """
-    ranks = Ranks.here()
-    find = partial(_find, store, resume)
-    loaded = find() if ranks is None else find_together(ranks, find)
-    return None if loaded is None else replace(loaded, tree=tree_of_rank(loaded.tree, ranks))
-
-
-def _find(store: Store | None, resume: str | Path) -> Loaded | None:
-    if not isinstance(resume, str | PathLike):
-        raise SettingError(
-            f"resume={resume!r} names no checkpoint: use 'auto' or a folder, or leave it out."
-        )
-    if resume == "auto":
-        if store is None:
-            raise NoCheckpoint(
-                'resume="auto" needs a place to look: Trainer(checkpoints="runs/name").'
-            )
-        store.wait()
-        return store.newest()
-    try:
-        return load_checkpoint(resume)
-    except NotACheckpoint as error:
-        raise NoCheckpoint(str(error)) from None

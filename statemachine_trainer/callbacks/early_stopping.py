@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from statemachine_trainer.loops.errors import LikelyMistake, MissingMetric, SettingError
-from statemachine_trainer.machine.caller import level_of_caller
-from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.loops.loop_errors import LikelyMistake, MissingMetric, SettingError
+from statemachine_trainer.machine.errors import level_of_caller, suggest
 from statemachine_trainer.machine.signals import Moment
 
 _ROOT: Final = "fit"

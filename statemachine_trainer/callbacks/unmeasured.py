@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from statemachine_trainer.loops.active import ActiveLearningLoop
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.errors import MissingMetric
-from statemachine_trainer.loops.kfold import KFoldLoop
-from statemachine_trainer.loops.phases import PhasesLoop
+from statemachine_trainer.loops.loop_errors import MissingMetric
+from statemachine_trainer.loops.recipes.active import ActiveLearningLoop
+from statemachine_trainer.loops.recipes.kfold import KFoldLoop
+from statemachine_trainer.loops.recipes.phases import PhasesLoop
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 

@@ -22,8 +22,8 @@ from statemachine_trainer.cli.post import post
 from statemachine_trainer.cli.runs import inspect, resume, runs
 from statemachine_trainer.cli.step import step
 from statemachine_trainer.cli.watch import watch
+from statemachine_trainer.control.buttons import BUTTONS
 from statemachine_trainer.machine.errors import StateMachineError
-from statemachine_trainer.page.buttons import BUTTONS
 
 USAGE_ERROR = 2
 """Exit code of a mistake that the user can mend."""

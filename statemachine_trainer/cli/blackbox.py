@@ -137,6 +137,6 @@ def _behind(rings: list[Ring]) -> Iterator[str]:
 
 
 def _ago(seconds: float) -> str:
-    from statemachine_trainer.observe.table import format_seconds
+    from statemachine_trainer.observe.epoch_table import format_seconds
 
     return format_seconds(max(0.0, seconds))

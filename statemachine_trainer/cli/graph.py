@@ -15,8 +15,8 @@ from statemachine_trainer.cli.common import Debug, OutputError
 from statemachine_trainer.machine.errors import StateMachineError
 
 if TYPE_CHECKING:
-    from statemachine_trainer.machine.graph import Graph
-    from statemachine_trainer.machine.picture import Drawable
+    from statemachine_trainer.graph.drawable import Drawable
+    from statemachine_trainer.graph.graph import Graph
 
 DEFAULT = "statemachine_trainer.trainer:Trainer"
 
@@ -195,8 +195,8 @@ class _Look:
         return found if self.depth is None else found.collapse(self.depth)
 
     def _graph(self, target: str) -> Graph:
+        from statemachine_trainer.cli.targets import graph_of_target
         from statemachine_trainer.observe.run import is_run
-        from statemachine_trainer.targets import graph_of_target
 
         if is_run(Path(target)):
             return self._recorded(target)
@@ -233,7 +233,7 @@ def _check_options(options: Mapping[str, object], form: GraphFormat) -> None:
 
 
 def _format_of(output: Path | None) -> GraphFormat:
-    from statemachine_trainer.machine.picture import SUFFIXES
+    from statemachine_trainer.graph.drawable import SUFFIXES
 
     if output is None:
         return GraphFormat.mermaid

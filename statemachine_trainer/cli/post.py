@@ -11,8 +11,8 @@ import typer
 from statemachine_trainer.cli.common import Debug, Run, console_for, printable
 
 if TYPE_CHECKING:
+    from statemachine_trainer.observe.remote import Remote
     from statemachine_trainer.observe.run import Run as RunOfFolder
-    from statemachine_trainer.page.remote import Remote
 
 _PATIENCE = 5.0
 """Seconds that a process has to answer."""
@@ -44,8 +44,8 @@ def post(
     Tells what became of it. Without an event: what can be asked for now. The exit code is 2 if the
     run refuses, or if nobody listens.
     """
+    from statemachine_trainer.observe.remote import Remote
     from statemachine_trainer.observe.run import Run as RunOfFolder
-    from statemachine_trainer.page.remote import Remote
 
     folder = RunOfFolder(run)
     remote = Remote(folder, rank=rank, patience=_PATIENCE)
@@ -82,7 +82,7 @@ class _Waiting:
 
     def look(self, remote: Remote) -> None:
         """Ask what has happened."""
-        from statemachine_trainer.page.errors import NoAnswer, NobodyListens
+        from statemachine_trainer.control.control_errors import NoAnswer, NobodyListens
 
         try:
             looks = remote.looks()

@@ -24,9 +24,8 @@ def watch(
     Prints the address of the page; Ctrl-C ends it. Its buttons steer the run while that listens.
     Where the run serves a page of its own, the address of that is printed.
     """
-    from statemachine_trainer.page.address import is_answering, left_in
-    from statemachine_trainer.page.folder import FolderRun
-    from statemachine_trainer.page.server import Page
+    from statemachine_trainer.page.recorded import FolderRun
+    from statemachine_trainer.page.server import Page, is_answering, left_in
 
     own = left_in(run)
     if own is not None and is_answering(own):

@@ -1,6 +1,6 @@
 """Where the data stands: batches in passes, exact positions, limits, users' sources."""
 
-from statemachine_trainer.data.errors import (
+from statemachine_trainer.data.data_errors import (
     BadLimit,
     BadSetting,
     BadSource,
@@ -17,10 +17,17 @@ from statemachine_trainer.data.errors import (
     UnbatchedData,
 )
 from statemachine_trainer.data.feed import END, Feed
-from statemachine_trainer.data.limits import describe_limit, limit_batches
 from statemachine_trainer.data.prefetch import Prefetch
-from statemachine_trainer.data.reloading import dataset_of, reloaded, targets_of
-from statemachine_trainer.data.sources import as_loader, as_loaders, length_of
+from statemachine_trainer.data.sources import (
+    as_loader,
+    as_loaders,
+    dataset_of,
+    describe_limit,
+    length_of,
+    limit_batches,
+    reloaded,
+    targets_of,
+)
 
 __all__ = [
     "END",

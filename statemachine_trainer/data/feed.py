@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
-from statemachine_trainer.data.errors import (
+from statemachine_trainer.data.data_errors import (
     BadSetting,
     DataChanged,
     EmptyLoader,

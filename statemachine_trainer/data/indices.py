@@ -26,7 +26,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from statemachine_trainer.data.errors import DataChanged, PassBroken
+from statemachine_trainer.data.data_errors import DataChanged, PassBroken
 from statemachine_trainer.data.seeding import Order, plain_index
 
 

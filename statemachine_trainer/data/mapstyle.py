@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, MapDataPipe
 
-from statemachine_trainer.data.errors import NotExact, OrderKept
+from statemachine_trainer.data.data_errors import NotExact, OrderKept
 from statemachine_trainer.data.generators import (
     has_state,
     own_states,

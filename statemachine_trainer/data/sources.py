@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
-from statemachine_trainer.data.errors import BadSource, UnbatchedData
-from statemachine_trainer.machine.caller import level_of_caller
+from statemachine_trainer.data.data_errors import BadLimit, BadSource, UnbatchedData
+from statemachine_trainer.machine.errors import level_of_caller
 
 Source = Any
 """A loader, a data set, or a function that makes either."""
@@ -131,3 +138,174 @@ def _is_iterable(source: Any) -> bool:
 
 def _described(source: Any) -> str:
     return "None" if source is None else f"a {type(source).__name__}"
+
+
+# -- Limits on the number of batches --------------------------------------------------------------
+
+
+def limit_batches(limit: int | float | None, length: int | None, name: str = "train") -> int | None:
+    """The number of batches to use of each pass over a loader.
+
+    Args:
+        limit: ``None`` for all; an ``int`` for at most so many batches, 0 for none; a ``float``
+            from 0.0 to 1.0 for this fraction of them, rounded down. So ``1`` is one batch, and
+            ``1.0`` is all of them.
+        length: batches in a pass, ``None`` if unknown
+        name: the loader's name, for the error
+
+    Returns:
+        the number of batches, or ``None`` for as many as there are (the length is unknown)
+
+    Raises:
+        BadLimit: for a negative limit, a bool, a fraction above 1 or of an unknown length, and for
+            a fraction that leaves no batch
+
+    >>> limit_batches(1, 40), limit_batches(1.0, 40), limit_batches(0.25, 10)
+    (1, 40, 2)
+    """
+    if limit is None:
+        return length
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+        raise BadLimit(
+            f"The limit on the batches of {name!r} is {limit!r}. Give an int (a count of batches), "
+            "a float from 0.0 to 1.0 (a fraction of them) or None (all of them)."
+        )
+    if isinstance(limit, int):
+        return _count(limit, length, name)
+    return _fraction(limit, length, name)
+
+
+def describe_limit(limit: int | float | None) -> str:
+    """How a limit is understood, in words: the place where 1 and 1.0 part.
+
+    >>> describe_limit(1), describe_limit(1.0)
+    ('1 batch (int: a count)', 'all batches (float: 100% of them)')
+    >>> describe_limit(0.1)
+    '10% of the batches (float: a fraction)'
+    """
+    if limit is None:
+        return "all batches"
+    if isinstance(limit, int):
+        return f"{limit} {'batch' if limit == 1 else 'batches'} (int: a count)"
+    if limit == 1.0:
+        return "all batches (float: 100% of them)"
+    return f"{100 * limit:g}% of the batches (float: a fraction)"
+
+
+def _count(limit: int, length: int | None, name: str) -> int:
+    if limit < 0:
+        raise BadLimit(
+            f"The limit on the batches of {name!r} is {limit}, taken as a count (an int), which "
+            "can not be negative. Use None for all batches, 0 for none."
+        )
+    return limit if length is None else min(limit, length)
+
+
+def _fraction(limit: float, length: int | None, name: str) -> int | None:
+    if not 0.0 <= limit <= 1.0:
+        raise BadLimit(
+            f"The limit on the batches of {name!r} is {limit}, taken as a fraction (a float), "
+            "which must lie between 0.0 and 1.0. "
+            f"For a count of batches give an int{_as_int(limit)}."
+        )
+    if limit == 1.0:
+        return length
+    if limit == 0.0:
+        return 0
+    if length is None:
+        raise BadLimit(
+            f"The limit on the batches of {name!r} is {limit}, taken as a fraction (a float), but "
+            "the loader has no length to take a fraction of. Give a count of batches (an int)."
+        )
+    count = int(length * limit)
+    if count == 0 and length > 0:
+        raise BadLimit(
+            f"The limit on the batches of {name!r} is {limit}, taken as a fraction (a float): "
+            f"{limit} of {length} {'batch' if length == 1 else 'batches'} leaves none. Give a "
+            "count (an int), a larger fraction, or 0 to use no batch on purpose."
+        )
+    return count
+
+
+def _as_int(limit: float) -> str:
+    return f", {int(limit)}" if limit == limit and 1.0 < limit < 1e9 else ""
+
+
+# -- A loader made anew for another part of its data ----------------------------------------------
+
+
+def reloaded(
+    loader: DataLoader[Any], dataset: Dataset[Any], *, evaluate: bool = False
+) -> DataLoader[Any]:
+    """Return a loader with the settings of another one, for a data set of its own.
+
+    Args:
+        loader: Its batch size, workers, collate function, generator and so on are taken over, and
+            whether it shuffles.
+        dataset: What to load.
+        evaluate: In order and whole: without shuffling, and with the last, smaller batch.
+
+    Raises:
+        BadSource: It has a sampler of its own, which knows the other data set only.
+    """
+    kept = {
+        name: getattr(loader, name)
+        for name in (
+            "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
+            "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers",
+        )
+    }  # fmt: skip
+    size = loader.batch_size
+    if evaluate and size is None:  # whatever chooses the batches to train on, here they go in order
+        size = getattr(loader.batch_sampler, "batch_size", None)
+    plain = type(loader.sampler) in (RandomSampler, SequentialSampler)
+    if evaluate and (size is not None or loader.batch_sampler is None):
+        return DataLoader(dataset, batch_size=size, **kept)
+    if not plain or type(loader.batch_sampler) not in (BatchSampler, type(None)):
+        raise BadSource(
+            f"The loader has a {type(loader.sampler).__name__} and a "
+            f"{type(loader.batch_sampler).__name__} of its own, which know its whole data set only. "
+            "Say how a part of it is loaded: `make_loader=lambda dataset: DataLoader(...)`."
+        )
+    return DataLoader(
+        dataset,
+        batch_size=size,
+        shuffle=isinstance(loader.sampler, RandomSampler),
+        drop_last=loader.drop_last,
+        **kept,
+    )
+
+
+def dataset_of(loader: Any, kind: str) -> Dataset[Any]:
+    """Return the map-style data set that a loader reads.
+
+    Args:
+        loader: A loader.
+        kind: Of the loop that asks, for the error.
+
+    Raises:
+        BadSource: It is no `DataLoader`, or its data set has no length or no items by index.
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    kinds = type(dataset)
+    if not isinstance(loader, DataLoader) or not (
+        hasattr(kinds, "__len__") and hasattr(kinds, "__getitem__")
+    ):
+        raise BadSource(
+            f"{kind} takes the training data apart, and these are a {type(loader).__name__} of a "
+            f"{kinds.__name__}. Give a DataLoader over a data set with a length and an index."
+        )
+    found: Dataset[Any] = dataset
+    return found
+
+
+def targets_of(dataset: Any) -> Sequence[Any]:
+    """Return the second part of every sample, without reading the samples where that can be."""
+    for name in ("targets", "labels"):
+        found = getattr(dataset, name, None)
+        if found is not None and len(found) == len(dataset):
+            return list(found)
+    tensors = getattr(dataset, "tensors", None)
+    if tensors is not None and len(tensors) == 2:
+        return list(tensors[1].tolist())
+    return [dataset[i][1] for i in range(len(dataset))]

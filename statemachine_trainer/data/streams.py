@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from statemachine_trainer.data.errors import (
+from statemachine_trainer.data.data_errors import (
     DataChanged,
     OneShotExhausted,
     PassBroken,

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from statemachine_trainer.debugging.errors import BadBreakpoint
+from statemachine_trainer.debugging.debugger_errors import BadBreakpoint
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.program import Work
-from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.machine.subscription import Subscription, adapt
+from statemachine_trainer.machine.signals import Moment, Subscription, adapt
 
 ANYWHERE = "*"
 """Every state."""

@@ -2,18 +2,235 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from statemachine_trainer.debugging.breakpoints import Breakpoints
-from statemachine_trainer.debugging.errors import NothingRemembered
-from statemachine_trainer.debugging.memory import Memory, Rewound, StateOf
+from statemachine_trainer.debugging.debugger_errors import NothingRemembered
+from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.evaluation import abandon_loops
-from statemachine_trainer.loops.reopening import reopen
+from statemachine_trainer.loops.fresh_start import reopen
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.signals import Moment
+from statemachine_trainer.snapshot import decode, encode, strictjson
 
 if TYPE_CHECKING:
     from statemachine_trainer.observe.recorder import Recorder
+
+
+# -- Boundaries kept in memory --------------------------------------------------------------------
+
+
+StateOf = Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """A boundary that was kept, written down as a checkpoint is.
+
+    Attributes:
+        transitions: Transitions since the memory began.
+        path: Path of the state about to run there; None at the end.
+        epoch: Number of the epoch.
+        step: Optimizer steps that were done.
+        recorded: Where the record of the run stood.
+    """
+
+    transitions: int
+    path: str | None
+    epoch: int
+    step: int
+    recorded: int | None
+    _document: bytes
+    _tensors: dict[str, torch.Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return len(self._document) + sum(one.nbytes for one in self._tensors.values())
+
+    def tree(self) -> Any:
+        """Return the state, each time anew: a run takes over what it loads."""
+        tensors = {name: one.clone() for name, one in self._tensors.items()}
+        return decode(strictjson.loads(self._document), tensors)
+
+    def __repr__(self) -> str:
+        where = "the end" if self.path is None else self.path
+        return f"<{self.transitions}: {where}, epoch {self.epoch}, step {self.step}>"
+
+
+@dataclass(frozen=True)
+class Rewound:
+    """What a rewind has done. As text it says so.
+
+    Attributes:
+        asked: Transitions that it was asked to go back.
+        back: Transitions that it went back: more, where no boundary was kept at that place.
+        path: Path of the state about to run.
+        epoch: Number of the epoch.
+        step: Optimizer steps done.
+    """
+
+    asked: int
+    back: int
+    path: str | None
+    epoch: int
+    step: int
+
+    def __str__(self) -> str:
+        count = f"{self.back} transition{'s' if self.back != 1 else ''}"
+        text = f"went back {count}: before {self.path}, epoch {self.epoch}, step {self.step}"
+        if self.back != self.asked:
+            text += f" (the nearest boundary kept that is at least {self.asked} back)"
+        return text
+
+
+class Memory:
+    """Keeps the last boundaries of a fit: `trainer.remember()`.
+
+    Each costs as much as a checkpoint: the time to copy the whole state, and its size on the CPU's
+    memory.
+
+    Args:
+        driver: The machine of the fit.
+        state_of: Returns the state of the fit.
+        last: How many are kept.
+        at: Name or pattern of the signals after which a boundary is kept. Where it is transient,
+            the next one that is not is.
+        recorder: What records the run, if anything does.
+
+    Raises:
+        SettingError: `last` is no whole number from 1.
+        UnknownSignal: Nothing is called `at`.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        state_of: StateOf,
+        *,
+        last: int,
+        at: str,
+        recorder: Recorder | None = None,
+    ) -> None:
+        if isinstance(last, bool) or not isinstance(last, int) or last < 1:
+            raise SettingError(f"remember(last={last!r}): use a whole number from 1.")
+        self._driver = driver
+        self._state_of = state_of
+        self._recorder = recorder
+        self._kept: deque[Remembered] = deque(maxlen=last)
+        self._transitions = 0
+        self._of: object = driver.context
+        self._waits = False  # whether a boundary is to be kept that is not reached yet
+        board, root = driver.board, driver.name
+        names = {signal.name for signal in board.resolve(at)}
+        self._at = frozenset(one for one in names if one.startswith((f"{root}.", f"{root}:")))
+        self._watch = board.watch("*:*", self._hear)
+        if driver.context is not None and driver.path is not None:
+            self._want()
+
+    def __iter__(self) -> Iterator[Remembered]:
+        """Iterate over what is kept, the oldest first."""
+        return iter([*self._kept])
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __repr__(self) -> str:
+        size = sum(one.size for one in self._kept)
+        return f"<Memory of {len(self._kept)} boundaries, {size / 2**20:.1f} MiB>"
+
+    def stop(self) -> None:
+        """Keep no more, and forget what was kept."""
+        self._watch.cancel()
+        self._kept.clear()
+        self._waits = False
+
+    def find(self, back: int) -> tuple[Remembered, int]:
+        """Return the boundary to go back to, and how many transitions back it is.
+
+        Args:
+            back: Go back so many transitions; where no boundary was kept there, to the nearest
+                earlier one.
+
+        Raises:
+            NothingRemembered: There is none so far back.
+            SettingError: `back` is no whole number from 0.
+        """
+        if isinstance(back, bool) or not isinstance(back, int) or back < 0:
+            raise SettingError(f"rewind({back!r}): use a whole number of transitions, from 0.")
+        self._forget_other_fits()
+        target = self._transitions - back
+        found = next((one for one in reversed(self._kept) if one.transitions <= target), None)
+        if found is not None:
+            return found, self._transitions - found.transitions
+        if not self._kept:
+            raise NothingRemembered(
+                "No boundary was kept yet: boundaries are kept from `remember()` on, at the names "
+                "given there."
+            )
+        most = self._transitions - self._kept[0].transitions
+        raise NothingRemembered(
+            f"There is no boundary {back} transitions back: the oldest that is kept is {most} back. "
+            "Ask for less, or keep more with `remember(last=...)`."
+        )
+
+    def stand_at(self, one: Remembered) -> None:
+        """Forget what was kept after a boundary: the machine stands there again."""
+        self._transitions = one.transitions
+        self._waits = False
+        while self._kept and self._kept[-1].transitions > one.transitions:
+            self._kept.pop()
+
+    def _hear(self, moment: Moment) -> None:
+        if moment.path.partition(SEPARATOR)[0] != self._driver.name:
+            return
+        if moment.event is None and moment.path == self._driver.name:  # a fit begins
+            self._kept.clear()
+            self._transitions, self._of, self._waits = 0, self._driver.context, False
+        elif moment.kind == moment.event:  # one of them for each transition
+            self._transitions += 1
+        if moment.signal in self._at:
+            self._want()
+
+    def _want(self) -> None:
+        # Requests are forgotten where a state is loaded.
+        if not self._waits or not self._driver.requested:
+            self._waits = True
+            self._driver.at_boundary(self._keep)
+
+    def _keep(self) -> None:
+        if not self._waits:  # stopped or moved meanwhile
+            return
+        self._waits = False
+        self._forget_other_fits()
+        if self._kept and self._kept[-1].transitions == self._transitions:
+            return
+        document, tensors = encode(self._state_of())
+        context: Context = self._driver.context
+        counts = context.counts
+        self._kept.append(
+            Remembered(
+                self._transitions,
+                self._driver.path,
+                counts.epoch,
+                counts.step,
+                None if self._recorder is None else self._recorder.place(),
+                strictjson.dumps(document),
+                {name: one.to("cpu", copy=True) for name, one in tensors.items()},
+            )
+        )
+
+    def _forget_other_fits(self) -> None:
+        if self._of is not self._driver.context:
+            self._kept.clear()
+            self._of = self._driver.context
 
 
 class Debugger:

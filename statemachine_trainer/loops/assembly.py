@@ -11,17 +11,21 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from statemachine_trainer.data import EmptyLoader, Feed, Prefetch, as_loader, as_loaders
+from statemachine_trainer.loops.agreement import Agreement, agree
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.errors import ModelError, NothingToDo, OptimizerError, SettingError
 from statemachine_trainer.loops.guest import Guest
+from statemachine_trainer.loops.loop_errors import (
+    ModelError,
+    NothingToDo,
+    OptimizerError,
+    SettingError,
+)
 from statemachine_trainer.loops.manual import ManualLoop
-from statemachine_trainer.loops.metrics import Metrics, batch_size_of
+from statemachine_trainer.loops.metrics.table import Metrics, batch_size_of
 from statemachine_trainer.loops.mistakes import look_for_mistakes
-from statemachine_trainer.loops.model import Loss, MakeOptimizer, Steps
 from statemachine_trainer.loops.optimizer import OptimizerLoop
-from statemachine_trainer.loops.optimizers import read_optimizers
-from statemachine_trainer.loops.ranks import Agreement, agree
-from statemachine_trainer.loops.turns import Turns
+from statemachine_trainer.loops.optimizers import Turns, read_optimizers
+from statemachine_trainer.loops.steps import Loss, MakeOptimizer, Steps
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
 from statemachine_trainer.parallel.wrapped import Wrapped

@@ -6,7 +6,7 @@ import operator
 
 from statemachine_trainer.data import limit_batches
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.loop import Loop
 
 

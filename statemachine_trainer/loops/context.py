@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from statemachine_trainer.data import Feed
-from statemachine_trainer.loops.every import Counts
-from statemachine_trainer.loops.metrics import Metrics
+from statemachine_trainer.loops.intervals import Counts
+from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.optimizers import OptimizerSlot
 from statemachine_trainer.parallel import Precision
 
 if TYPE_CHECKING:
-    from statemachine_trainer.loops.model import Steps
-    from statemachine_trainer.loops.turns import Turns
+    from statemachine_trainer.loops.optimizers import Turns
+    from statemachine_trainer.loops.steps import Steps
 
 _OF_A_BATCH: Final = (
     "batch", "batch_idx", "splits", "split", "split_idx", "kept_hiddens", "optimizer_idx",

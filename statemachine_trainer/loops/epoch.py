@@ -10,11 +10,11 @@ from statemachine_trainer.data import END, limit_batches
 from statemachine_trainer.loops.base import TrainingLoop, check_limit, whole_number
 from statemachine_trainer.loops.batch import BatchLoop
 from statemachine_trainer.loops.context import Limits
-from statemachine_trainer.loops.errors import SettingError
 from statemachine_trainer.loops.evaluation import ValidationLoop
-from statemachine_trainer.loops.every import Every, Ticker, parse_interval
-from statemachine_trainer.loops.metrics import batch_size_of
-from statemachine_trainer.loops.schedule import step_schedulers
+from statemachine_trainer.loops.intervals import Every, Ticker, parse_interval
+from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.metrics.table import batch_size_of
+from statemachine_trainer.loops.optimizers import step_schedulers
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop, place
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from statemachine_trainer.loops.base import TrainingLoop, whole_number
 from statemachine_trainer.loops.context import Limits
 from statemachine_trainer.loops.epoch import EpochLoop
-from statemachine_trainer.loops.errors import SettingError
 from statemachine_trainer.loops.evaluation import SanityLoop
-from statemachine_trainer.loops.every import Counts
+from statemachine_trainer.loops.intervals import Counts
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.mistakes import warn_of_no_validation, warn_of_nothing_learned
 from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.machine.loop import Loop, place

@@ -9,10 +9,10 @@ from typing import Literal
 from torch.optim import Optimizer
 
 from statemachine_trainer.loops.base import TrainingLoop
+from statemachine_trainer.loops.optimizers import stepping_through
 from statemachine_trainer.loops.outputs import gather, read_manual_output
-from statemachine_trainer.loops.scaling import stepping_through
-from statemachine_trainer.loops.split import detach
 from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.parallel.containers import detach
 
 
 class ManualLoop(TrainingLoop):

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable
 from torch import nn
 
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.errors import LikelyMistake, OptimizerError
-from statemachine_trainer.loops.every import Every
+from statemachine_trainer.loops.foreign_names import UNCALLED
 from statemachine_trainer.loops.guest import Guest
-from statemachine_trainer.loops.metrics import Metrics, UnknownMetric
+from statemachine_trainer.loops.intervals import Every
+from statemachine_trainer.loops.loop_errors import LikelyMistake, OptimizerError
+from statemachine_trainer.loops.metrics.table import Metrics, UnknownMetric
 from statemachine_trainer.loops.optimizers import OptimizerSlot
-from statemachine_trainer.loops.other_names import UNCALLED
-from statemachine_trainer.machine.caller import level_of_caller
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, Final, Literal
 
 import torch
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
-from statemachine_trainer.loops.errors import LikelyMistake, OptimizerError
-from statemachine_trainer.machine.caller import level_of_caller
+from statemachine_trainer.loops.loop_errors import LikelyMistake, MissingMetric, OptimizerError
+from statemachine_trainer.machine.errors import level_of_caller, suggest
 
 _CONFIG_KEYS: Final = {"optimizer", "lr_scheduler", "frequency", "monitor"}
 _SCHEDULER_KEYS: Final = {
@@ -263,3 +265,151 @@ def _needs_argument(function: Callable[..., Any], name: str | None = None) -> bo
 def _shown(found: Any) -> str:
     text = repr(found)
     return f"{type(found).__name__} {text if len(text) < 80 else text[:77] + '...'}"
+
+
+# -- Whose turn it is -----------------------------------------------------------------------------
+
+
+class Turns:
+    """Which optimizers work on a batch: all, or by their frequencies one after the other.
+
+    Frequencies are counted over the run, so that they go on over the borders of epochs as
+    schedulers do.
+
+    Args:
+        slots: The optimizers.
+        only: Indices of those that work at all; None for all of them.
+    """
+
+    def __init__(self, slots: Sequence[OptimizerSlot], only: Collection[int] | None = None) -> None:
+        frequencies = [slot.frequency for slot in slots if slot.frequency is not None]
+        at_work = [i for i in range(len(slots)) if only is None or i in only]
+        self.everybody: tuple[int, ...] = tuple(at_work)
+        self._cycle = [i for i in at_work if frequencies for _ in range(frequencies[i])]
+
+    def at(self, batch: int) -> tuple[int, ...]:
+        """Return the indices of the optimizers that work on the batch of this number in the run."""
+        if not self._cycle:
+            return self.everybody
+        return (self._cycle[batch % len(self._cycle)],)
+
+
+# -- Stepping learning rate schedulers ------------------------------------------------------------
+
+
+def step_schedulers(
+    slot: OptimizerSlot,
+    interval: Literal["step", "epoch"],
+    count: int,
+    metrics: Callable[[], Mapping[str, float]],
+) -> None:
+    """Step those schedulers of an optimizer that are due.
+
+    Args:
+        slot: The optimizer.
+        interval: Whether a step or an epoch has just been done.
+        count: How many of these the optimizer has done in the run.
+        metrics: Called for the monitored values, only where one is due: it waits for the device.
+
+    Raises:
+        MissingMetric: At the end of an epoch, a strict scheduler monitors a name that was never
+            logged. Within the epoch one that goes by steps waits for its first value.
+    """
+    for one in slot.schedulers:
+        if one.monitor is None:
+            if one.interval == interval and count % one.frequency == 0:
+                one.scheduler.step()
+        elif interval == "epoch" or (one.interval == "step" and count % one.frequency == 0):
+            _step_monitored(one, interval, count, metrics())
+
+
+def _step_monitored(
+    one: Scheduler, interval: Literal["step", "epoch"], count: int, metrics: Mapping[str, float]
+) -> None:
+    assert one.monitor is not None
+    due = one.interval == interval and count % one.frequency == 0
+    if one.monitor in metrics:
+        if due:
+            one.scheduler.step(metrics[one.monitor])
+    elif one.strict and interval == "epoch" and (due or one.interval == "step"):
+        raise MissingMetric(
+            f"The scheduler {one.name or type(one.scheduler).__name__} monitors {one.monitor!r}, "
+            f"which was not logged. {suggest(one.monitor, metrics)} With strict=False it is left "
+            "alone until there is a value."
+        )
+
+
+# -- Steps through the gradient scaler of fp16 ----------------------------------------------------
+
+# Micikevicius et al., "Mixed Precision Training", ICLR 2018.
+
+
+def step_scaled(slot: OptimizerSlot, slots: Sequence[OptimizerSlot], scaler: GradScaler) -> bool:
+    """Unscale the gradients of an optimizer and step it, unless one of them has overflowed.
+
+    The scaler is brought up to date after each step of each optimizer. Others may hold gradients in
+    an open accumulation window then: those are brought to the new scale, by which they will be
+    divided (exactly: scales are powers of two).
+
+    Args:
+        slot: The optimizer; its window is closed.
+        slots: All optimizers.
+        scaler: The scaler of the run.
+
+    Returns:
+        Whether it stepped.
+    """
+    stepped: list[object] = []
+    hook = slot.optimizer.register_step_post_hook(lambda *_: stepped.append(slot))
+    try:
+        scaler.step(slot.optimizer)
+    finally:
+        hook.remove()
+    slot.window = 0
+    waiting = [other for other in slots if other.window]
+    before = scaler.get_scale() if waiting else 1.0
+    scaler.update()
+    for other in waiting:
+        scale_gradients(other, scaler.get_scale() / before)
+    return bool(stepped)
+
+
+def scale_gradients(slot: OptimizerSlot, factor: float) -> None:
+    """Multiply the gradients of an optimizer."""
+    if factor == 1.0:
+        return
+    for parameter in slot.parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
+
+
+@contextmanager
+def stepping_through(scaler: GradScaler, optimizers: Sequence[Optimizer]) -> Iterator[None]:
+    """Within the block, let `step()` of the optimizers go through the scaler."""
+    own = [vars(optimizer).get("step") for optimizer in optimizers]
+    for optimizer in optimizers:
+        vars(optimizer)["step"] = _through(scaler, optimizer)
+    try:
+        yield
+    finally:
+        for optimizer, step in zip(optimizers, own, strict=True):
+            del vars(optimizer)["step"]
+            if step is not None:
+                vars(optimizer)["step"] = step
+
+
+def _through(scaler: GradScaler, optimizer: Optimizer) -> Callable[..., Any]:
+    plain = optimizer.step
+
+    @wraps(plain)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        # The scaler itself calls `optimizer.step`.
+        vars(optimizer)["step"] = plain
+        try:
+            result = scaler.step(optimizer, *args, **kwargs)
+        finally:
+            vars(optimizer)["step"] = step
+        scaler.update()
+        return result
+
+    return step

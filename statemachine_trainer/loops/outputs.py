@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.errors import StepOutputError
-from statemachine_trainer.loops.split import detach
+from statemachine_trainer.loops.loop_errors import StepOutputError
+from statemachine_trainer.parallel.containers import detach
 
 
 def read_output(

@@ -10,17 +10,12 @@ from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.declaration import transient
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.fields import field
-from statemachine_trainer.machine.graph import Graph, GraphEdge, GraphState, graph_of
 from statemachine_trainer.machine.loop import Loop, place
-from statemachine_trainer.machine.signals import Moment, Signal
-from statemachine_trainer.machine.subscription import Subscription
+from statemachine_trainer.machine.signals import Moment, Signal, Subscription
 
 __all__ = [
     "Chart",
     "Driver",
-    "Graph",
-    "GraphEdge",
-    "GraphState",
     "Loop",
     "LostSubscription",
     "Moment",
@@ -28,7 +23,6 @@ __all__ = [
     "SignalBoard",
     "Subscription",
     "field",
-    "graph_of",
     "place",
     "transient",
 ]

@@ -7,17 +7,23 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, overload
 
-from statemachine_trainer.machine.caller import level_of_caller
 from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.errors import (
     AmbiguousSignal,
     BadReceiver,
     UnknownSignal,
+    level_of_caller,
     suggest,
 )
 from statemachine_trainer.machine.loop import SEPARATOR
-from statemachine_trainer.machine.signals import ENTER, EXIT, Signal
-from statemachine_trainer.machine.subscription import CallProbe, Subscription, label_of
+from statemachine_trainer.machine.signals import (
+    ENTER,
+    EXIT,
+    CallProbe,
+    Signal,
+    Subscription,
+    label_of,
+)
 from statemachine_trainer.machine.verify import END
 
 F = TypeVar("F", bound=Callable[..., Any])

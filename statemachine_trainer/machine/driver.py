@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.errors import (
     AlreadyRunning,
+    BadReceiver,
     LoopInUse,
     NotStarted,
     StrayStopIteration,
@@ -19,7 +20,6 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
-from statemachine_trainer.machine.moments import Moments, Until, check_until
 from statemachine_trainer.machine.program import (
     NO_ANSWER,
     Calls,
@@ -31,10 +31,69 @@ from statemachine_trainer.machine.program import (
     Step,
     wire,
 )
-from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.machine.state import check_state, state_of_loops
-from statemachine_trainer.machine.subscription import Subscription
+from statemachine_trainer.machine.signals import ENTER, Moment, Subscription, adapt
+from statemachine_trainer.machine.tree_state import check_state, state_of_loops
 from statemachine_trainer.machine.verify import END
+
+if TYPE_CHECKING:
+    from statemachine_trainer.machine.program import Edge
+
+
+# -- Iterating over transitions -------------------------------------------------------------------
+
+
+Until = str | Callable[..., Any] | None
+
+
+def check_until(until: object) -> None:
+    """Refuse what tells no place to stop at.
+
+    Raises:
+        BadReceiver: It is neither a name nor a function.
+    """
+    if not (until is None or isinstance(until, str) or callable(until)):
+        raise BadReceiver(
+            f"until={until!r}: give the name of a signal, such as 'validation', or a condition of "
+            "`(trainer, moment)`."
+        )
+
+
+class Moments(Iterator[Moment]):
+    """Makes one transition of a driver per item.
+
+    Not a generator, so that no StopIteration of user code can end it.
+    """
+
+    def __init__(self, driver: Driver, until: Until) -> None:
+        check_until(until)
+        self._driver = driver
+        self._ended = False
+        self._until = until
+        self._condition = None if until is None or isinstance(until, str) else adapt(until, "until")
+        if isinstance(until, str):
+            driver.board.resolve(until)
+
+    def __next__(self) -> Moment:
+        driver = self._driver
+        if self._ended or (driver.path is None and not driver.transient):
+            raise StopIteration
+        edge = driver.advance()
+        if edge is None:
+            raise StopIteration
+        self._ended = self._is_met(edge) or driver.take_pause()
+        return edge.moment
+
+    def _is_met(self, edge: Edge) -> bool:
+        moments = [emission.moment for emission in edge.emissions()]
+        if self._condition is not None:
+            driver = self._driver
+            entries = (moment for moment in moments if moment.kind == ENTER)
+            return any(self._condition(driver.sender, moment) for moment in entries)
+        if isinstance(self._until, str):
+            names = {signal.name for signal in self._driver.board.resolve(self._until)}
+            return any(moment.signal in names for moment in moments)
+        return False
+
 
 __all__ = ["Driver", "Until"]
 

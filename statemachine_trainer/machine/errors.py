@@ -6,6 +6,7 @@ Every message says what is wrong, where (the path of the loop or state), and wha
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -134,3 +135,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if len(names) > 40:
         return f"There are {len(names)} names; the first are {', '.join(names[:40])}."
     return f"Known: {', '.join(names)}." if names else "There are none."
+
+
+# -- The line of user code that a warning names ---------------------------------------------------
+
+
+def level_of_caller() -> int:
+    """Return the `stacklevel` of the first frame outside of this package, seen by whoever asks."""
+    level, frame = 1, sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    return level

@@ -15,10 +15,8 @@ from statemachine_trainer.machine.errors import (
     UnknownLoop,
     suggest,
 )
-from statemachine_trainer.machine.fields import UNSET, Field, copied, fields_of
-from statemachine_trainer.machine.place import Place, place
-from statemachine_trainer.machine.settings import names_given
-from statemachine_trainer.machine.swap import StatePolicy, swap
+from statemachine_trainer.machine.fields import UNSET, Field, Place, copied, fields_of, place
+from statemachine_trainer.machine.swap import StatePolicy, names_given, swap
 
 if TYPE_CHECKING:
     from statemachine_trainer.machine.driver import Driver

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import blinker
 
@@ -178,3 +178,252 @@ class Signal(blinker.Signal):
 
 def _priority(receiver: Receiver) -> int:
     return -int(getattr(receiver, "priority", 0))
+
+
+# -- Subscriptions --------------------------------------------------------------------------------
+
+
+Part = Literal["receiver", "condition"]
+
+
+class CallProbe(Protocol):
+    """Something to put around the calls of subscriptions."""
+
+    def __call__(self, subscription: Subscription, part: Part, call: Call) -> Call:
+        """Return what to call in place of `call`. That must call it once and return its answer.
+
+        Args:
+            subscription: Whose call it is.
+            part: Whether `call` is its receiver or its condition (`when=`).
+            call: A function of the sender and the moment.
+        """
+        ...
+
+
+@runtime_checkable
+class Due(Protocol):
+    """An interval that decides by the counters of the run instead of counting firings."""
+
+    def due(self, sender: Any) -> bool:
+        """Tell whether the receiver is to be called now."""
+        ...
+
+
+class Subscription:
+    """A receiver connected to one or more signals. Made by `on`.
+
+    Attributes:
+        name: What was subscribed to, as written.
+        receiver: The function as given.
+        every: Call it at every n-th firing only, or whenever an interval says it is due.
+        once: Cancel after the first call.
+        when: Condition, called like the receiver.
+        priority: Receivers of higher priority are called earlier (later at exit signals).
+        fired: Firings counted so far, for `every=`; part of the snapshot.
+        spent: Whether `once` has had its call; part of the snapshot.
+        active: Whether it has not been cancelled.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        receiver: Callable[..., Any],
+        *,
+        every: int | Due | None = None,
+        once: bool = False,
+        when: Callable[..., Any] | None = None,
+        priority: int = 0,
+    ) -> None:
+        if every is not None and not _is_interval(every):
+            raise BadReceiver(
+                f"every={every!r} for {name!r}: use a whole number from 1, or an interval with a "
+                "method `due`."
+            )
+        if not isinstance(once, bool):
+            raise BadReceiver(f"once={once!r} for {name!r}: say True or False.")
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise BadReceiver(f"priority={priority!r} for {name!r}: use a whole number.")
+        self.name = name
+        self.receiver = receiver
+        self.every = every
+        self.once = once
+        self.when = when
+        self.priority = priority
+        self.fired = 0
+        self.spent = False
+        self.active = True
+        self._receive = self._call = adapt(receiver, name)
+        self._ask = self._when = None if when is None else adapt(when, f"when= of {name}")
+        self._signals: list[Signal] = []
+        self._filters = every is not None or when is not None
+        self._passed = False
+
+    def __call__(self, sender: Any, moment: Moment) -> None:
+        """Receive a firing: filter it by `every` and `when`, then call the receiver."""
+        self._passed = False
+        if not self.active or (self._filters and not self._is_due(sender, moment)):
+            return
+        self._passed = True
+        self._call(sender, moment)
+        if self.once:
+            self._spend()
+
+    @property
+    def direct(self) -> Call:
+        """What to call at each firing: the receiver itself where there is nothing to ask or count."""
+        return self if self._filters or self.once else self._call
+
+    def deliver(self, sender: Any, moment: Moment) -> None:
+        """Call the receiver without asking `every` and `when`."""
+        if self.active:
+            self._call(sender, moment)
+            if self.once:
+                self._spend()
+
+    @property
+    def again(self) -> Receiver:
+        """What to call for a firing at which this subscription raised.
+
+        The receiver alone if it was the receiver that raised: the firing has been counted, and
+        `when` has said yes.
+        """
+        return self.deliver if self._passed else self
+
+    def equip(self, probes: Iterable[CallProbe]) -> None:
+        """Put probes around receiver and condition, the first one innermost."""
+        self._call, self._when = self._receive, self._ask
+        for probe in probes:
+            self._call = probe(self, "receiver", self._call)
+            if self._when is not None:
+                self._when = probe(self, "condition", self._when)
+        for signal in self._signals:
+            signal.changed()
+
+    def revive(self, signals: list[Signal]) -> None:
+        """Listen again after `once` has had its call."""
+        self.active, self.spent = True, False
+        self.connect_to(signals)
+
+    def cancel(self) -> None:
+        """Remove the receiver from all its signals."""
+        self.active = False
+        self.connect_to([])
+
+    def connect_to(self, signals: list[Signal]) -> None:
+        """Leave the signals of before and listen to these."""
+        for signal in self._signals:
+            if signal not in signals:
+                signal.disconnect(self)
+        for signal in signals:
+            if signal not in self._signals:
+                signal.connect(self, weak=False)
+        self._signals = list(signals)
+
+    @property
+    def signals(self) -> list[Signal]:
+        """The signals it is connected to at present."""
+        return list(self._signals)
+
+    def interval_state(self) -> Any:
+        """Return what an interval given as `every` remembers, if it can say so."""
+        remembered = getattr(self.every, "state_dict", None)
+        return None if remembered is None else remembered()
+
+    def load_interval_state(self, state: Any) -> None:
+        """Let the interval go on from what it remembered."""
+        load = getattr(self.every, "load_state_dict", None)
+        if load is not None and state is not None:
+            load(state)
+
+    def label(self) -> str:
+        """Return how `describe` prints the receiver."""
+        options = [f"every={self.every}"] if self.every is not None else []
+        options += ["once"] if self.once else []
+        options += ["when=..."] if self.when is not None else []
+        options += [f"priority={self.priority}"] if self.priority else []
+        where = label_of(self.receiver)
+        return f"{where} ({', '.join(options)})" if options else where
+
+    def _spend(self) -> None:
+        self.spent = True
+        self.cancel()
+
+    def _is_due(self, sender: Any, moment: Moment) -> bool:
+        before = self.fired
+        try:
+            if isinstance(self.every, int):
+                self.fired += 1
+                if self.fired % self.every:
+                    return False
+            elif self.every is not None and not self.every.due(sender):
+                return False
+            return self._when is None or bool(self._when(sender, moment))
+        except BaseException:
+            self.fired = before  # the firing will be asked about again
+            raise
+
+
+def label_of(receiver: Any) -> str:
+    """Return the name of a receiver, the same in every process."""
+    name = getattr(receiver, "__qualname__", None) or type(receiver).__qualname__
+    module = getattr(receiver, "__module__", None)
+    return f"{module}.{name}" if module and module != "__main__" else str(name)
+
+
+def adapt(function: Callable[..., Any], name: str) -> Callable[[Any, Moment], Any]:
+    """Return a function of `(trainer, moment)` that calls `function` with as much as it needs.
+
+    A function of one argument gets the trainer; the moment, if that is what it calls its argument.
+    Arguments with a default are left alone (`lambda i=i: ...`), unless they are called so.
+
+    Raises:
+        BadReceiver: It cannot be called, or needs other arguments.
+    """
+    if not callable(function):
+        raise BadReceiver(f"The receiver for {name!r} is {function!r}, which cannot be called.")
+    if inspect.iscoroutinefunction(function):
+        raise BadReceiver(
+            f"The receiver for {name!r} is a coroutine function; the machine calls plain ones."
+        )
+    if inspect.isgeneratorfunction(function):
+        raise BadReceiver(
+            f"The receiver for {name!r} is a generator function: it has a `yield`, and nothing of it "
+            "would run when it is called."
+        )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return function
+    taken = [one.name for one in signature.parameters.values() if _is_wanted(one)]
+    given = (
+        2 if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()) else len(taken)
+    )
+    try:
+        signature.bind(*[None] * given)
+    except TypeError:
+        given = 3
+    if given > 2:
+        label = getattr(function, "__qualname__", repr(function))
+        raise BadReceiver(
+            f"The receiver {label}{signature} for {name!r} cannot be called with `(trainer, moment)`, "
+            "`(trainer)` or nothing. Give the other parameters a default."
+        )
+    if given == 2:
+        return function
+    if given == 0:
+        return lambda _sender, _moment: function()
+    if taken == ["moment"]:
+        return lambda _sender, moment: function(moment)
+    return lambda sender, _moment: function(sender)
+
+
+def _is_wanted(one: inspect.Parameter) -> bool:
+    if one.kind not in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD):
+        return False
+    return one.default is one.empty or one.name in ("trainer", "sender", "moment")
+
+
+def _is_interval(every: object) -> bool:
+    if isinstance(every, int):
+        return not isinstance(every, bool) and every >= 1
+    return isinstance(every, Due)

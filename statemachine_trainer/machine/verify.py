@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from statemachine_trainer.machine.declaration import (
     Answers,
     Transition,
+    declared_names,
     read_answers,
     read_transitions,
 )
@@ -22,14 +23,13 @@ from statemachine_trainer.machine.errors import (
     ReservedName,
     UncallableState,
     UnhandledEvent,
+    UnknownInitialState,
     UnknownState,
     UnreachableState,
     suggest,
 )
-from statemachine_trainer.machine.loop import SEPARATOR, Loop
-from statemachine_trainer.machine.naming import methods_of, states_of
-from statemachine_trainer.machine.signals import ENTER, EXIT
-from statemachine_trainer.machine.static_checks import (
+from statemachine_trainer.machine.fields import Place
+from statemachine_trainer.machine.lint import (
     check_answers,
     check_class,
     check_fields,
@@ -37,6 +37,96 @@ from statemachine_trainer.machine.static_checks import (
     check_scopes,
     check_state,
 )
+from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.signals import ENTER, EXIT
+
+# -- Names of states and events -------------------------------------------------------------------
+
+
+def states_of(loop: Loop, path: str) -> list[str]:
+    """Return the names of a loop's states, the initial one first, each a method or a loop.
+
+    Raises:
+        UnknownInitialState: `initial` is missing, or names no state.
+        UnknownState: A name in `transitions` is no state.
+        LoopDefinitionError: A place whose default is one instance for all.
+        MalformedTransition: An entry of `transitions` that is none.
+    """
+    cls = type(loop)
+    initial = getattr(cls, "initial", None)
+    if not isinstance(initial, str):
+        first = f'"{initial.__name__}"' if inspect.isfunction(initial) else "..."
+        raise UnknownInitialState(
+            f"Loop {path!r} ({cls.__name__}) does not say where it begins. Write the name of its "
+            f"first state in the class: `initial = {first}`."
+        )
+    read_transitions(cls, loop.transitions, [])  # before its names are trusted
+    names = declared_names(loop.transitions, initial)
+    for name in cls.places():
+        factory = inspect.getattr_static(cls, name).factory
+        if isinstance(factory, Loop):
+            kind = type(factory).__name__
+            raise LoopDefinitionError(
+                f"{cls.__name__}.{name} of loop {path!r} is `place({kind}())`, one loop for all. "
+                f"Give the class, or a function that makes one: `place({kind})`."
+            )
+    places, inside = cls.places(), loop.loops_inside()
+    for name in names:
+        if name in places:
+            known = name in inside
+        else:
+            known = callable(getattr(loop, name, None)) and not _is_property(cls, name)
+        if not known:
+            error = UnknownInitialState if name == initial else UnknownState
+            raise error(f"{name!r} in loop {path!r} ({cls.__name__}) {_not_a_state(loop, name)}")
+    return names
+
+
+def _is_property(cls: type[Loop], name: str) -> bool:
+    value = inspect.getattr_static(cls, name, None)
+    return inspect.isdatadescriptor(value) and not isinstance(value, Place)
+
+
+def _not_a_state(loop: Loop, name: str) -> str:
+    """Say why a name cannot be a state, and what to do about it."""
+    cls = type(loop)
+    if _is_property(cls, name):
+        return "is a property. A state is called: take `@property` away."
+    if (outer := name.partition(SEPARATOR)[0]) != name:
+        return (
+            f"is a path. A transition leads to a state of its own loop, here {outer!r}; to begin at "
+            "another state inside that, give that loop an entry point (`entries`)."
+        )
+    if name in vars(loop) and hasattr(cls, name):
+        kind = type(vars(loop)[name]).__name__
+        return (
+            f"is a method that an attribute of the loop hides: `self.{name}` was set to a value of "
+            f"type {kind}. Give one of them another name."
+        )
+    if any(
+        isinstance(entry, list | tuple) and len(entry) >= 3 and entry[1] == name
+        and callable(getattr(cls, str(entry[0]), None))
+        for entry in loop.transitions
+    ):  # fmt: skip
+        return "is no state. The order in a transition is [event, source, dest]."
+    value = getattr(cls, name, None)
+    odd = value is not None and not isinstance(value, Place)
+    found = f" (it is of type {type(value).__name__})" if odd else ""
+    return (
+        f"is neither a method nor a loop{found}. {suggest(name, methods_of(cls))} If it is to be "
+        f"a loop, give one: `{cls.__name__}({name}=...)`."
+    )
+
+
+def methods_of(cls: type[Loop]) -> list[str]:
+    """Return the names of the methods that a class of loops adds to those of `Loop`."""
+    own = {n for c in cls.__mro__ if c not in (Loop, object) for n in c.__dict__}
+    return [
+        n
+        for n in own
+        if not n.startswith("_") and inspect.isfunction(inspect.getattr_static(cls, n))
+    ]
+
 
 POSTED_EVENTS = ("stop", "validate", "checkpoint", "pause")
 """Events that any loop may have a transition for because they come from outside."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from statemachine_trainer.observe.blackbox import read_blackbox
+    from statemachine_trainer.observe.epoch_table import EpochRecord, MetricsTable
     from statemachine_trainer.observe.progress import Progress
     from statemachine_trainer.observe.run import Run
-    from statemachine_trainer.observe.table import EpochRecord, MetricsTable
 
 _HOMES = {
-    "EpochRecord": "table",
-    "MetricsTable": "table",
+    "EpochRecord": "epoch_table",
+    "MetricsTable": "epoch_table",
     "Progress": "progress",
     "Run": "run",
     "read_blackbox": "blackbox",

@@ -15,17 +15,16 @@ from mmap import mmap
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import StateMachineError
-from statemachine_trainer.machine.program import Work
-from statemachine_trainer.machine.signals import Call, Moment
-from statemachine_trainer.machine.subscription import CallProbe, Part, Subscription
-from statemachine_trainer.observe.processes import (
+from statemachine_trainer.control.processes import (
     describe_process,
     is_alive,
     rank_of_process,
     ranks_of_run,
 )
+from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.program import Work
+from statemachine_trainer.machine.signals import Call, CallProbe, Moment, Part, Subscription
 from statemachine_trainer.observe.ring import (
     CALL,
     CALL_AT,
@@ -35,6 +34,22 @@ from statemachine_trainer.observe.ring import (
     clock,
     read_ring,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a run is at, as it was at one moment.
+
+    Attributes:
+        rings: The black boxes of its processes.
+        status: What it is doing, or how it ended; see `Run.status`.
+        progress: Epochs and steps done; see `Run.progress`.
+    """
+
+    rings: list[Ring]
+    status: Status
+    progress: tuple[int, int] | None
+
 
 _log = logging.getLogger(__name__)
 

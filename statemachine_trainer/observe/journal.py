@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from statemachine_trainer.observe.readings import PARTS, Reading
-from statemachine_trainer.runs import JOURNAL
+from statemachine_trainer.run_record import JOURNAL
 
 _log = logging.getLogger(__name__)
 

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from statemachine_trainer.control.processes import rank_of_process
 from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.observe.processes import rank_of_process
+from statemachine_trainer.observe.epoch_table import MetricsTable, format_clock, format_number
 from statemachine_trainer.observe.screens import Bar, Screen, screen_for
-from statemachine_trainer.observe.table import MetricsTable, format_clock, format_number
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from statemachine_trainer.loops.context import Context
     from statemachine_trainer.machine.board import SignalBoard
-    from statemachine_trainer.machine.subscription import Subscription
+    from statemachine_trainer.machine.signals import Subscription
 
 _EVALUATIONS: Final = {
     "sanity": "sanity check",

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from statemachine_trainer.machine.program import Work
-from statemachine_trainer.observe.table import EpochRecord
+from statemachine_trainer.observe.epoch_table import EpochRecord
 
 if TYPE_CHECKING:
     from statemachine_trainer.loops.context import Context

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from statemachine_trainer import runs
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer import run_record
+from statemachine_trainer.control.listener import Listener
+from statemachine_trainer.control.processes import rank_of_process
+from statemachine_trainer.graph.graph import Graph
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import StateMachineError
-from statemachine_trainer.machine.graph import Graph
 from statemachine_trainer.observe.blackbox import BlackBox, Mark, read_blackbox
 from statemachine_trainer.observe.journal import Journal
-from statemachine_trainer.observe.processes import rank_of_process
 from statemachine_trainer.observe.readings import Readings
 from statemachine_trainer.observe.ring import BadRing
-from statemachine_trainer.page.listener import Listener
 
 _log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Recorder:
         if self._keeps_record:
             event = "started" if checkpoint is None else "resumed"
             facts = {} if checkpoint is None else {"checkpoint": str(checkpoint)}
-            runs.note(root, event, _versions(), **facts)
+            run_record.note(root, event, _versions(), **facts)
         if self.folder.blackbox:
             self._box = BlackBox(root, self._drivers)
         self._listen()
@@ -230,8 +230,8 @@ class Recorder:
             journal.rewind(checkpoint.name)
         elif journal.has_measured():
             journal.close()
-            record = (runs.RECORD,) if self._keeps_record else ()
-            runs.move_aside(root, (*record, *runs.JOURNAL_FILES))
+            record = (run_record.RECORD,) if self._keeps_record else ()
+            run_record.move_aside(root, (*record, *run_record.JOURNAL_FILES))
         if not self.folder.journal:
             journal.close()
             return
@@ -267,8 +267,10 @@ class Recorder:
         if self._keeps_record and mark in ("ended", "stopped", "failed") and not told_before:
             facts = {} if error is None else {"error": f"{type(error).__name__}: {error}"[:500]}
             try:
-                runs.note(self.folder.path, mark, _versions(), **facts)
-            except runs.BadRecord as problem:  # a full disk is no reason to lose what was trained
+                run_record.note(self.folder.path, mark, _versions(), **facts)
+            except (
+                run_record.BadRecord
+            ) as problem:  # a full disk is no reason to lose what was trained
                 _log.warning("%s", problem)
 
     def _ending(self, error: BaseException | None) -> tuple[Mark, str | None]:

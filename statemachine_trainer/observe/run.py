@@ -15,13 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, overload
 
+from statemachine_trainer.graph.graph import Graph
+from statemachine_trainer.graph.model import GraphEdge, GraphState
 from statemachine_trainer.machine.errors import StateMachineError, suggest
-from statemachine_trainer.machine.graph import Graph, GraphEdge, GraphState
-from statemachine_trainer.observe.blackbox import Ring, Status, read_blackbox
+from statemachine_trainer.observe.blackbox import Look, Ring, Status, read_blackbox
+from statemachine_trainer.observe.epoch_table import EpochRecord
 from statemachine_trainer.observe.journal import VERSION
 from statemachine_trainer.observe.readings import PARTS, Part, named_apart
-from statemachine_trainer.observe.table import EpochRecord
-from statemachine_trainer.runs import JOURNAL, RECORD, BadRecord, Record, read_record
+from statemachine_trainer.run_record import JOURNAL, RECORD, BadRecord, Record, read_record
 
 _PATIENCE: Final = 5.0
 _RINGS: Final = "blackbox-*.ring"
@@ -72,21 +73,6 @@ class Event:
     at: datetime
     what: str
     facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a run is at, as it was at one moment.
-
-    Attributes:
-        rings: The black boxes of its processes.
-        status: What it is doing, or how it ended; see `Run.status`.
-        progress: Epochs and steps done; see `Run.progress`.
-    """
-
-    rings: list[Ring]
-    status: Status
-    progress: tuple[int, int] | None
 
 
 class Run:
@@ -243,7 +229,7 @@ class Run:
             NobodyListens: The run is over, or takes no requests.
             NoAnswer: A process hangs.
         """
-        from statemachine_trainer.page.remote import Remote
+        from statemachine_trainer.observe.remote import Remote
 
         told = Remote(self, rank=rank, patience=_PATIENCE).press(event)
         return next(iter(told.values()))

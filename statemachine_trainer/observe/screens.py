@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from statemachine_trainer.observe.table import MetricsTable
+from statemachine_trainer.observe.epoch_table import MetricsTable
 
 if TYPE_CHECKING:  # loaded by the functions that need it: most runs in a cluster show nothing
     from rich.console import Console, RenderableType

@@ -21,8 +21,15 @@ from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.program import Work
-from statemachine_trainer.machine.signals import ENTER, EXIT, Call, Moment
-from statemachine_trainer.machine.subscription import Part, Subscription, label_of
+from statemachine_trainer.machine.signals import (
+    ENTER,
+    EXIT,
+    Call,
+    Moment,
+    Part,
+    Subscription,
+    label_of,
+)
 
 _log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from importlib import resources
 from typing import Any, Protocol
 
@@ -13,10 +14,40 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from statemachine_trainer.machine.graph import Graph
-from statemachine_trainer.page.errors import PageError
+from statemachine_trainer.control.control_errors import PageError
+from statemachine_trainer.graph.dot import GraphvizMissing
+from statemachine_trainer.graph.graph import Graph
+from statemachine_trainer.graph.model import GraphState
 from statemachine_trainer.page.guard import Guard
-from statemachine_trainer.page.picture import picture_of
+
+# -- The picture of the graph ---------------------------------------------------------------------
+
+
+def picture_of(graph: Graph) -> str:
+    """The graph as HTML; each state and loop has its path in `data-path`, each edge `data-source`."""
+    try:
+        return graph.at(None).to_svg()  # which state is lit changes too often to draw it anew
+    except GraphvizMissing:
+        return _outline(graph)
+
+
+def _outline(graph: Graph) -> str:
+    return f'<div class="outline">{_box(graph, graph.root)}</div>'
+
+
+def _box(graph: Graph, state: GraphState) -> str:
+    steps = "".join(
+        f'<li data-source="{escape(edge.source)}" data-event="{escape(edge.event)}">'
+        f"{escape(edge.label)} → {escape(edge.target.rpartition('.')[2])}</li>"
+        for edge in graph.edges
+        if edge.source == state.path
+    )
+    inside = "".join(_box(graph, child) for child in state.children)
+    return (
+        f'<div class="box {state.kind}" data-path="{escape(state.path)}">'
+        f"<b>{escape(state.name)}</b><ul>{steps}</ul>{inside}</div>"
+    )
+
 
 _FILES = {
     "/": ("page.html", "text/html"),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from statemachine_trainer.machine.graph import Graph
+from statemachine_trainer.control.buttons import Buttons
+from statemachine_trainer.control.hold import Hold
+from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.machine.program import Program
 from statemachine_trainer.observe.readings import PARTS, Part, Reading, Readings, named_apart
-from statemachine_trainer.page.buttons import Buttons
-from statemachine_trainer.page.curves import Curves
-from statemachine_trainer.page.hold import Hold
-from statemachine_trainer.page.tally import Tally, edges_as_data
+from statemachine_trainer.page.tally import Curves, Tally, edges_as_data
 
 if TYPE_CHECKING:
     from statemachine_trainer.machine.driver import Driver

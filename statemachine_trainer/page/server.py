@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import secrets
 import socket
 import threading
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from statemachine_trainer.page import address
-from statemachine_trainer.page.errors import PageError
+from statemachine_trainer.control.control_errors import PageError
 
 if TYPE_CHECKING:
     from statemachine_trainer.page.app import Source
     from statemachine_trainer.trainer import Trainer
+
 
 HOST = "127.0.0.1"
 _ENDING = 10.0
@@ -108,8 +113,8 @@ def serve(trainer: Trainer, *, port: int = 0, open_browser: bool = False) -> Pag
     page.on_close(run.close)
     folder = trainer.run_folder
     if folder is not None:
-        address.leave(folder, page.url)
-        page.on_close(lambda: address.take_back(folder, page.url))
+        leave(folder, page.url)
+        page.on_close(lambda: take_back(folder, page.url))
     if open_browser:
         webbrowser.open(page.url)
     return page
@@ -129,3 +134,46 @@ def _listening(port: int) -> socket.socket:
         ) from error
     found.listen(16)
     return found
+
+
+# -- The address of a run's own page --------------------------------------------------------------
+
+
+ADDRESS = "page.json"
+
+
+def leave(folder: Path, url: str) -> None:
+    """Write down the address, for the eyes of this user alone: whoever has it can steer the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ADDRESS
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"url": url}, file)
+
+
+def take_back(folder: Path, url: str) -> None:
+    """Remove the address, if it is still this one."""
+    if left_in(folder) == url:
+        with suppress(OSError):
+            (folder / ADDRESS).unlink()
+
+
+def left_in(folder: Path) -> str | None:
+    """The address that a page left; None if there is none."""
+    try:
+        url = json.loads((folder / ADDRESS).read_text(encoding="utf-8"))["url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return url if isinstance(url, str) else None
+
+
+def is_answering(url: str) -> bool:
+    """Whether something still listens there: a process that was killed takes nothing back."""
+    try:
+        there = urlsplit(url)
+        address = there.hostname or "", there.port or 0
+        with socket.create_connection(address, timeout=1.0):
+            return address[0] == "127.0.0.1"
+    except (OSError, ValueError):
+        return False

@@ -2,7 +2,7 @@
 
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves, parts
 from statemachine_trainer.parallel.device import resolve_device, to_device
-from statemachine_trainer.parallel.errors import (
+from statemachine_trainer.parallel.parallel_errors import (
     CannotMove,
     CannotRebuild,
     PrecisionMismatch,

@@ -9,10 +9,26 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import TypeVar, cast
 
 import torch
 
-from statemachine_trainer.parallel.errors import CannotRebuild
+from statemachine_trainer.parallel.parallel_errors import CannotRebuild
+
+
+def detach(tree: Tree) -> Tree:
+    """The same containers with every tensor cut off from the autograd graph (memory is shared).
+
+    Between two splits it is applied to the hidden state: values go on, gradients end here.
+    """
+
+    def cut_off(leaf: object) -> object:
+        return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
+
+    return cast(Tree, map_leaves(cut_off, tree))
+
+
+Tree = TypeVar("Tree")
 
 
 def parts(tree: object) -> Iterable[object] | None:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar, cast, runtime_checkable
 import torch
 
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves
-from statemachine_trainer.parallel.errors import CannotMove, UnknownDevice
+from statemachine_trainer.parallel.parallel_errors import CannotMove, UnknownDevice
 
 Batch = TypeVar("Batch")
 

@@ -7,7 +7,7 @@ from typing import Literal, TypedDict, cast
 
 import torch
 
-from statemachine_trainer.parallel.errors import PrecisionMismatch, UnknownPrecision
+from statemachine_trainer.parallel.parallel_errors import PrecisionMismatch, UnknownPrecision
 
 Name = Literal["32", "bf16", "fp16"]
 

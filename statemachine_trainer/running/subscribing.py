@@ -7,15 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from statemachine_trainer.callbacks.given import check_made
-from statemachine_trainer.loops.every import Every
+from statemachine_trainer.loops.foreign_names import advice_on_hooks
 from statemachine_trainer.loops.guest import Guest
-from statemachine_trainer.loops.interval import CountedInterval
-from statemachine_trainer.loops.model import hooks_of
-from statemachine_trainer.loops.other_names import advice_on_hooks
+from statemachine_trainer.loops.intervals import CountedInterval, Every
+from statemachine_trainer.loops.steps import hooks_of
 from statemachine_trainer.machine.board import NOT_GIVEN, SignalBoard
 from statemachine_trainer.machine.errors import UnknownSignal
-from statemachine_trainer.running.host import Host
+from statemachine_trainer.running.arguments import check_made
+from statemachine_trainer.running.fit_state import Host
 
 
 def subscribe(board: SignalBoard, name: Any, receiver: Any = NOT_GIVEN, /, **options: Any) -> Any:

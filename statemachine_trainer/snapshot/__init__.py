@@ -1,7 +1,8 @@
 """Writing down the state of a run, and reading it back to the bit."""
 
 from statemachine_trainer.snapshot.codec import decode, encode
-from statemachine_trainer.snapshot.errors import (
+from statemachine_trainer.snapshot.retention import Best, KeepEvery, Retention
+from statemachine_trainer.snapshot.snapshot_errors import (
     BadName,
     CleanupWarning,
     Damaged,
@@ -13,7 +14,6 @@ from statemachine_trainer.snapshot.errors import (
     Unwritable,
     WriteFailed,
 )
-from statemachine_trainer.snapshot.retention import Best, KeepEvery, Retention
 from statemachine_trainer.snapshot.store import Info, Loaded, Store
 
 __all__ = [

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from statemachine_trainer.snapshot.errors import Unwritable
 from statemachine_trainer.snapshot.leaves import (
     DECODERS,
+    Name,
     NotALeaf,
     Undecodable,
     encode_leaf,
@@ -27,12 +27,14 @@ from statemachine_trainer.snapshot.leaves import (
     integer_of,
     is_key,
     items_of,
+    rebuilt,
+    record_of,
     remedy,
     text_of,
 )
-from statemachine_trainer.snapshot.records import Name, rebuilt, record_of
+from statemachine_trainer.snapshot.snapshot_errors import Unwritable
 from statemachine_trainer.snapshot.strictjson import Json
-from statemachine_trainer.snapshot.tensorcodec import Detail, TensorNotPlain, pack, unpack
+from statemachine_trainer.snapshot.tensor_file import Detail, TensorNotPlain, pack, unpack
 
 Document: TypeAlias = "dict[str, Json]"
 Key: TypeAlias = "tuple[object, bool]"  # of a mapping (a key) or of a sequence (an index)

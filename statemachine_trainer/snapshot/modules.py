@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from statemachine_trainer.snapshot.errors import SnapshotMismatch
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
 
 def module_state(module: nn.Module, *, grads: bool) -> dict[str, Any]:

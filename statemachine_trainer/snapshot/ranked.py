@@ -19,15 +19,14 @@ import torch
 
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves
 from statemachine_trainer.parallel.ranks import Json, Ranks
-from statemachine_trainer.snapshot import codec, strictjson, tensorfile
-from statemachine_trainer.snapshot.errors import (
+from statemachine_trainer.snapshot import codec, strictjson, tensor_file
+from statemachine_trainer.snapshot.snapshot_errors import (
     SnapshotError,
     SnapshotMismatch,
     Unwritable,
     WriteFailed,
 )
-from statemachine_trainer.snapshot.store import Loaded, Store
-from statemachine_trainer.snapshot.weights import load_checkpoint
+from statemachine_trainer.snapshot.store import Loaded, Store, load_checkpoint
 
 _RANKS: Final = "ranks"
 _OWN: Final = "own"
@@ -187,7 +186,7 @@ def _part(tree: object, digests: Mapping[str, str]) -> bytes:
     document, tensors = codec.encode(own)
     text = strictjson.dumps({_OWN: document, _SHARED: [*sorted(shared)]})
     file = bytearray()
-    tensorfile.write(tensors, file.extend)
+    tensor_file.write(tensors, file.extend)
     return len(text).to_bytes(_LENGTH, "little") + text + file
 
 
@@ -196,7 +195,7 @@ def _read(part: bytearray) -> dict[str, object]:
     begin = _LENGTH + int.from_bytes(part[:_LENGTH], "little")
     content = cast("dict[str, Any]", strictjson.loads(bytes(part[_LENGTH:begin])))
     file = part[begin:]
-    tensors = tensorfile.read(BytesIO(file), len(file), lambda _: None)
+    tensors = tensor_file.read(BytesIO(file), len(file), lambda _: None)
     return {_OWN: codec.decode(content[_OWN], tensors), _SHARED: content[_SHARED]}
 
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from statemachine_trainer.snapshot.errors import SnapshotError
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotError
 
 
 class BadRetention(SnapshotError, ValueError):

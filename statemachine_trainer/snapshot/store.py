@@ -16,21 +16,25 @@ from types import TracebackType
 
 import numpy as np
 import torch
+from torch import nn
 
-from statemachine_trainer.snapshot import codec, folder, leftovers, strictjson
-from statemachine_trainer.snapshot.background import Background, Staging
-from statemachine_trainer.snapshot.errors import (
+from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem, strictjson
+from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
+from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
+from statemachine_trainer.snapshot.modules import check_weights
+from statemachine_trainer.snapshot.retention import Retention
+from statemachine_trainer.snapshot.snapshot_errors import (
     BadName,
     CleanupWarning,
     Damaged,
     DamagedCheckpointWarning,
     FormatTooNew,
     NotACheckpoint,
+    SnapshotMismatch,
     Unwritable,
     WriteFailed,
 )
-from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
-from statemachine_trainer.snapshot.retention import Retention
+from statemachine_trainer.snapshot.threads import Background, Staging
 
 _LATEST = "latest"
 _PINS = "pins.json"
@@ -165,7 +169,9 @@ class Store:
             self._background.start(lambda: self._write(copied, target))
         return target
 
-    def _draft(self, tree: object, name: str, metadata: Mapping[str, object]) -> folder.Draft:
+    def _draft(
+        self, tree: object, name: str, metadata: Mapping[str, object]
+    ) -> checkpoint_folder.Draft:
         document, tensors = codec.encode(tree)
         described, strangers = codec.encode({"metadata": dict(metadata)})
         for stranger in strangers:
@@ -174,7 +180,7 @@ class Store:
             )
         content = described["tree"]
         assert isinstance(content, dict)
-        return folder.Draft(
+        return checkpoint_folder.Draft(
             name=name,
             created=datetime.now(UTC),
             versions=self.versions,
@@ -183,19 +189,19 @@ class Store:
             tensors=tensors,
         )
 
-    def _write(self, draft: folder.Draft, target: Path) -> None:
+    def _write(self, draft: checkpoint_folder.Draft, target: Path) -> None:
         with self._writing:
             with self._failing(draft.name):
                 paths = [self.root / name for name in self._files.names(self.root)]
-                self._delete([path for path in paths if leftovers.is_abandoned(path)])
+                self._delete([path for path in paths if filesystem.is_abandoned(path)])
                 self._commit(draft, target)
                 self._replace_file(_LATEST, target.name.encode() + b"\n")
             self._retain()
 
-    def _commit(self, draft: folder.Draft, target: Path) -> None:
-        temporary = self.root / leftovers.temporary_name(target.name)
+    def _commit(self, draft: checkpoint_folder.Draft, target: Path) -> None:
+        temporary = self.root / filesystem.temporary_name(target.name)
         try:
-            folder.write(self._files, temporary, draft)
+            checkpoint_folder.write(self._files, temporary, draft)
             self._files.rename(temporary, target)
         except BaseException:
             with suppress(OSError):
@@ -204,7 +210,7 @@ class Store:
         self._files.sync_folder(self.root)
 
     def _replace_file(self, name: str, content: bytes) -> None:
-        temporary = self.root / leftovers.temporary_name(name)
+        temporary = self.root / filesystem.temporary_name(name)
         with suppress(FileNotFoundError):
             self._files.remove(temporary)  # of an attempt that failed
         file = self._files.create(temporary)
@@ -286,8 +292,8 @@ class Store:
         try:
             doomed = []
             for path in paths:
-                if not path.name.startswith(leftovers.TRASH):
-                    trash = path.with_name(leftovers.trash_name(path.name))
+                if not path.name.startswith(filesystem.TRASH):
+                    trash = path.with_name(filesystem.trash_name(path.name))
                     self._files.rename(path, trash)
                     path = trash
                 doomed.append(path)
@@ -331,7 +337,7 @@ class Store:
         """
         is_name = isinstance(name_or_path, str) and _NAME.fullmatch(name_or_path)
         path = self._find(str(name_or_path)) if is_name else Path(name_or_path)
-        manifest, tree = folder.read(self._files, path, map_location=map_location)
+        manifest, tree = checkpoint_folder.read(self._files, path, map_location=map_location)
         return Loaded(tree, manifest.metadata, path, manifest.versions)
 
     def newest(self, *, map_location: codec.MapLocation = None) -> Loaded | None:
@@ -378,7 +384,7 @@ class Store:
 
     def _info(self, sequence: int, name: str, path: Path) -> Info:
         try:
-            manifest = folder.check(self._files, path)
+            manifest = checkpoint_folder.check(self._files, path)
         except (Damaged, NotACheckpoint, FormatTooNew, OSError) as error:
             nothing = datetime.fromtimestamp(0, UTC)
             return Info(name, path, sequence, nothing, {}, 0, damage=str(error))
@@ -417,3 +423,48 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+# -- Weights alone --------------------------------------------------------------------------------
+
+
+def load_checkpoint(place: str | Path) -> Loaded:
+    """Read a checkpoint from its own folder, or the newest whole one from the folder of a run.
+
+    Raises:
+        NotACheckpoint: There is none.
+        Damaged: There are, and none is whole; or the one that was named is not.
+        FormatTooNew: A later version of this package wrote it.
+    """
+    path = Path(place)
+    if path.is_dir() and not (path / MANIFEST).exists():
+        newest = Store(path).newest()
+        if newest is None:
+            raise NotACheckpoint(f"There is no checkpoint in {str(path)!r}.")
+        return newest
+    return Store(path.parent).load(path)
+
+
+def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
+    """Load the weights of a checkpoint into a model, and nothing else.
+
+    The model keeps its device, its mode (training or evaluation) and what of it needs gradients.
+
+    Args:
+        model: A model with the parameters and buffers of the one that was saved.
+        checkpoint: Folder of a checkpoint, or of a run (the newest whole one is taken).
+
+    Raises:
+        NotACheckpoint: There is none.
+        SnapshotMismatch: The parameters differ; the message lists them. The model is unchanged.
+        Damaged: The checkpoint is not what was written.
+    """
+    loaded = load_checkpoint(checkpoint)
+    try:
+        weights = loaded.tree["context"]["model"]["weights"]  # type: ignore[index]
+    except (KeyError, TypeError):
+        weights = None
+    if not isinstance(weights, Mapping):
+        raise SnapshotMismatch(f"The checkpoint {str(loaded.path)!r} holds no weights of a model.")
+    check_weights(model, weights)
+    model.load_state_dict(weights)

@@ -15,7 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from statemachine_trainer.testing.errors import (
+    from statemachine_trainer.testing.resuming import Report, assert_resumable
+    from statemachine_trainer.testing.testing_errors import (
         FreshProcessFailed,
         HiddenState,
         HypothesisMissing,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
         NotRepeatable,
         NotResumable,
     )
-    from statemachine_trainer.testing.report import Report
-    from statemachine_trainer.testing.resuming import assert_resumable
 
 __all__ = [
     "FreshProcessFailed",
@@ -42,8 +41,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(__all__, "statemachine_trainer.testing.errors"),
-    "Report": "statemachine_trainer.testing.report",
+    **dict.fromkeys(__all__, "statemachine_trainer.testing.testing_errors"),
+    "Report": "statemachine_trainer.testing.resuming",
     "assert_resumable": "statemachine_trainer.testing.resuming",
 }
 

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from statemachine_trainer.testing.errors import NotResumable
 from statemachine_trainer.testing.hidden import compare_hidden, hidden_state
 from statemachine_trainer.testing.recording import Recording
-from statemachine_trainer.testing.runs import Run
+from statemachine_trainer.testing.testing_errors import NotResumable
 from statemachine_trainer.testing.trees import differences, digest
+from statemachine_trainer.testing.watched_runs import Run
 
 _MOST_TOLD = 4
 _FIELD = re.compile(r"machine\.loops(?:\['([^']+)'\]|\.(\w+))\.fields\.(\w+)")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from statemachine_trainer.snapshot import Unwritable
-from statemachine_trainer.testing.errors import NotRepeatable
-from statemachine_trainer.testing.runs import Boundary, Document, MakeTrainer, Run
+from statemachine_trainer.testing.testing_errors import NotRepeatable
 from statemachine_trainer.testing.trees import comparable, differences, digest
+from statemachine_trainer.testing.watched_runs import Boundary, Document, MakeTrainer, Run
 
 _SEED = 20_240_229
 _KEPT = 1 << 30  # bytes of documents kept in memory

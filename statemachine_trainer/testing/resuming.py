@@ -6,26 +6,59 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from statemachine_trainer.snapshot.rng import isolated_rng
-from statemachine_trainer.testing.address import Address
 from statemachine_trainer.testing.comparing import (
     compare_end,
     first_difference,
     only_in_processes,
 )
 from statemachine_trainer.testing.defaults import default_examples
-from statemachine_trainer.testing.errors import (
+from statemachine_trainer.testing.hidden import compare_hidden, hidden_in_callbacks
+from statemachine_trainer.testing.process import Address, run_in_processes
+from statemachine_trainer.testing.recording import Recording, seed_all
+from statemachine_trainer.testing.testing_errors import (
     HiddenState,
     HypothesisMissing,
     NoStopPoint,
     NotResumable,
 )
-from statemachine_trainer.testing.hidden import compare_hidden, hidden_in_callbacks
-from statemachine_trainer.testing.process import run_in_processes
-from statemachine_trainer.testing.recording import Recording, seed_all
-from statemachine_trainer.testing.report import Report
-from statemachine_trainer.testing.runs import MakeTrainer, Run
+from statemachine_trainer.testing.watched_runs import MakeTrainer, Run
+
+# -- The report -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Report:
+    """What `assert_resumable` tried; all of it was exact, or it would have raised.
+
+    Attributes:
+        boundaries: Boundaries of the run, its beginning and its end among them.
+        transient: Those of them at which no snapshot can be taken.
+        unwritable: Those at which the batch in flight is of a class that no checkpoint holds.
+        tried: Numbers of the boundaries at which a run was stopped and resumed.
+        runs: Resumed runs.
+    """
+
+    boundaries: int
+    transient: int
+    unwritable: int
+    tried: set[int] = field(default_factory=set)
+    runs: int = 0
+
+    @property
+    def possible(self) -> int:
+        """Boundaries at which a run can be stopped and resumed."""
+        return self.boundaries - self.transient - self.unwritable
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.tried)} of {self.possible} stop points tried in {self.runs} resumed runs, "
+            f"all exact ({self.boundaries} boundaries, {self.transient} transient, "
+            f"{self.unwritable} not writable)"
+        )
+
 
 _EXAMPLES = 20
 _EXAMPLES_IN_PROCESSES = 3

@@ -7,8 +7,8 @@ def test_my_loop_can_be_resumed(setup):
 
 from __future__ import annotations
 
-from statemachine_trainer.testing.errors import HypothesisMissing
 from statemachine_trainer.testing.setups import Data, Optimization, Schedule, Setup
+from statemachine_trainer.testing.testing_errors import HypothesisMissing
 
 try:
     from hypothesis import strategies as st

@@ -15,7 +15,7 @@ from statemachine_trainer.loops import (
     Phase,
     PhasesLoop,
 )
-from statemachine_trainer.loops.errors import MissingMetric
+from statemachine_trainer.loops.loop_errors import MissingMetric
 from statemachine_trainer.snapshot import Best, Retention
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, loader

@@ -13,14 +13,15 @@ from torch import nn
 
 from statemachine_trainer import EpochLoop, Trainer, every
 from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
-from statemachine_trainer.callbacks.checkpoints import EarlierRun, NoCheckpoint
-from statemachine_trainer.data.errors import DataChanged
+from statemachine_trainer.callbacks.checkpoints import EarlierRun
+from statemachine_trainer.callbacks.finding import NoCheckpoint
+from statemachine_trainer.data.data_errors import DataChanged
 from statemachine_trainer.machine.errors import StateMachineError, StateMismatch
-from statemachine_trainer.parallel.errors import PrecisionMismatch
-from statemachine_trainer.runs import RESUME_VARIABLE, BadRecord
+from statemachine_trainer.parallel.parallel_errors import PrecisionMismatch
+from statemachine_trainer.run_record import RESUME_VARIABLE, BadRecord
 from statemachine_trainer.snapshot import Damaged, DamagedCheckpointWarning, Retention
-from statemachine_trainer.snapshot.errors import NotACheckpoint, SnapshotMismatch
-from statemachine_trainer.snapshot.weights import load_weights
+from statemachine_trainer.snapshot.snapshot_errors import NotACheckpoint, SnapshotMismatch
+from statemachine_trainer.snapshot.store import load_weights
 from tests.callbacks.kit import Net, batches, fit, same, steps, trainer_with, weights_of
 
 ALL = Retention(last=None)

@@ -12,7 +12,7 @@ from statemachine_trainer import EpochLoop, FitLoop, Loop, Trainer, every, log
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops import Phase, PhasesLoop
 from statemachine_trainer.loops.base import TrainingLoop
-from statemachine_trainer.loops.errors import MissingMetric, SettingError
+from statemachine_trainer.loops.loop_errors import MissingMetric, SettingError
 from statemachine_trainer.machine.errors import NotStarted
 from statemachine_trainer.snapshot import Best, KeepEvery, Retention, Unwritable, WriteFailed
 from tests.callbacks.kit import Net, batches, fit, found, steps, trainer_with

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from statemachine_trainer.callbacks import EarlyStopping
-from statemachine_trainer.loops.errors import MissingMetric, SettingError
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.loop_errors import MissingMetric, SettingError
+from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.trainer import Trainer
 
 BATCHES = [torch.ones(2, 1)] * 2

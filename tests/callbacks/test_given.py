@@ -9,8 +9,8 @@ import pytest
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.callbacks.early_stopping import NeverLooked
 from statemachine_trainer.loops import KFoldLoop
-from statemachine_trainer.loops.errors import SettingError
 from statemachine_trainer.loops.fit import FitLoop
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import BadReceiver
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, loader

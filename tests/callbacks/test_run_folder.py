@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from statemachine_trainer import runs
+from statemachine_trainer import run_record
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.cli import app
-from statemachine_trainer.inspection import inspect
+from statemachine_trainer.cli.inspection import inspect
 from statemachine_trainer.snapshot import Damaged, NotACheckpoint, Retention, Store
 from tests.callbacks.kit import Net, batches, trainer_with
 
@@ -141,7 +141,7 @@ def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 
 
 def test_the_command_is_that_of_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command, folder = runs.resume_command(run)
+    command, folder = run_record.resume_command(run)
     assert command == [sys.executable, *sys.orig_argv[1:]]
     assert folder == Path.cwd()
     done = CliRunner().invoke(app, ["resume", str(run), "--dry-run"])
@@ -213,11 +213,11 @@ def test_a_process_from_a_pipe_or_at_a_prompt_has_no_command_to_repeat(
 ) -> None:
     for arguments in (["python"], ["python", "-"]):
         monkeypatch.setattr(sys, "orig_argv", arguments)
-        assert runs.command_line() is None
+        assert run_record.command_line() is None
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "train", "--epochs", "3"])
-    assert runs.command_line() == [sys.executable, "-m", "train", "--epochs", "3"]
+    assert run_record.command_line() == [sys.executable, "-m", "train", "--epochs", "3"]
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
-    assert runs.command_line() is None
+    assert run_record.command_line() is None
 
 
 def test_the_history_does_not_grow_for_ever(tmp_path: Path) -> None:
@@ -231,8 +231,8 @@ def test_the_history_does_not_grow_for_ever(tmp_path: Path) -> None:
             }
         )
     )
-    runs.note(tmp_path, "ended", {})
-    record = runs.read_record(tmp_path)
+    run_record.note(tmp_path, "ended", {})
+    record = run_record.read_record(tmp_path)
     assert record is not None
     assert len(record.history) == 1000
     assert record.history[-1]["event"] == "ended"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from statemachine_trainer.cli import app
 from statemachine_trainer.demo import DigitNet, load_digits, run_demo
 from statemachine_trainer.observe.run import Run
-from statemachine_trainer.page.folder import FolderRun
+from statemachine_trainer.page.recorded import FolderRun
 from statemachine_trainer.trainer import Trainer
 
 

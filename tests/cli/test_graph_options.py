@@ -17,7 +17,7 @@ from tests.observe.recorded import Net, batches, trainer
 
 USERS_FILE = """
     from statemachine_trainer.loops import BatchLoop, SAMLoop
-    from statemachine_trainer.machine import graph_of
+    from statemachine_trainer.graph import graph_of
     from statemachine_trainer.trainer import Trainer
 
     class Mine:

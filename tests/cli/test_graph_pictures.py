@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from statemachine_trainer.cli import app
+from statemachine_trainer.graph.graph import graph_of
 from statemachine_trainer.loops import BatchLoop
-from statemachine_trainer.machine.graph import graph_of
 from statemachine_trainer.trainer import Trainer
 from tests.cli.sandbox import clean_imports
 

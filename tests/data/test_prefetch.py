@@ -18,7 +18,7 @@ from statemachine_trainer.loops import (
     Phase,
     PhasesLoop,
 )
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from statemachine_trainer.debugging import NothingRemembered
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import AlreadyRunning
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.testing.recording import seed_all

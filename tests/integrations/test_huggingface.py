@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from statemachine_trainer import Trainer
-from statemachine_trainer.loops.errors import ModelError
+from statemachine_trainer.loops.loop_errors import ModelError
 from statemachine_trainer.testing import assert_resumable
 
 

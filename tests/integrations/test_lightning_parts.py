@@ -26,8 +26,8 @@ from lightning.pytorch.callbacks import (
 
 from statemachine_trainer import FitLoop, Trainer
 from statemachine_trainer.integrations import lightning
-from statemachine_trainer.loops.errors import ModelError, NothingToDo
-from statemachine_trainer.loops.kfold import KFoldLoop
+from statemachine_trainer.loops.loop_errors import ModelError, NothingToDo
+from statemachine_trainer.loops.recipes.kfold import KFoldLoop
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.testing import assert_resumable
 from tests.integrations.lightning_kit import (

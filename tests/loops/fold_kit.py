@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.metrics.log import log
 
 
 class Net(nn.Sequential):

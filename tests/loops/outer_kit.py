@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.trainer import Trainer
 
 

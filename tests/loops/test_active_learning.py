@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from statemachine_trainer.loops import ActiveLearningLoop, FitLoop, LabelFolder
-from statemachine_trainer.loops.acquisition import bald, choose, entropy, margin
-from statemachine_trainer.loops.errors import MissingMetric, SettingError
-from statemachine_trainer.loops.labelling import BadLabels
+from statemachine_trainer.loops.loop_errors import MissingMetric, SettingError
+from statemachine_trainer.loops.recipes.acquisition import bald, choose, entropy, margin
+from statemachine_trainer.loops.recipes.labelling import BadLabels
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, digits, loader, samples

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
-from statemachine_trainer.data.errors import BadSource, EmptyLoader, StrayStopIteration
+from statemachine_trainer.data.data_errors import BadSource, EmptyLoader, StrayStopIteration
 from statemachine_trainer.loops import ManualLoop, OptimizerLoop, ValidationLoop
-from statemachine_trainer.loops.errors import (
+from statemachine_trainer.loops.loop_errors import (
     ModelError,
     NonFiniteLoss,
     OptimizerError,
@@ -26,7 +26,7 @@ from statemachine_trainer.machine.errors import (
     UnknownLoop,
     UnknownSignal,
 )
-from statemachine_trainer.parallel.errors import CannotMove
+from statemachine_trainer.parallel.parallel_errors import CannotMove
 from statemachine_trainer.trainer import Trainer
 from tests.loops.outer_kit import Model, Trace, Unsized, make_trainer, numbered
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from statemachine_trainer.loops import BatchLoop, OptimizerLoop
-from statemachine_trainer.loops.errors import SettingError
-from statemachine_trainer.loops.split import SplitError
+from statemachine_trainer.loops.batch import SplitError
+from statemachine_trainer.loops.loop_errors import SettingError
 from tests.loops.inner_kit import Batch, Regression, Signals, make_batches, make_trainer
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from statemachine_trainer import BatchLoop, EpochLoop, FitLoop, Trainer
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.loop_errors import SettingError
 from tests.loops.inner_kit import assert_same_weights
 from tests.loops.test_truncated_bptt import Recurrent, Rivals, make_rnn, make_sequences
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from statemachine_trainer.loops.errors import NonFiniteLoss, SettingError, StepOutputError
+from statemachine_trainer.loops.loop_errors import NonFiniteLoss, SettingError, StepOutputError
 from tests.loops.inner_kit import (
     Batch,
     Pair,

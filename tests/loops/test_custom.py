@@ -11,8 +11,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
 
 from statemachine_trainer.loops import CustomLoop, FitLoop, log
-from statemachine_trainer.loops.custom import OutOfTurn
-from statemachine_trainer.loops.errors import StepOutputError
+from statemachine_trainer.loops.loop_errors import StepOutputError
+from statemachine_trainer.loops.recipes.custom import OutOfTurn
 from statemachine_trainer.machine.errors import UnhandledEvent
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer

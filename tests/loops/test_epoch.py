@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from statemachine_trainer.loops import EpochLoop
-from statemachine_trainer.loops.errors import MissingMetric, SettingError
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.loop_errors import MissingMetric, SettingError
+from statemachine_trainer.loops.metrics.log import log
 from tests.loops.outer_kit import Model, Trace, make_trainer, numbered
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statemachine_trainer.loops.every import (
+from statemachine_trainer.loops.intervals import (
     Counts,
     Every,
     IntervalError,

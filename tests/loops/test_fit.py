@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from statemachine_trainer.loops import EpochLoop, FitLoop
-from statemachine_trainer.loops.errors import SettingError
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.metrics.log import log
 from tests.loops.outer_kit import Model, make_trainer, numbered
 
 

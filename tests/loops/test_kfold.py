@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.data import BadSource
 from statemachine_trainer.loops import FitLoop, KFoldLoop, TrainingLoop
-from statemachine_trainer.loops.errors import ModelError, SettingError
-from statemachine_trainer.loops.folds import make_folds
+from statemachine_trainer.loops.loop_errors import ModelError, SettingError
+from statemachine_trainer.loops.recipes.kfold import make_folds
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, digits, loader, samples

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from statemachine_trainer.callbacks.early_stopping import NeverLooked
 from statemachine_trainer.data import BadSource
 from statemachine_trainer.loops import FitLoop, Phase, PhasesLoop, log
-from statemachine_trainer.loops.errors import LikelyMistake, ModelError, OptimizerError
+from statemachine_trainer.loops.loop_errors import LikelyMistake, ModelError, OptimizerError
 from statemachine_trainer.loops.mistakes import (
     ForeignParameters,
     FrozenParameters,

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from statemachine_trainer.data.errors import BadLimit
+from statemachine_trainer.data.data_errors import BadLimit
 from statemachine_trainer.loops import EpochLoop, FitLoop, ValidationLoop, every
-from statemachine_trainer.loops.errors import NothingToDo, SettingError
 from statemachine_trainer.loops.fit import parse_time
+from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from tests.loops.outer_kit import Clock, Model, Trace, Unsized, after, make_trainer, numbered
 
 

@@ -10,7 +10,7 @@ import torchmetrics
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from statemachine_trainer.loops.log import NotLogging, log, log_dict
+from statemachine_trainer.loops.metrics.log import NotLogging, log, log_dict
 from tests.loops.outer_kit import Model, make_trainer, numbered
 
 

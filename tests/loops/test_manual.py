@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from statemachine_trainer.loops import FitLoop, ManualLoop, OptimizerLoop
-from statemachine_trainer.loops.errors import SettingError, StepOutputError
+from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.trainer import Trainer
 from tests.loops.inner_kit import (
     Batch,

@@ -20,7 +20,7 @@ from torchmetrics.aggregation import CatMetric, RunningMean
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
 from torchmetrics.wrappers import ClasswiseWrapper, MinMaxMetric
 
-from statemachine_trainer.loops.metrics import (
+from statemachine_trainer.loops.metrics.table import (
     BadMetricValue,
     LateMetric,
     MetricConflict,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer.loops import OptimizerLoop
-from statemachine_trainer.loops.errors import NonFiniteLoss, SettingError
+from statemachine_trainer.loops.loop_errors import NonFiniteLoss, SettingError
 from tests.loops.inner_kit import (
     Batch,
     Regression,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from statemachine_trainer.loops.errors import SettingError, UnknownArgument
-from statemachine_trainer.loops.other_names import HOOKS
+from statemachine_trainer.loops.foreign_names import HOOKS
+from statemachine_trainer.loops.loop_errors import SettingError, UnknownArgument
 from statemachine_trainer.machine.errors import UnknownSignal
 from tests.loops.inner_kit import Regression, make_batches, make_trainer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.metrics.log import log
 from tests.loops.outer_kit import Model, make_trainer, numbered
 
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LinearLR
 
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.loops import EpochLoop, FitLoop, KFoldLoop, Phase, PhasesLoop, log
-from statemachine_trainer.loops.errors import SettingError, StepOutputError
+from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.machine.errors import UnknownEvent
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer

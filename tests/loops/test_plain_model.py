@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from statemachine_trainer.loops.errors import ModelError, OptimizerError
+from statemachine_trainer.loops.loop_errors import ModelError, OptimizerError
 from statemachine_trainer.machine.errors import UnknownSignal
 from tests.loops.inner_kit import (
     Batch,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.loop_errors import SettingError
 from tests.loops.outer_kit import Model, make_trainer, numbered
 
 

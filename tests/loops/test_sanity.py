@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from statemachine_trainer.loops import SanityLoop
-from statemachine_trainer.loops.errors import SettingError
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.metrics.log import log
 from tests.loops.outer_kit import Model, Trace, Unsized, make_trainer, numbered
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from statemachine_trainer.loops import log
-from statemachine_trainer.loops.errors import MissingMetric
+from statemachine_trainer.loops.loop_errors import MissingMetric
 from tests.loops.inner_kit import (
     Batch,
     Pair,

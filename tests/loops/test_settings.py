@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from statemachine_trainer.loops import FitLoop
-from statemachine_trainer.loops.errors import SettingError
-from statemachine_trainer.loops.settings import known_settings
+from statemachine_trainer.loops.default_tree import known_settings
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.trainer import Trainer
 from tests.loops.outer_kit import Model, make_trainer, numbered

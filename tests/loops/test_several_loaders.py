@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from statemachine_trainer.data.errors import EmptyLoader
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.data.data_errors import EmptyLoader
+from statemachine_trainer.loops.metrics.log import log
 from tests.loops.outer_kit import Model, Unsized, make_trainer, numbered
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from statemachine_trainer.loops.split import SplitError, detach, split_batch
+from statemachine_trainer.loops.batch import SplitError, split_batch
+from statemachine_trainer.parallel.containers import detach
 
 
 class Pair(NamedTuple):

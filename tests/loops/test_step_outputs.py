@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from statemachine_trainer.loops.errors import ModelError, StepOutputError
+from statemachine_trainer.loops.loop_errors import ModelError, StepOutputError
 from tests.loops.inner_kit import (
     Batch,
     Regression,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from statemachine_trainer.loops.errors import NothingToDo, SettingError
+from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.machine.errors import AlreadyRunning
 from tests.loops.outer_kit import Model, Trace, Unsized, after, make_trainer, numbered
 

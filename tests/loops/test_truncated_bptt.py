@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from statemachine_trainer.loops import BatchLoop
-from statemachine_trainer.loops.errors import ModelError, SettingError, StepOutputError
+from statemachine_trainer.loops.loop_errors import ModelError, SettingError, StepOutputError
 from tests.loops.inner_kit import assert_same_weights, make_trainer
 
 Batch = tuple[Tensor, Tensor]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from statemachine_trainer.loops.errors import ModelError, NothingToDo
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.loop_errors import ModelError, NothingToDo
+from statemachine_trainer.loops.metrics.log import log
 from tests.loops.outer_kit import Model, Trace, make_trainer, numbered
 
 

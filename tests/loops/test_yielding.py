@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from statemachine_trainer.loops import OptimizerLoop, Turn, TurnDone, YieldingLoop
-from statemachine_trainer.loops.errors import NonFiniteLoss, SettingError, StepOutputError
+from statemachine_trainer.loops.loop_errors import NonFiniteLoss, SettingError, StepOutputError
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.loops.inner_kit import (

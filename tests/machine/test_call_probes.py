@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.signals import Call, Moment
-from statemachine_trainer.machine.subscription import Part, Subscription
+from statemachine_trainer.machine.signals import Call, Moment, Part, Subscription
 from tests.machine.test_probes import Outer, run
 
 

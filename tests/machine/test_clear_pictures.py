@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from statemachine_trainer import loops as shipped
+from statemachine_trainer.graph import dot
+from statemachine_trainer.graph.graph import Graph, graph_of
+from statemachine_trainer.graph.style import LIGHT, Style
 from statemachine_trainer.loops import FitLoop, KFoldLoop, Phase, PhasesLoop
-from statemachine_trainer.machine.drawing import dot
-from statemachine_trainer.machine.drawing.palette import LIGHT
-from statemachine_trainer.machine.drawing.style import Style
-from statemachine_trainer.machine.graph import Graph, graph_of
 
 pygraphviz = pytest.importorskip("pygraphviz", reason="the layout is Graphviz's")
 

@@ -7,7 +7,8 @@ from typing import Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from statemachine_trainer.machine import Chart, Graph, Loop, graph_of, place, transient
+from statemachine_trainer.graph import Graph, graph_of
+from statemachine_trainer.machine import Chart, Loop, place, transient
 from statemachine_trainer.machine.errors import StateMachineError
 from tests.machine.random_loops import NAME, trees
 

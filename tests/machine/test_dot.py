@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from statemachine_trainer.machine import Chart, Graph, Loop, graph_of
-from statemachine_trainer.machine.graph import UnknownPath
-from statemachine_trainer.machine.picture import BadOption
+from statemachine_trainer.graph import Graph, graph_of
+from statemachine_trainer.graph.model import BadOption, UnknownPath
+from statemachine_trainer.machine import Chart, Loop
 from tests.machine.kit import Fit
 from tests.machine.random_loops import NAME, trees
 

@@ -8,9 +8,10 @@ from typing import Literal
 
 import pytest
 
+from statemachine_trainer.graph.graph import Graph, graph_of
+from statemachine_trainer.graph.model import GraphEdge, UnknownPath
 from statemachine_trainer.machine import Chart, Loop, place, transient
 from statemachine_trainer.machine.errors import ImpossibleEvent, UnhandledEvent, UnknownLoop
-from statemachine_trainer.machine.graph import Graph, GraphEdge, UnknownPath, graph_of
 
 
 class Step(Loop):

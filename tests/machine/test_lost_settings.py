@@ -21,7 +21,7 @@ from statemachine_trainer import (
     ValidationLoop,
     YieldingLoop,
 )
-from statemachine_trainer.machine.settings import LostSettings
+from statemachine_trainer.machine.swap import LostSettings
 
 
 def trainer_of(**settings: Any) -> Trainer:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statemachine_trainer.graph.graph import Graph, graph_of
+from statemachine_trainer.graph.model import GraphEdge
 from statemachine_trainer.machine import Chart, Loop, place, transient
-from statemachine_trainer.machine.graph import Graph, GraphEdge, graph_of
 
 
 class Step(Loop):

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from statemachine_trainer.machine import Chart, Graph
-from statemachine_trainer.machine.picture import Drawable
+from statemachine_trainer.graph import Graph
+from statemachine_trainer.graph.drawable import Drawable
+from statemachine_trainer.machine import Chart
 from tests.machine.kit import Fit
 
 pytest.importorskip("pygraphviz", reason="pictures are drawn by pygraphviz: pip install it")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from statemachine_trainer.graph import Graph
 from statemachine_trainer.loops import FitLoop, KFoldLoop, SAMLoop
-from statemachine_trainer.machine import Graph
 from statemachine_trainer.trainer import Trainer
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"

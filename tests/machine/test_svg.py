@@ -14,10 +14,9 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from statemachine_trainer.machine import Chart, Graph, Loop, graph_of
-from statemachine_trainer.machine.drawing import GraphvizMissing, layout
-from statemachine_trainer.machine.graph import GraphEdge
-from statemachine_trainer.machine.picture import UnknownFormat
+from statemachine_trainer.graph import Graph, GraphvizMissing, dot, graph_of
+from statemachine_trainer.graph.model import GraphEdge, UnknownFormat
+from statemachine_trainer.machine import Chart, Loop
 from tests.machine.kit import Fit
 from tests.machine.random_loops import NAME, trees
 
@@ -178,7 +177,7 @@ def test_a_notebook_shows_the_picture() -> None:
 def test_without_pygraphviz_a_notebook_shows_mermaid_and_a_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layout, "is_installed", lambda: False)
+    monkeypatch.setattr(dot, "is_installed", lambda: False)
     shown = fit_graph()._repr_mimebundle_()
     assert shown["text/vnd.mermaid"] == fit_graph().to_mermaid()
     assert "statemachine-trainer[graph]" in shown["text/plain"]

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from statemachine_trainer.loops.log import log
+from statemachine_trainer.loops.metrics.log import log
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCHES = [(torch.randn(4, 3), torch.randint(0, 2, (4,))) for _ in range(6)]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from statemachine_trainer import FitLoop, KFoldLoop, Run, RunFolder, Trainer, log
 from statemachine_trainer.callbacks import Checkpoints
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.observe import MetricsTable
 from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.readings import Reading

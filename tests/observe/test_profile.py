@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from statemachine_trainer.observe.durations import Durations
-from statemachine_trainer.observe.profile import Profile, SubscriberKey
+from statemachine_trainer.observe.profile import Durations, Profile, SubscriberKey
 from statemachine_trainer.trainer import Trainer
 from tests.loops.outer_kit import Clock, Model, make_trainer, numbered
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statemachine_trainer.machine import Graph
+from statemachine_trainer.graph import Graph
 from statemachine_trainer.trainer import Trainer
 
 

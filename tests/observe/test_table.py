@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statemachine_trainer.observe import EpochRecord, MetricsTable
-from statemachine_trainer.observe.table import format_clock, format_number, format_seconds
+from statemachine_trainer.observe.epoch_table import format_clock, format_number, format_seconds
 from statemachine_trainer.trainer import Trainer
 from tests.observe.runs import BATCHES, Net
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from statemachine_trainer.control.requests import endpoints_in
 from statemachine_trainer.observe.run import NoRun, Run
-from statemachine_trainer.page.requests import endpoints_in
 from tests.page.runs import until
 from tests.processes import ROOT, in_group
 

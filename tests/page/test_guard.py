@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from statemachine_trainer.control.control_errors import PageError
 from statemachine_trainer.page import Page, serve
-from statemachine_trainer.page.errors import PageError
 from tests.page.runs import Run
 
 

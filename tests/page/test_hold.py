@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from statemachine_trainer import Trainer
-from statemachine_trainer.page.hold import Hold
+from statemachine_trainer.control.hold import Hold
 from tests.observe.recorded import Net, batches, trainer
 from tests.page.runs import DEADLINE, Run, until
 

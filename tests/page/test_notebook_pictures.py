@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from statemachine_trainer.machine.drawing.palette import DARK, LIGHT, Palette
+from statemachine_trainer.graph.style import DARK, LIGHT, Palette
 from statemachine_trainer.trainer import Trainer
 
 pytest.importorskip("pygraphviz", reason="pictures are drawn by pygraphviz: pip install it")

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from statemachine_trainer import RunFolder, Trainer
+from statemachine_trainer.control.control_errors import NoAnswer, NobodyListens, NotNow
+from statemachine_trainer.control.requests import Endpoint, endpoint_of, endpoints_in
+from statemachine_trainer.observe.remote import Remote
 from statemachine_trainer.observe.run import Run as RunOfFolder
-from statemachine_trainer.page.errors import NoAnswer, NobodyListens, NotNow
-from statemachine_trainer.page.remote import Remote
-from statemachine_trainer.page.requests import Endpoint, endpoint_of, endpoints_in
 from tests.page.processes import steps_in, training
 from tests.page.runs import Run, until
 

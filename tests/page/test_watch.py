@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from statemachine_trainer.control.control_errors import NobodyListens
 from statemachine_trainer.observe.run import NoRun
 from statemachine_trainer.page import Page
-from statemachine_trainer.page.address import left_in
-from statemachine_trainer.page.errors import NobodyListens
-from statemachine_trainer.page.folder import FolderRun
+from statemachine_trainer.page.recorded import FolderRun
+from statemachine_trainer.page.server import left_in
 from tests.page.processes import process, steps_in, training
 from tests.page.runs import Run, until
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from statemachine_trainer import Trainer
 from statemachine_trainer.callbacks import Checkpoints
-from statemachine_trainer.loops.errors import SettingError
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.parallel.wrapped import Wrapped
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from statemachine_trainer.snapshot import Store
-from statemachine_trainer.snapshot.errors import SnapshotMismatch
 from statemachine_trainer.snapshot.ranked import tree_of_rank
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 from tests.ranks.launching import launch
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from statemachine_trainer.snapshot.rng import isolated_rng
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.testing.recording import Recording, seed_all
-from statemachine_trainer.testing.report import Report
-from statemachine_trainer.testing.resuming import Trials
-from statemachine_trainer.testing.runs import Boundary, Run
+from statemachine_trainer.testing.resuming import Report, Trials
 from statemachine_trainer.testing.specimens import Net
+from statemachine_trainer.testing.watched_runs import Boundary, Run
 from statemachine_trainer.trainer import Trainer
 
 MakeTrainer = Callable[[], Trainer]

@@ -11,7 +11,7 @@ from statemachine_trainer.testing.strategies import Setup, setups
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::statemachine_trainer.data.ReplayWarning"),
-    pytest.mark.filterwarnings("ignore::statemachine_trainer.loops.errors.LikelyMistake"),
+    pytest.mark.filterwarnings("ignore::statemachine_trainer.loops.loop_errors.LikelyMistake"),
 ]
 
 relaxed = settings(

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from statemachine_trainer.machine.errors import StateMismatch
 from statemachine_trainer.snapshot import Unwritable
-from statemachine_trainer.snapshot.errors import SnapshotMismatch
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 from statemachine_trainer.testing import NotReady, assert_resumable
-from statemachine_trainer.testing.runs import Document
+from statemachine_trainer.testing.watched_runs import Document
 from statemachine_trainer.trainer import Trainer
 from tests.resume.kit import Counted, boundaries, net, one_by_one, sgd, started
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from statemachine_trainer.loops.log import NotLogging, log
+from statemachine_trainer.loops.metrics.log import NotLogging, log
 from statemachine_trainer.machine.errors import NotStarted
 from tests.loops.outer_kit import Clock, Model, make_trainer, numbered
 

@@ -9,9 +9,9 @@ import pytest
 
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.callbacks.early_stopping import EarlyStopping
-from statemachine_trainer.loops.errors import NothingToDo, SettingError
+from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.machine.errors import AlreadyRunning, NotStarted
-from statemachine_trainer.snapshot.errors import SnapshotMismatch
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 from tests.loops.outer_kit import Model, make_trainer, numbered
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from statemachine_trainer.snapshot import BadName, NotACheckpoint, Retention, Store, leftovers
+from statemachine_trainer.snapshot import BadName, NotACheckpoint, Retention, Store, filesystem
 
 
 def test_a_checkpoint_is_a_folder_that_a_person_can_read(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_what_a_writer_on_another_machine_left_is_removed_after_a_day(
 def test_what_another_process_writes_now_is_left_alone(tmp_path: Path) -> None:
     own = Store(tmp_path)
     own.save({}, name="x")
-    mine = leftovers.temporary_name("000009-z")
+    mine = filesystem.temporary_name("000009-z")
     parent = mine.replace(f"@{os.getpid()}@", f"@{os.getppid()}@")
     (tmp_path / parent).mkdir()
     (tmp_path / mine).mkdir()

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from statemachine_trainer.loops.errors import TrainingError
-from statemachine_trainer.loops.log import log
-from statemachine_trainer.loops.metrics import batch_size_of
+from statemachine_trainer.loops.loop_errors import TrainingError
+from statemachine_trainer.loops.metrics.log import log
+from statemachine_trainer.loops.metrics.table import batch_size_of
 from statemachine_trainer.loops.outputs import read_output
 from statemachine_trainer.snapshot.rng import isolated_rng
 

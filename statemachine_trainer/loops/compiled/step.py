@@ -19,15 +19,14 @@ from statemachine_trainer.loops.compiled.capture import (
 from statemachine_trainer.loops.compiled.fused import FusedStep, has_hooks
 from statemachine_trainer.loops.compiled.joint import NotTraceable, Recipe, StateMissing
 from statemachine_trainer.loops.compiled.program import Backend, Compiled, Options
-from statemachine_trainer.loops.errors import SettingError
 from statemachine_trainer.loops.guest import Guest
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.optimizer import NonFinite, OptimizerLoop
-from statemachine_trainer.loops.optimizers import OptimizerSlot
+from statemachine_trainer.loops.optimizers import OptimizerSlot, step_schedulers
 from statemachine_trainer.loops.outputs import gather
-from statemachine_trainer.loops.schedule import step_schedulers
-from statemachine_trainer.loops.split import detach
-from statemachine_trainer.machine.caller import level_of_caller
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.fields import RUN, field
+from statemachine_trainer.parallel.containers import detach
 
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 

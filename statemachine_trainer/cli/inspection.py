@@ -1,0 +1,299 @@
+"""What the folder of a run, or one checkpoint, holds: for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.observe.epoch_table import MetricsTable
+from statemachine_trainer.observe.ring import BadRing
+from statemachine_trainer.observe.run import BadJournal, Run, is_run
+from statemachine_trainer.run_record import Record, read_record
+from statemachine_trainer.snapshot import Damaged, Info, Loaded, NotACheckpoint, Store
+from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
+
+_EVENTS = 5
+_EPOCHS = 10
+_BETWEEN_EPOCHS = ("fit_start", "next_epoch", "epoch_start", "fit_end")
+"""States before which the count of batches is that of the epoch before, or of none yet."""
+
+
+def inspect(path: Path, console: Console, *, whole: bool = False) -> bool:
+    """Print what a run folder or a checkpoint holds.
+
+    Args:
+        path: The folder of a run, or of one checkpoint.
+        console: Where to print.
+        whole: Read every byte of every checkpoint of the run, not only of the newest.
+
+    Returns:
+        Whether all that was read is whole.
+
+    Raises:
+        NotACheckpoint: It is neither.
+        Damaged: It is a checkpoint that is not what was written, or no checkpoint of the run is whole.
+    """
+    if (path / MANIFEST).exists() or not path.is_dir():
+        _print_checkpoint(Store(path.parent).load(path), console)
+        return True
+    return _print_run(path, console, whole=whole)
+
+
+# -- a run -----------------------------------------------------------------------------------------
+
+
+def _print_run(root: Path, console: Console, *, whole: bool) -> bool:
+    record, store = read_record(root), Store(root)
+    infos = store.list()
+    if record is None and not infos and not is_run(root):
+        raise NotACheckpoint(f"{root} holds no checkpoint and no record of a run.")
+    console.print(_plain(f"Run {root}"), style="bold")
+    if record is not None:
+        for line in _record_lines(record):
+            console.print(_plain(line))
+    whole_journal = not is_run(root) or _print_recorded(Run(root), console)
+    if not infos:
+        ended = is_run(root) and whole_journal and Run(root).status == "ended"
+        would = "the run has ended without one" if ended else "the run would begin"
+        console.print(f"No checkpoint{'' if ended else ' yet'}: {would}.")
+        return whole_journal
+    damages = {info.path: info.damage for info in infos if info.damage is not None}
+    if whole:
+        damages.update(_read_all(store, infos))
+    newest = _newest(store, damages)
+    _print_checkpoints(infos, damages, console)
+    for path, damage in damages.items():
+        console.print(_plain(f"Damaged: {path.name}: {damage}"), style="red")
+    if newest is None:
+        raise Damaged(root, "no checkpoint in it is whole")
+    console.print(_plain(_onward(newest)))
+    return not damages and whole_journal
+
+
+def _print_recorded(run: Run, console: Console) -> bool:
+    """Print what black box and journal tell; tell whether they could be read."""
+    try:
+        status, place, epochs, settings = run.status, run.progress(), run.epochs(), run.settings()
+        ring = next(iter(run.rings()), None)
+    except (BadJournal, BadRing) as error:
+        console.print(_plain(f"Damaged: {error}"), style="red")
+        return False
+    where = f" in {ring.state}" if ring is not None and status in ("running", "killed") else ""
+    reached = "" if place is None else f", {place[0]} epochs and {place[1]} steps done"
+    console.print(_plain(f"  state     {status}{where}{reached}"))
+    if settings:
+        written = ", ".join(f"{name}={value}" for name, value in settings.items())
+        console.print(_plain(f"  settings  {written}"))
+    if epochs:
+        table = MetricsTable(width=console.width)
+        table.load_state_dict({"records": [asdict(one) for one in epochs[-_EPOCHS:]]})
+        for line in table.lines():
+            console.print(_plain(line), soft_wrap=True)
+    return True
+
+
+def _record_lines(record: Record) -> Iterator[str]:
+    command = "at a prompt or in a notebook" if record.command is None else " ".join(record.command)
+    yield f"  command   {command}"
+    yield f"  in        {record.folder}"
+    yield f"  versions  {_versions(record.versions)}"
+    hidden = len(record.history) - _EVENTS
+    if hidden > 0:
+        yield f"  history   {hidden} earlier events, then"
+    for number, one in enumerate(record.history[-_EVENTS:]):
+        rest = ", ".join(f"{k} {v}" for k, v in one.items() if k not in ("event", "at"))
+        head = "  history   " if number == 0 and hidden <= 0 else "            "
+        at = str(one.get("at"))[:19].replace("T", " ")
+        yield f"{head}{at} UTC  {one['event']}" + (f" ({rest})" if rest else "")
+
+
+def _onward(newest: Loaded) -> str:
+    """Say what a run would go on from."""
+    name, said = newest.path.name, newest.metadata
+    if "state" in said and said["state"] is None:
+        return f"The run has ended, with {name}. It goes on from there if its limit is raised."
+    if "state" not in said:
+        return f"No run goes on from {name}: it is not the checkpoint of a trainer."
+    return f"The run goes on from {name}: {_position(said)}."
+
+
+def _read_all(store: Store, infos: Sequence[Info]) -> dict[Path, str]:
+    found = {}
+    for info in infos:
+        try:
+            store.load(info.path)
+        except (Damaged, NotACheckpoint) as error:
+            found[info.path] = str(error)
+    return found
+
+
+def _newest(store: Store, damages: dict[Path, str]) -> Loaded | None:
+    """Find what a run would go on from, as it does; note the damage that is met on the way."""
+    for info in reversed(store.list()):
+        if info.path in damages:
+            continue
+        try:
+            return store.load(info.path)
+        except (Damaged, NotACheckpoint) as error:
+            damages[info.path] = str(error)
+    return None
+
+
+def _print_checkpoints(
+    infos: Sequence[Info], damages: Mapping[Path, str], console: Console
+) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("checkpoint", no_wrap=True)
+    table.add_column("written", no_wrap=True)
+    table.add_column("before state", no_wrap=True)
+    for name in ("epoch", "batch"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("metrics")
+    table.add_column("size", justify="right", no_wrap=True)
+    for info in infos:
+        said, damaged = info.metadata, info.path in damages
+        table.add_row(
+            _plain(info.path.name),
+            _plain("" if info.damage else f"{info.created.astimezone():%m-%d %H:%M:%S}"),
+            _plain("damaged" if damaged else str(_state(said)).rpartition(".")[2]),
+            *(_plain(said.get(name, "")) for name in ("epoch", "batch")),
+            _plain(_metrics(said.get("metrics"))),
+            _plain("" if info.damage else _size(info.size)),
+            style="red" if damaged else None,
+        )
+    console.print(table)
+
+
+# -- a checkpoint ----------------------------------------------------------------------------------
+
+
+def _print_checkpoint(loaded: Loaded, console: Console) -> None:
+    said, context = loaded.metadata, _at(loaded.tree, "context")
+    console.print(_plain(f"Checkpoint {loaded.path}"), style="bold")
+    for name, value in (
+        ("versions", _versions(loaded.versions)),
+        ("goes on", _position(said)),
+        ("posted", ", ".join(map(str, _at(loaded.tree, "machine", "posted") or ())) or "nothing"),
+        ("metrics", _metrics(said.get("metrics")) or "none of this moment"),
+        ("earlier", _metrics(said.get("earlier_metrics"))),
+        ("trained", _trained(said)),
+        *(("optimizer", line) for line in _optimizers(_at(context, "optimizers"))),
+        (
+            "callbacks",
+            ", ".join(str(_at(one, "kind")) for one in _at(loaded.tree, "callbacks") or ()),
+        ),
+    ):
+        if value:
+            console.print(_plain(f"  {name:<10}{value}"))
+    weights = _at(context, "model", "weights")
+    if isinstance(weights, Mapping):
+        _print_weights(weights, console)
+    else:
+        console.print("It holds no weights of a model.")
+
+
+def _optimizers(slots: Any) -> Iterator[str]:
+    for slot in slots or ():
+        groups = _at(slot, "optimizer", "param_groups") or ()
+        rates = ", ".join(
+            f"{_at(group, 'lr'):.4g}" for group in groups if _is_number(_at(group, "lr"))
+        )
+        kinds = _at(slot, "kinds")
+        schedulers = f", with {', '.join(map(str, kinds))}" if kinds else ""
+        steps, window = _at(slot, "steps"), _at(slot, "window")
+        waiting = f", {window} backward passes since the last" if window else ""
+        yield f"{_at(slot, 'kind')}, learning rate {rates}, {steps} steps{waiting}{schedulers}"
+
+
+def _print_weights(weights: Mapping[Any, Any], console: Console) -> None:
+    tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("weights", "shape", "type", "size"):
+        table.add_column(name, justify="right" if name == "size" else "left")
+    for name, value in tensors.items():
+        shape = " x ".join(map(str, value.shape)) or "one number"
+        kind = str(value.dtype).removeprefix("torch.")
+        table.add_row(_plain(name), _plain(shape), _plain(kind), _plain(_size(value.nbytes)))
+    numbers, size = (
+        sum(f(v) for v in tensors.values()) for f in (torch.Tensor.numel, lambda v: v.nbytes)
+    )
+    console.print(table)
+    console.print(f"{len(tensors)} tensors, {numbers:,} numbers, {_size(size)}", highlight=False)
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def _plain(value: object) -> Text:
+    """Return text that neither a markup nor an escape of the terminal can hide in."""
+    text = str(value)
+    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    """Return what lies at a place of a tree, None if there is no such place."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _state(said: Mapping[str, object]) -> object:
+    return said["state"] or "(the end)" if "state" in said else ""
+
+
+def _position(said: Mapping[str, object]) -> str:
+    if "state" not in said:
+        return "not: it is not the checkpoint of a trainer"
+    if said["state"] is None:
+        return "not, as the fit has ended; from its end, if the limit is raised"
+    state, epoch, batches = str(said["state"]), said.get("epoch"), said.get("batch_in_epoch")
+    if state.rpartition(SEPARATOR)[2] in _BETWEEN_EPOCHS:
+        return f"before {state}, {epoch} epoch{'' if epoch == 1 else 's'} done"
+    within = "" if batches is None else f", {batches} batches into it"
+    return f"before {state}, epoch {epoch}{within}"
+
+
+def _trained(said: Mapping[str, object]) -> str:
+    seconds = said.get("seconds")
+    took = f", {seconds:.1f} s" if _is_number(seconds) else ""
+    names = [
+        f"{said[name]} {name}{plural}"
+        for name, plural in (("batch", "es"), ("step", "s"))
+        if name in said
+    ]
+    return ", ".join(names) + took
+
+
+def _metrics(values: object) -> str:
+    if not isinstance(values, Mapping):
+        return ""
+    return "  ".join(f"{name} {_number(value)}" for name, value in values.items())
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if _is_number(value) else str(value)
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _size(number: int) -> str:
+    """Return bytes as people write them."""
+    if number < 1000:
+        return f"{number} B"
+    power = min(4, int(math.log10(number)) // 3)
+    return f"{number / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"

@@ -1,0 +1,138 @@
+"""What can be asked of a run from outside, and when: by its page, and by other processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from statemachine_trainer.control.control_errors import NotNow
+from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.loop import SEPARATOR
+
+if TYPE_CHECKING:
+    from statemachine_trainer.control.hold import Hold
+    from statemachine_trainer.machine.driver import Driver
+    from statemachine_trainer.trainer import Trainer
+
+BUTTONS = ("pause", "step", "continue", "validate", "checkpoint", "stop")
+"""Their names, in the order in which they are shown."""
+
+HOLDING = ("pause", "step", "continue")
+"""Those that hold a run, or let it go."""
+
+POSTED = ("validate", "stop")
+"""Those that post an event of that name."""
+
+
+class Buttons:
+    """The buttons of a fit. Beside them any event can be pressed that its chart lets be posted.
+
+    Called by other threads than the one that trains.
+
+    Args:
+        trainer: The trainer.
+        driver: That of the fit.
+        hold: What holds it.
+    """
+
+    def __init__(self, trainer: Trainer, driver: Driver, hold: Hold) -> None:
+        self._trainer = trainer
+        self._driver = driver
+        self._hold = hold
+
+    def refusals(self) -> dict[str, str | None]:
+        """Say of each button why it is greyed; None where it is not."""
+        found = {name: self._refusal(name) for name in BUTTONS}
+        for event in POSTED:
+            if found[event] is None and not self._takers(event):
+                found[event] = f"No state around here has an edge for {event!r}."
+        return found
+
+    def press(self, name: str) -> str:
+        """Do what a button says, or post an event, which waits for a state that takes it.
+
+        Returns:
+            What becomes of it.
+
+        Raises:
+            NotNow: It cannot be done now, or there is no such button or event.
+        """
+        if (why := self._refusal(name)) is not None:
+            raise NotNow(why)
+        if name in BUTTONS and name not in POSTED:
+            action, told = {
+                "pause": (self._hold.hold, "The run is held after its next boundary."),
+                "step": (self._hold.step, "The run does the work of one state."),
+                "continue": (self._hold.go_on, "The run goes on."),
+                "checkpoint": (
+                    self._trainer.checkpoint,
+                    "A checkpoint is written at the next boundary that can be written down.",
+                ),
+            }[name]
+            action()
+            return told
+        self._driver.post(name)
+        held = " The run is held: it goes on with 'continue'." if self._hold.held else ""
+        takers = self._takers(name) or self._takers(name, anywhere=True)
+        return f"{name!r} is posted, for {_listed(takers)}.{held}"
+
+    def look(self) -> dict[str, Any]:
+        """Return where the fit stands and what it would do, as data that JSON can hold."""
+        driver, checkpoints = self._driver, self._trainer.checkpoints
+        written = None if checkpoints is None else checkpoints.last
+        stepping, held = self._hold.stepping, self._hold.held
+        return {
+            "state": held or driver.path,
+            "held": held is not None,
+            "stepping": stepping,
+            "running": driver.running,
+            "outcome": driver.outcome,
+            "together": self._together,
+            "posted": driver.posted,
+            "requested": driver.requested,
+            "checkpoint": None if written is None else written.name,
+            "events": sorted(driver.program.postable),
+            "buttons": self.refusals(),
+        }
+
+    def _refusal(self, name: str) -> str | None:
+        driver, hold = self._driver, self._hold
+        if name not in BUTTONS and name not in driver.program.postable:
+            known = (*BUTTONS, *driver.program.postable)
+            return f"There is no button or event {name!r}. {suggest(name, known)}"
+        if not driver.running:
+            ended = "The run has ended." if driver.path is None else "The run stands still."
+            return f"{ended} It is in the hands of the program that began it."
+        if name in HOLDING and self._together:
+            return "Of several ranks one that is held leaves the others waiting for it."
+        if name == "pause":
+            return "The run is held already." if hold.asked_for else None
+        if name == "step":
+            return None if hold.held else "Only a run that is held can be stepped."
+        if name == "continue":
+            return None if hold.asked_for else "The run is going on."
+        if name == "checkpoint":
+            writes = self._trainer.checkpoints is not None
+            return None if writes else "This trainer writes no checkpoints."
+        return None
+
+    @property
+    def _together(self) -> bool:
+        """Whether this is one of several ranks, which hand on to each other what they are asked for."""
+        return self._driver.post_to is not None
+
+    def _takers(self, event: str, *, anywhere: bool = False) -> list[str]:
+        """The states with an edge for a posted event, in the loops that the running state lies in.
+
+        Such an event stays posted until one of them runs.
+        """
+        around = self._driver.path or ""
+        return [
+            path
+            for path, node in self._driver.program.nodes.items()
+            if event in node.posted
+            and (anywhere or around.startswith(path.rpartition(SEPARATOR)[0] + SEPARATOR))
+        ]
+
+
+def _listed(paths: list[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"the first of {', '.join(paths)}"

@@ -1,0 +1,320 @@
+"""A debugger at the command line: one line typed, one thing done."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import signal
+import textwrap
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.text import Text
+
+from statemachine_trainer.debugging.debugger_errors import BadBreakpoint, BadExpression
+from statemachine_trainer.machine.driver import Until
+from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.signals import Moment
+
+if TYPE_CHECKING:
+    from statemachine_trainer.trainer import Trainer
+
+
+# -- How far one command goes ---------------------------------------------------------------------
+
+
+def over(path: str) -> Callable[[Moment], bool]:
+    """Return a condition that holds at the next state of the same loop, or once the loop is left.
+
+    Args:
+        path: Path of the state about to run. What lies in loops inside its loop is passed over.
+    """
+    loop, left = path.rpartition(SEPARATOR)[0], out(path)
+
+    def reached(moment: Moment) -> bool:
+        return left(moment) or moment.target.rpartition(SEPARATOR)[0] == loop
+
+    return reached
+
+
+def out(path: str) -> Callable[[Moment], bool]:
+    """Return a condition that holds once the loop of a state is left, or entered anew.
+
+    Args:
+        path: Path of the state about to run.
+    """
+    loop = path.rpartition(SEPARATOR)[0]
+    root = path.partition(SEPARATOR)[0]
+
+    def reached(moment: Moment) -> bool:
+        # Of an evaluation in the midst of it nothing is known here.
+        is_ours = moment.path.partition(SEPARATOR)[0] == root
+        return is_ours and not moment.path.startswith(loop + SEPARATOR)
+
+    return reached
+
+
+HELP: Final = """\
+step            make one transition
+next            go on to the next state of this loop, over the loops inside
+out             go on until this loop is left
+continue        go on to the next breakpoint, or to the end
+until NAME      go on until a state is entered, or a signal fires: validation, epoch_end:exit
+break           list the breakpoints
+break NAME [if EXPR]    stop there; break if EXPR stops anywhere
+clear N         remove a breakpoint
+rewind [N]      go N transitions back (1 unless told)
+info            where the run stands, and what may come next
+print EXPR      a Python expression: trainer, context, model, batch, loss, torch
+post EVENT      post an event, such as stop or validate
+graph [LOOP]    the states, the one about to run marked
+list            the source of the state about to run
+quit            leave
+
+The first letter is enough (graph: g). An empty line does again what was done last."""
+
+_LONGEST: Final = 4000
+"""Characters of a value that are printed."""
+
+
+class Session:
+    """Does what lines of text say with a fit that was started.
+
+    Errors of the training are shown, and the run stands before the state that raised; it can be
+    tried again, or gone back from. Ctrl-C pauses the run at the next boundary.
+
+    Args:
+        trainer: A trainer whose fit was started.
+        console: Where to print.
+        remember: How many boundaries are kept for `rewind`; 0 for none.
+    """
+
+    def __init__(self, trainer: Trainer, console: Console, *, remember: int = 50) -> None:
+        self._trainer = trainer
+        self._console = console
+        self._last = ""
+        self._commands: dict[str, Callable[[str], None]] = {
+            "step": self._step,
+            "next": self._next,
+            "out": self._out,
+            "continue": self._continue,
+            "until": self._until,
+            "break": self._break,
+            "clear": self._clear,
+            "rewind": self._rewind,
+            "info": self._info,
+            "print": self._print,
+            "post": self._post,
+            "graph": self._graph,
+            "list": self._list,
+            "help": self._help,
+        }
+        if remember:
+            trainer.remember(last=remember)
+
+    def do(self, line: str) -> bool:
+        """Do what a line says; tell whether the session goes on.
+
+        Commands may be cut short; of several that begin so, the first in the help is meant.
+        """
+        line = line.strip() or self._last
+        self._last = line
+        word, _, rest = line.partition(" ")
+        if not word:
+            return True
+        if "quit".startswith(word) or word == "exit":
+            return False
+        command = next((do for name, do in self._commands.items() if name.startswith(word)), None)
+        try:
+            if command is None:
+                self._say(f"There is no command {word!r}; try help.", "red")
+            else:
+                command(rest.strip())
+        except StateMachineError as error:
+            self._say(f"{type(error).__name__}: {error}", "red")
+        return True
+
+    def greet(self) -> None:
+        """Print where the run stands."""
+        self._tell_place()
+
+    # -- moving ----------------------------------------------------------------------------------
+
+    def _step(self, _rest: str) -> None:
+        with self._guarding():
+            self._trainer.step()
+        self._tell_place()
+
+    def _next(self, _rest: str) -> None:
+        path = self._trainer.path
+        self._run(None if path is None else over(path))
+
+    def _out(self, _rest: str) -> None:
+        path = self._trainer.path
+        self._run(None if path is None else out(path))
+
+    def _continue(self, _rest: str) -> None:
+        self._run(None)
+
+    def _until(self, rest: str) -> None:
+        if not rest:
+            raise BadBreakpoint("Say until what: until validation.")
+        self._run(rest)
+
+    def _run(self, until: Until) -> None:
+        with self._guarding():
+            self._trainer.run(until)
+        self._tell_place()
+
+    def _rewind(self, rest: str) -> None:
+        if rest and not rest.isdecimal():
+            raise BadExpression(f"rewind {rest}: say how many transitions, such as rewind 3.")
+        self._say(str(self._trainer.rewind(int(rest or 1))), "cyan")
+        self._tell_place()
+
+    def _post(self, rest: str) -> None:
+        self._trainer.post(rest)
+        self._say(f"posted: {', '.join(self._trainer.driver.posted)}")
+
+    # -- breakpoints -----------------------------------------------------------------------------
+
+    def _break(self, rest: str) -> None:
+        if not rest:
+            for one in self._trainer.breakpoints:
+                self._say(f"{one.number}: {one}, met {one.hits} times")
+            if not len(self._trainer.breakpoints):
+                self._say("No breakpoints.")
+            return
+        name, _, text = f" {rest} ".partition(" if ")
+        condition = None
+        if text.strip():
+            code = _compiled(text.strip())
+
+            def condition() -> Any:
+                return self._value(code)
+
+        made = self._trainer.breakpoints.add(
+            name.strip() or None, when=condition, once=False, text=text.strip()
+        )
+        self._say(f"breakpoint {made.number}: {made}")
+
+    def _clear(self, rest: str) -> None:
+        numbers = shlex.split(rest)
+        if not numbers or not all(one.isdecimal() for one in numbers):
+            raise BadBreakpoint("Say the number of the breakpoint: clear 1. `break` lists them.")
+        for one in numbers:
+            self._trainer.breakpoints.remove(int(one))
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def _info(self, _rest: str) -> None:
+        self._say(str(self._trainer.where()))
+
+    def _print(self, rest: str) -> None:
+        text = repr(self._value(_compiled(rest)))
+        self._say(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
+
+    def _graph(self, rest: str) -> None:
+        graph = self._trainer.graph()
+        for line in str(graph.open(rest) if rest else graph).splitlines():
+            self._say(line, "bold green" if "[running]" in line else "")
+
+    def _list(self, _rest: str) -> None:
+        trainer = self._trainer
+        if trainer.path is None:
+            self._tell_place()
+            return
+        loop: Any = trainer.driver.root
+        *around, name = trainer.path.split(SEPARATOR)[1:]
+        for one in around:
+            loop = loop.loops_inside()[one]
+        try:
+            source = textwrap.dedent(inspect.getsource(getattr(loop, name)))
+        except (OSError, TypeError):
+            self._say(f"The source of {trainer.path} is not to be had.")
+            return
+        if self._console.is_terminal:
+            self._console.print(Syntax(source, "python", background_color="default"))
+        else:  # a file or another program gets each line whole
+            self._say(source.rstrip("\n"))
+
+    def _help(self, _rest: str) -> None:
+        self._say(HELP)
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _value(self, code: Any) -> Any:
+        """Evaluate what was typed. Whoever types here can run any Python, as in any debugger."""
+        trainer = self._trainer
+        context = trainer.driver.context
+        names = {
+            "torch": torch,
+            "trainer": trainer,
+            "t": trainer,
+            "context": context,
+            "model": getattr(context, "model", None),
+            "batch": getattr(context, "batch", None),
+            "loss": trainer.loss,
+        }
+        try:
+            return eval(code, names)
+        except Exception as error:
+            raise BadExpression(f"{code.co_filename}: {type(error).__name__}: {error}") from error
+
+    def _tell_place(self) -> None:
+        lines = str(self._trainer.where()).splitlines()
+        self._say(lines[0], "bold")
+        for line in lines[1:]:
+            if line.startswith(("  epoch", "  stopped", "  posted")):
+                self._say(line)
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style=style), soft_wrap=True)
+
+    @contextmanager
+    def _guarding(self) -> Iterator[None]:
+        """Show errors of the training, and let Ctrl-C pause it."""
+        try:
+            with self._pausing_on_interrupt():
+                yield
+        except KeyboardInterrupt:
+            self._say("Interrupted in the middle of a state; it will work again.", "red")
+        except StateMachineError:
+            raise
+        except (Exception, SystemExit) as error:
+            self._console.print(Text("".join(traceback.format_exception(error)), style="red"))
+
+    @contextmanager
+    def _pausing_on_interrupt(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def pause(_number: int, _frame: object) -> None:
+            self._trainer.pause()
+            signal.signal(signal.SIGINT, before)  # a second one does not wait for the boundary
+
+        before = signal.signal(signal.SIGINT, pause)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _compiled(text: str) -> Any:
+    """Compile an expression; its file name is its text, for errors.
+
+    Raises:
+        BadExpression: It is none.
+    """
+    try:
+        return compile(text, text, "eval")
+    except (SyntaxError, ValueError) as error:
+        raise BadExpression(f"{text!r} is no expression: {error.args[0]}.") from error

@@ -1,0 +1,390 @@
+"""The graph of a chart: plain data, extracted once, from which every kind of picture is made."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from statemachine_trainer.graph.drawable import Drawable
+from statemachine_trainer.graph.model import (
+    BadOption,
+    GraphEdge,
+    GraphState,
+    Receivers,
+    UnknownPath,
+    _closed,
+    _visible,
+)
+from statemachine_trainer.graph.style import SIGNS, Change, EdgeKey, Style, edge_keys
+from statemachine_trainer.machine.chart import Chart
+from statemachine_trainer.machine.errors import (
+    StateMachineError,
+    UnhandledEvent,
+    UnknownLoop,
+    suggest,
+)
+from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.verify import END
+
+
+@dataclass(frozen=True, slots=True)
+class Graph(Drawable):
+    """The states and transitions of a machine, and where it stands.
+
+    It draws itself, see `machine.picture.Drawable`; a notebook shows the picture. `str(graph)` is an
+    outline.
+
+    Attributes:
+        name: Name of the root.
+        root: The outermost loop, with all states inside.
+        edges: All transitions, in the order of the tree; the root's outcomes lead to `final`.
+        current: Path of the running state.
+        final: The state beside the root in which the machine ends.
+    """
+
+    name: str
+    root: GraphState
+    edges: tuple[GraphEdge, ...]
+    current: str | None = None
+    final: GraphState = field(default_factory=lambda: GraphState(END, END, "final"))
+
+    @classmethod
+    def of(
+        cls, chart: Chart, *, current: str | None = None, receivers: Receivers | None = None
+    ) -> Graph:
+        """Extract the graph of a chart.
+
+        Args:
+            chart: The machine.
+            current: Path of the running state, to be lit.
+            receivers: Labels of receivers by the full name of their signal (`"fit.epoch:exit"`; a
+                bare path means the enter signal). Names that the chart does not have are skipped:
+                a board may serve several charts.
+
+        Raises:
+            UnknownPath: The chart has no state `current`.
+        """
+        from statemachine_trainer.graph.extraction import extract
+
+        root, edges = extract(chart, receivers or {})
+        graph = cls(root.name, root, edges)
+        return graph if current is None else graph.at(current)
+
+    def at(self, path: str | None) -> Graph:
+        """Return the graph with another running state; with None, there is none.
+
+        Raises:
+            UnknownPath: The graph has no such state.
+        """
+        paths = [state.path for state in self.states()]
+        if path is not None and path not in paths:
+            raise UnknownPath(
+                f"The machine {self.name!r} has no state {path!r} to show as the running one. "
+                f"{suggest(path, paths)}"
+            )
+        return replace(self, current=path)
+
+    def states(self) -> Iterator[GraphState]:
+        """Yield every state that the graph shows, the root first and the final one last."""
+        yield from self.root.walk()
+        yield self.final
+
+    def collapse(self, depth: int) -> Graph:
+        """Return the graph with loops deeper than `depth` closed; at 0 the root itself is.
+
+        Raises:
+            BadOption: The depth is no whole number from 0.
+        """
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
+            raise BadOption(
+                f"collapse({depth!r}): give the depth from which on loops are closed, a whole number "
+                "from 0; open(path) shows one loop alone."
+            )
+        return self._showing(_closed(self.root, depth), self.edges)
+
+    def open(self, path: str) -> Graph:
+        """Return the graph of one loop alone; its outcomes lead to the final state.
+
+        Args:
+            path: Path of the loop, or the end of one that only one loop has.
+
+        Raises:
+            UnknownLoop: No loop is called so, or several are.
+        """
+        loops = {s.path: s for s in self.root.walk() if s.kind == "loop"}
+        found = [p for p in loops if p == path] or [p for p in loops if p.endswith(f".{path}")]
+        if len(found) != 1:
+            which = f"{len(found)} loops" if found else "no loop"
+            known = suggest(str(path), loops)
+            raise UnknownLoop(f"The graph of {self.name!r} has {which} called {path!r}. {known}")
+        if found[0] == self.root.path:
+            return self
+        root = replace(loops[found[0]], leaving=loops[found[0]].answers)
+        inside = [e for e in self.edges if e.source != root.path]
+        ends = [GraphEdge(event, root.path, END) for event in root.answers]
+        return self._showing(root, [*ends, *inside])
+
+    def diff(self, after: Graph) -> GraphDiff:
+        """Return what has to be done to this graph to make it the other one.
+
+        The outermost loops may have different names.
+        """
+        return GraphDiff.of(self, after)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the graph as data that JSON can hold."""
+        return {
+            "name": self.name,
+            "current": self.current,
+            "root": self.root.to_dict(),
+            "final": self.final.to_dict(),
+            "edges": [edge.to_dict() for edge in self.edges],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self._outline(self.root, 0))
+
+    def _drawing(self) -> tuple[Graph, Style]:
+        from statemachine_trainer.graph import Style
+
+        return self, Style()
+
+    def _showing(self, root: GraphState, edges: Sequence[GraphEdge]) -> Graph:
+        """Return a graph of `root` alone: edges end at what is shown, and hidden ones are gone."""
+        shown = {s.path for s in root.walk()} | {END}
+        kept = [
+            replace(edge, target=target)
+            for edge in edges
+            if edge.source in shown and (target := _visible(edge.target, shown)) is not None
+        ]
+        current = None if self.current is None else _visible(self.current, shown)
+        return Graph(root.name, root, tuple(kept), current, self.final)
+
+    def _outline(self, state: GraphState, depth: int) -> Iterator[str]:
+        text = f"{'  ' * depth}{state.name}"
+        if state.kind == "loop":
+            text += f" ({state.loop})"
+        marks = {
+            "running": state.path == self.current,
+            "transient": state.transient,
+            "rests": state.resting,
+        }
+        text += "".join(f" [{mark}]" for mark, applies in marks.items() if applies)
+        around = state.path.rpartition(SEPARATOR)[0] + SEPARATOR
+        steps = [
+            f"{e.label} -> {e.target.removeprefix(around)}"
+            for e in self.edges
+            if e.source == state.path
+        ]
+        if state is not self.root and state.leaving:
+            steps.append(f"leaves on {', '.join(state.leaving)}")
+        heard = {"entry": state.on_enter, "exit": state.on_exit}
+        steps += [f"{kind} / {', '.join(labels)}" for kind, labels in heard.items() if labels]
+        yield f"{text}: {'; '.join(steps)}" if steps else text
+        for child in state.children:
+            yield from self._outline(child, depth + 1)
+
+
+def graph_of(loop: Loop, name: str = "loop") -> Graph:
+    """Return the graph of a loop that is in no machine.
+
+    A loop that does not list its `outcomes` may let any event go: each that it does let go leads to
+    the final state.
+
+    Raises:
+        LoopDefinitionError: The loop tree does not hold together.
+    """
+    from statemachine_trainer.graph.extraction import events_let_go
+
+    try:
+        chart = Chart(loop, name)
+    except UnhandledEvent:
+        if loop.outcomes:
+            raise
+        # A copy: the loop itself must not have outcomes for having been drawn.
+        root: Any = copy.copy(loop)
+        root.outcomes = tuple(events_let_go(loop, name))
+        chart = Chart(root, name)
+    return Graph.of(chart)
+
+
+# -- What is different between two graphs ---------------------------------------------------------
+
+
+K = TypeVar("K")
+
+# What a person would call a change of a state. Where events leave follows from what is inside.
+COMPARED_IN_STATES = ("kind", "transient", "resting", "initial", "answers", "on_enter", "on_exit")
+COMPARED_IN_EDGES = ("guards", "posted", "internal", "receivers")
+
+
+class NoGraph(StateMachineError, TypeError):
+    """A graph was to be compared with something that is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphDiff(Drawable):
+    """What was added, removed and changed between two graphs.
+
+    It draws itself like a graph: added is green and thick with "+" before the name, removed red and
+    dotted with "-", changed amber and dashed with "~". `str(diff)` tells it line by line, and it is
+    false if nothing changed.
+
+    Attributes:
+        before: The one graph.
+        after: The other.
+        union: All states and transitions of both, removed ones behind those that stayed.
+        states: What became of states and loops, by path, in the order of the tree.
+        edges: What became of transitions.
+    """
+
+    before: Graph
+    after: Graph
+    union: Graph
+    states: Mapping[str, Change]
+    edges: Mapping[EdgeKey, Change]
+
+    @classmethod
+    def of(cls, before: Graph, after: Graph) -> GraphDiff:
+        """Compare two graphs; the root of the first takes the name of that of the second.
+
+        Raises:
+            NoGraph: One of them is something else.
+        """
+        for one in (before, after):
+            if not isinstance(one, Graph):
+                raise NoGraph(
+                    f"A graph is compared with another graph, and this is a {type(one).__name__}. Give "
+                    "trainer.graph(), or graph_of(loop)."
+                )
+        if before.root.path != after.root.path:
+            before = _renamed(before, after.root.path, after.name)
+        old = {state.path: state for state in before.states()}
+        new = {state.path: state for state in after.states()}
+        old_edges = dict(zip(edge_keys(before.edges), before.edges, strict=True))
+        new_edges = dict(zip(edge_keys(after.edges), after.edges, strict=True))
+        removed = [edge for key, edge in old_edges.items() if key not in new_edges]
+        union = replace(
+            after,
+            root=_merged(before.root, after.root),
+            edges=(*after.edges, *removed),
+        )
+        states = {s.path: _state_change(old.get(s.path), new.get(s.path)) for s in union.states()}
+        edges = {
+            key: _change(old_edges.get(key), new_edges.get(key), COMPARED_IN_EDGES)
+            for key in edge_keys(union.edges)
+        }
+        return cls(before, after, union, _only_changes(states), _only_changes(edges))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the difference as data that JSON can hold."""
+        edges = [
+            {"source": source, "event": event, "target": target, "change": change}
+            for (source, event, target, _), change in self.edges.items()
+        ]
+        return {"states": dict(self.states), "edges": edges}
+
+    def __bool__(self) -> bool:
+        return bool(self.states or self.edges)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines()) or "Nothing changed."
+
+    def _lines(self) -> Iterator[str]:
+        old = {state.path: state for state in self.before.states()}
+        for state in self.union.states():
+            change = self.states.get(state.path)
+            if change is not None:
+                text = f"{SIGNS[change]}{state.path}"
+                if state.kind == "loop" and change != "changed":
+                    text += f" ({state.loop})"
+                if change == "changed":
+                    text += f": {'; '.join(_state_differences(old[state.path], state))}"
+                yield text
+        before = dict(zip(edge_keys(self.before.edges), self.before.edges, strict=True))
+        for key, edge in zip(edge_keys(self.union.edges), self.union.edges, strict=True):
+            change = self.edges.get(key)
+            if change is not None:
+                was = f" (was {before[key].label})" if change == "changed" else ""
+                yield f"{SIGNS[change]}{edge.source}: {edge.label} -> {edge.target}{was}"
+
+    def _drawing(self) -> tuple[Graph, Style]:
+        return self.union, Style(states=self.states, edges=self.edges)
+
+
+def _change(old: Any, new: Any, compared: tuple[str, ...]) -> Change | None:
+    if old is None:
+        return "added"
+    if new is None:
+        return "removed"
+    same = all(getattr(old, name) == getattr(new, name) for name in compared)
+    return None if same else "changed"
+
+
+def _state_change(old: GraphState | None, new: GraphState | None) -> Change | None:
+    return _change(old, new, _compared(new))
+
+
+def _compared(state: GraphState | None) -> tuple[str, ...]:
+    # The class around a state is told once, at the loop.
+    is_loop = state is not None and state.kind == "loop"
+    return (*COMPARED_IN_STATES, "loop") if is_loop else COMPARED_IN_STATES
+
+
+def _only_changes(found: Mapping[K, Change | None]) -> dict[K, Change]:
+    return {key: change for key, change in found.items() if change is not None}
+
+
+def _state_differences(old: GraphState, new: GraphState) -> Iterator[str]:
+    for name in _compared(new):
+        was, now = getattr(old, name), getattr(new, name)
+        if was != now:
+            yield f"{name.replace('_', ' ')} {_said(was)} -> {_said(now)}"
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (", ".join(value) if isinstance(value, tuple) else str(value or "")) or "none"
+
+
+def _merged(old: GraphState, new: GraphState) -> GraphState:
+    """Return the new state with what was removed inside it put behind what stayed before it."""
+    old_inside = {child.path: child for child in old.children}
+    new_inside = {child.path: child for child in new.children}
+    children: list[GraphState] = [
+        _merged(old_inside[path], child) if path in old_inside else child
+        for path, child in new_inside.items()
+    ]
+    behind: str | None = None
+    for path, child in old_inside.items():
+        if path not in new_inside:
+            at = next((i + 1 for i, c in enumerate(children) if c.path == behind), 0)
+            children.insert(at, child)
+        behind = path
+    if children and new.kind == "state":
+        # It was a loop: drawn as one, to hold what it held.
+        return replace(new, kind="loop", loop=old.loop, children=tuple(children))
+    return replace(new, children=tuple(children))
+
+
+def _renamed(graph: Graph, path: str, name: str) -> Graph:
+    """Return the graph as if its outermost loop were called otherwise."""
+    old = graph.root.path
+
+    def moved(one: str) -> str:
+        return path + one[len(old) :] if f"{one}{SEPARATOR}".startswith(old + SEPARATOR) else one
+
+    def state(one: GraphState) -> GraphState:
+        initial = None if one.initial is None else moved(one.initial)
+        inside = tuple(state(child) for child in one.children)
+        return replace(one, path=moved(one.path), initial=initial, children=inside)
+
+    def edge(one: GraphEdge) -> GraphEdge:
+        return replace(one, source=moved(one.source), target=moved(one.target))
+
+    root = replace(state(graph.root), name=name)
+    current = None if graph.current is None else moved(graph.current)
+    return Graph(name, root, tuple(edge(one) for one in graph.edges), current, graph.final)

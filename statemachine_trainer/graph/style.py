@@ -1,0 +1,116 @@
+"""What a picture shows besides the graph: the running state, heat, and what changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from statemachine_trainer.graph.model import GraphEdge
+
+Change = Literal["added", "removed", "changed"]
+
+# Before the name of what changed, so that it is told apart without colours too.
+SIGNS: Mapping[Change, str] = {"added": "+ ", "removed": "- ", "changed": "~ "}
+
+# Source, event, target, and a number that tells those alike in these apart.
+EdgeKey = tuple[str, str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a graph is dressed.
+
+    Attributes:
+        heat: How hot states are, from 0 to 1, by path.
+        states: What became of states, by path.
+        edges: What became of edges.
+        legend: Whether the picture explains its signs.
+    """
+
+    heat: Mapping[str, float] = field(default_factory=dict)
+    states: Mapping[str, Change] = field(default_factory=dict)
+    edges: Mapping[EdgeKey, Change] = field(default_factory=dict)
+    legend: bool = True
+
+
+def edge_keys(edges: Sequence[GraphEdge]) -> list[EdgeKey]:
+    """Return a key for each edge, the same for the same edge of another graph."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    keys: list[EdgeKey] = []
+    for edge in edges:
+        ends = edge.source, edge.event, edge.target
+        keys.append((*ends, seen[ends]))
+        seen[ends] += 1
+    return keys
+
+
+# -- Colours --------------------------------------------------------------------------------------
+
+
+Theme = Literal["auto", "light", "dark"]
+THEMES: tuple[Theme, ...] = ("auto", "light", "dark")
+
+# The same on light and dark pages; states are filled with it the more, the hotter they are.
+HEAT = "#e4572e"
+RUNNING = "#f5b041"
+ON_RUNNING = "#1a1206"
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """Colours by what they are used for. No two of them are the same: see `css_rules`."""
+
+    paper: str
+    ink: str
+    line: str
+    state: str
+    loop: str
+    loop_inside: str
+    border: str
+    posted: str
+    added: str
+    removed: str
+    changed: str
+
+
+LIGHT = Palette(
+    paper="#ffffff",
+    ink="#1f2933",
+    line="#4a5868",
+    state="#fdfdfe",
+    loop="#f3f6fa",
+    loop_inside="#e9eef5",
+    border="#8fa0b5",
+    posted="#2563c9",
+    added="#1a7f37",
+    removed="#c62832",
+    changed="#9a6200",
+)
+DARK = Palette(
+    paper="#10151c",
+    ink="#e8edf3",
+    line="#b3bfcd",
+    state="#2b3645",
+    loop="#171e28",
+    loop_inside="#1f2834",
+    border="#5d6f86",
+    posted="#82b1ff",
+    added="#56d364",
+    removed="#ff7b72",
+    changed="#e3b341",
+)
+
+
+def names_by_colour() -> dict[str, str]:
+    """Return the name of each colour of the light palette."""
+    return {getattr(LIGHT, one.name): one.name.replace("_", "-") for one in fields(LIGHT)}
+
+
+def css_variables(palette: Palette) -> str:
+    """Return the palette as custom properties of CSS: `--smt-ink: #1f2933; ...`."""
+    return " ".join(
+        f"--smt-{one.name.replace('_', '-')}: {getattr(palette, one.name)};"
+        for one in fields(palette)
+    )

@@ -1,0 +1,325 @@
+"""The state of a run at a boundary: all that a resumed run needs to go on to the same bits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from statemachine_trainer.data.generators import own_states, restore_own
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
+from statemachine_trainer.loops.optimizers import OptimizerSlot, Scheduler, Turns
+from statemachine_trainer.machine.fields import copied
+from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.parallel import leaves_with_paths, map_leaves, to_device
+from statemachine_trainer.snapshot.modules import load_module_state, module_state
+from statemachine_trainer.snapshot.rng import devices_in_use, restore_rng, rng_state
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch, Unwritable
+
+_PLAIN: Final = (
+    "batch_idx", "split_idx", "optimizer_idx", "dataloader_idx", "finished", "stopping", "flushing",
+    "validated_at", "results", "log_suffix",
+)  # fmt: skip
+_IN_FLIGHT: Final = (
+    "batch", "splits", "split", "kept_hiddens", "output", "loss", "outputs", "aside",
+)  # fmt: skip
+
+
+_handed: ContextVar[list[Any]] = ContextVar("statemachine_trainer_handed_state")
+
+
+@contextmanager
+def handing_state(tree: Any) -> Iterator[None]:
+    """Let the first fit that is started within the block go on from a state, as `resume=` would.
+
+    For those who get the trainer from a function that starts a fit of its own accord.
+    """
+    token = _handed.set([tree])
+    try:
+        yield
+    finally:
+        _handed.reset(token)
+
+
+def take_handed_state() -> Any:
+    """Return the state that was handed to the fit that is being started; None if there is none."""
+    waiting = _handed.get([])
+    return waiting.pop() if waiting else None
+
+
+def context_state(context: Context) -> dict[str, Any]:
+    """Return the state of all that the loops of a run share, as a plain tree.
+
+    Tensors are not copied: write or copy them before the run goes on.
+
+    Gradients are in it wherever the run, or a receiver on its way, reads them again: within a
+    batch that has been propagated backward, in an open accumulation window, and always where the
+    training step optimizes by hand. Between batches they are not: the next backward pass begins
+    with `zero_grad`.
+
+    Raises:
+        Unwritable: A scheduler cannot say where it stands.
+    """
+    context.read_clock()
+    tables = {"train": context.train_metrics, "validation": context.validation_metrics}
+    logging = next((name for name, table in tables.items() if table is context.log_table), None)
+    return {
+        "model": module_state(context.model, grads=context.has_gradients),
+        "generators": own_states(dict(context.model.named_modules())),
+        "torchmetrics": torchmetrics_state(context.model),
+        "optimizers": list(_slot_states(context)),
+        "precision": context.precision.state_dict(),
+        "manual": context.manual,
+        "counts": context.counts.state_dict(),
+        "plain": {name: copied(getattr(context, name)) for name in _PLAIN},
+        "in_flight": {name: map_leaves(_cut_off, getattr(context, name)) for name in _IN_FLIGHT},
+        "on_device": {name: _places(context, getattr(context, name)) for name in _IN_FLIGHT},
+        "metrics": {name: table.state_dict() for name, table in tables.items()},
+        "logging": logging,
+        "train": None if context.train is None else context.train.state_dict(),
+        "validation": [feed.state_dict() for _, feed in context.validation],
+        "others": {
+            name: [feed.state_dict() for _, feed in feeds] for name, feeds in context.others.items()
+        },
+        "rng": rng_state(devices_in_use()),
+    }
+
+
+def remake_optimizers(context: Context, root: Loop, state: Mapping[str, Any]) -> None:
+    """Have the optimizers and schedulers that phases of the saved run made, before they are loaded.
+
+    Args:
+        context: The freshly assembled context, with the optimizers that the model configures.
+        root: The tree of loops, in which those phases are.
+        state: What `context_state` returned.
+    """
+    saved, loops = state["optimizers"], dict(root.walk())
+    if saved and saved[0]["made_by"] is not None:
+        path, phase = saved[0]["made_by"]
+        # Which parameters were frozen then tells the list of those that were not.
+        names = {n for one in saved for group in one["parameters"] for n in group}
+        with _trainable(context.model, names):
+            context.slots = loops[path].make_optimizers(phase)  # type: ignore[attr-defined]
+    for slot, one in zip(context.slots, saved, strict=False):
+        if one["scheduled_by"] is not None:
+            path, phase = one["scheduled_by"]
+            loops[path].schedule(slot, phase)  # type: ignore[attr-defined]
+    context.turns = Turns(context.slots)
+
+
+@contextmanager
+def _trainable(model: nn.Module, names: Set[str]) -> Iterator[None]:
+    """Within the block, just the parameters of these names have gradients."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names and parameter.is_floating_point())
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def load_context_state(context: Context, state: Mapping[str, Any]) -> None:
+    """Bring a freshly assembled context into a saved state; generators of random numbers come last.
+
+    The run takes over the tensors of the tree: a tree is good for one loading.
+
+    Raises:
+        SnapshotMismatch: Model, optimizers or loaders are not those of the checkpoint.
+        DataChanged: The data are not.
+    """
+    _check_loaders(context, state)
+    load_module_state(context.model, state["model"])
+    load_torchmetrics_state(context.model, state["torchmetrics"])
+    _load_slots(context, state["optimizers"])
+    context.precision.load_state_dict(state["precision"])
+    context.counts.load_state_dict(state["counts"])
+    for name in _PLAIN:
+        setattr(context, name, copied(state["plain"][name]))
+    for name in _IN_FLIGHT:
+        value = copied(state["in_flight"][name])
+        setattr(context, name, _placed(context, value, state["on_device"][name]))
+    tables = {"train": context.train_metrics, "validation": context.validation_metrics}
+    for name, table in tables.items():
+        table.load_state_dict(state["metrics"][name])
+    context.log_table = tables.get(state["logging"])
+    if state["train"] is not None:
+        context.train.load_state_dict(state["train"])
+    for (_, feed), saved in zip(context.validation, state["validation"], strict=True):
+        feed.load_state_dict(saved)
+    for name, states in state["others"].items():
+        for (_, feed), saved in zip(context.others[name], states, strict=True):
+            feed.load_state_dict(saved)
+    context.start_clock()
+    restore_own(dict(context.model.named_modules()), state["generators"])
+    restore_rng(state["rng"])
+
+
+def _cut_off(leaf: object) -> object:
+    """Cut a tensor off from its autograd graph.
+
+    One without a graph stays the same object, so that a batch and its splits are written once.
+    """
+    if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
+        return leaf.detach()
+    return leaf
+
+
+def _places(context: Context, tree: object) -> list[bool]:
+    """Say of each tensor whether it is on the device of the run; nothing where that is the CPU."""
+    if context.device.type == "cpu":
+        return []
+    leaves = (leaf for _, leaf in leaves_with_paths(tree))
+    return [one.device.type != "cpu" for one in leaves if isinstance(one, torch.Tensor)]
+
+
+def _placed(context: Context, tree: object, places: list[bool]) -> object:
+    """Move those tensors to the device of the run that were there."""
+    left = iter(places)
+
+    def place(leaf: object) -> object:
+        if isinstance(leaf, torch.Tensor) and next(left, False):
+            return to_device(leaf, context.device)
+        return leaf
+
+    return map_leaves(place, tree) if any(places) else tree
+
+
+def _check_loaders(context: Context, state: Mapping[str, Any]) -> None:
+    was, now = len(state["validation"]), len(context.validation)
+    if was != now:
+        raise SnapshotMismatch(
+            f"The checkpoint has {was} validation loaders, this run {now}. Give the same data."
+        )
+
+
+# -- optimizers and schedulers --------------------------------------------------------------------
+
+
+def _slot_states(context: Context) -> Iterator[dict[str, Any]]:
+    names = {id(p): name for name, p in context.model.named_parameters()}
+    for index, slot in enumerate(context.slots):
+        where = f"context.optimizers[{index}].schedulers"
+        yield {
+            **_outline(slot, names),
+            "optimizer": slot.optimizer.state_dict(),
+            "steps": slot.steps,
+            "window": slot.window,
+            "made_by": slot.made_by,
+            "scheduled_by": slot.scheduled_by,
+            "schedulers": [
+                _scheduler_state(one, f"{where}[{number}]")
+                for number, one in enumerate(slot.schedulers)
+            ],
+        }
+
+
+def _outline(slot: OptimizerSlot, names: Mapping[int, str]) -> dict[str, Any]:
+    """What kind of optimizer it is, and which parameters it updates, in its order.
+
+    The state of an optimizer knows its parameters by number alone.
+    """
+    return {
+        "kind": type(slot.optimizer).__name__,
+        "parameters": [
+            [names.get(id(p), f"one of shape {tuple(p.shape)}") for p in group["params"]]
+            for group in slot.optimizer.param_groups
+        ],
+        "kinds": [type(one.scheduler).__name__ for one in slot.schedulers],
+    }
+
+
+def _scheduler_state(one: Scheduler, where: str) -> Any:
+    if not hasattr(one.scheduler, "state_dict") or not hasattr(one.scheduler, "load_state_dict"):
+        raise Unwritable(
+            where,
+            f"the scheduler {type(one.scheduler).__name__} cannot say where it stands",
+            "give it `state_dict` and `load_state_dict`",
+        )
+    return _plain(one.scheduler.state_dict())
+
+
+def _plain(tree: Any) -> Any:
+    """Make plain dicts of what is more than that, as the milestones of a `MultiStepLR` are."""
+    if isinstance(tree, Mapping):
+        return {key: _plain(one) for key, one in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_plain(one) for one in tree)
+    return tree
+
+
+def _like(fresh: Any, saved: Any) -> Any:
+    """Make a copy of a saved tree, its dicts of the kinds that they are in a fresh one."""
+    if isinstance(saved, Mapping):
+        inside = fresh if isinstance(fresh, Mapping) else {}
+        made = {key: _like(inside.get(key), one) for key, one in saved.items()}
+        return Counter(made) if isinstance(fresh, Counter) else made
+    if type(saved) in (list, tuple):
+        others = fresh if type(fresh) is type(saved) and len(fresh) == len(saved) else saved
+        return type(saved)(_like(one, other) for one, other in zip(others, saved, strict=True))
+    return saved
+
+
+def _load_slots(context: Context, saved: list[dict[str, Any]]) -> None:
+    names = {id(p): name for name, p in context.model.named_parameters()}
+    ours = [_outline(slot, names) for slot in context.slots]
+    theirs = [{name: one[name] for name in ("kind", "parameters", "kinds")} for one in saved]
+    if ours != theirs:
+        raise SnapshotMismatch(
+            f"The checkpoint is of other optimizers: {_difference(theirs, ours)}. Return the same "
+            "ones from configure_optimizers, over the same parameters in the same order."
+        )
+    for slot, state in zip(context.slots, saved, strict=True):
+        _load_optimizer(slot.optimizer, state["optimizer"])
+        slot.steps, slot.window = state["steps"], state["window"]
+        # Schedulers warn if they are stepped before their optimizer, and ask this attribute.
+        slot.optimizer._opt_called = bool(slot.steps)  # type: ignore[attr-defined]
+        for one, scheduler in zip(slot.schedulers, state["schedulers"], strict=True):
+            one.scheduler.load_state_dict(_like(one.scheduler.state_dict(), scheduler))
+
+
+def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimizer's state; torch casts it to the type of the parameter, which loses bits."""
+    optimizer.load_state_dict(dict(state))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [n for group in state["param_groups"] for n in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for key, value in state["state"].get(number, {}).items():
+            loaded = optimizer.state[parameter].get(key)
+            if isinstance(loaded, torch.Tensor) and loaded.dtype != value.dtype:
+                optimizer.state[parameter][key] = value.to(loaded.device)
+
+
+def _difference(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
+    """Say where two lists of optimizers part."""
+    if len(theirs) != len(ours):
+        kinds = [[one["kind"] for one in many] for many in (theirs, ours)]
+        return f"there were {len(theirs)} ({kinds[0]}), here are {len(ours)} ({kinds[1]})"
+    for index, (was, now) in enumerate(zip(theirs, ours, strict=True)):
+        if was["kind"] != now["kind"]:
+            return f"number {index} was {was['kind']}, here it is {now['kind']}"
+        if was["kinds"] != now["kinds"]:
+            return f"number {index} had the schedulers {was['kinds']}, here {now['kinds']}"
+        if was["parameters"] != now["parameters"]:
+            return f"{was['kind']} {_other_parameters(was['parameters'], now['parameters'])}"
+    return "the same"
+
+
+def _other_parameters(was: list[list[str]], now: list[list[str]]) -> str:
+    if len(was) != len(now):
+        return f"had {len(was)} groups of parameters, here {len(now)}"
+    for group, (before, here) in enumerate(zip(was, now, strict=True)):
+        if len(before) != len(here):
+            return f"had {len(before)} parameters in group {group}, here {len(here)}"
+        for place, (one, other) in enumerate(zip(before, here, strict=True)):
+            if one != other:
+                return f"had {one!r} as parameter {place} of group {group}, here {other!r}"
+    return "is the same"

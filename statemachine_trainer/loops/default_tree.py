@@ -1,0 +1,96 @@
+"""The short way to the default tree: settings by name, each handed to the loop that it controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from statemachine_trainer.loops import foreign_names
+from statemachine_trainer.loops.batch import BatchLoop
+from statemachine_trainer.loops.epoch import EpochLoop
+from statemachine_trainer.loops.evaluation import PredictionLoop, TestLoop, ValidationLoop
+from statemachine_trainer.loops.fit import FitLoop
+from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.machine.errors import suggest
+
+_LOOPS: Final[dict[str, dict[str, str]]] = {
+    "fit": {
+        name: name
+        for name in (
+            "max_epochs", "min_epochs", "max_steps", "min_steps", "max_batches", "max_time",
+            "count_steps_of", "sanity_batches",
+        )
+    },
+    "epoch": {
+        "validate_every": "validate_every",
+        "validate_epochs": "validate_epochs",
+        "limit_train_batches": "limit_batches",
+        "reload_every": "reload_every",
+        "gather_outputs": "gather_outputs",
+    },
+    "batch": {name: name for name in ("split_steps", "time_dim", "carry_hiddens")},
+    "optimizer": {
+        name: name for name in ("accumulate", "clip_norm", "clip_value", "nonfinite_loss")
+    },
+    "validation": {"limit_validation_batches": "limit_batches"},
+    "test": {"limit_test_batches": "limit_batches"},
+    "predict": {"limit_predict_batches": "limit_batches"},
+}  # fmt: skip
+
+
+def known_settings() -> list[str]:
+    """Return the names of all settings of the default tree."""
+    return [name for settings in _LOOPS.values() for name in settings]
+
+
+def default_tree(settings: Mapping[str, Any]) -> FitLoop:
+    """Build the default tree of loops, each with its own settings.
+
+    Raises:
+        SettingError: Nobody knows a setting; the message offers the nearest names, and ours where
+            it is another trainer's name.
+    """
+    check_names(settings)
+    return FitLoop(
+        **_of("fit", settings),
+        epoch=EpochLoop(
+            **_of("epoch", settings),
+            batch=BatchLoop(
+                **_of("batch", settings), optimizer=OptimizerLoop(**_of("optimizer", settings))
+            ),
+            validation=ValidationLoop(**_of("validation", settings)),
+        ),
+    )
+
+
+def evaluation_loops(
+    settings: Mapping[str, Any],
+) -> dict[str, ValidationLoop | TestLoop | PredictionLoop]:
+    """Build the loops of `validate`, `test` and `predict`."""
+    return {
+        "validate": ValidationLoop(**_of("validation", settings)),
+        "test": TestLoop(**_of("test", settings)),
+        "predict": PredictionLoop(**_of("predict", settings)),
+    }
+
+
+def check_names(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that no loop has."""
+    for name in settings:
+        if name in foreign_names.SETTINGS:
+            raise SettingError(
+                f"There is no setting {name!r} here; it is called {foreign_names.SETTINGS[name]}."
+            )
+        if name not in known_settings():
+            raise SettingError(f"There is no setting {name!r}. {suggest(name, known_settings())}")
+
+
+def only_of_evaluation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those settings that do not belong to the tree of `fit`."""
+    own = {**_LOOPS["test"], **_LOOPS["predict"]}
+    return {name: value for name, value in settings.items() if name in own}
+
+
+def _of(loop: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {own: settings[name] for name, own in _LOOPS[loop].items() if name in settings}

@@ -1,0 +1,427 @@
+"""Intervals: one type for everything that happens every so often.
+
+`Every` says how often; a `Ticker` remembers what it has already fired for and so decides, from the
+counters of a run, whether it is due.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any, Literal, Protocol, TypedDict, cast, get_args
+
+from statemachine_trainer.loops.metrics.table import batch_size_of
+from statemachine_trainer.machine.errors import StateMachineError
+
+Unit = Literal["batch", "step", "epoch", "second", "sample"]
+Span = Literal["run", "epoch"]
+
+_SECONDS_IN = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_WORDS: dict[str, str] = {
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), "second"),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), "minute"),
+    **dict.fromkeys(("h", "hour", "hours"), "hour"),
+    **dict.fromkeys(("d", "day", "days"), "day"),
+    **{word: unit for unit in ("batch", "step", "epoch", "sample") for word in (unit, f"{unit}s")},
+    "batches": "batch",
+}
+_TEXT = re.compile(r"\s*(?:every\s+)?(\d+\.?\d*|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
+
+
+class IntervalError(StateMachineError):
+    """An interval that means nothing, or one that cannot be counted here."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """The counters of a run: how much of each has been done.
+
+    `step` counts optimizer steps, `seconds` the time spent in the run (it goes on after a resume
+    where it stood). `batches_per_epoch` is None while nobody knows it. `sample` stays 0 unless an
+    interval of samples is in use when the run begins: looking into each batch takes time.
+    """
+
+    batch: int = 0
+    batch_in_epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    epoch: int = 0
+    sample: int = 0
+    sample_in_epoch: int = 0
+    seconds: float = 0.0
+    seconds_in_epoch: float = 0.0
+    batches_per_epoch: int | None = None
+
+    def begin_epoch(self, batches: int | None = None) -> None:
+        """Sets what is counted within the epoch to zero; `batches` is the length of the new one."""
+        self.batch_in_epoch = self.step_in_epoch = self.sample_in_epoch = 0
+        self.seconds_in_epoch = 0.0
+        self.batches_per_epoch = batches
+
+    def state_dict(self) -> dict[str, int | float | None]:
+        """The counters by name."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, int | float | None]) -> None:
+        """Takes over saved counters; those that are not in `state` keep their value."""
+        for name in self.__slots__:
+            setattr(self, name, state.get(name, getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """An interval. Made by `every`, which describes the parameters.
+
+    A whole number and a fraction differ: `every(1, "epoch")` is due after every epoch,
+    `every(1.0, "epoch")` is a fraction of one: due at its end, while it still runs. A fraction is
+    always counted within the epoch, and always includes its end.
+    """
+
+    n: int | float
+    unit: Unit = "batch"
+    within: Span = "run"
+    at_end: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.is_fraction:
+            object.__setattr__(self, "within", "epoch")
+            object.__setattr__(self, "at_end", True)
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether `n` is a part of an epoch: a float, with unit "epoch"."""
+        return self.unit == "epoch" and isinstance(self.n, float)
+
+    def describe(self) -> str:
+        """In words, what was taken: "every 100 batches, counted over the run"."""
+        if self.is_fraction:
+            if self.n == 1.0:
+                return "at the end of each epoch (the fraction 1.0 of it)"
+            return f"every {self.n} of an epoch (a fraction), and at its end"
+        plural = f"{self.unit}es" if self.unit == "batch" else f"{self.unit}s"
+        text = f"every {self.unit}" if self.n == 1 else f"every {self.n} {plural}"
+        if self.unit != "epoch":
+            text += ", counted over the run" if self.within == "run" else " of an epoch"
+        if self.at_end:
+            text += f", and at the end of {'the run' if self.within == 'run' else 'each epoch'}"
+        return text
+
+    def passed(self, counts: Counts) -> int:
+        """How many multiples of the interval lie behind, within its span.
+
+        Raises:
+            IntervalError: For a fraction of an epoch whose length is unknown.
+        """
+        if self.is_fraction:
+            return self._fractions_passed(counts)
+        name: str = self.unit if self.unit != "second" else "seconds"
+        if self.within == "epoch":
+            name += "_in_epoch"
+        return int(cast(float, getattr(counts, name)) // self.n)
+
+    def _fractions_passed(self, counts: Counts) -> int:
+        length = counts.batches_per_epoch
+        if length is None:
+            if self.n == 1.0:
+                return 0  # The end is the only multiple, and it announces itself.
+            raise IntervalError(
+                f"{self!r} is a fraction of an epoch, but how many batches an epoch has is not "
+                "known: the loader has no length. Count batches instead, as in every(100), or use "
+                "every(1.0, 'epoch') for the end of each epoch."
+            )
+        numerator, denominator = _ratio(self.n)
+        done = min(counts.batch_in_epoch, length)
+        return done * denominator // max(1, length * numerator)
+
+    def __repr__(self) -> str:
+        text = f"every({self.n!r}, {self.unit!r}"
+        if self.within == "epoch" and not self.is_fraction:
+            text += ", within='epoch'"
+        if self.at_end and not self.is_fraction:
+            text += ", at_end=True"
+        return text + ")"
+
+
+def every(
+    n: int | float, unit: Unit = "batch", within: Span = "run", at_end: bool = False
+) -> Every:
+    """An interval: due each time that `n` more of `unit` are done.
+
+    Args:
+        n: A whole number of batches, optimizer steps, epochs or samples; any number of seconds.
+            With unit "epoch" a *float* of at most 1.0 is a fraction of an epoch: `every(0.25,
+            "epoch")` is due at every quarter. Where the batches do not divide evenly it is due at
+            the first batch that reaches the fraction, and at the end too: of 10 batches, 0.3 is
+            after 3, 6, 9 and 10.
+        unit: What is counted. Samples are the first dimension of the first tensor of a batch.
+        within: Count on over the whole run, or anew in each epoch.
+        at_end: Also due at the end of the run or of each epoch (as `within` says), unless it was
+            due at that very moment anyway.
+
+    Raises:
+        IntervalError: For a number that the unit cannot have.
+    """
+    return Every(n, unit, within, at_end)
+
+
+def parse_interval(value: object, name: str = "interval") -> Every:
+    """An interval from the short forms that settings accept.
+
+    Args:
+        value: An int (batches), a float of at most 1.0 (a fraction of an epoch), a `timedelta`, a
+            text such as "30s", "10min", "2 epochs", "500 steps", or an `Every`.
+        name: Of the setting; errors begin with it.
+
+    Raises:
+        IntervalError: The message says how the value was taken.
+    """
+    try:
+        if isinstance(value, Every):
+            return value
+        if isinstance(value, bool):
+            raise IntervalError(f"{value!r} is not an interval; for none, leave the setting out.")
+        if isinstance(value, (int, float)):
+            return Every(value, "batch" if isinstance(value, int) else "epoch")
+        if isinstance(value, datetime.timedelta):
+            return Every(value.total_seconds(), "second")
+        if isinstance(value, str):
+            return _parse_text(value)
+    except IntervalError as error:
+        raise IntervalError(f"{name}={value!r}: {error}") from None
+    raise IntervalError(
+        f"{name}={value!r} is a {type(value).__name__}, which is no interval. Give an int "
+        "(batches), a float (fraction of an epoch), a timedelta, a text such as '10min', or "
+        "every(n, unit)."
+    )
+
+
+class TickerState(TypedDict):
+    """What a `Ticker` writes down."""
+
+    passed: int
+    moment: int
+    epoch_began: int
+
+
+class Ticker:
+    """Decides whether an interval is due, at most once for each multiple that was passed.
+
+    It may be asked after every batch or less often: counts that jump over a multiple (seconds,
+    samples, steps under accumulation) are due once, at the first question after the jump.
+
+    Args:
+        every: The interval.
+        counts: Where counting begins, when that is not the start of the run: multiples passed by
+            then are no longer due.
+    """
+
+    def __init__(self, every: Every, counts: Counts | None = None) -> None:
+        self.every = every
+        start = counts if counts is not None else Counts()
+        self._epoch_began = start.batch - start.batch_in_epoch
+        self._moment = self._now(start)
+        self._passed = every.passed(start) if start.batch else 0
+
+    def due(self, counts: Counts, ended: Span | None = None) -> bool:
+        """Whether it is due now. True is answered once; the next question begins after it.
+
+        Args:
+            counts: The counters of the run.
+            ended: "epoch" or "run" when it is over. It may be told together with the last batch or
+                on its own afterwards: one moment is due only once. The end of the run ends its
+                epoch.
+
+        Raises:
+            IntervalError: For a fraction of an epoch whose length is unknown.
+        """
+        every = self.every
+        if every.within == "epoch":
+            # Told by the batches, exact whole numbers, for seconds too.
+            began = counts.batch - counts.batch_in_epoch
+            if began != self._epoch_began:
+                self._epoch_began = began
+                self._passed = 0
+        passed = every.passed(counts)
+        is_due = passed > self._passed
+        if is_due:
+            self._passed = passed
+        elif ended is not None and every.at_end:
+            is_due = self._is_due_at_end(counts, ended)
+        if is_due:
+            self._moment = self._now(counts)
+        return is_due
+
+    def _is_due_at_end(self, counts: Counts, ended: Span) -> bool:
+        if self.every.within == "epoch":
+            return counts.batch_in_epoch > 0 and self._now(counts) != self._moment
+        return ended == "run" and self._now(counts) != self._moment
+
+    def _now(self, counts: Counts) -> int:
+        """What tells one moment of the run from another, for this unit."""
+        if self.every.unit == "second" or self.every.is_fraction:
+            return counts.batch
+        return cast(int, getattr(counts, self.every.unit))
+
+    def state_dict(self) -> TickerState:
+        """What has been fired for. A ticker with this state is due at the same counts."""
+        return {
+            "passed": self._passed,
+            "moment": self._moment,
+            "epoch_began": self._epoch_began,
+        }
+
+    def load_state_dict(self, state: TickerState) -> None:
+        """Goes on from a saved state of a ticker of the same interval."""
+        self._passed = state["passed"]
+        self._moment = state["moment"]
+        self._epoch_began = state["epoch_began"]
+
+    def __repr__(self) -> str:
+        return f"Ticker({self.every!r})"
+
+
+@functools.cache
+def _ratio(n: float) -> tuple[int, int]:
+    """The decimal as it was written, in whole numbers: 0.1 * 3 is not 0.3 in floats."""
+    return Fraction(str(n)).as_integer_ratio()
+
+
+def _check(interval: Every) -> None:
+    n, unit = interval.n, interval.unit
+    if unit not in get_args(Unit):
+        raise IntervalError(f"{unit!r} is no unit; choose from {', '.join(get_args(Unit))}.")
+    if interval.within not in get_args(Span):
+        raise IntervalError(f"within={interval.within!r}: choose 'run' or 'epoch'.")
+    if isinstance(n, bool) or not isinstance(n, (int, float)):
+        raise IntervalError(f"n is a number, not {n!r}.")
+    if not 0 < n < float("inf"):
+        raise IntervalError(f"n={n!r} is never reached: n is a positive number.")
+    if unit == "epoch" and isinstance(n, float) and n > 1.0:
+        raise IntervalError(
+            f"{n!r} is a float, so it is taken as a fraction of an epoch, and those are at most "
+            f"1.0. For whole numbers write {max(1, round(n))} (batches) or "
+            f"every({max(1, round(n))}, 'epoch')."
+        )
+    if unit not in ("epoch", "second") and isinstance(n, float):
+        raise IntervalError(
+            f"{n!r} is a float, and a {unit} has no parts. Write a whole number, or "
+            "every(0.25, 'epoch') for a fraction of an epoch."
+        )
+    if unit == "epoch" and isinstance(n, int) and interval.within == "epoch":
+        raise IntervalError("Whole epochs are counted over the run: leave out within='epoch'.")
+
+
+def _parse_text(text: str) -> Every:
+    match = _TEXT.fullmatch(text)
+    word = _WORDS.get(match[2].lower()) if match is not None else None
+    if match is None or word is None:
+        raise IntervalError(
+            "a text is a number and a unit: '30s', '10min', '2h', '1 day', '100 batches', "
+            "'500 steps', '1000 samples', '2 epochs', '0.25 epochs'."
+        )
+    n = float(match[1]) if "." in match[1] else int(match[1])
+    if word in _SECONDS_IN:
+        return Every(n * _SECONDS_IN[word], "second")
+    return Every(n, cast(Unit, word))
+
+
+# -- Intervals of subscriptions -------------------------------------------------------------------
+
+
+class Counting(Protocol):
+    """The context of a run, as far as an interval looks at it.
+
+    Attributes:
+        counts: The counters of the run.
+        batch: The batch in flight.
+        sample_size: Finds the number of samples in a batch; None as long as nobody counts samples.
+    """
+
+    counts: Counts
+    batch: Any
+    sample_size: Callable[[Any], int | None] | None
+
+    def read_clock(self) -> float:
+        """Bring the seconds in `counts` up to date."""
+        ...
+
+
+class HasContext(Protocol):
+    """A trainer, as far as an interval looks at it."""
+
+    @property
+    def context(self) -> Counting:
+        """What the loops of the run share."""
+        ...
+
+
+class CountedInterval:
+    """An interval over the counters of a run, such as `every(50, "step")` or "10min".
+
+    Args:
+        every: Whatever `parse_interval` takes.
+
+    Attributes:
+        every: The interval.
+    """
+
+    def __init__(self, every: object) -> None:
+        self.every = parse_interval(every, "every")
+        self._ticker = Ticker(self.every)
+
+    def due(self, trainer: HasContext) -> bool:
+        """Tell whether the interval has passed since it was last due.
+
+        Raises:
+            IntervalError: Of samples, which are not counted here.
+        """
+        context = trainer.context
+        if self.every.unit == "second":
+            context.read_clock()
+        elif self.every.unit == "sample":
+            see_that_samples_are_counted(context, self.every)
+        return self._ticker.due(context.counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the interval remembers."""
+        return dict(self._ticker.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._ticker.load_state_dict(cast(TickerState, state))
+
+    def __repr__(self) -> str:
+        return repr(self.every)
+
+
+def see_that_samples_are_counted(context: Counting, interval: Every) -> None:
+    """Have samples counted, which takes time and is done where somebody asks for it only.
+
+    Args:
+        context: What the loops of the run share.
+        interval: The interval that goes by samples.
+
+    Raises:
+        IntervalError: There were batches whose samples were not counted, or cannot be.
+    """
+    counts = context.counts
+    if counts.sample or not counts.batch:
+        if context.sample_size is None:
+            context.sample_size = batch_size_of
+        return
+    if context.sample_size is None:
+        raise IntervalError(
+            f"{interval!r} goes by samples, and none were counted in {counts.batch} batch(es), since "
+            "nobody asked for it when the fit began. Subscribe before the fit starts, or go by "
+            "batches or steps."
+        )
+    raise IntervalError(
+        f"{interval!r} goes by samples, and the batches do not tell how many they hold: there is no "
+        f"tensor with a dimension in a {type(context.batch).__name__}. Go by batches or steps, or "
+        "give batches as tensors, tuples, dicts or dataclasses of tensors."
+    )

@@ -1,0 +1,75 @@
+"""`log` from within a step, and the table that it fills."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from statemachine_trainer.loops.loop_errors import TrainingError
+from statemachine_trainer.loops.metrics.table import Metrics, batch_size_of
+
+
+class NotLogging(TrainingError):
+    """`log` was called outside of a run."""
+
+
+class LogContext(Protocol):
+    """Where `log` writes at present.
+
+    Attributes:
+        log_table: The table of the pass that is running; None between passes.
+        log_suffix: Appended to names where there are several loaders.
+        split: The batch in the hands of the step, whose size weights the means.
+    """
+
+    log_table: Metrics | None
+    log_suffix: str
+    split: Any
+
+
+_current: ContextVar[LogContext | None] = ContextVar("statemachine_trainer_log", default=None)
+
+
+@contextmanager
+def logging_to(target: LogContext) -> Iterator[None]:
+    """Let `log` write to `target` within the block."""
+    token = _current.set(target)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def log(name: str, value: Any, *, batch_size: int | None = None, **settings: Any) -> None:
+    """Log a metric from within a step (or any receiver) of a running trainer.
+
+    Within one pass the values of a name are averaged, weighted by batch size. Nothing waits for a
+    device: tensors are accumulated where they are and read when somebody looks.
+
+    Args:
+        name: Name of the metric, such as "val_loss".
+        value: A number, a tensor of one element, or a torchmetrics object (computed at the end of
+            the pass).
+        batch_size: Weight of the value; found in the batch unless given.
+        **settings: `reduce="mean"` (or "sum", "min", "max", "last"), and the other settings of
+            `Metrics.log`.
+
+    Raises:
+        NotLogging: No run is going on.
+    """
+    target = _current.get()
+    if target is None or target.log_table is None:
+        raise NotLogging(
+            f"log({name!r}, ...) was called outside of fit, validate, test or predict."
+        )
+    if batch_size is None and target.split is not None:
+        batch_size = batch_size_of(target.split)
+    target.log_table.log(name + target.log_suffix, value, batch_size=batch_size, **settings)
+
+
+def log_dict(values: Mapping[str, Any], **settings: Any) -> None:
+    """Log several metrics at once; see `log`."""
+    for name, value in values.items():
+        log(name, value, **settings)

@@ -1,0 +1,356 @@
+"""What `log` fills: a table of metrics, reduced over one pass and read when somebody looks.
+
+A number, or a tensor on the CPU, is added to a Python float (64 bits). A tensor elsewhere is added
+to an accumulator on its own device, so that nothing waits for the device until the table is read.
+Objects of torchmetrics, and all that look like them, keep their state and are asked at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, TypedDict, Unpack, cast
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from statemachine_trainer.loops.loop_errors import (
+    BadMetricValue,
+    LateMetric,
+    MetricConflict,
+    MetricError,
+    UnknownMetric,
+    UnsavableMetric,
+)
+from statemachine_trainer.loops.metrics.numbers import (
+    Number,
+    Reduce,
+    Shown,
+    as_number,
+    check_new,
+    check_weight,
+    item,
+    read_all,
+)
+from statemachine_trainer.loops.metrics.objects import (
+    Held,
+    MetricObject,
+    Pending,
+    is_metric,
+    is_untouched,
+    load_metric_state,
+    load_torchmetrics_state,
+    metric_at,
+    metric_state,
+    torchmetrics_state,
+)
+from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.parallel.containers import parts
+
+__all__ = [
+    "BadMetricValue",
+    "LateMetric",
+    "LogSettings",
+    "MetricConflict",
+    "MetricError",
+    "MetricObject",
+    "Metrics",
+    "Reduce",
+    "Shown",
+    "UnknownMetric",
+    "UnsavableMetric",
+    "batch_size_of",
+    "is_metric",
+    "load_metric_state",
+    "load_torchmetrics_state",
+    "metric_state",
+    "torchmetrics_state",
+]
+
+
+class LogSettings(TypedDict, total=False):
+    """What `log` takes by keyword."""
+
+    batch_size: float | None
+    reduce: Reduce
+    on_step: bool
+    on_epoch: bool
+    prog_bar: bool
+
+
+class Metrics(Mapping[str, float]):
+    """The metrics of one pass over data: of a training epoch, a validation, one of its loaders.
+
+    Reading it as a mapping, or by `compute`, gives every metric reduced over what was logged since
+    `begin`. All accumulators of a device are read in one go, and again only after the next `log`.
+
+    Args:
+        owner: The model. Metric objects that are attributes of it are found again by their place
+            when a saved state is loaded.
+    """
+
+    def __init__(self, owner: nn.Module | None = None) -> None:
+        self._owner = owner
+        self._entries: dict[str, Number | Held | Pending] = {}
+        self._numbers: dict[str, float] | None = None
+
+    def begin(self) -> None:
+        """Empties the table for a new pass and resets the metric objects logged in the last one."""
+        for entry in self._entries.values():
+            if isinstance(entry, Held):
+                entry.metric.reset()
+        self._entries.clear()
+        self._numbers = None
+
+    def log(
+        self,
+        name: str,
+        value: object,
+        *,
+        batch_size: float | None = None,
+        reduce: Reduce = "mean",
+        on_step: bool = False,
+        on_epoch: bool = True,
+        prog_bar: bool = False,
+    ) -> None:
+        """Adds a value to a metric of this pass.
+
+        Args:
+            name: Of the metric. How it is reduced and where it is shown is settled by the first
+                `log` of that name in a pass.
+            value: A number, a tensor of one element on any device (cut off from the graph), or a
+                metric object. NaN and infinities are numbers, and spread.
+            batch_size: The weight of the value in a mean; 1 when None. A value of weight 0 does not
+                enter the mean.
+            reduce: How the values of a pass become one.
+            on_step: Whether each newest value is of interest: `newest` lists it.
+            on_epoch: Whether the reduced value is of interest: `compute` lists it.
+            prog_bar: Whether a progress bar shows it.
+
+        Raises:
+            BadMetricValue: Not one number; or a weight that is negative or no Python number.
+            MetricConflict: The name was logged before with another `reduce` or metric object.
+        """
+        number: float | None = None
+        if isinstance(value, (float, int)):
+            number = value
+        elif isinstance(value, Tensor):
+            # Reading a tensor of the CPU waits for nothing, and is cheaper than adding to one.
+            if value.is_cpu:
+                number = item(name, value)
+        elif is_metric(value):
+            self._log_object(name, value, reduce, Shown(on_step, on_epoch, prog_bar))
+            return
+        else:
+            number = as_number(name, value)
+        entry = self._entries.get(name)
+        if not isinstance(entry, Number) or entry.reduce != reduce:
+            entry = self._new_number(name, reduce, Shown(on_step, on_epoch, prog_bar))
+        weight = 1 if batch_size is None else batch_size
+        if weight.__class__ is not int or weight < 0:
+            check_weight(name, weight)
+        self._numbers = None
+        if number is not None:
+            entry.add(number, weight)
+        else:
+            entry.add_on_device(name, cast(Tensor, value), weight)
+
+    def log_dict(
+        self,
+        values: Mapping[str, object] | MetricObject,
+        **settings: Unpack[LogSettings],
+    ) -> None:
+        """Logs several values at once.
+
+        Args:
+            values: A mapping of names to values, or one metric object that computes a dict, such as
+                a torchmetrics `MetricCollection`: the keys of the dict are the names then. (Logged
+                by `log(name, collection)`, they are `name/key`.)
+            settings: As for `log`.
+        """
+        if is_metric(values):
+            keys = values.keys() if hasattr(values, "keys") else [type(values).__name__]
+            reduce = settings.pop("reduce", "mean")
+            settings.pop("batch_size", None)
+            shown = Shown(**cast("dict[str, bool]", settings))
+            self._log_object(",".join(map(str, keys)), values, reduce, shown, prefix="")
+            return
+        for name, value in cast("Mapping[str, object]", values).items():
+            self.log(name, value, **settings)
+
+    def attach(self, name: str, metric: MetricObject) -> bool:
+        """Gives a metric object the state saved under `name`, if one waits for it.
+
+        Only for objects that are no attributes of the owner, before they are used again.
+        """
+        waiting = self._entries.get(name)
+        if not isinstance(waiting, Pending):
+            return False
+        load_metric_state(metric, cast("dict[str, object]", waiting.saved["state"]))
+        self._entries[name] = Held(metric, waiting.prefix, waiting.shown)
+        return True
+
+    def compute(self) -> dict[str, float]:
+        """Every metric of the pass reduced to a float, in the order of their first `log`."""
+        numbers = self._read_numbers()
+        found: dict[str, float] = {}
+        for name, entry in self._entries.items():
+            if not entry.shown.on_epoch or isinstance(entry, Pending):
+                continue
+            if isinstance(entry, Held):
+                found.update(entry.read(name))
+            else:
+                found[name] = numbers[name]
+        return found
+
+    def last(self, name: str) -> float:
+        """The newest value logged under a name, not reduced.
+
+        Of a metric object: its value for the newest batch if it has one, else for all so far.
+        """
+        entry = self._entries.get(name)
+        if isinstance(entry, Number):
+            return entry.newest_value()
+        if isinstance(entry, Held):
+            return entry.newest_value(name)
+        raise self._unknown(name)
+
+    def newest(self, shown: Literal["on_step", "prog_bar"] = "on_step") -> dict[str, float]:
+        """The newest value of each metric that was logged with `on_step` (or `prog_bar`)."""
+        return {
+            name: self.last(name)
+            for name, entry in self._entries.items()
+            if getattr(entry.shown, shown) and not isinstance(entry, Pending)
+        }
+
+    def shown(self, name: str) -> Shown:
+        """Where the metric is to be shown."""
+        if name not in self._entries:
+            raise self._unknown(name)
+        return self._entries[name].shown
+
+    def __getitem__(self, name: str) -> float:
+        found = self.compute()
+        if name not in found:
+            raise self._unknown(name)
+        return found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.compute())
+
+    def __len__(self) -> int:
+        return len(self.compute())
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)  # Asked often, and not worth a wait for the device.
+
+    def __repr__(self) -> str:
+        return f"Metrics({', '.join(self._entries)})"
+
+    def state_dict(self) -> dict[str, object]:
+        """All that was accumulated: floats of the host, copies of tensors on their devices.
+
+        Raises:
+            UnsavableMetric: A metric object keeps its state where it cannot be found.
+        """
+        return {name: entry.state(name, self._owner) for name, entry in self._entries.items()}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Goes on from a saved state, to the bit.
+
+        The state of a metric object is given back to the attribute of the owner that it was, or
+        to the object already logged by that name; else it waits for `attach` or the next `log`.
+        """
+        before, self._entries, self._numbers = self._entries, {}, None
+        for name, saved in cast("Mapping[str, dict[str, object]]", state).items():
+            if saved["kind"] == "number":
+                self._entries[name] = Number.restored(saved)
+                continue
+            pending = Pending.restored(saved)
+            self._entries[name] = pending
+            known = before.get(name)
+            metric = metric_at(self._owner, pending.path)
+            if metric is None and isinstance(known, Held):
+                metric = known.metric
+            if metric is not None:
+                self.attach(name, metric)
+
+    def _read_numbers(self) -> dict[str, float]:
+        if self._numbers is None:
+            numbers = {n: e for n, e in self._entries.items() if isinstance(e, Number)}
+            values = iter(read_all([t for entry in numbers.values() for t in entry.totals()]))
+            self._numbers = {
+                name: entry.reduced([next(values) for _ in entry.totals()])
+                for name, entry in numbers.items()
+            }
+        return self._numbers
+
+    def _new_number(self, name: str, reduce: Reduce, shown: Shown) -> Number:
+        check_new(name, reduce)
+        entry = self._entries.get(name)
+        if isinstance(entry, Number):
+            raise MetricConflict(
+                f"{name!r} was logged with reduce={entry.reduce!r} in this pass, and now with "
+                f"reduce={reduce!r}. Choose one of them, or two names."
+            )
+        if entry is not None:
+            raise MetricConflict(
+                f"{name!r} was logged as a metric object in this pass, and now as a number. "
+                "Choose two names."
+            )
+        made = self._entries[name] = Number(reduce, shown)
+        return made
+
+    def _log_object(
+        self,
+        name: str,
+        metric: MetricObject,
+        reduce: Reduce,
+        shown: Shown,
+        prefix: str | None = None,
+    ) -> None:
+        check_new(name, reduce)
+        if reduce != "mean":
+            raise MetricConflict(
+                f"{name!r} is a {type(metric).__name__}, which reduces by itself: leave out "
+                f"reduce={reduce!r}."
+            )
+        entry = self._entries.get(name)
+        if isinstance(entry, Pending):
+            if not is_untouched(metric):
+                raise LateMetric(
+                    f"The {type(metric).__name__} logged as {name!r} had taken in data before its "
+                    "saved state could be given back to it. Make it an attribute of the model, or "
+                    f"call attach({name!r}, metric) after loading and before its first use."
+                )
+            self.attach(name, metric)
+        elif entry is None:
+            self._entries[name] = Held(metric, f"{name}/" if prefix is None else prefix, shown)
+        elif not isinstance(entry, Held) or entry.metric is not metric:
+            raise MetricConflict(
+                f"{name!r} was logged in this pass as a number, or as another metric object. "
+                "Choose two names."
+            )
+
+    def _unknown(self, name: str) -> UnknownMetric:
+        return UnknownMetric(f"No metric {name!r} in this pass. {suggest(name, self._entries)}")
+
+
+def batch_size_of(batch: object) -> int | None:
+    """The number of samples in a batch: the first dimension of the first tensor that has one.
+
+    Looks depth first through mappings, lists, tuples and dataclasses, and takes for a tensor all
+    that has `shape` and `to`. None when there is none.
+    """
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.dim() else None
+    if isinstance(batch, PackedSequence):
+        return int(batch.batch_sizes[0])
+    inside = parts(batch)
+    if inside is not None:
+        for part in inside:
+            size = batch_size_of(part)
+            if size is not None:
+                return size
+        return None
+    shape = getattr(batch, "shape", None)
+    return int(shape[0]) if hasattr(batch, "to") and isinstance(shape, tuple) and shape else None

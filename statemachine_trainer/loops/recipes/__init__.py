@@ -1,0 +1,1 @@
+"""Loops for particular ways of training, built on those of `loops`."""

@@ -1,0 +1,293 @@
+"""Active learning: the model asks for the labels that it would learn most from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import Dataset, Subset
+
+from statemachine_trainer.data import as_loader, reloaded
+from statemachine_trainer.loops.base import TrainingLoop, whole_number
+from statemachine_trainer.loops.fit import FitLoop
+from statemachine_trainer.loops.fresh_start import (
+    captured,
+    captured_callbacks,
+    check_renewable,
+    equip,
+    feeds_for,
+    given_dataset,
+    renew,
+)
+from statemachine_trainer.loops.loop_errors import MissingMetric, SettingError
+from statemachine_trainer.loops.recipes.acquisition import (
+    RANDOM,
+    Acquisition,
+    PoolLoop,
+    check_acquisition,
+    choose,
+    choose_blindly,
+)
+from statemachine_trainer.loops.recipes.labelling import (
+    BadLabels,
+    LabelFolder,
+    Labelled,
+    Labeller,
+    hidden_labels,
+)
+from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.fields import field
+from statemachine_trainer.machine.loop import Loop, place
+
+Target = tuple[str, float] | Callable[[Mapping[str, float]], bool] | None
+
+
+class ActiveLearningLoop(TrainingLoop):
+    """Fits on what is labelled, asks for the labels of the most useful of the rest, and fits again.
+
+    The training data given to `fit` are the pool; its loader says how parts of it are loaded.
+    Validation data are apart from it, so that no sample is ever on both sides. Each fit begins with
+    new optimizers, schedulers and counters, with the callbacks as they were at the beginning, and
+    with the first weights, unless told otherwise.
+
+    Example:
+        loop = ActiveLearningLoop(
+            fit=FitLoop(max_epochs=20), acquisition="bald", mc_samples=20, query=10, budget=200
+        )
+        Trainer(loop).fit(model, pool, validation)
+
+    Source: Settles, Active Learning Literature Survey, 2009.
+
+    Args:
+        acquisition: "random", "entropy", "margin", "bald", a function of the probabilities (pool,
+            classes) or, with several `mc_samples`, (pool, classes, mc_samples) that returns a score
+            for each sample; or a heuristic of BaaL.
+        mc_samples: Predictions of each sample, with dropout on (Monte Carlo dropout); 20 for "bald",
+            else 1, unless given.
+        query: Labels asked for in each round.
+        budget: Labels at most; None for the whole pool.
+        rounds: Fits at most; None for no limit.
+        target: Ends it once a fit has come so far: a metric and the least value wanted, or a
+            function of the metrics.
+        first: How many labels are asked for before the first fit, chosen by chance; or which
+            samples, by index; or the labels themselves, by index.
+        labeller: "hidden" (the data set has them), a function of the indices and the data set that
+            returns their labels, or None if it has none yet; or a folder, in which a person finds
+            the question and puts the answer (see `LabelFolder`). Where there are no labels yet the
+            machine rests in its state `labelling`: `fit` and `run` return and may be called again.
+        fresh_weights: Begin each fit with the first weights; else with those of the last fit.
+        seed: Of what is chosen by chance; the global generators have no part in it.
+        make_loader: Makes the loader of a part of the data, if not as the loader given to `fit`.
+        **loops: Loops for `fit` and `scoring`.
+
+    Attributes:
+        indices: The samples that are labelled, in the order in which they were.
+        labels: Their labels.
+        asked: The samples whose labels are waited for.
+        history: The number of labels and the metrics after each fit.
+
+    Raises:
+        SettingError: A setting that makes no sense.
+    """
+
+    initial = "learning_start"
+    transitions = (
+        # event          source            destination
+        ["ask", "learning_start", "labelling"],
+        ["labels_known", "learning_start", "round_start"],
+        ["labelled", "labelling", "round_start"],
+        ["round_ready", "round_start", "fit"],
+        ["fit_done", "fit", "round_end"],
+        ["score", "round_end", "scoring"],
+        ["pool_scored", "scoring", "query"],
+        ["choose", "round_end", "query"],
+        ["queried", "query", "labelling"],
+        ["enough", "round_end", "learning_end"],
+    )
+    outcomes = ("fit_done",)
+
+    fit: Loop = place(FitLoop)
+    scoring: Loop = place(PoolLoop)
+
+    indices: list[int] = field(factory=list)
+    labels: list[Any] = field(factory=list)
+    asked: list[int] = field(factory=list)
+    pool: list[int] = field(factory=list)
+    fitted: int = 0
+    history: list[dict[str, float]] = field(factory=list)
+    first_weights: dict[str, Any] | None = None
+    first_callbacks: list[dict[str, Any]] | None = None
+
+    def __init__(
+        self,
+        *,
+        acquisition: Acquisition = "entropy",
+        mc_samples: int | None = None,
+        query: int = 10,
+        budget: int | None = None,
+        rounds: int | None = None,
+        target: Target = None,
+        first: int | Sequence[int] | Mapping[int, Any] = 10,
+        labeller: Labeller | str = "hidden",
+        fresh_weights: bool = True,
+        seed: int = 0,
+        make_loader: Callable[[Dataset[Any]], Any] | None = None,
+        **loops: Any,
+    ) -> None:
+        if mc_samples is not None and "scoring" in loops:
+            raise SettingError("Set mc_samples on the scoring loop that you give.")
+        often = mc_samples if mc_samples is not None else 20 if acquisition == "bald" else 1
+        super().__init__(**{"scoring": PoolLoop(mc_samples=often), **loops})
+        check_acquisition(acquisition)
+        self.acquisition = acquisition
+        self.query_size = whole_number(self, "query", query, 1)
+        self.budget = None if budget is None else whole_number(self, "budget", budget, 1)
+        self.rounds = None if rounds is None else whole_number(self, "rounds", rounds, 1)
+        self.target = target
+        self.first = first
+        self.labeller = _labeller(labeller)
+        self.fresh_weights = fresh_weights
+        self.seed = seed
+        self.make_loader = make_loader
+
+    def learning_start(self) -> Literal["ask", "labels_known"]:
+        """Remember model and callbacks as they are; find out what is to be labelled first."""
+        check_renewable(self.context)
+        self.first_weights = captured(self.context)
+        self.first_callbacks = captured_callbacks(self.context)
+        first, size = self.first, len(given_dataset(self.context, self))  # type: ignore[arg-type]
+        if isinstance(first, int):
+            first = choose_blindly(range(size), self._most(first), self._generator())
+        chosen = [*first]
+        if not chosen or len(set(chosen)) < len(chosen) or not {*chosen} <= {*range(size)}:
+            raise SettingError(
+                f"{type(self).__name__}(first=...): the first samples are numbers from 0 to "
+                f"{size - 1}, at least one and none of them twice."
+            )
+        if isinstance(first, Mapping):
+            self.indices, self.labels = chosen, [first[i] for i in chosen]
+            return "labels_known"
+        self.asked = chosen
+        return "ask"
+
+    def labelling(self) -> Literal["labelled"] | None:
+        """Have the samples labelled; rest where there are no labels yet."""
+        labels = self._ask()
+        if labels is None:
+            return None
+        if len(labels) != len(self.asked):
+            raise BadLabels(
+                f"The labeller returned {len(labels)} labels for {len(self.asked)} samples. Return "
+                "one for each, or None for none yet."
+            )
+        self.indices.extend(self.asked)
+        self.labels.extend(labels)
+        self.asked = []
+        return "labelled"
+
+    def round_start(self) -> Literal["round_ready"]:
+        """Begin the next fit, on all that is labelled."""
+        self.fitted = len(self.indices)
+        renew(
+            self.context,
+            weights=self.first_weights if self.fresh_weights else None,
+            callbacks=self.first_callbacks or (),
+            train=self._labelled(),
+        )
+        return "round_ready"
+
+    def round_end(self) -> Literal["enough", "score", "choose"]:
+        """Note how good the model is; decide whether that is enough."""
+        metrics = self.context.read_metrics()
+        self.history.append({"labels": float(len(self.indices)), **metrics})
+        labelled = set(self.indices)
+        rest = [i for i in range(len(given_dataset(self.context, self))) if i not in labelled]  # type: ignore[arg-type]
+        last = self.rounds is not None and len(self.history) >= self.rounds
+        if last or not rest or not self._most(self.query_size) or self._target_is_met(metrics):
+            return "enough"
+        self.pool = rest
+        if self.acquisition == RANDOM:
+            return "choose"
+        self._provide_pool()
+        return "score"
+
+    def query(self) -> Literal["queried"]:
+        """Choose the samples to ask for."""
+        number = self._most(self.query_size)
+        if self.acquisition == RANDOM:
+            self.asked = choose_blindly(self.pool, number, self._generator())
+        else:
+            found = torch.cat(self.scoring.found)  # type: ignore[attr-defined]
+            chosen = choose(self.acquisition, found, number)
+            self.asked = [self.pool[at] for at in chosen]
+            self.scoring.found = []  # type: ignore[attr-defined]
+        self.pool = []
+        self.context.others.pop("pool", None)
+        return "queried"
+
+    def learning_end(self) -> Literal["fit_done"]:
+        """The model is the one of the last fit."""
+        return "fit_done"
+
+    def restore(self) -> None:
+        """Have the loaders again that the saved run had."""
+        self.context.others.pop("pool", None)
+        if self.fitted:
+            equip(self.context, train=self._labelled())
+        if self.pool and self.acquisition != RANDOM:
+            self._provide_pool()
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _ask(self) -> Sequence[Any] | None:
+        data = given_dataset(self.context, self)
+        if isinstance(self.labeller, LabelFolder):
+            return self.labeller(self.asked, data, len(self.indices))
+        return self.labeller([*self.asked], data)
+
+    def _most(self, wanted: int) -> int:
+        """How many of these labels the budget allows."""
+        if self.budget is None:
+            return wanted
+        return max(0, min(wanted, self.budget - len(self.indices)))
+
+    def _generator(self) -> torch.Generator:
+        """A generator for one choice: what it draws follows from the labels so far."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + len(self.indices))
+
+    def _target_is_met(self, metrics: Mapping[str, float]) -> bool:
+        if self.target is None:
+            return False
+        if callable(self.target):
+            return bool(self.target(metrics))
+        name, least = self.target
+        if name not in metrics:
+            raise MissingMetric(
+                f"The target is {name!r}, which no fit has logged. {suggest(name, metrics)}"
+            )
+        return metrics[name] >= least
+
+    def _labelled(self) -> Any:
+        """Make the loader of what the present fit learns from."""
+        known = slice(0, self.fitted)
+        return self._load(
+            Labelled(given_dataset(self.context, self), self.indices[known], self.labels[known])
+        )
+
+    def _provide_pool(self) -> None:
+        loader = self._load(Subset(given_dataset(self.context, self), self.pool), evaluate=True)
+        self.context.others["pool"] = feeds_for(self.context, loader, "pool")
+
+    def _load(self, part: Dataset[Any], *, evaluate: bool = False) -> Any:
+        made = None if self.make_loader is None else self.make_loader(part)
+        if made is not None and not evaluate:
+            return made
+        loader: Any = as_loader(self.context.sources[0]) if made is None else made
+        return reloaded(loader, part, evaluate=evaluate)  # the pool in order, whoever loads it
+
+
+def _labeller(given: Labeller | str) -> Labeller:
+    if given == "hidden":
+        return hidden_labels
+    return given if callable(given) else LabelFolder(given)

@@ -1,0 +1,202 @@
+"""What a training loop written from scratch is made of: the verbs, without an order."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from statemachine_trainer.data import END
+from statemachine_trainer.loops.base import TrainingLoop
+from statemachine_trainer.loops.loop_errors import StepOutputError, TrainingError
+from statemachine_trainer.loops.optimizers import step_scaled, step_schedulers
+from statemachine_trainer.loops.outputs import read_output
+
+
+class OutOfTurn(TrainingError):
+    """A loop from scratch says a word before the one that has to come first."""
+
+
+class CustomLoop(TrainingLoop):
+    """Base of loops written from scratch: states of one's own, which say these words to train.
+
+    The loop decides in which order and how often. Each word keeps the counters, the metrics and the
+    precision right, so that callbacks, checkpoints and resuming work as with the loops that come
+    with the package. Three states are ready to be named in `transitions`: `epoch_start`, `fetch`
+    and `epoch_end`. There is one split in a batch, and accumulation, clipping and turns of several
+    optimizers are what the loop makes of them.
+
+    It stands in the place of an epoch loop, where `FitLoop` sees to limits, or alone.
+
+    Example:
+        class Plain(CustomLoop):
+            initial = "epoch_start"
+            transitions = [
+                ["epoch_started", "epoch_start", "fetch"],
+                ["fetched", "fetch", "update"],
+                ["updated", "update", "fetch"],
+                ["exhausted", "fetch", "epoch_end"],
+            ]
+            outcomes = ("epoch_done",)
+
+            def update(self) -> Literal["updated"]:
+                self.backward(self.training_loss())
+                self.optimizer_step()
+                self.end_batch()
+                return "updated"
+
+        Trainer(FitLoop(max_epochs=3, epoch=Plain())).fit(model, train)
+    """
+
+    holding: bool = False
+
+    # -- states ----------------------------------------------------------------------------------
+
+    def epoch_start(self) -> Literal["epoch_started"]:
+        """Begin a pass over the training data."""
+        self.begin_pass()
+        return "epoch_started"
+
+    def fetch(self) -> Literal["fetched", "exhausted"]:
+        """Get the next batch."""
+        return "fetched" if self.next_batch() else "exhausted"
+
+    def epoch_end(self) -> Literal["epoch_done"]:
+        """Count the epoch."""
+        self.end_pass()
+        return "epoch_done"
+
+    # -- words -----------------------------------------------------------------------------------
+
+    def begin_pass(self) -> None:
+        """Begin a pass over the training data, or go on with one that was left unfinished.
+
+        It is an epoch: metrics are averaged over it.
+        """
+        context = self.context
+        context.read_clock()
+        context.counts.begin_epoch()
+        if context.train.phase not in ("begun", "running"):
+            context.train.begin(context.counts.epoch)
+        length = context.train.length
+        context.counts.batches_per_epoch = length and length - context.train.position
+        context.stopping = context.finished = False
+        if not context.model.training:
+            context.model.train()
+        context.train_metrics.begin()
+        context.log_table, context.log_suffix = context.train_metrics, ""
+
+    def next_batch(self) -> bool:
+        """Get the next batch and move it to the device.
+
+        Returns:
+            False if the pass has ended, or a limit on steps was reached.
+
+        Raises:
+            OutOfTurn: `end_batch` was not said for the batch before.
+        """
+        context = self.context
+        if context.batch is not None and not self.holding:
+            raise OutOfTurn(
+                f"{type(self).__name__} asks for the next batch, and batch {context.batch_idx} of epoch "
+                f"{context.counts.epoch} is still in flight. Say `self.end_batch()` when you are done "
+                "with a batch, also with one that is left out: it counts it."
+            )
+        if context.finished:
+            return False
+        if not self.holding:
+            batch = context.train.next_batch()
+            if batch is END:
+                return False
+            context.batch = batch
+        if context.transfer is not None and not context.train.moves:
+            self.holding = True
+            context.batch = context.transfer(context.batch)
+            self.holding = False
+        context.split = context.batch
+        context.batch_idx = context.counts.batch_in_epoch
+        return True
+
+    def training_loss(self, batch: Any = None) -> torch.Tensor:
+        """Call the training step and return its loss.
+
+        Say `backward` in the same state: a graph cannot be written down. (Or mark the state that
+        follows as `transient`.)
+
+        Args:
+            batch: What to call it with; the present batch unless given.
+
+        Raises:
+            StepOutputError: It returned no loss.
+        """
+        context = self.context
+        with context.precision.context():
+            context.output = context.steps.training(
+                context.batch if batch is None else batch, context.batch_idx
+            )
+        loss, _ = read_output(context.output, context.steps.takes_hiddens, context.model)
+        if loss is None:
+            raise StepOutputError(
+                f"The training step returned no loss for batch {context.batch_idx}, and "
+                f"{type(self).__name__} needs one: return a loss, or leave the batch out of the data."
+            )
+        context.loss = loss
+        return loss
+
+    def backward(self, loss: torch.Tensor, optimizer: int = 0) -> None:
+        """Propagate a loss backward. Gradients add up until the next step of the optimizer.
+
+        Args:
+            loss: The loss.
+            optimizer: Number of the optimizer whose step follows.
+        """
+        context = self.context
+        slot, scaler = context.slots[optimizer], context.precision.scaler
+        if slot.window == 0:
+            slot.optimizer.zero_grad()
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        slot.window += 1
+        context.loss = context.output = None  # their graphs are gone
+
+    def optimizer_step(self, optimizer: int = 0) -> None:
+        """Step an optimizer, and its schedulers that go by steps; the step is counted.
+
+        Raises:
+            OutOfTurn: `backward` was not said since its last step.
+        """
+        context = self.context
+        slot, scaler = context.slots[optimizer], context.precision.scaler
+        if slot.window == 0:
+            raise OutOfTurn(
+                f"{type(self).__name__} steps optimizer {optimizer}, which has no new gradients since its "
+                f"last step (batch {context.batch_idx} of epoch {context.counts.epoch}). Say "
+                f"`self.backward(loss{f', {optimizer}' if optimizer else ''})` first."
+            )
+        if scaler is None:
+            slot.optimizer.step()
+        elif not step_scaled(slot, context.slots, scaler):
+            return
+        context.count_step(optimizer)
+        step_schedulers(slot, "step", slot.steps, context.read_metrics)
+
+    def end_batch(self) -> None:
+        """Count the batch and let go of it."""
+        context = self.context
+        context.counts.batch += 1
+        context.counts.batch_in_epoch += 1
+        if context.sample_size is not None:
+            size = context.sample_size(context.batch) or 0
+            context.counts.sample += size
+            context.counts.sample_in_epoch += size
+        context.batch = context.split = context.output = context.loss = None
+
+    def end_pass(self) -> None:
+        """Count the epoch, keep its metrics, and step the schedulers that go by epochs."""
+        context = self.context
+        context.read_clock()
+        for slot in context.slots:
+            step_schedulers(slot, "epoch", context.counts.epoch + 1, context.read_metrics)
+        if not context.finished:  # else the data stay where they are: a later fit goes on with them
+            context.train.close()
+        context.results = context.read_metrics()
+        context.counts.epoch += 1

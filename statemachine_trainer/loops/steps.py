@@ -1,0 +1,336 @@
+"""What a user trains, as a handful of functions: a module with steps, or a model with a loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from statemachine_trainer.loops.loop_errors import ModelError, OptimizerError
+from statemachine_trainer.loops.metrics.log import log
+from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.parallel.wrapped import Wrapped
+
+# -- Models that compute their own loss -----------------------------------------------------------
+
+
+def finds_own_loss(model: nn.Module) -> bool:
+    """Tell whether the forward pass of a model takes `labels`, or any keyword."""
+    parameters = inspect.signature(model.forward).parameters
+    any_keyword = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return "labels" in parameters or any_keyword
+
+
+def own_loss_steps(model: nn.Module) -> dict[str, Callable[[Any, int], Any]]:
+    """Make the steps of a model whose `model(**batch)` returns an object with `loss`.
+
+    Each logs it, as `loss`, `val_loss` or `test_loss`. A prediction is all that the model returns.
+    """
+    steps = loss_steps(lambda batch: _loss_of(_call(model, batch), model, batch))
+    return {**steps, "predict_step": lambda batch, _batch_idx: _call(model, batch)}
+
+
+def _loss_of(output: Any, model: nn.Module, batch: Any) -> torch.Tensor:
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(loss, torch.Tensor):
+        raise ModelError(
+            f"{type(model).__name__} returned a {type(output).__name__} without a loss for a batch with the "
+            f"keys {sorted(map(str, batch))}. Models of Hugging Face want the key 'labels'. For a model "
+            "without a loss of its own give one: `fit(model, data, loss=..., optimizer=...)`."
+        )
+    return loss
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if not isinstance(batch, Mapping):
+        raise ModelError(
+            f"{type(model).__name__} has no training_step, so it is called with the batch as keywords, and the "
+            f"batch is a {type(batch).__name__}. Give dicts, or write a training_step, or give `loss=`."
+        )
+    return model(**batch)
+
+
+# -- Steps made of a function that finds the loss -------------------------------------------------
+
+
+_LOGGED = {"training_step": "loss", "validation_step": "val_loss", "test_step": "test_loss"}
+
+
+def loss_steps(loss_of: Callable[[Any], torch.Tensor]) -> dict[str, Callable[[Any, int], Any]]:
+    """Make the steps of training, validation and test; each logs its loss under a name of its own.
+
+    Args:
+        loss_of: Finds the loss of a batch, a scalar.
+    """
+
+    def logging_as(name: str) -> Callable[[Any, int], Any]:
+        def step(batch: Any, _batch_idx: int) -> torch.Tensor:
+            loss = loss_of(batch)
+            log(name, loss)
+            return loss
+
+        return step
+
+    return {step: logging_as(name) for step, name in _LOGGED.items()}
+
+
+Step = Callable[[Any, int], Any]
+"""A step in one form: called with the batch and its number."""
+
+Loss = Callable[[Any, Any], torch.Tensor]
+MakeOptimizer = Optimizer | Callable[..., Optimizer]
+
+STEPS: Final = ("training_step", "validation_step", "test_step", "predict_step")
+
+
+ASKABLE: Final = (
+    "batch_idx", "dataloader_idx", "optimizer_idx", "split_idx", "hiddens", "optimizers", "trainer",
+)  # fmt: skip
+"""What a step gets if it names it in its signature."""
+
+
+class Steps:
+    """The steps of a model, each called as `step(batch, batch_idx)`.
+
+    Besides the batch and its number, a step gets what its signature names: `dataloader_idx`,
+    `optimizer_idx`, `split_idx`, `hiddens`, `optimizers`, `trainer`. The number is its second
+    argument, whatever its name, if it has no default, and goes to `*args`; `**kwargs` get nothing.
+
+    Args:
+        model: Any module. With `loss`, its training step is `loss(model(x), y)` on batches
+            `(x, y)`, unless it has one of its own. A model without either that takes `labels`, as
+            those of Hugging Face do, is called with the batch as keywords and finds its loss itself.
+        loss: For a plain model: called with the model's output and the targets.
+        optimizer: An optimizer, or a callable that makes one of the parameters; takes the place of
+            `configure_optimizers`.
+        source: Has an attribute for each name that a step may ask for; read at each call.
+        wrapped: The model in its `DistributedDataParallel`, through which the training step is
+            called. The other steps are not: a rank may evaluate alone.
+
+    Attributes:
+        model: The module.
+        wrapped: It in its `DistributedDataParallel`; None if it is in none.
+        whole: The module as it was given.
+        training: The training step.
+        takes_hiddens: Whether it has a parameter `hiddens`.
+        given: The `loss` and `optimizer` that it was made with.
+        by_hand: Whether the model asks for manual optimization (`automatic_optimization = False`).
+
+    Raises:
+        ModelError: A step has a parameter that nobody can fill.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: object,
+        loss: Loss | None = None,
+        optimizer: MakeOptimizer | None = None,
+        wrapped: Wrapped | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"The model is a {type(model).__name__}; it must be a torch.nn.Module."
+            )
+        if _is_lightning_module(model):
+            raise ModelError(
+                f"{type(model).__name__} is a LightningModule. Give `lightning.module(model)`, with `from "
+                "statemachine_trainer.integrations import lightning`."
+            )
+        self.model = model
+        self.wrapped = wrapped
+        self.whole: nn.Module = model if wrapped is None else wrapped.wrapper
+        self.by_hand = getattr(model, "automatic_optimization", True) is False
+        self.takes_hiddens = False
+        self.training: Step = self._missing_training_step
+        self.given = loss, optimizer
+        self._found: dict[str, Step] = {}
+        for name in STEPS:
+            method = getattr(model, name, None)
+            if callable(method):
+                self._found[name] = _adapt(method, f"{type(model).__name__}.{name}", source)
+                if name == "training_step":
+                    self.takes_hiddens = "hiddens" in inspect.signature(method).parameters
+        if loss is not None:
+            for name, step in supervised_steps(model, loss).items():
+                self._found.setdefault(name, step)
+        elif not self._found and finds_own_loss(model):
+            self._found.update(own_loss_steps(model))
+        self.training = self._found.get("training_step", self.training)
+        if wrapped is not None and "training_step" in self._found:
+            self._refuse_unseen_backward()
+            self.training = self._found["training_step"] = wrapped.through(self.training)
+        self._found.setdefault("predict_step", lambda batch, _batch_idx: model(inputs_of(batch)))
+
+    @property
+    def wants_outputs(self) -> bool:
+        """Whether the model has a `training_epoch_end(outputs)`."""
+        return callable(getattr(self.model, "training_epoch_end", None))
+
+    def training_epoch_end(self, outputs: list[Any]) -> None:
+        """Hand the outputs of an epoch's training steps to the model."""
+        self.model.training_epoch_end(outputs)  # type: ignore[operator]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
+
+    def get(self, name: str) -> Step:
+        """Return a step.
+
+        Raises:
+            ModelError: The model has none; the message says what to write.
+        """
+        if name not in self._found:
+            near = [n for n in dir(self.model) if n.endswith("_step") and n not in STEPS]
+            advice = (
+                "train a plain model with `fit(model, data, loss=..., optimizer=...)`"
+                if name == "training_step"
+                else "give the `loss=` of a plain model, to `fit` as to `validate` and `test`"
+            )
+            raise ModelError(
+                f"{type(self.model).__name__} has no {name}(batch, batch_idx). "
+                f"{suggest(name, near) + ' ' if near else ''}Write one, or {advice}."
+            )
+        return self._found[name]
+
+    def configure_optimizers(self) -> Any:
+        """Return what the model, or the `optimizer=` setting, says about optimizers."""
+        if self.given[1] is not None:
+            made = self.given[1]
+            if not isinstance(made, Optimizer) and callable(made):
+                made = made(self.model.parameters())
+            if not isinstance(made, Optimizer):
+                raise OptimizerError(
+                    "optimizer= is an optimizer, or a function that makes one of the parameters; this "
+                    f"is a {type(made).__name__}. For more than one write configure_optimizers()."
+                )
+            return made
+        configure = getattr(self.model, "configure_optimizers", None)
+        if configure is None:
+            raise OptimizerError(
+                f"{type(self.model).__name__} has no configure_optimizers() and no optimizer= was "
+                "given. Write the method, or pass one: "
+                "`optimizer=torch.optim.Adam(model.parameters())`."
+            )
+        return configure()
+
+    def _refuse_unseen_backward(self) -> None:
+        """Refuse a wrapped model whose training step goes backward before the wrapper knows of it."""
+        yields = inspect.isgeneratorfunction(getattr(self.model, "training_step", None))
+        if self.by_hand or yields:
+            how = "yields its losses" if yields else "optimizes by hand"
+            raise ModelError(
+                f"{type(self.model).__name__} {how} in training_step, and DistributedDataParallel "
+                "around it cannot average the gradients there. Wrap the networks inside of it "
+                "instead: self.net = DistributedDataParallel(net)."
+            )
+
+    def _missing_training_step(self, _batch: Any, _batch_idx: int) -> Any:
+        return self.get("training_step")
+
+    def split(self, batch: Any, split_steps: int) -> list[Any] | None:
+        """Return the model's own splits of a batch along time; None if it has no way to split."""
+        for name in ("split_batch", "tbptt_split_batch"):
+            method = getattr(self.model, name, None)
+            if method is not None:
+                pieces = method(batch, split_steps)
+                if not isinstance(pieces, Iterable):
+                    raise ModelError(
+                        f"{type(self.model).__name__}.{name} returned a {type(pieces).__name__}; it "
+                        "has to return the list of splits."
+                    )
+                return list(pieces)
+        return None
+
+
+def supervised_steps(model: nn.Module, loss: Loss) -> dict[str, Step]:
+    """Make the steps of a plain model for batches `(inputs, targets)`; each logs its loss."""
+
+    def loss_of(batch: Any) -> torch.Tensor:
+        inputs, targets = _pair(batch)
+        return loss(model(inputs), targets)
+
+    return loss_steps(loss_of)
+
+
+def inputs_of(batch: Any) -> Any:
+    """Return the inputs of a batch: its first part if it is a pair, else all of it."""
+    return batch[0] if isinstance(batch, list | tuple) and len(batch) == 2 else batch
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        shown = (
+            f"{type(batch).__name__} of {len(batch)}"
+            if hasattr(batch, "__len__")
+            else type(batch).__name__
+        )
+        raise ModelError(
+            f"With loss=, a batch must be a pair (inputs, targets); it is a {shown}. Write a "
+            "training_step for other batches."
+        )
+    return batch[0], batch[1]
+
+
+def _adapt(method: Callable[..., Any], label: str, source: object) -> Step:
+    """Bring a step into the form that is called with the batch and its number."""
+    yields = inspect.isgeneratorfunction(method) and not label.endswith(".training_step")
+    if yields or inspect.iscoroutinefunction(method):
+        raise ModelError(
+            f"{label} {'yields' if yields else 'is asynchronous'}, so that a call of it does nothing "
+            "yet. Write a plain method that returns."
+        )
+    parameters = list(inspect.signature(method).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    spread = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if (not positional and not spread) or (positional and positional[0].name in ASKABLE):
+        raise ModelError(
+            f"The first parameter of {label} has to be the batch. Write it as "
+            f"`{label.rpartition('.')[2]}(self, batch, batch_idx)`."
+        )
+    takes_number = spread if len(positional) < 2 else _is_number(positional[1])
+    used = positional[: 1 + takes_number]
+    extra = []
+    for parameter in parameters:
+        if parameter in used or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name in ASKABLE and parameter.kind is not parameter.POSITIONAL_ONLY:
+            extra.append(parameter.name)
+        elif parameter.default is parameter.empty:
+            raise ModelError(
+                f"{label} has a parameter {parameter.name!r} that nothing fills. "
+                f"{suggest(parameter.name, ASKABLE)} Or give it a default."
+            )
+    if not extra:
+        return method if takes_number else lambda batch, _batch_idx: method(batch)
+
+    def step(batch: Any, batch_idx: int) -> Any:
+        arguments = {name: getattr(source, name) for name in extra}
+        return method(batch, batch_idx, **arguments) if takes_number else method(batch, **arguments)
+
+    return step
+
+
+def _is_number(second: inspect.Parameter) -> bool:
+    """Tell whether the second parameter of a step is the number of the batch."""
+    if second.name in ASKABLE:
+        return second.name == "batch_idx"
+    return second.default is second.empty
+
+
+def _is_lightning_module(model: nn.Module) -> bool:
+    bases = ((base.__name__, base.__module__.partition(".")[0]) for base in type(model).__mro__)
+    return any(
+        name == "LightningModule" and package in ("lightning", "pytorch_lightning")
+        for name, package in bases
+    )
+
+
+def hooks_of(model: nn.Module) -> Mapping[str, Callable[..., Any]]:
+    """Return the model's methods called `on_<state>`, which are subscribed like a callback's."""
+    names = [n for n in dir(type(model)) if n.startswith("on_")]
+    return {name: method for name in names if callable(method := getattr(model, name, None))}

@@ -1,0 +1,151 @@
+"""A run of another process, or one that is over, as the page shows it: through its folder."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from statemachine_trainer.control.buttons import BUTTONS
+from statemachine_trainer.control.control_errors import PageError
+from statemachine_trainer.graph.graph import Graph
+from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.observe.blackbox import Entry, Look, Ring
+from statemachine_trainer.observe.remote import Remote
+from statemachine_trainer.observe.run import Run
+from statemachine_trainer.page.tally import RECENT, Curves, edges_as_data
+
+_PATIENCE = 1.0
+"""Seconds that a process has to answer; the page waits meanwhile."""
+
+
+class FolderRun:
+    """Watches a run through its folder, and steers it as far as its processes listen.
+
+    Times and counters are those of the transitions that its black box still holds. Of several
+    processes the first is shown, and a button is pressed in all.
+
+    Args:
+        folder: The folder of the run.
+
+    Raises:
+        NoRun: Nothing of a run is in it.
+        PageError: Its graph is not recorded.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._run = Run(folder)
+        self._remote = Remote(self._run, patience=_PATIENCE)
+        self._graph = self._run.graph()
+        if self._graph is None:
+            raise PageError(
+                f"The run {folder} has no graph in its journal, so there is nothing to draw. "
+                "`smt blackbox` and `smt inspect` tell what is known of it."
+            )
+
+    def graph(self) -> Graph:
+        """The graph of the loop that was run, the newest."""
+        self._graph = self._run.graph() or self._graph
+        assert self._graph is not None
+        return self._graph
+
+    def press(self, button: str) -> str:
+        """Ask the processes of the run for it, and tell what becomes of it.
+
+        Raises:
+            NotNow: It is greyed.
+            NobodyListens, NoAnswer: There is nobody to be asked; the message says why.
+        """
+        return next(iter(self._remote.press(button).values()))
+
+    def is_held(self) -> bool:
+        """Whether the run stands still until somebody lets it go on."""
+        return bool(self._asked(self._run.look())["held"])
+
+    def state(self) -> dict[str, Any]:
+        """All that changes, as data that JSON can hold."""
+        look = self._run.look()
+        ring = next(iter(look.rings), None)
+        entries = [] if ring is None else ring.entries()
+        status = look.status
+        epoch, step = look.progress or (0, 0)
+        graph = self.graph()
+        return {
+            "graph": hash(graph),
+            "state": None if ring is None else ring.state,
+            "running": status == "running",
+            "mood": _mood(status, ring),
+            "outcome": None,
+            "counts": {"epoch": epoch, "step": step},
+            "states": _times(entries),
+            "edges": edges_as_data(_edges(entries, graph)),
+            "recent": [
+                {"state": one.state, "event": after.event}
+                for one, after in pairwise(entries[-RECENT - 1 :])
+            ],
+            "curves": self._curves(),
+            "subscribers": "(the black box does not know them)",
+            **self._asked(look),
+        }
+
+    def _asked(self, look: Look) -> dict[str, Any]:
+        """What only the processes of the run can tell; of one that does not, why."""
+        try:
+            looks = self._remote.looks(look)
+        except PageError as error:
+            return {"held": False, "posted": [], "buttons": dict.fromkeys(BUTTONS, str(error))}
+        first = next(iter(looks.values()))
+        refusals = {name: _refusal(name, looks) for name in BUTTONS}
+        found = {"held": first["held"], "posted": first["posted"], "buttons": refusals}
+        return {**found, "state": first["state"]} if first["held"] else found
+
+    def _curves(self) -> Any:
+        curves = Curves()
+        for name, points in self._run.metrics().items():
+            last = points[-1].round if points else 0  # a fold's steps begin anew
+            for point in points:
+                if point.round == last and not math.isnan(point.value):
+                    curves.add(point.step, {name: point.value})
+        return curves.to_dict()
+
+
+def _refusal(name: str, looks: dict[int, dict[str, Any]]) -> str | None:
+    """Why a button is greyed: because one of the ranks refuses."""
+    found = ((rank, look["buttons"][name]) for rank, look in looks.items())
+    rank, why = next(((rank, why) for rank, why in found if why is not None), (0, None))
+    return why if why is None or len(looks) == 1 else f"Rank {rank}: {why}"
+
+
+def _mood(status: str, ring: Ring | None) -> str:
+    if status != "running" or ring is None or ring.since is None:
+        return status
+    seconds = (datetime.now(UTC) - ring.since).total_seconds()
+    return f"running, in this state for {seconds:.0f} s" if seconds > 2 else "running"
+
+
+def _times(entries: list[Entry]) -> dict[str, dict[str, float]]:
+    """The time from each entry into a state to the next."""
+    found: dict[str, dict[str, float]] = {}
+    for one, after in pairwise(entries):
+        if one.state.startswith("("):
+            continue
+        mine = found.setdefault(one.state, {"calls": 0, "seconds": 0.0})
+        mine["calls"] += 1
+        mine["seconds"] += (after.time - one.time).total_seconds()
+    return found
+
+
+def _edges(entries: list[Entry], graph: Graph) -> Counter[tuple[str, str]]:
+    """How often each edge was gone. A bubbling event is counted at the loop that takes it."""
+    drawn = {(edge.source, edge.event) for edge in graph.edges}
+    counts: Counter[tuple[str, str]] = Counter()
+    for one, after in pairwise(entries):
+        source = one.state
+        while source and (source, after.event) not in drawn:
+            source = source.rpartition(SEPARATOR)[0]
+        if source:
+            counts[source, after.event] += 1
+    return counts

@@ -1,0 +1,247 @@
+"""The folder of a run: the record of how it was started, and how to start it again.
+
+Beside the checkpoints stands `run.json`: the command line, the folder it was given in, the Python,
+the versions, and a history of starts and ends. It is for people and for `smt resume`; nothing that
+a run needs to go on is in it. What happens between a start and an end stands in the journal beside
+it; see `observe.journal`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from statemachine_trainer.machine.errors import StateMachineError
+
+if TYPE_CHECKING:  # `smt resume` gets by without torch
+    from statemachine_trainer.snapshot import Store
+
+RECORD = "run.json"
+JOURNAL = "journal.sqlite"
+JOURNAL_FILES = (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm")
+RESUME_VARIABLE = "SMT_RESUME"
+"""Where the environment has `auto` here, a first `fit` that says nothing of resuming is `resume="auto"`."""
+
+_HISTORY = 1000
+"""Entries kept; a run that is started over and over keeps the newest."""
+
+Facts = None | bool | int | float | str
+
+
+class BadRecord(StateMachineError):
+    """A `run.json` that is not the record of a run, or cannot be written."""
+
+
+class CannotResume(StateMachineError):
+    """A run that cannot be started again by its record."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a run was started, and what became of it.
+
+    Args:
+        command: The command line, the Python first; None if there was none that could be repeated.
+        folder: The working directory.
+        versions: Of Python and of the packages that matter.
+        history: Events with their time: started, resumed, stopped, ended, failed.
+    """
+
+    command: list[str] | None
+    folder: str
+    versions: dict[str, str]
+    history: list[dict[str, Facts]] = field(default_factory=list)
+
+    @classmethod
+    def of_this_process(cls, versions: Mapping[str, str]) -> Record:
+        """Describe the process that asks."""
+        return cls(command_line(), str(Path.cwd()), dict(versions))
+
+
+def command_line() -> list[str] | None:
+    """Return the command that started this process; None at a prompt, in a notebook or from a pipe."""
+    arguments = sys.orig_argv[1:]
+    interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
+    if interactive or not sys.executable or not arguments or arguments[-1] == "-":
+        return None
+    return [sys.executable, *arguments]
+
+
+def read_record(root: Path) -> Record | None:
+    """Read the record in the folder of a run; None if there is none.
+
+    Raises:
+        BadRecord: There is a `run.json` that is something else.
+    """
+    path = root / RECORD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        record = Record(
+            **{name: content[name] for name in ("command", "folder", "versions", "history")}
+        )
+        _check(record)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BadRecord(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadRecord(
+            f"{path} is not the record of a run. Move it away, or choose another folder for the checkpoints."
+        ) from error
+    return record
+
+
+def note(root: Path, event: str, versions: Mapping[str, str], **facts: Facts) -> None:
+    """Add an event to the record of a run. One that says "started" or "resumed" says how, too.
+
+    Raises:
+        BadRecord: The record is something else, or cannot be written.
+    """
+    here = Record.of_this_process(versions)
+    record = read_record(root) or here
+    if event in ("started", "resumed"):
+        record = replace(here, history=record.history)
+    entry = {"event": event, "at": datetime.now(UTC).isoformat(timespec="microseconds"), **facts}
+    record = replace(record, history=[*record.history, entry][-_HISTORY:])
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _replace(root / RECORD, json.dumps(asdict(record), indent=2) + "\n")
+    except OSError as error:
+        raise BadRecord(f"{root / RECORD} cannot be written: {error.strerror}.") from error
+
+
+def set_aside(store: Store) -> Path | None:
+    """Move the checkpoints of an earlier run, and its record, to a folder of their own below.
+
+    Returns:
+        That folder; None if there was nothing.
+    """
+    store.wait()
+    checkpoints = [info.path for info in store.list()]
+    if not checkpoints:
+        return None
+    # These first: a folder named in them is still in place.
+    aside = move_aside(store.root, ("latest", "pins.json", RECORD, *JOURNAL_FILES))
+    for path in reversed(
+        checkpoints
+    ):  # the newest first: what is left is a run that may be resumed
+        path.rename(aside / path.name)
+    return aside
+
+
+def move_aside(root: Path, names: Sequence[str]) -> Path:
+    """Move files of an earlier run, as far as they are there, to a new folder of their own below."""
+    numbers = [p.name.partition("-")[2] for p in root.glob("earlier-*")]
+    number = 1 + max((int(n) for n in numbers if n.isdecimal()), default=0)
+    aside = root / f"earlier-{number}"
+    aside.mkdir()
+    for name in names:
+        with suppress(FileNotFoundError):
+            (root / name).rename(aside / name)
+    return aside
+
+
+# -- starting again --------------------------------------------------------------------------------
+
+
+def wants_resume() -> bool:
+    """Whether this process was started to go on with a run, as `smt resume` does."""
+    return os.environ.get(RESUME_VARIABLE) == "auto"
+
+
+def resume_command(root: Path) -> tuple[list[str], Path]:
+    """Return the command that goes on with a run, and the folder to give it in.
+
+    Raises:
+        CannotResume: The run has no record, or none that can be repeated here.
+    """
+    if not root.is_dir():
+        raise CannotResume(f"There is no folder {root}.")
+    record = read_record(root)
+    if record is None:
+        parent = f" The run is {root.parent}." if (root.parent / RECORD).is_file() else ""
+        raise CannotResume(
+            f"{root} has no {RECORD}, so how it was started is unknown.{parent} Start the script again with "
+            f"fit(..., resume={str(root)!r})."
+        )
+    folder = Path(record.folder)
+    if record.command is None:
+        raise CannotResume(
+            f"The run {root} was started at a prompt or in a notebook. Go on there with fit(..., resume='auto')."
+        )
+    if not folder.is_dir():
+        raise CannotResume(f"The run {root} was started in {folder}, which is gone.")
+    if not os.access(record.command[0], os.X_OK):
+        raise CannotResume(
+            f"The run {root} was started with {record.command[0]}, which is gone. Start it again yourself: "
+            f"cd {folder} && {RESUME_VARIABLE}=auto python {' '.join(record.command[1:])}"
+        )
+    return record.command, folder
+
+
+def resume(root: Path) -> NoReturn:
+    """Become the process that goes on with a run: signals and exit code are its own.
+
+    Raises:
+        CannotResume: The run has no record, or none that can be repeated here.
+    """
+    command, folder = resume_command(root)
+    environment = {**os.environ, RESUME_VARIABLE: "auto"}
+    os.chdir(folder)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "posix":
+        os.execve(command[0], command, environment)
+    raise SystemExit(subprocess.call(command, env=environment))
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def _check(record: Record) -> None:
+    """Refuse a record whose parts are of other types.
+
+    Raises:
+        TypeError: One is.
+    """
+    command = record.command
+    if command is not None and not (_are_texts(command) and command):
+        raise TypeError("the command is no list of texts")
+    if not isinstance(record.folder, str) or not isinstance(record.history, list):
+        raise TypeError("the folder or the history is malformed")
+    if not isinstance(record.versions, dict) or not _are_texts([*record.versions.values()]):
+        raise TypeError("the versions are malformed")
+    if not all(
+        isinstance(one, dict) and isinstance(one.get("event"), str) for one in record.history
+    ):
+        raise TypeError("the history is malformed")
+
+
+def _are_texts(values: Sequence[object]) -> bool:
+    return isinstance(values, list) and all(isinstance(one, str) for one in values)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader or a crash sees the old one or the new one."""
+    from statemachine_trainer.snapshot.filesystem import temporary_name
+
+    # By this name the store clears it away if a crash leaves it here.
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,0 +1,188 @@
+"""What a trainer and its `fit` are given: refused at once where it means nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from statemachine_trainer.callbacks.checkpoints import Checkpoints
+from statemachine_trainer.loops.default_tree import (
+    check_names,
+    default_tree,
+    evaluation_loops,
+    only_of_evaluation,
+)
+from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.steps import Loss, MakeOptimizer
+from statemachine_trainer.machine.errors import BadReceiver
+from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.observe.recorder import Recorder, RunFolder
+from statemachine_trainer.running.drivers import Drivers
+
+
+@dataclass(frozen=True)
+class Given:
+    """What `fit` is given to train, and with what; None stands for what the fit has already.
+
+    Attributes:
+        model: The model.
+        train: The training data.
+        validation: The validation data, of one or several loaders.
+        loss: For a plain model.
+        optimizer: For a model that configures none.
+    """
+
+    model: nn.Module | None = None
+    train: Any = None
+    validation: Any = None
+    loss: Loss | None = None
+    optimizer: MakeOptimizer | None = None
+
+    @property
+    def model_alone(self) -> bool:
+        """Whether nothing else was given: all the rest stays as it is."""
+        others = (self.train, self.validation, self.loss, self.optimizer)
+        return all(one is None for one in others)
+
+
+def loops_given(loop: Loop | None, settings: Mapping[str, Any]) -> dict[str, Loop]:
+    """Return the loops that `Trainer(loop, **settings)` means, by name.
+
+    Raises:
+        SettingError: A setting that nobody knows, or one of the default tree with a loop of one's own.
+    """
+    check_names(settings)
+    if loop is not None and (extra := set(settings) - set(only_of_evaluation(settings))):
+        raise SettingError(
+            f"{sorted(extra)[0]!r} is a setting of the default tree, but a loop of your own was given. Set it "
+            "on the loop that it controls."
+        )
+    root = loop if loop is not None else default_tree(settings)
+    return {"fit": root, **evaluation_loops(settings)}
+
+
+def recorder_given(
+    run: RunFolder | str | Path | bool | None,
+    checkpoints: Checkpoints | None,
+    drivers: Drivers,
+    settings: Mapping[str, Any],
+) -> Recorder | None:
+    """Make the recorder that `Trainer(run=..., checkpoints=...)` means; None if nothing is kept.
+
+    Raises:
+        SettingError: The folder is not that of the checkpoints, or there is none.
+    """
+    if not (run is None or isinstance(run, RunFolder | str | os.PathLike | bool)):
+        raise SettingError(
+            f"run={run!r}: give a folder, such as 'runs/name', or RunFolder(...), True or False."
+        )
+    folder = RunFolder.of(run, None if checkpoints is None else checkpoints.store.root)
+    if folder is None:
+        return None
+    recorder = Recorder(folder, [*drivers.values()], settings)
+    if checkpoints is not None:
+        checkpoints.on_written = recorder.checkpoint_written
+    return recorder
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        SettingError: It is neither a whole number nor None.
+    """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise SettingError(f"seed={seed!r}: use a whole number, or None to leave the seeds alone.")
+
+
+def check_loss(loss: object) -> None:
+    """Refuse a class of losses: called with a batch it would make a loss, and no number.
+
+    Raises:
+        SettingError: It is one.
+    """
+    if isinstance(loss, type):
+        raise SettingError(f"loss={loss.__name__} is a class. Make one: {loss.__name__}().")
+
+
+# -- Callbacks and checkpoints --------------------------------------------------------------------
+
+
+def callbacks_given(given: Any) -> list[object]:
+    """Return the callbacks that `Trainer(callbacks=...)` means; None is none.
+
+    Raises:
+        SettingError: It is no list.
+        BadReceiver: One of them is a class, a name, or there twice; or it has only one of the
+            methods `state_dict` and `load_state_dict`.
+    """
+    if given is None:
+        return []
+    if isinstance(given, type):
+        check_made(given)
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise SettingError(f"callbacks={given!r} is no list. Give callbacks=[...], also for one.")
+    callbacks = list(given)
+    for place, one in enumerate(callbacks):
+        check_made(one)
+        if any(one is other for other in callbacks[:place]):
+            raise BadReceiver(
+                f"The same {type(one).__name__} is in `callbacks` twice, and would be told all things "
+                "twice. Give it once, or make another one."
+            )
+        _check_state(one)
+        if isinstance(one, str):
+            raise BadReceiver(
+                f"The callback {one!r} is a name. Callbacks are objects with on_<state> methods; a "
+                "function is subscribed by trainer.on(name, function)."
+            )
+    return callbacks
+
+
+def _check_state(callback: object) -> None:
+    """Refuse a callback that has half of what it takes to be written down."""
+    pair = ("state_dict", "load_state_dict")
+    has = [name for name in pair if callable(getattr(callback, name, None))]
+    if len(has) == 1:
+        (missing,) = {*pair} - {*has}
+        raise BadReceiver(
+            f"{type(callback).__name__} has a method {has[0]} and no {missing}, so that its state "
+            f"would be in no checkpoint. Write {missing} too, or give {has[0]} another name."
+        )
+
+
+def checkpoints_given(given: Any) -> Checkpoints | None:
+    """Return the checkpoints that `Trainer(checkpoints=...)` means; None and False are none.
+
+    Raises:
+        SettingError: It says neither where nor how they are written.
+    """
+    if given is None or given is False:
+        return None
+    if isinstance(given, str | PathLike):
+        return Checkpoints(Path(given))
+    if isinstance(given, Checkpoints):
+        return given
+    raise SettingError(
+        f"checkpoints={given!r} does not say where they are written. Give a folder, such as "
+        "checkpoints='runs/name', or Checkpoints('runs/name', ...)."
+    )
+
+
+def check_made(thing: object) -> None:
+    """Refuse a class where an object with `on_<state>` methods is to be subscribed.
+
+    Raises:
+        BadReceiver: It is one.
+    """
+    if isinstance(thing, type):
+        raise BadReceiver(
+            f"{thing.__name__} is a class, and nothing can be told to it. Make one: "
+            f"{thing.__name__}(...)."
+        )

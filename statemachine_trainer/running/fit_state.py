@@ -1,0 +1,132 @@
+"""The state of a fit: written down as a plain tree, and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from statemachine_trainer.callbacks.checkpoints import Checkpoints
+from statemachine_trainer.callbacks.checkpoints import Host as HostOfCheckpoints
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.context_state import (
+    context_state,
+    load_context_state,
+    remake_optimizers,
+)
+from statemachine_trainer.machine.board import SignalBoard
+from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.errors import NotStarted
+from statemachine_trainer.running.drivers import context_of, loops_around_state, take_limits
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
+
+# -- What the parts need of the trainer -----------------------------------------------------------
+
+
+class Host(HostOfCheckpoints, Protocol):
+    """A trainer, as its parts see it.
+
+    Attributes:
+        board: The board with the signals of all its loops.
+        checkpoints: When and where checkpoints are written; None if they are not.
+    """
+
+    board: SignalBoard
+    checkpoints: Checkpoints | None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Stand where a state of the fit was taken."""
+        ...
+
+
+class FitState:
+    """Writes down the state of a fit, and brings a fit into one: machine, context and callbacks.
+
+    Args:
+        host: The trainer.
+        driver: The driver of its fit.
+        callbacks: Those that it was given; others are found among the receivers.
+    """
+
+    def __init__(self, host: Host, driver: Driver, callbacks: Sequence[object]) -> None:
+        self._host = host
+        self._driver = driver
+        self._callbacks = callbacks
+
+    def write(self) -> dict[str, Any]:
+        """Return the whole state at this boundary.
+
+        Raises:
+            NotStarted: There was no fit.
+        """
+        context = context_of(self._driver)
+        if context is None:
+            raise NotStarted("There is no state before the first fit.")
+        checkpoints = self._host.checkpoints
+        return {
+            "machine": self._driver.state_dict(),
+            "context": context_state(context),
+            "callbacks": [
+                {"kind": type(one).__qualname__, "state": one.state_dict()}
+                for one in self.stateful_callbacks()
+            ],
+            "checkpoints": None if checkpoints is None else checkpoints.state_dict(),
+        }
+
+    def read(self, state: Mapping[str, Any]) -> None:
+        """Bring a fit that was started with the same model and data into a state.
+
+        The machine comes first, for loops know by where it stands what to restore; the context comes
+        last but for the checkpoints, for it ends with the generators of random numbers.
+
+        Raises:
+            NotStarted: There is no fit.
+            SnapshotMismatch, StateMismatch, DataChanged: It is of another fit.
+        """
+        driver, context = self._driver, context_of(self._driver)
+        if context is None:
+            raise NotStarted("Start a fit first: start(model, loader), then load its state.")
+        driver.load_state_dict(state["machine"])
+        self._read_callbacks(state["callbacks"])
+        self._read_context(context, state["context"])
+        if self._host.checkpoints is not None:
+            self._host.checkpoints.load_state_dict(state["checkpoints"])
+
+    def stateful_callbacks(self) -> list[Any]:
+        """Return the callbacks that have a state: those given first, then in the order of their subscription.
+
+        The trainer, its checkpoints and the model have places of their own in the state.
+        """
+        host, context = self._host, context_of(self._driver)
+        elsewhere = [
+            host,
+            host.checkpoints,
+            *(context.model.modules() if context is not None else ()),
+        ]
+        owners = [*self._callbacks]
+        owners += [getattr(one.receiver, "__self__", None) for one in host.board.subscriptions]
+        found: dict[int, Any] = {}
+        for owner in owners:
+            stateful = hasattr(owner, "state_dict") and hasattr(owner, "load_state_dict")
+            if stateful and not any(owner is other for other in elsewhere):
+                found.setdefault(id(owner), owner)
+        return list(found.values())
+
+    def _read_callbacks(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        ours = self.stateful_callbacks()
+        kinds = [type(one).__qualname__ for one in ours]
+        if kinds != [one["kind"] for one in saved]:
+            raise SnapshotMismatch(
+                f"The checkpoint has the state of the callbacks {[one['kind'] for one in saved]}, this trainer has "
+                f"{kinds}. Give the same callbacks in the same order."
+            )
+        for one, was in zip(ours, saved, strict=True):
+            one.load_state_dict(was["state"])
+
+    def _read_context(self, context: Context, saved: Mapping[str, Any]) -> None:
+        driver = self._driver
+        remake_optimizers(context, driver.root, saved)
+        for loop in loops_around_state(driver):
+            if hasattr(loop, "restore"):
+                loop.restore()
+        take_limits(driver, context)
+        load_context_state(context, saved)

@@ -1,0 +1,399 @@
+"""Getting a fit ready: it begins, goes on after its end, or goes on from a state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from statemachine_trainer.callbacks.finding import find_checkpoint
+from statemachine_trainer.loops.assembly import Equipment, assemble_evaluation, assemble_fit, go_on
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.context_state import take_handed_state
+from statemachine_trainer.loops.evaluation import abandon_loops, undisturbed
+from statemachine_trainer.loops.guest import Guest
+from statemachine_trainer.loops.loop_errors import NothingToDo
+from statemachine_trainer.loops.metrics.log import log, logging_to
+from statemachine_trainer.loops.metrics.table import batch_size_of
+from statemachine_trainer.loops.steps import Loss
+from statemachine_trainer.machine.driver import Driver, Until
+from statemachine_trainer.machine.errors import NotStarted
+from statemachine_trainer.machine.signals import Moment
+from statemachine_trainer.observe.progress import Progress
+from statemachine_trainer.observe.recorder import Recorder
+from statemachine_trainer.run_record import wants_resume
+from statemachine_trainer.running.arguments import Given, check_loss
+from statemachine_trainer.running.drivers import (
+    Drivers,
+    context_of,
+    refuse_endless,
+    refuse_to_do_nothing,
+    take_limits,
+)
+from statemachine_trainer.running.fit_state import Host
+from statemachine_trainer.running.subscribing import ModelHooks
+from statemachine_trainer.snapshot import Loaded
+from statemachine_trainer.snapshot.rng import seed_everything
+
+# -- Around every run -----------------------------------------------------------------------------
+
+
+@contextmanager
+def in_charge(driver: Driver) -> Iterator[None]:
+    """Let `log` reach the run, also as `self.log` in a model that has no such method; run the clock.
+
+    The limits are those that the loops have now: they may have been changed in a pause.
+
+    Args:
+        driver: The driver of the machine.
+
+    Raises:
+        NotStarted: Nothing was started.
+    """
+    context = context_of(driver)
+    if context is None:
+        raise NotStarted(
+            "Nothing was started: call fit(model, loader), or start(model, loader) first."
+        )
+    lends = not hasattr(context.model, "log")
+    if lends:
+        context.model.__dict__["log"] = log
+    take_limits(driver, context)
+    context.start_clock()
+    try:
+        with logging_to(context), torch.enable_grad():
+            yield
+    except BaseException as error:
+        if isinstance(context.model, Guest):
+            context.model.failed(error)
+        raise
+    finally:
+        context.stop_clock()
+        if lends:
+            context.model.__dict__.pop("log", None)
+
+
+class Starter:
+    """Gets the fits of one trainer ready to run, up to the boundary before the first state.
+
+    Args:
+        host: The trainer.
+        drivers: Its drivers.
+        equipment: Where and how precisely it computes, and with which seed.
+        recorder: Records the fits; None if nothing is kept.
+    """
+
+    def __init__(
+        self, host: Host, drivers: Drivers, equipment: Equipment, recorder: Recorder | None
+    ) -> None:
+        self._host = host
+        self._drivers = drivers
+        self._driver = drivers.fit
+        self._equipment = equipment
+        self._recorder = recorder
+        self._hooks = ModelHooks(host)
+
+    def start(self, given: Given, *, restart: bool, resume: str | Path | None) -> None:
+        """Begin a fit, or go on with the one that there is.
+
+        Args:
+            given: What to train, and with what.
+            restart: Begin anew, whatever there is to go on with.
+            resume: Where to look for a checkpoint to go on from.
+
+        Raises:
+            AlreadyRunning: A fit is running.
+            NothingToDo: There is no model, data for a fit that is paused, or a limit that is reached.
+            SettingError: The fit would never end, or `resume` names no place.
+            NoCheckpoint: `resume` names a place without a checkpoint.
+            FolderInUse: Another process is running in the folder of the run.
+            EarlierRun: The folder of the checkpoints is that of another run.
+            SnapshotMismatch, StateMismatch, DataChanged: The state is of another fit.
+        """
+        driver = self._driver
+        driver.check_at_rest("start")
+        check_loss(given.loss)
+        known = context_of(driver)
+        if self._recorder is not None and known is None:
+            self._recorder.check_free()
+        loaded = self._checkpoint_to_go_on_from(resume, restart=restart, begun=known is not None)
+        handed = take_handed_state() if loaded is None else None
+        anew = restart or loaded is not None or handed is not None
+        model = given.model
+        if model is None:
+            if known is None:
+                raise NothingToDo("fit needs a model: fit(model, loader).")
+            model = known.steps.whole
+        self._drivers.active = driver
+        if known is None or anew or model is not known.steps.whole:
+            self._begin(model, given, loaded, handed, restart=restart)
+        elif driver.path is None:
+            self._go_on(known, given)
+        elif not given.model_alone:
+            raise NothingToDo(
+                f"The fit of this model is paused in state {driver.path!r}. Go on with `run()`, or begin anew "
+                "with `fit(..., restart=True)`."
+            )
+
+    def _checkpoint_to_go_on_from(
+        self, resume: str | Path | None, *, restart: bool, begun: bool
+    ) -> Loaded | None:
+        """Find what `resume` names; what `smt resume` asks for holds for a first start that says nothing."""
+        checkpoints = self._host.checkpoints
+        store = None if checkpoints is None else checkpoints.store
+        if resume is None and store is not None and not begun and not restart:
+            resume = "auto" if wants_resume() else None
+        return None if resume is None else find_checkpoint(store, resume)
+
+    # -- going on after the end --------------------------------------------------------------------
+
+    def _go_on(self, context: Context, given: Given) -> None:
+        """Start a fit that has ended once more, with its counters, optimizers and data as they stand."""
+        refuse_to_do_nothing(self._driver.root, context)
+        go_on(self._equipment, context, given.train, given.validation, given.loss, given.optimizer)
+        with in_charge(self._driver):
+            self._driver.start()
+        if self._recorder is not None:
+            self._recorder.go_on()
+
+    # -- beginning ---------------------------------------------------------------------------------
+
+    def _begin(
+        self, model: nn.Module, given: Given, loaded: Loaded | None, handed: Any, *, restart: bool
+    ) -> None:
+        """Begin a fit with a context of its own, and from a state, if there is one.
+
+        Args:
+            model: The model to train.
+            given: The data, and how to train.
+            loaded: The checkpoint that it goes on from, if there is one.
+            handed: A state that it goes on from instead, and that is none of the trainer's checkpoints.
+            restart: Set aside the checkpoints of an earlier run, where they would be refused.
+        """
+        driver = self._driver
+        state: Any = handed if loaded is None else loaded.tree
+        context = self._assemble(model, given)
+        noting = self._host.checkpoints if handed is None else None
+        if noting is not None and not restart:
+            noting.check_folder(loaded)
+        if self._recorder is not None:
+            self._recorder.close()
+        self._share(context)
+        with in_charge(driver):
+            if state is not None:
+                self._load(state)
+            if noting is not None:
+                noting.note_start(loaded, restart=restart)
+            if state is None:
+                driver.start()
+        if self._recorder is not None:
+            checkpoint = None if loaded is None else loaded.path
+            self._recorder.begin(checkpoint, keeps_record=self._host.checkpoints is None)
+
+    def _assemble(self, model: nn.Module, given: Given) -> Context:
+        """Make the context of a fit, and refuse one that would never end, or is over already."""
+        driver, equipment, host = self._driver, self._equipment, self._host
+        if equipment.seed is not None:
+            seed_everything(equipment.seed)
+        context = assemble_fit(
+            equipment,
+            driver.root,
+            host,
+            model,
+            given.train,
+            given.validation,
+            given.loss,
+            given.optimizer,
+        )
+        refuse_endless(driver.root)
+        refuse_to_do_nothing(driver.root, context)
+        if host.checkpoints is not None:
+            host.checkpoints.attach(host, driver)  # loops may have been replaced
+        return context
+
+    def _share(self, context: Context) -> None:
+        """Let the loops of the fit work on a context, and its model listen."""
+        abandon_loops(self._driver.root)
+        if self._samples_are_counted():
+            context.sample_size = batch_size_of
+        self._driver.share(context)
+        self._hooks.subscribe(context.model)
+
+    def _samples_are_counted(self) -> bool:
+        intervals: list[object] = [one.every for one in self._host.board.subscriptions]
+        intervals.append(self._host.checkpoints)
+        return any(getattr(getattr(i, "every", None), "unit", None) == "sample" for i in intervals)
+
+    # -- going on from a state ---------------------------------------------------------------------
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Stand where a state was taken; if a limit had ended that fit and now is higher, begin again."""
+        driver = self._driver
+        try:
+            self._host.load_state_dict(state)
+        except BaseException:
+            driver.share(None)  # half a state is nothing to go on with
+            raise
+        context, saved = context_of(driver), state["checkpoints"]
+        ended = driver.path is None and saved is not None and saved["limit"] is not None
+        if ended and context is not None and context.limit_reached is None:
+            driver.start()
+
+
+# -- Running what was started ---------------------------------------------------------------------
+
+
+class Runner:
+    """Runs the active machine of one trainer, in charge of it, and lets those know who are to know.
+
+    Args:
+        host: The trainer.
+        drivers: Its drivers.
+        recorder: Records what is run; None if nothing is kept.
+        progress: Shows it; False to show nothing.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        drivers: Drivers,
+        recorder: Recorder | None,
+        progress: Progress | Literal[False],
+    ) -> None:
+        self._host = host
+        self._drivers = drivers
+        self._recorder = recorder
+        self._progress = progress
+
+    def run(self, until: Until = None) -> str | None:
+        """Go on to the end, or up to `until`, heeding the signals of the system.
+
+        Returns:
+            The outcome; None if the machine paused or rests.
+        """
+        driver, checkpoints = self._drivers.active, self._host.checkpoints
+        listening = nullcontext() if checkpoints is None else checkpoints.listening()
+        with in_charge(driver), self._recording(), listening, self._showing():
+            outcome = driver.run(until)
+            if driver.resting and driver is self._drivers.fit and checkpoints is not None:
+                checkpoints.write()  # the process may end before it goes on
+            return outcome
+
+    def evaluate(self) -> None:
+        """Run an evaluation to its end, maybe beside a paused fit, whose checkpoints are left alone."""
+        driver = self._drivers.active
+        with in_charge(driver), self._recording(), self._showing():
+            driver.start()
+            driver.run()
+
+    def step(self) -> Moment | None:
+        """Make one transition and return it; None if the state rests."""
+        driver = self._drivers.active
+        with in_charge(driver), self._recording():
+            return driver.step()
+
+    def moments(self, until: Until = None) -> Iterator[Moment]:
+        """Iterate over the transitions; between two items nobody is in charge."""
+        transitions = self._drivers.active.moments(until)
+        while True:
+            with in_charge(self._drivers.active), self._recording():
+                moment = next(transitions, None)
+            if moment is None:
+                return
+            yield moment
+
+    def _recording(self) -> AbstractContextManager[None]:
+        if self._recorder is None:
+            return nullcontext()
+        return self._recorder.recording(self._drivers.active)
+
+    def _showing(self) -> AbstractContextManager[None]:
+        return self._progress.showing(self._host) if self._progress else nullcontext()
+
+
+# -- Evaluations ----------------------------------------------------------------------------------
+
+
+class Evaluator:
+    """Evaluates models for one trainer, and leaves no trace in a fit that is paused meanwhile.
+
+    Args:
+        host: The trainer.
+        drivers: Its drivers.
+        equipment: Where and how precisely it computes.
+        runner: Runs the active one.
+    """
+
+    def __init__(self, host: Host, drivers: Drivers, equipment: Equipment, runner: Runner) -> None:
+        self._host = host
+        self._drivers = drivers
+        self._equipment = equipment
+        self._runner = runner
+
+    def measure(
+        self, name: str, step: str, model: nn.Module | None, data: Any, loss: Loss | None
+    ) -> dict[str, float]:
+        """Run the loop of "validate" or "test" to its end and return the metrics.
+
+        Args:
+            name: The name of the loop.
+            step: The step of the model that it calls.
+            model: The model; None for that of what ran last.
+            data: One loader or several.
+            loss: For a plain model.
+
+        Raises:
+            NotStarted: There is no model.
+            AlreadyRunning: An evaluation of this name is running.
+            NothingToDo: There are no data.
+        """
+        return self._evaluate(name, step, model, data, loss).read_metrics()
+
+    def predict(self, model: nn.Module | None, data: Any) -> list[Any]:
+        """Run the loop of "predict" to its end and return the answers; see `measure`.
+
+        Returns:
+            The answers by batch; with several loaders a list of such lists.
+        """
+        self._evaluate("predict", "predict_step", model, data, None)
+        predictions: list[Any] = getattr(self._drivers["predict"].root, "predictions", [])
+        return predictions[0] if len(predictions) == 1 else predictions
+
+    def _evaluate(
+        self, name: str, step: str, model: nn.Module | None, data: Any, loss: Loss | None
+    ) -> Context:
+        driver, before = self._drivers[name], self._drivers.active
+        if model is None:
+            model = self._drivers.context.model
+        check_loss(loss)
+        driver.check_at_rest("start")
+        paused = context_of(before) if before.path is not None else None
+        context = self._assemble(driver, step, model, data, loss)
+        self._drivers.active = driver
+        try:
+            with undisturbed(paused):
+                self._runner.evaluate()
+            return context
+        except BaseException:
+            if paused is not None:
+                abandon_loops(driver.root)
+                self._drivers.active = before
+            raise
+        finally:
+            if paused is not None and driver.path is None:
+                self._drivers.active = before
+
+    def _assemble(
+        self, driver: Driver, step: str, model: nn.Module, data: Any, loss: Loss | None
+    ) -> Context:
+        """Let the loops of an evaluation work on a context of its own."""
+        abandon_loops(driver.root)
+        context = assemble_evaluation(self._equipment, self._host, model, data, step, loss)
+        if isinstance(model, Guest):
+            model.subscribe(self._host)
+        driver.share(context)
+        return context
