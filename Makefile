@@ -12,7 +12,7 @@ SOURCES := $(wildcard statemachine_trainer tests tools benchmarks)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check lint format types imports docs bench hooks clean
+.PHONY: help setup demo test test-slow oldest newest check lint format types imports docs bench hooks clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -53,6 +53,22 @@ test-slow: setup ## Run the tests marked slow: crashes, long property tests
 	@$(PYTEST) -m slow --timeout 1800 $(ARGS) || \
 		{ status=$$?; [ $$status -eq 5 ] && echo 'No test is marked slow.' || exit $$status; }
 
+# What is tried with the oldest and the newest versions: the machine, the loops, what is written down
+# and read again, each of them fast. Several GB are fetched, so it is no part of CI.
+SPAN_TESTS := tests/machine tests/loops tests/snapshot tests/resume tests/running tests/data
+define span
+	$(BIN)/python -m pip install --no-input --disable-pip-version-check -q 'uv>=0.8'
+	$(BIN)/uv venv -q --allow-existing --python $(BIN)/python .venv-$(1)
+	$(BIN)/uv pip install --python .venv-$(1)/bin/python --resolution $(2) -e '.[test]'
+	.venv-$(1)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(if $(ARGS),$(ARGS),$(SPAN_TESTS))
+endef
+
+oldest: setup ## Run a part of the tests with the oldest versions that setup.cfg allows
+	$(call span,oldest,lowest-direct)
+
+newest: setup ## Run a part of the tests with the newest versions that setup.cfg allows
+	$(call span,newest,highest --upgrade)
+
 check: lint types imports docs ## Run every check that is not a test
 
 lint: setup ## Check style and format
@@ -84,5 +100,5 @@ hooks: setup ## Run lint and types before every commit of yours
 	$(BIN)/pre-commit install
 
 clean: ## Remove .venv, caches and build products
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,7 +19,8 @@ DTYPES = [
     *(torch.uint16, torch.uint32, torch.uint64),
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
-    *(torch.float8_e8m0fnu, torch.float4_e2m1fn_x2),
+    torch.float8_e8m0fnu,
+    *([torch.float4_e2m1fn_x2] if hasattr(torch, "float4_e2m1fn_x2") else []),  # from torch 2.8
     *(torch.complex32, torch.complex64, torch.complex128),
 ]
 NUMPY_DTYPES = [
