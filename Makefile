@@ -82,8 +82,9 @@ format: setup ## Format, and mend what ruff can mend
 types: setup ## Check types, strictly
 	$(BIN)/mypy $(SOURCES)
 
-imports: setup ## Check the contract of the layers
+imports: setup ## Check the contract of the layers, and that no imports go in a circle
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_imports.py
 
 docs: setup ## Check links, code and examples in the pages and docstrings
 	$(BIN)/python tools/check_docs.py

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from statemachine_trainer.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
     from statemachine_trainer.graph import Graph, graph_of
@@ -49,8 +51,6 @@ if TYPE_CHECKING:
     from statemachine_trainer.snapshot import Best, Retention
     from statemachine_trainer.snapshot.store import load_weights
     from statemachine_trainer.trainer import Trainer
-
-__version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(

@@ -50,6 +50,7 @@ from statemachine_trainer.snapshot import (
 )
 from statemachine_trainer.snapshot.ranked import save_together
 from statemachine_trainer.snapshot.retention import Kept
+from statemachine_trainer.version import __version__
 
 __all__ = [
     "WARNINGS",
@@ -126,8 +127,6 @@ class Checkpoints:
         at_end: bool = True,
         on_signals: bool = True,
     ) -> None:
-        from statemachine_trainer import __version__
-
         if retention is not None and not isinstance(retention, Retention):
             raise SettingError(
                 f"Checkpoints(retention={retention!r}): give Retention(...), such as "

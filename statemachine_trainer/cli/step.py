@@ -39,7 +39,7 @@ def step(
     from rich.console import Console
 
     from statemachine_trainer.cli.targets import trainer_of_target
-    from statemachine_trainer.debugging.terminal import Session
+    from statemachine_trainer.cli.terminal import Session
 
     session = Session(trainer_of_target(target), Console(highlight=False), remember=remember)
     session.greet()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from statemachine_trainer.control.control_errors import NotNow
 from statemachine_trainer.machine.errors import suggest
@@ -11,7 +12,6 @@ from statemachine_trainer.machine.loop import SEPARATOR
 if TYPE_CHECKING:
     from statemachine_trainer.control.hold import Hold
     from statemachine_trainer.machine.driver import Driver
-    from statemachine_trainer.trainer import Trainer
 
 BUTTONS = ("pause", "step", "continue", "validate", "checkpoint", "stop")
 """Their names, in the order in which they are shown."""
@@ -23,10 +23,29 @@ POSTED = ("validate", "stop")
 """Those that post an event of that name."""
 
 
-class Buttons:
-    """The buttons of a fit. Beside them any event can be pressed that its chart lets be posted.
+class Writer(Protocol):
+    """What is known of the checkpoints of a run."""
 
-    Called by other threads than the one that trains.
+    @property
+    def last(self) -> Path | None:
+        """The newest one that was written; None if there is none yet."""
+
+
+class Steered(Protocol):
+    """What the buttons need of a trainer."""
+
+    @property
+    def checkpoints(self) -> Writer | None:
+        """What writes its checkpoints; None if nothing does."""
+
+    def checkpoint(self) -> None:
+        """Write one at the next boundary that can be written down."""
+
+
+class Buttons:
+    """The buttons of a fit. Any event that its chart lets be posted can be pressed, too.
+
+    Other threads call these methods, never the one that trains.
 
     Args:
         trainer: The trainer.
@@ -34,7 +53,7 @@ class Buttons:
         hold: What holds it.
     """
 
-    def __init__(self, trainer: Trainer, driver: Driver, hold: Hold) -> None:
+    def __init__(self, trainer: Steered, driver: Driver, hold: Hold) -> None:
         self._trainer = trainer
         self._driver = driver
         self._hold = hold

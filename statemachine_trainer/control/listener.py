@@ -1,7 +1,7 @@
 """Where a run takes requests of other processes: a thread beside the training.
 
 It listens at a Unix domain socket that only this user may connect to, and says in the folder of the
-run where that is; `page.requests` asks there. A socket, as it answers, and as the kernel refuses
+run where that is; `control.requests` asks there. A socket, as it answers, and as the kernel refuses
 whoever asks a process that is gone. Not in the folder of the run, which may lie on any file system,
 at a path of any length, and is copied and uploaded as plain files.
 
@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from statemachine_trainer.control.buttons import Buttons
+from statemachine_trainer.control.buttons import Buttons, Steered
 from statemachine_trainer.control.hold import Hold
 from statemachine_trainer.control.processes import (
     describe_process,
@@ -37,7 +37,6 @@ from statemachine_trainer.machine.errors import StateMachineError
 
 if TYPE_CHECKING:
     from statemachine_trainer.machine.driver import Driver
-    from statemachine_trainer.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -159,7 +158,7 @@ class Listener:
 
 def _answer_to(line: bytes, driver: Driver) -> dict[str, Any]:
     """Do what a request says, if it is one."""
-    buttons = Buttons(cast("Trainer", driver.sender), driver, Hold.of(driver))
+    buttons = Buttons(cast(Steered, driver.sender), driver, Hold.of(driver))
     told: str | None = None
     refusal: str | None = None
     try:

@@ -1,6 +1,6 @@
 """Asking a run of another process, through its folder: what it is at, and to press a button.
 
-The other end is `page.listener`. Needs no torch.
+The other end is `control.listener`. Needs no torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Endpoint:
         rank: Its rank.
         ranks: Processes of the run; None if nobody said how many.
         address: Path of the socket.
-        process: Who it is; see `observe.processes`.
+        process: Who it is; see `control.processes`.
     """
 
     rank: int

@@ -1,8 +1,8 @@
 """Stepping through a run: breakpoints, a look at where it stands, and the way back."""
 
 from statemachine_trainer.debugging.breakpoints import Breakpoint, Breakpoints
-from statemachine_trainer.debugging.debugger import Memory, Rewound
 from statemachine_trainer.debugging.debugger_errors import BadBreakpoint, NothingRemembered
+from statemachine_trainer.debugging.memory import Memory, Rewound
 from statemachine_trainer.debugging.where import Where
 
 __all__ = [

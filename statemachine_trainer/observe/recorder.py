@@ -22,6 +22,7 @@ from statemachine_trainer.observe.blackbox import BlackBox, Mark, read_blackbox
 from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.readings import Readings
 from statemachine_trainer.observe.ring import BadRing
+from statemachine_trainer.version import __version__
 
 _log = logging.getLogger(__name__)
 
@@ -285,8 +286,6 @@ class Recorder:
 
 
 def _versions() -> dict[str, str]:
-    from statemachine_trainer import __version__
-
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from statemachine_trainer.control.buttons import POSTED
 from statemachine_trainer.control.control_errors import NobodyListens, NotNow, PageError
 from statemachine_trainer.control.requests import Endpoint, endpoints_in
 from statemachine_trainer.observe.blackbox import Look, Ring
 from statemachine_trainer.observe.epoch_table import format_seconds
-from statemachine_trainer.observe.run import Run
 
 T = TypeVar("T")
+
+
+class Folder(Protocol):
+    """What is needed of the folder of a run."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+
+    def look(self) -> Look:
+        """Read what it tells of the run."""
 
 
 class Remote:
@@ -25,7 +35,7 @@ class Remote:
         patience: Seconds to wait for an answer of each.
     """
 
-    def __init__(self, run: Run, *, rank: int | None = None, patience: float) -> None:
+    def __init__(self, run: Folder, *, rank: int | None = None, patience: float) -> None:
         self._run = run
         self._rank = rank
         self._patience = patience

@@ -22,6 +22,7 @@ from statemachine_trainer.observe.blackbox import Look, Ring, Status, read_black
 from statemachine_trainer.observe.epoch_table import EpochRecord
 from statemachine_trainer.observe.journal import VERSION
 from statemachine_trainer.observe.readings import PARTS, Part, named_apart
+from statemachine_trainer.observe.remote import Remote
 from statemachine_trainer.run_record import JOURNAL, RECORD, BadRecord, Record, read_record
 
 _PATIENCE: Final = 5.0
@@ -92,7 +93,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder)
+        self.path = Path(folder).absolute()
         if not is_run(self.path):
             raise NoRun(
                 f"{self.path} is not the folder of a run: it has no {RECORD}, no {JOURNAL} and no "
@@ -229,8 +230,6 @@ class Run:
             NobodyListens: The run is over, or takes no requests.
             NoAnswer: A process hangs.
         """
-        from statemachine_trainer.observe.remote import Remote
-
         told = Remote(self, rank=rank, patience=_PATIENCE).press(event)
         return next(iter(told.values()))
 

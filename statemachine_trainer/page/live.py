@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from statemachine_trainer.control.buttons import Buttons
+from statemachine_trainer.control.buttons import Buttons, Steered
 from statemachine_trainer.control.hold import Hold
 from statemachine_trainer.graph.graph import Graph
+from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.program import Program
 from statemachine_trainer.observe.readings import PARTS, Part, Reading, Readings, named_apart
 from statemachine_trainer.page.tally import Curves, Tally, edges_as_data
 
-if TYPE_CHECKING:
-    from statemachine_trainer.machine.driver import Driver
-    from statemachine_trainer.trainer import Trainer
-
-
 _EVERY = 1.0
 """Seconds between two readings of the metrics within an epoch."""
+
+
+class Shown(Steered, Protocol):
+    """What the page needs of a trainer."""
+
+    @property
+    def driver(self) -> Driver:
+        """The driver of what ran last, or of the fit."""
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The folder of the run; None if nothing of it is kept."""
+
+    def graph(self) -> Graph:
+        """Return the graph of the loop of the fit."""
+
+    def describe(self) -> str:
+        """Return who listens to what."""
 
 
 class LiveRun:
@@ -31,9 +46,9 @@ class LiveRun:
         trainer: The trainer.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Shown) -> None:
         self._trainer = trainer
-        self._driver: Driver = trainer.driver
+        self._driver = trainer.driver
         self.tally = Tally()
         self._hold = Hold.of(self._driver)
         self._buttons = Buttons(trainer, self._driver, self._hold)

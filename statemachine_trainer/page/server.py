@@ -12,18 +12,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from statemachine_trainer.control.control_errors import PageError
 
 if TYPE_CHECKING:
     from statemachine_trainer.page.app import Source
-    from statemachine_trainer.trainer import Trainer
+    from statemachine_trainer.page.live import Shown
 
-
-HOST = "127.0.0.1"
-_ENDING = 10.0
+HOST: Final = "127.0.0.1"
+_ENDING: Final = 10.0
 """Seconds that the server has to end."""
 
 
@@ -91,7 +90,7 @@ class Page:
         return f"Page({self.url})"
 
 
-def serve(trainer: Trainer, *, port: int = 0, open_browser: bool = False) -> Page:
+def serve(trainer: Shown, *, port: int = 0, open_browser: bool = False) -> Page:
     """Serve the page of a trainer's fit. Training never waits for it, unless it is told to pause.
 
     Args:
@@ -138,8 +137,8 @@ def _listening(port: int) -> socket.socket:
 
 # -- The address of a run's own page --------------------------------------------------------------
 
-
-ADDRESS = "page.json"
+ADDRESS: Final = "page.json"
+"""Name of the file in the folder of a run."""
 
 
 def leave(folder: Path, url: str) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from statemachine_trainer.snapshot import Unwritable
+from statemachine_trainer.snapshot.written import Written
 from statemachine_trainer.testing.testing_errors import NotRepeatable
 from statemachine_trainer.testing.trees import comparable, differences, digest
-from statemachine_trainer.testing.watched_runs import Boundary, Document, MakeTrainer, Run
+from statemachine_trainer.testing.watched_runs import Boundary, MakeTrainer, Run
 
 _SEED = 20_240_229
 _KEPT = 1 << 30  # bytes of documents kept in memory
@@ -49,7 +50,7 @@ class Recording:
         run.close()
         self.digests: list[str | None] = []
         self.unwritable: list[int] = []
-        self._documents: dict[int, Document] = {}
+        self._documents: dict[int, Written] = {}
         self._write_down()
 
     @property
@@ -57,7 +58,7 @@ class Recording:
         """Numbers of the boundaries at which a run can be stopped and resumed."""
         return [number for number, one in enumerate(self.digests) if one is not None]
 
-    def document(self, number: int) -> Document:
+    def document(self, number: int) -> Written:
         """Return the state at a boundary as a checkpoint holds it."""
         if number in self._documents:
             return self._documents[number]

@@ -7,11 +7,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from statemachine_trainer.loops.context_state import handing_state
 from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.snapshot import decode, encode, strictjson
+from statemachine_trainer.snapshot.written import Written
 from statemachine_trainer.testing.testing_errors import NotReady
 from statemachine_trainer.testing.trees import comparable
 from statemachine_trainer.trainer import Trainer
@@ -35,36 +33,6 @@ class Boundary:
 
     def __str__(self) -> str:
         return "at the end" if self.path is None else f"before {self.path}"
-
-
-@dataclass(frozen=True)
-class Document:
-    """A state as it stands in a checkpoint: text, and the tensors that it names."""
-
-    text: bytes
-    tensors: dict[str, torch.Tensor]
-
-    @classmethod
-    def of(cls, tree: dict[str, Any]) -> Document:
-        """Write a state down.
-
-        Raises:
-            Unwritable: It holds something that no checkpoint can hold.
-        """
-        document, tensors = encode(tree)
-        return cls(strictjson.dumps(document), {name: t.clone() for name, t in tensors.items()})
-
-    def tree(self) -> dict[str, Any]:
-        """Read the state, each time anew: a run takes over what it loads."""
-        tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
-        tree = decode(strictjson.loads(self.text), tensors)
-        assert isinstance(tree, dict)
-        return tree
-
-    @property
-    def size(self) -> int:
-        """Bytes in memory."""
-        return len(self.text) + sum(t.nbytes for t in self.tensors.values())
 
 
 class Run:
@@ -148,9 +116,9 @@ class Run:
         """Return the state of the run, as runs are compared."""
         return comparable(self.trainer.state_dict())
 
-    def document(self) -> Document:
+    def document(self) -> Written:
         """Write the state of the run down, as a checkpoint does."""
-        return Document.of(self.trainer.state_dict())
+        return Written.of(self.trainer.state_dict())
 
     def _hear(self, moment: Moment) -> None:
         self.signals.append(f"{moment.signal} on {moment.event!r}")

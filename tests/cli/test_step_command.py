@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from statemachine_trainer.cli import app
-from statemachine_trainer.debugging.terminal import Session
+from statemachine_trainer.cli.terminal import Session
 from tests.cli.sandbox import clean_imports
 from tests.debugging.kit import started
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from statemachine_trainer.machine.errors import StateMismatch
 from statemachine_trainer.snapshot import Unwritable
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
+from statemachine_trainer.snapshot.written import Written
 from statemachine_trainer.testing import NotReady, assert_resumable
-from statemachine_trainer.testing.watched_runs import Document
 from statemachine_trainer.trainer import Trainer
 from tests.resume.kit import Counted, boundaries, net, one_by_one, sgd, started
 
@@ -26,7 +26,7 @@ def quiet(**settings: Any) -> Trainer:
 
 def resumed(make_trainer: Any, state: Any) -> Trainer:
     trainer: Trainer = make_trainer()
-    trainer.load_state_dict(Document.of(state).tree())
+    trainer.load_state_dict(Written.of(state).tree())
     return trainer
 
 
@@ -155,7 +155,7 @@ def test_a_receiver_that_reads_gradients_at_the_end_of_a_batch_finds_them() -> N
 def test_a_batch_and_its_only_split_are_written_once() -> None:
     trainer = started(quiet())
     trainer.run("forward")
-    document = Document.of(trainer.state_dict())
+    document = Written.of(trainer.state_dict())
     assert sum("in_flight" in name for name in document.tensors) == 2
 
 
@@ -256,7 +256,7 @@ def test_a_run_with_checkpoints_is_resumed_without_them(tmp_path: Any) -> None:
     first = started(quiet(checkpoints=tmp_path / "run"))
     first.run("batch_end")
     later = started(quiet())
-    later.load_state_dict(Document.of(first.state_dict()).tree())
+    later.load_state_dict(Written.of(first.state_dict()).tree())
     assert later.path == first.path
 
 

@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from rich.console import Console
@@ -22,44 +22,7 @@ from statemachine_trainer.machine.driver import Until
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import Moment
-
-if TYPE_CHECKING:
-    from statemachine_trainer.trainer import Trainer
-
-
-# -- How far one command goes ---------------------------------------------------------------------
-
-
-def over(path: str) -> Callable[[Moment], bool]:
-    """Return a condition that holds at the next state of the same loop, or once the loop is left.
-
-    Args:
-        path: Path of the state about to run. What lies in loops inside its loop is passed over.
-    """
-    loop, left = path.rpartition(SEPARATOR)[0], out(path)
-
-    def reached(moment: Moment) -> bool:
-        return left(moment) or moment.target.rpartition(SEPARATOR)[0] == loop
-
-    return reached
-
-
-def out(path: str) -> Callable[[Moment], bool]:
-    """Return a condition that holds once the loop of a state is left, or entered anew.
-
-    Args:
-        path: Path of the state about to run.
-    """
-    loop = path.rpartition(SEPARATOR)[0]
-    root = path.partition(SEPARATOR)[0]
-
-    def reached(moment: Moment) -> bool:
-        # Of an evaluation in the midst of it nothing is known here.
-        is_ours = moment.path.partition(SEPARATOR)[0] == root
-        return is_ours and not moment.path.startswith(loop + SEPARATOR)
-
-    return reached
-
+from statemachine_trainer.trainer import Trainer
 
 HELP: Final = """\
 step            make one transition
@@ -318,3 +281,37 @@ def _compiled(text: str) -> Any:
         return compile(text, text, "eval")
     except (SyntaxError, ValueError) as error:
         raise BadExpression(f"{text!r} is no expression: {error.args[0]}.") from error
+
+
+# -- How far one command goes ---------------------------------------------------------------------
+
+
+def over(path: str) -> Callable[[Moment], bool]:
+    """Return a condition that holds at the next state of the same loop, or once the loop is left.
+
+    Args:
+        path: Path of the state about to run. What lies in loops inside its loop is passed over.
+    """
+    loop, left = path.rpartition(SEPARATOR)[0], out(path)
+
+    def reached(moment: Moment) -> bool:
+        return left(moment) or moment.target.rpartition(SEPARATOR)[0] == loop
+
+    return reached
+
+
+def out(path: str) -> Callable[[Moment], bool]:
+    """Return a condition that holds once the loop of a state is left, or entered anew.
+
+    Args:
+        path: Path of the state about to run.
+    """
+    loop = path.rpartition(SEPARATOR)[0]
+    root = path.partition(SEPARATOR)[0]
+
+    def reached(moment: Moment) -> bool:
+        # Of an evaluation in the midst of it nothing is known here.
+        is_ours = moment.path.partition(SEPARATOR)[0] == root
+        return is_ours and not moment.path.startswith(loop + SEPARATOR)
+
+    return reached

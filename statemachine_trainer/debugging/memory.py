@@ -1,13 +1,11 @@
-"""What a trainer needs to be debugged: its breakpoints, and its memory of earlier boundaries."""
+"""The debugger of a fit: its breakpoints, and copies of earlier boundaries to go back to."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any, Protocol
 
 from statemachine_trainer.debugging.breakpoints import Breakpoints
 from statemachine_trainer.debugging.debugger_errors import NothingRemembered
@@ -18,16 +16,19 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.snapshot import decode, encode, strictjson
-
-if TYPE_CHECKING:
-    from statemachine_trainer.observe.recorder import Recorder
-
-
-# -- Boundaries kept in memory --------------------------------------------------------------------
-
+from statemachine_trainer.snapshot.written import Written
 
 StateOf = Callable[[], dict[str, Any]]
+
+
+class Record(Protocol):
+    """What records a run, and is rewound with it."""
+
+    def place(self) -> int | None:
+        """Return where the record stands; None if nothing is recorded."""
+
+    def rewind_to(self, place: int | None) -> None:
+        """Take out what was recorded since it stood there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +48,16 @@ class Remembered:
     epoch: int
     step: int
     recorded: int | None
-    _document: bytes
-    _tensors: dict[str, torch.Tensor]
+    _state: Written
 
     @property
     def size(self) -> int:
         """Bytes in memory."""
-        return len(self._document) + sum(one.nbytes for one in self._tensors.values())
+        return self._state.size
 
-    def tree(self) -> Any:
+    def tree(self) -> dict[str, Any]:
         """Return the state, each time anew: a run takes over what it loads."""
-        tensors = {name: one.clone() for name, one in self._tensors.items()}
-        return decode(strictjson.loads(self._document), tensors)
+        return self._state.tree()
 
     def __repr__(self) -> str:
         where = "the end" if self.path is None else self.path
@@ -117,7 +116,7 @@ class Memory:
         *,
         last: int,
         at: str,
-        recorder: Recorder | None = None,
+        recorder: Record | None = None,
     ) -> None:
         if isinstance(last, bool) or not isinstance(last, int) or last < 1:
             raise SettingError(f"remember(last={last!r}): use a whole number from 1.")
@@ -212,7 +211,7 @@ class Memory:
         self._forget_other_fits()
         if self._kept and self._kept[-1].transitions == self._transitions:
             return
-        document, tensors = encode(self._state_of())
+        state = Written.of(self._state_of())
         context: Context = self._driver.context
         counts = context.counts
         self._kept.append(
@@ -222,8 +221,7 @@ class Memory:
                 counts.epoch,
                 counts.step,
                 None if self._recorder is None else self._recorder.place(),
-                strictjson.dumps(document),
-                {name: one.to("cpu", copy=True) for name, one in tensors.items()},
+                state,
             )
         )
 
@@ -250,7 +248,7 @@ class Debugger:
     def __init__(self, driver: Driver, state_of: StateOf, load: Callable[[Any], None]) -> None:
         self.breakpoints = Breakpoints(driver)
         self.memory: Memory | None = None
-        self.recorder: Recorder | None = None
+        self.recorder: Record | None = None
         self._driver = driver
         self._state_of = state_of
         self._load = load
