@@ -39,7 +39,7 @@ from statemachine_trainer.running.arguments import (
 )
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState
-from statemachine_trainer.running.session import Evaluator, Runner, Starter, in_charge
+from statemachine_trainer.running.session import Session
 from statemachine_trainer.running.subscribing import subscribe
 
 if TYPE_CHECKING:
@@ -114,10 +114,9 @@ class Trainer:
         if self.checkpoints is not None:
             self.checkpoints.attach(self, drivers.fit)
         recorder = self._recorder = recorder_given(run, self.checkpoints, drivers, settings)
-        self._starter = Starter(self, drivers, equipment, recorder)
-        self._runner = Runner(self, drivers, recorder, Progress() if progress is True else progress)
-        self._evaluator = Evaluator(self, drivers, equipment, self._runner)
         self._state = FitState(self, drivers.fit, given)
+        shown = Progress() if progress is True else progress
+        self._session = Session(self, drivers, equipment, self._state, recorder, shown)
         self._debugger = Debugger(drivers.fit, self.state_dict, self.load_state_dict)
         self._debugger.recorder = recorder
         self._profile: Profile | None = None
@@ -173,12 +172,8 @@ class Trainer:
             Interrupted: A signal of the system stopped the run, with a checkpoint.
         """
         check_arguments("fit", unknown, _FIT)
-        self.start(
-            model, train, validation, loss=loss, optimizer=optimizer, restart=restart, resume=resume
-        )
-        if self.path is not None:  # what was resumed may have been at its end
-            self.run(until)
-        return self.metrics
+        given = Given(model, train, validation, loss, optimizer)
+        return self._session.fit(given, restart=restart, resume=resume, until=until)
 
     def resume(
         self,
@@ -228,7 +223,7 @@ class Trainer:
         Takes what `fit` takes. Where a fit of the same model is paused, nothing changes.
         """
         given = Given(model, train, validation, loss, optimizer)
-        self._starter.start(given, restart=restart, resume=resume)
+        self._session.start(given, restart=restart, resume=resume)
 
     def validate(
         self,
@@ -244,7 +239,7 @@ class Trainer:
         leaves no trace in the fit, its generators of random numbers and metric objects included.
         """
         check_arguments("validate", unknown, _EVALUATION)
-        return self._evaluator.measure("validate", "validation_step", model, data, loss)
+        return self._session.measure("validate", "validation_step", model, data, loss)
 
     def test(
         self,
@@ -256,7 +251,7 @@ class Trainer:
     ) -> dict[str, float]:
         """Evaluate a model with its `test_step`; return the metrics."""
         check_arguments("test", unknown, _EVALUATION)
-        return self._evaluator.measure("test", "test_step", model, data, loss)
+        return self._session.measure("test", "test_step", model, data, loss)
 
     def predict(
         self, model: nn.Module | None = None, data: Any = None, **unknown: Never
@@ -267,7 +262,7 @@ class Trainer:
             A list of the answers by batch, on the CPU; with several loaders a list of such lists.
         """
         check_arguments("predict", unknown, _EVALUATION[:2])
-        return self._evaluator.predict(model, data)
+        return self._session.predict(model, data)
 
     def run(self, until: Until = None) -> str | None:
         """Go on with what was started, to the end or up to `until`.
@@ -278,11 +273,11 @@ class Trainer:
         Returns:
             The outcome of the loop, or None if it paused, or rests until something comes from outside.
         """
-        return self._runner.run(until)
+        return self._session.run(until)
 
     def step(self) -> Moment | None:
         """Make one transition and return it."""
-        return self._runner.step()
+        return self._session.step()
 
     def moments(self, *args: Any, until: Until = None, **kwargs: Any) -> Iterator[Moment]:
         """Iterate over the transitions of a fit; it stands still between two items.
@@ -294,7 +289,7 @@ class Trainer:
         """
         if args or kwargs or self.path is None:
             self.start(*args, **kwargs)
-        yield from self._runner.moments(until)
+        yield from self._session.moments(until)
 
     def pause(self) -> None:
         """Let `run` and `fit` return at the next boundary: where they stand, if they do.
@@ -384,7 +379,7 @@ class Trainer:
         """
         driver = self._drivers.fit
         driver.check_at_rest("rewind")
-        with in_charge(driver):
+        with self._session.in_charge(driver):
             rewound = self._debugger.rewind(transitions)
         self._drivers.active = driver
         return rewound

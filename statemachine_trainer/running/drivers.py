@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted, UnknownLoop, suggest
@@ -121,12 +120,6 @@ def _never_started(driver: Driver) -> bool:
     return driver.path is None and driver.outcome is None and not driver.running
 
 
-# -- Limits of a fit ------------------------------------------------------------------------------
-
-
-_LIMITS: Final = ("max_epochs", "max_steps", "max_batches", "max_time")
-
-
 def loops_around_state(driver: Driver) -> list[Any]:
     """Return the loops that a machine stands in, outermost first; the root alone where it has ended."""
     found = [driver.root]
@@ -145,41 +138,3 @@ def take_limits(driver: Driver, context: Context) -> None:
         if hasattr(loop, "limits"):
             context.limits = loop.limits()
             return
-
-
-def refuse_endless(root: Loop) -> None:
-    """Refuse a fit that nothing would ever end.
-
-    Raises:
-        SettingError: A loop of the tree has limits, and none of them is set.
-    """
-    endless = (
-        all(hasattr(loop, name) and getattr(loop, name) is None for name in _LIMITS)
-        for _, loop in root.walk()
-    )
-    if any(endless):
-        raise SettingError(
-            f"The fit would never end: set one of {', '.join(_LIMITS)}. For a run that only `stop` ends, say "
-            "max_epochs=math.inf."
-        )
-
-
-def refuse_to_do_nothing(root: Any, context: Context) -> None:
-    """Refuse a fit whose limits are reached before it begins.
-
-    Args:
-        root: The loop of the fit, whose limits are taken over, if it has any.
-        context: The context of the fit, with its counters.
-
-    Raises:
-        NothingToDo: They are.
-    """
-    if hasattr(root, "limits"):
-        context.limits = root.limits()
-    name, counts = context.limit_reached, context.counts
-    if name is not None:
-        raise NothingToDo(
-            f"This fit would do nothing: {name}={getattr(root, name, None)!r} is reached, with {counts.epoch} "
-            f"epochs, {counts.step} steps and {counts.batch} batches done. Raise `trainer.loop.{name}` to go on, "
-            "or begin anew with `fit(..., restart=True)`."
-        )

@@ -1,11 +1,11 @@
-"""Getting a fit ready: it begins, goes on after its end, or goes on from a state."""
+"""A session: all that one trainer runs. It starts fits, runs what was started, and evaluates beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
@@ -16,86 +16,71 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import take_handed_state
 from statemachine_trainer.loops.evaluation import abandon_loops, undisturbed
 from statemachine_trainer.loops.guest import Guest
-from statemachine_trainer.loops.loop_errors import NothingToDo
+from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.loops.metrics.log import log, logging_to
 from statemachine_trainer.loops.metrics.table import batch_size_of
-from statemachine_trainer.loops.steps import Loss
+from statemachine_trainer.loops.steps import Loss, hooks_of
 from statemachine_trainer.machine.driver import Driver, Until
 from statemachine_trainer.machine.errors import NotStarted
+from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
-from statemachine_trainer.running.drivers import (
-    Drivers,
-    context_of,
-    refuse_endless,
-    refuse_to_do_nothing,
-    take_limits,
-)
-from statemachine_trainer.running.fit_state import Host
-from statemachine_trainer.running.subscribing import ModelHooks
+from statemachine_trainer.running.drivers import Drivers, context_of, take_limits
+from statemachine_trainer.running.fit_state import FitState, Host
+from statemachine_trainer.running.subscribing import subscribe
 from statemachine_trainer.snapshot import Loaded
 from statemachine_trainer.snapshot.rng import seed_everything
 
-# -- Around every run -----------------------------------------------------------------------------
+_LIMITS: Final = ("max_epochs", "max_steps", "max_batches", "max_time")
 
 
-@contextmanager
-def in_charge(driver: Driver) -> Iterator[None]:
-    """Let `log` reach the run, also as `self.log` in a model that has no such method; run the clock.
+class Session:
+    """Runs the loops of one trainer.
 
-    The limits are those that the loops have now: they may have been changed in a pause.
-
-    Args:
-        driver: The driver of the machine.
-
-    Raises:
-        NotStarted: Nothing was started.
-    """
-    context = context_of(driver)
-    if context is None:
-        raise NotStarted(
-            "Nothing was started: call fit(model, loader), or start(model, loader) first."
-        )
-    lends = not hasattr(context.model, "log")
-    if lends:
-        context.model.__dict__["log"] = log
-    take_limits(driver, context)
-    context.start_clock()
-    try:
-        with logging_to(context), torch.enable_grad():
-            yield
-    except BaseException as error:
-        if isinstance(context.model, Guest):
-            context.model.failed(error)
-        raise
-    finally:
-        context.stop_clock()
-        if lends:
-            context.model.__dict__.pop("log", None)
-
-
-class Starter:
-    """Gets the fits of one trainer ready to run, up to the boundary before the first state.
+    `start` gets a fit ready, up to the boundary before its first state. `run`, `step` and `moments`
+    go on with whatever is active. `measure` and `predict` evaluate a model, also beside a fit that
+    is paused, in which they leave no trace.
 
     Args:
         host: The trainer.
         drivers: Its drivers.
         equipment: Where and how precisely it computes, and with which seed.
-        recorder: Records the fits; None if nothing is kept.
+        state: Writes and reads the state of its fit.
+        recorder: Records what is run; None if nothing is kept.
+        progress: Shows what is run; False to show nothing.
     """
 
     def __init__(
-        self, host: Host, drivers: Drivers, equipment: Equipment, recorder: Recorder | None
+        self,
+        host: Host,
+        drivers: Drivers,
+        equipment: Equipment,
+        state: FitState,
+        recorder: Recorder | None,
+        progress: Progress | Literal[False],
     ) -> None:
         self._host = host
         self._drivers = drivers
-        self._driver = drivers.fit
+        self._fit = drivers.fit
         self._equipment = equipment
+        self._state = state
         self._recorder = recorder
-        self._hooks = ModelHooks(host)
+        self._progress = progress
+        self._listening: nn.Module | None = None
+
+    def fit(
+        self, given: Given, *, restart: bool, resume: str | Path | None, until: Until
+    ) -> Mapping[str, float]:
+        """Start a fit and run it; see `start` and `run`. Returns the metrics known at the end."""
+        self.start(given, restart=restart, resume=resume)
+        if self._fit.path is not None:  # what was resumed may have been at its end
+            self.run(until)
+        return self._drivers.context.read_metrics()
+
+    # -- starting a fit --------------------------------------------------------------------------
 
     def start(self, given: Given, *, restart: bool, resume: str | Path | None) -> None:
         """Begin a fit, or go on with the one that there is.
@@ -114,21 +99,20 @@ class Starter:
             EarlierRun: The folder of the checkpoints is that of another run.
             SnapshotMismatch, StateMismatch, DataChanged: The state is of another fit.
         """
-        driver = self._driver
+        driver, known = self._fit, context_of(self._fit)
         driver.check_at_rest("start")
         check_loss(given.loss)
-        known = context_of(driver)
         if self._recorder is not None and known is None:
             self._recorder.check_free()
         loaded = self._checkpoint_to_go_on_from(resume, restart=restart, begun=known is not None)
         handed = take_handed_state() if loaded is None else None
-        anew = restart or loaded is not None or handed is not None
         model = given.model
         if model is None:
             if known is None:
                 raise NothingToDo("fit needs a model: fit(model, loader).")
             model = known.steps.whole
         self._drivers.active = driver
+        anew = restart or loaded is not None or handed is not None
         if known is None or anew or model is not known.steps.whole:
             self._begin(model, given, loaded, handed, restart=restart)
         elif driver.path is None:
@@ -142,25 +126,21 @@ class Starter:
     def _checkpoint_to_go_on_from(
         self, resume: str | Path | None, *, restart: bool, begun: bool
     ) -> Loaded | None:
-        """Find what `resume` names; what `smt resume` asks for holds for a first start that says nothing."""
+        """Find what `resume` names. Where nothing is said, `smt resume` means "auto" for a first start."""
         checkpoints = self._host.checkpoints
         store = None if checkpoints is None else checkpoints.store
         if resume is None and store is not None and not begun and not restart:
             resume = "auto" if wants_resume() else None
         return None if resume is None else find_checkpoint(store, resume)
 
-    # -- going on after the end --------------------------------------------------------------------
-
     def _go_on(self, context: Context, given: Given) -> None:
         """Start a fit that has ended once more, with its counters, optimizers and data as they stand."""
-        refuse_to_do_nothing(self._driver.root, context)
+        refuse_to_do_nothing(self._fit.root, context)
         go_on(self._equipment, context, given.train, given.validation, given.loss, given.optimizer)
-        with in_charge(self._driver):
-            self._driver.start()
+        with self.in_charge(self._fit):
+            self._fit.start()
         if self._recorder is not None:
             self._recorder.go_on()
-
-    # -- beginning ---------------------------------------------------------------------------------
 
     def _begin(
         self, model: nn.Module, given: Given, loaded: Loaded | None, handed: Any, *, restart: bool
@@ -174,7 +154,6 @@ class Starter:
             handed: A state that it goes on from instead, and that is none of the trainer's checkpoints.
             restart: Set aside the checkpoints of an earlier run, where they would be refused.
         """
-        driver = self._driver
         state: Any = handed if loaded is None else loaded.tree
         context = self._assemble(model, given)
         noting = self._host.checkpoints if handed is None else None
@@ -183,25 +162,25 @@ class Starter:
         if self._recorder is not None:
             self._recorder.close()
         self._share(context)
-        with in_charge(driver):
+        with self.in_charge(self._fit):
             if state is not None:
                 self._load(state)
             if noting is not None:
                 noting.note_start(loaded, restart=restart)
             if state is None:
-                driver.start()
+                self._fit.start()
         if self._recorder is not None:
             checkpoint = None if loaded is None else loaded.path
             self._recorder.begin(checkpoint, keeps_record=self._host.checkpoints is None)
 
     def _assemble(self, model: nn.Module, given: Given) -> Context:
         """Make the context of a fit, and refuse one that would never end, or is over already."""
-        driver, equipment, host = self._driver, self._equipment, self._host
-        if equipment.seed is not None:
-            seed_everything(equipment.seed)
+        host, root = self._host, self._fit.root
+        if self._equipment.seed is not None:
+            seed_everything(self._equipment.seed)
         context = assemble_fit(
-            equipment,
-            driver.root,
+            self._equipment,
+            root,
             host,
             model,
             given.train,
@@ -209,30 +188,40 @@ class Starter:
             given.loss,
             given.optimizer,
         )
-        refuse_endless(driver.root)
-        refuse_to_do_nothing(driver.root, context)
+        refuse_endless(root)
+        refuse_to_do_nothing(root, context)
         if host.checkpoints is not None:
-            host.checkpoints.attach(host, driver)  # loops may have been replaced
+            host.checkpoints.attach(host, self._fit)  # loops may have been replaced
         return context
 
     def _share(self, context: Context) -> None:
         """Let the loops of the fit work on a context, and its model listen."""
-        abandon_loops(self._driver.root)
+        abandon_loops(self._fit.root)
         if self._samples_are_counted():
             context.sample_size = batch_size_of
-        self._driver.share(context)
-        self._hooks.subscribe(context.model)
+        self._fit.share(context)
+        self._listen(context.model)
+
+    def _listen(self, model: nn.Module) -> None:
+        """Subscribe the `on_<state>` methods of a model, and unsubscribe those of the model before."""
+        before, self._listening = self._listening, model
+        if isinstance(before, Guest) and before is not model:
+            self._host.board.off(before.receiver())
+        elif before is not None:
+            self._host.board.off(before)
+        if isinstance(model, Guest):
+            model.subscribe(self._host)
+        elif hooks_of(model):
+            subscribe(self._host.board, model)
 
     def _samples_are_counted(self) -> bool:
         intervals: list[object] = [one.every for one in self._host.board.subscriptions]
         intervals.append(self._host.checkpoints)
         return any(getattr(getattr(i, "every", None), "unit", None) == "sample" for i in intervals)
 
-    # -- going on from a state ---------------------------------------------------------------------
-
     def _load(self, state: Mapping[str, Any]) -> None:
         """Stand where a state was taken; if a limit had ended that fit and now is higher, begin again."""
-        driver = self._driver
+        driver = self._fit
         try:
             self._host.load_state_dict(state)
         except BaseException:
@@ -243,96 +232,39 @@ class Starter:
         if ended and context is not None and context.limit_reached is None:
             driver.start()
 
-
-# -- Running what was started ---------------------------------------------------------------------
-
-
-class Runner:
-    """Runs the active machine of one trainer, in charge of it, and lets those know who are to know.
-
-    Args:
-        host: The trainer.
-        drivers: Its drivers.
-        recorder: Records what is run; None if nothing is kept.
-        progress: Shows it; False to show nothing.
-    """
-
-    def __init__(
-        self,
-        host: Host,
-        drivers: Drivers,
-        recorder: Recorder | None,
-        progress: Progress | Literal[False],
-    ) -> None:
-        self._host = host
-        self._drivers = drivers
-        self._recorder = recorder
-        self._progress = progress
+    # -- running what was started ----------------------------------------------------------------
 
     def run(self, until: Until = None) -> str | None:
-        """Go on to the end, or up to `until`, heeding the signals of the system.
+        """Go on to the end, or up to `until`, heeding the signals of the operating system.
 
         Returns:
             The outcome; None if the machine paused or rests.
         """
         driver, checkpoints = self._drivers.active, self._host.checkpoints
         listening = nullcontext() if checkpoints is None else checkpoints.listening()
-        with in_charge(driver), self._recording(), listening, self._showing():
+        with self.in_charge(driver), self._recording(), listening, self._showing():
             outcome = driver.run(until)
-            if driver.resting and driver is self._drivers.fit and checkpoints is not None:
+            if driver.resting and driver is self._fit and checkpoints is not None:
                 checkpoints.write()  # the process may end before it goes on
             return outcome
-
-    def evaluate(self) -> None:
-        """Run an evaluation to its end, maybe beside a paused fit, whose checkpoints are left alone."""
-        driver = self._drivers.active
-        with in_charge(driver), self._recording(), self._showing():
-            driver.start()
-            driver.run()
 
     def step(self) -> Moment | None:
         """Make one transition and return it; None if the state rests."""
         driver = self._drivers.active
-        with in_charge(driver), self._recording():
+        with self.in_charge(driver), self._recording():
             return driver.step()
 
     def moments(self, until: Until = None) -> Iterator[Moment]:
         """Iterate over the transitions; between two items nobody is in charge."""
         transitions = self._drivers.active.moments(until)
         while True:
-            with in_charge(self._drivers.active), self._recording():
+            with self.in_charge(self._drivers.active), self._recording():
                 moment = next(transitions, None)
             if moment is None:
                 return
             yield moment
 
-    def _recording(self) -> AbstractContextManager[None]:
-        if self._recorder is None:
-            return nullcontext()
-        return self._recorder.recording(self._drivers.active)
-
-    def _showing(self) -> AbstractContextManager[None]:
-        return self._progress.showing(self._host) if self._progress else nullcontext()
-
-
-# -- Evaluations ----------------------------------------------------------------------------------
-
-
-class Evaluator:
-    """Evaluates models for one trainer, and leaves no trace in a fit that is paused meanwhile.
-
-    Args:
-        host: The trainer.
-        drivers: Its drivers.
-        equipment: Where and how precisely it computes.
-        runner: Runs the active one.
-    """
-
-    def __init__(self, host: Host, drivers: Drivers, equipment: Equipment, runner: Runner) -> None:
-        self._host = host
-        self._drivers = drivers
-        self._equipment = equipment
-        self._runner = runner
+    # -- evaluating ------------------------------------------------------------------------------
 
     def measure(
         self, name: str, step: str, model: nn.Module | None, data: Any, loss: Loss | None
@@ -366,17 +298,18 @@ class Evaluator:
     def _evaluate(
         self, name: str, step: str, model: nn.Module | None, data: Any, loss: Loss | None
     ) -> Context:
+        """Evaluate, maybe beside a paused fit, whose checkpoints are left alone."""
         driver, before = self._drivers[name], self._drivers.active
-        if model is None:
-            model = self._drivers.context.model
+        model = self._drivers.context.model if model is None else model
         check_loss(loss)
         driver.check_at_rest("start")
         paused = context_of(before) if before.path is not None else None
-        context = self._assemble(driver, step, model, data, loss)
+        context = self._assemble_evaluation(driver, step, model, data, loss)
         self._drivers.active = driver
         try:
-            with undisturbed(paused):
-                self._runner.evaluate()
+            with undisturbed(paused), self.in_charge(driver), self._recording(), self._showing():
+                driver.start()
+                driver.run()
             return context
         except BaseException:
             if paused is not None:
@@ -387,7 +320,7 @@ class Evaluator:
             if paused is not None and driver.path is None:
                 self._drivers.active = before
 
-    def _assemble(
+    def _assemble_evaluation(
         self, driver: Driver, step: str, model: nn.Module, data: Any, loss: Loss | None
     ) -> Context:
         """Let the loops of an evaluation work on a context of its own."""
@@ -397,3 +330,90 @@ class Evaluator:
             model.subscribe(self._host)
         driver.share(context)
         return context
+
+    # -- around every run ------------------------------------------------------------------------
+
+    @contextmanager
+    def in_charge(self, driver: Driver) -> Iterator[None]:
+        """Prepare what every run needs, and put it back afterwards.
+
+        Within the block `log` reaches the run, also as `self.log` in a model that has no such
+        method, gradients are on, and the clock of the run goes. The limits are those that the loops
+        have now: they may have been changed in a pause.
+
+        Args:
+            driver: The driver of the machine.
+
+        Raises:
+            NotStarted: Nothing was started.
+        """
+        context = context_of(driver)
+        if context is None:
+            raise NotStarted(
+                "Nothing was started: call fit(model, loader), or start(model, loader) first."
+            )
+        lends = not hasattr(context.model, "log")
+        if lends:
+            context.model.__dict__["log"] = log
+        take_limits(driver, context)
+        context.start_clock()
+        try:
+            with logging_to(context), torch.enable_grad():
+                yield
+        except BaseException as error:
+            if isinstance(context.model, Guest):
+                context.model.failed(error)
+            raise
+        finally:
+            context.stop_clock()
+            if lends:
+                context.model.__dict__.pop("log", None)
+
+    def _recording(self) -> AbstractContextManager[None]:
+        if self._recorder is None:
+            return nullcontext()
+        return self._recorder.recording(self._drivers.active)
+
+    def _showing(self) -> AbstractContextManager[None]:
+        return self._progress.showing(self._host) if self._progress else nullcontext()
+
+
+# -- Limits of a fit ------------------------------------------------------------------------------
+
+
+def refuse_endless(root: Loop) -> None:
+    """Refuse a fit that nothing would ever end.
+
+    Raises:
+        SettingError: A loop of the tree has limits, and none of them is set.
+    """
+    endless = (
+        all(hasattr(loop, name) and getattr(loop, name) is None for name in _LIMITS)
+        for _, loop in root.walk()
+    )
+    if any(endless):
+        raise SettingError(
+            f"The fit would never end: set one of {', '.join(_LIMITS)}. For a run that only `stop` ends, say "
+            "max_epochs=math.inf."
+        )
+
+
+def refuse_to_do_nothing(root: Any, context: Context) -> None:
+    """Refuse a fit whose limits are reached before it begins.
+
+    Args:
+        root: The loop of the fit, whose limits are taken over, if it has any.
+        context: The context of the fit, with its counters.
+
+    Raises:
+        NothingToDo: They are.
+    """
+    if hasattr(root, "limits"):
+        context.limits = root.limits()
+    name, counts = context.limit_reached, context.counts
+    if name is not None:
+        raise NothingToDo(
+            f"This fit would do nothing: {name}={getattr(root, name, None)!r} is reached, with {counts.epoch} "
+            f"epochs, {counts.step} steps and {counts.batch} batches done. Raise `trainer.loop.{name}` to go on, "
+            "or begin anew with `fit(..., restart=True)`."
+        )
