@@ -1,9 +1,10 @@
-"""Settings for every test: hypothesis profiles and seeds, one thread for torch."""
+"""Settings for every test: hypothesis profiles and seeds, one thread for torch, signals as in a terminal."""
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 
 import pytest
@@ -13,6 +14,14 @@ from hypothesis import HealthCheck, settings
 # threads, two test workers on two cores slow each other down many times over.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+# A shell starts what it runs in the background with SIGINT ignored, nohup does so with SIGHUP, and
+# processes that tests start would inherit it: Ctrl-C would not reach them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+    if signal.getsignal(other) is signal.SIG_IGN:
+        signal.signal(other, signal.SIG_DFL)
 
 # No deadline: how long an example takes says something of the machine, nothing of the law.
 settings.register_profile(
