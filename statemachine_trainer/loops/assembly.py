@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
-from statemachine_trainer.data import EmptyLoader, Feed, Prefetch, as_loader, as_loaders
+from statemachine_trainer.data import EmptyLoader, Feed, Prefetch, as_loaders
 from statemachine_trainer.loops.agreement import Agreement, agree
 from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.fresh_start import begin_fit, replace_data
 from statemachine_trainer.loops.guest import Guest
 from statemachine_trainer.loops.loop_errors import (
-    ModelError,
     NothingToDo,
     OptimizerError,
     SettingError,
@@ -24,7 +22,6 @@ from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.metrics.table import Metrics, batch_size_of
 from statemachine_trainer.loops.mistakes import look_for_mistakes
 from statemachine_trainer.loops.optimizer import OptimizerLoop
-from statemachine_trainer.loops.optimizers import Turns, read_optimizers
 from statemachine_trainer.loops.steps import Loss, MakeOptimizer, Steps
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
@@ -147,24 +144,22 @@ def assemble_fit(
     context.steps.get("training_step")
     if isinstance(model, Guest):
         train, validation = model.arrive(context, "fit", train, validation)
-    context.slots = read_optimizers(context.steps.configure_optimizers())
+    begin_fit(context)
     context.manual = _settle_optimization(root, context)
     if not context.slots and not context.manual:
         raise OptimizerError(
             f"{type(model).__name__}.configure_optimizers returned no optimizer. Return one, or "
             "set `automatic_optimization = False` and train by hand in training_step."
         )
-    context.turns = Turns(context.slots)
     look_for_mistakes(context)
     if any(getattr(loop, "counts_samples", False) for _, loop in root.walk()):
         context.sample_size = batch_size_of
-    replace_data(equipment, context, train, validation)
+    replace_data(context, train, validation)
     equipment.agreement = agree(trainer, context, equipment.agreement)
     return context
 
 
 def go_on(
-    equipment: Equipment,
     context: Context,
     train: Any,
     validation: Any,
@@ -182,42 +177,9 @@ def go_on(
             "This fit goes on with the optimizer that it has, so another `optimizer=` would not be "
             "used. Leave it out, or begin anew with `fit(..., restart=True)`."
         )
-    replace_data(equipment, context, train, validation)
+    replace_data(context, train, validation)
     if loss is not None and loss is not had[0]:
         context.steps = Steps(context.model, context, loss, had[1], context.steps.wrapped)
-
-
-def replace_data(equipment: Equipment, context: Context, train: Any, validation: Any) -> None:
-    """Give a context its data. None, or the very data it has, keeps them where they stand.
-
-    Raises:
-        ModelError: There are no training data, or data for a step that the model lacks.
-        EmptyLoader: A loader has no batch.
-    """
-    if train is None and context.train is None:
-        raise ModelError("fit needs training data: fit(model, loader).")
-    if validation is not None and "validation_step" not in context.steps:
-        raise ModelError(
-            f"There is validation data, but {type(context.model).__name__} has no "
-            "validation_step(batch, batch_idx). Write one, or leave the data out."
-        )
-
-    def load(train: Any, validation: Any) -> None:
-        feed = None
-        if train is not None:
-            feed = equipment.training_feed(as_loader(train, "train"), context)
-        if validation is not None:
-            context.validation = equipment.feeds(validation, "validation")
-        if feed is not None:
-            context.train = feed
-
-    given, had = (train, validation), context.sources
-    new = [None if one is was else one for one, was in zip(given, had, strict=True)]
-    load(*new)
-    sources = (had[0] if train is None else train, had[1] if validation is None else validation)
-    context.sources = sources
-    again = [source if _can_be_made_anew(source) else None for source in sources]
-    context.reload_data = None if again == [None, None] else partial(load, *again)
 
 
 def assemble_evaluation(
@@ -275,16 +237,3 @@ def _refuse_settings(loop: OptimizerLoop, model: nn.Module) -> None:
                 f"{name}={getattr(loop, name)!r} is for automatic optimization. Do it in "
                 "training_step."
             )
-
-
-def _can_be_made_anew(source: Any) -> bool:
-    """Whether a loader, or one of several, was given as a function."""
-    if isinstance(source, Mapping | list | tuple):
-        sources = source.values() if isinstance(source, Mapping) else source
-        return any(map(_is_function, sources))
-    return _is_function(source)
-
-
-def _is_function(source: Any) -> bool:
-    data = isinstance(source, DataLoader | Dataset) or hasattr(type(source), "__iter__")
-    return callable(source) and not data

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 from torch import nn
@@ -13,18 +13,67 @@ from torch import nn
 from statemachine_trainer.data import Feed
 from statemachine_trainer.loops.intervals import Counts
 from statemachine_trainer.loops.metrics.table import Metrics
-from statemachine_trainer.loops.optimizers import OptimizerSlot
+from statemachine_trainer.loops.optimizers import OptimizerSlot, Turns
 from statemachine_trainer.parallel import Precision
 
 if TYPE_CHECKING:
-    from statemachine_trainer.loops.optimizers import Turns
     from statemachine_trainer.loops.steps import Steps
 
-_OF_A_BATCH: Final = (
-    "batch", "batch_idx", "splits", "split", "split_idx", "kept_hiddens", "optimizer_idx",
-    "dataloader_idx", "output", "loss",
-)  # fmt: skip
-"""What is in flight while a batch is worked on."""
+# -- How a field of the context lives -------------------------------------------------------------
+
+Scope = Literal["run", "fit", "epoch", "batch"]
+"""What a field belongs to: at the beginning of such a one it gets its first value again.
+
+Fields of a batch are in flight: an evaluation in the middle of a batch puts them aside.
+"""
+
+Saved = Literal["plain", "tensors", "apart"]
+"""How a snapshot holds a field.
+
+"plain" holds numbers, names and containers of them; "tensors" also tensors in containers; "apart"
+means that the object has a state of its own, under a key of its own (see `context_state`).
+"""
+
+_SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """How a field lives: what it belongs to, how it is saved, and whether `begin` resets it."""
+
+    scope: Scope
+    saved: Saved | None
+    reset: bool
+
+
+def _state(first: Any, scope: Scope, saved: Saved | None = None) -> Any:
+    """Declare a field that `begin` gives its first value.
+
+    Args:
+        first: That value, or a type that is called for a new one each time.
+        scope: What the field belongs to.
+        saved: How a snapshot holds it; None for what follows from the rest.
+    """
+    return _declared(first, Life(scope, saved, reset=True))
+
+
+def _part(until_made: Any, scope: Scope = "run", saved: Saved | None = None) -> Any:
+    """Declare a part of the run that `begin` leaves alone: it is made from the rest.
+
+    Args:
+        until_made: Its value as long as nobody has made it, or a type that is called for one;
+            `MISSING` if there is no context without it.
+        scope: What it belongs to. Parts of a fit are made by `fresh_start.begin_fit`.
+        saved: How a snapshot holds it.
+    """
+    return _declared(until_made, Life(scope, saved, reset=False))
+
+
+def _declared(first: Any, life: Life) -> Any:
+    metadata = {"life": life}
+    if isinstance(first, type):
+        return field(default_factory=first, metadata=metadata)
+    return field(default=first, metadata=metadata)
 
 
 @dataclass(slots=True)
@@ -111,51 +160,53 @@ class Context:
         clock: Tells the time in seconds, from any beginning.
     """
 
-    model: nn.Module
-    steps: Steps
-    trainer: Any = None
-    equipment: Any = None
-    slots: list[OptimizerSlot] = field(default_factory=list)
-    turns: Turns = None  # type: ignore[assignment]
-    counted_optimizer: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: Precision = field(default_factory=Precision)
-    train: Feed = None  # type: ignore[assignment]
-    validation: Sequence[tuple[str, Feed]] = ()
-    others: dict[str, Sequence[tuple[str, Feed]]] = field(default_factory=dict)
-    transfer: Callable[[Any], Any] | None = None
-    sources: tuple[Any, Any] = (None, None)
-    reload_data: Callable[[], None] | None = None
-    manual: bool = False
-    counts: Counts = field(default_factory=Counts)
-    limits: Limits = field(default_factory=Limits)
+    model: nn.Module = _part(MISSING, saved="apart")
+    steps: Steps = _part(MISSING)
+    trainer: Any = _part(None)
+    equipment: Any = _part(None)
+    device: torch.device = _part(torch.device("cpu"))
+    transfer: Callable[[Any], Any] | None = _part(None)
+    manual: bool = _part(False, saved="apart")
+    sources: tuple[Any, Any] = _part((None, None))
+    reload_data: Callable[[], None] | None = _part(None)
+    train: Feed = _part(None, saved="apart")
+    validation: Sequence[tuple[str, Feed]] = _part((), saved="apart")
+    others: dict[str, Sequence[tuple[str, Feed]]] = _part(dict, saved="apart")
+    sample_size: Callable[[Any], int | None] | None = _part(None)
 
-    batch: Any = None
-    batch_idx: int = 0
-    splits: list[Any] = field(default_factory=list)
-    split: Any = None
-    split_idx: int = 0
-    kept_hiddens: dict[int, Any] = field(default_factory=dict)
-    optimizer_idx: int = 0
-    dataloader_idx: int = 0
-    output: Any = None
-    loss: torch.Tensor | None = None
-    outputs: list[Any] | None = None
-    aside: list[dict[str, Any]] = field(default_factory=list)
-    finished: bool = False
-    stopping: bool = False
-    flushing: bool = False
+    slots: list[OptimizerSlot] = _part(list, "fit", "apart")
+    turns: Turns = _part(None, "fit")
+    counted_optimizer: int = _part(0, "fit")
+    precision: Precision = _part(Precision, "fit", "apart")
+    train_metrics: Metrics = _part(Metrics, "fit", "apart")
+    validation_metrics: Metrics = _part(Metrics, "fit", "apart")
 
-    validated_at: tuple[int, int] | None = None
-    sample_size: Callable[[Any], int | None] | None = None
-    results: dict[str, float] = field(default_factory=dict)
-    train_metrics: Metrics = field(default_factory=Metrics)
-    validation_metrics: Metrics = field(default_factory=Metrics)
-    log_table: Metrics | None = None
-    log_suffix: str = ""
+    counts: Counts = _state(Counts, "fit", "apart")
+    limits: Limits = _state(Limits, "fit")
+    finished: bool = _state(False, "fit", "plain")
+    stopping: bool = _state(False, "fit", "plain")
+    flushing: bool = _state(False, "fit", "plain")
+    validated_at: tuple[int, int] | None = _state(None, "fit", "plain")
+    results: dict[str, float] = _state(dict, "fit", "plain")
+    log_table: Metrics | None = _state(None, "fit", "apart")
+    log_suffix: str = _state("", "fit", "plain")
+    aside: list[dict[str, Any]] = _state(list, "fit", "tensors")
 
-    clock: Callable[[], float] = time.monotonic
-    _clock_started: float | None = None
+    outputs: list[Any] | None = _state(None, "epoch", "tensors")
+
+    batch: Any = _state(None, "batch", "tensors")
+    batch_idx: int = _state(0, "batch", "plain")
+    splits: list[Any] = _state(list, "batch", "tensors")
+    split: Any = _state(None, "batch", "tensors")
+    split_idx: int = _state(0, "batch", "plain")
+    kept_hiddens: dict[int, Any] = _state(dict, "batch", "tensors")
+    optimizer_idx: int = _state(0, "batch", "plain")
+    dataloader_idx: int = _state(0, "batch", "plain")
+    output: Any = _state(None, "batch", "tensors")
+    loss: torch.Tensor | None = _state(None, "batch", "tensors")
+
+    clock: Callable[[], float] = _part(time.monotonic)
+    _clock_started: float | None = _part(None)
 
     def __repr__(self) -> str:
         counts = self.counts
@@ -243,21 +294,38 @@ class Context:
 
     def put_aside(self) -> None:
         """Clear away what is in flight, for an evaluation in the middle of it."""
-        self.aside.append({name: getattr(self, name) for name in _OF_A_BATCH})
-        self.batch = self.split = self.output = self.loss = None
-        self.splits, self.kept_hiddens = [], {}
+        self.aside.append({name: getattr(self, name) for name in _IN_FLIGHT})
+        self.begin("batch")
 
     def take_back(self) -> None:
         """Have in flight again what was put aside last."""
         for name, value in self.aside.pop().items():
             setattr(self, name, value)
 
-    def begin_counting(self) -> None:
-        """Begin counters and limits anew; a clock that runs goes on running."""
-        running = self._clock_started is not None
-        self.counts, self.limits = Counts(), Limits()
-        if running:
+    def begin(self, scope: Literal["fit", "epoch", "batch"]) -> None:
+        """Give their first values to the fields of a scope, and of the scopes within it.
+
+        A clock that runs goes on running, from zero if the counters begin anew.
+        """
+        for name, make in _FIRST_VALUES[scope]:
+            setattr(self, name, make())
+        if scope == "fit" and self._clock_started is not None:
             self.start_clock()
+
+    def use_optimizers(
+        self, slots: list[OptimizerSlot] | None = None, only: Sequence[int] | None = None
+    ) -> None:
+        """Put optimizers to work.
+
+        Args:
+            slots: The optimizers; None for those that there are.
+            only: Numbers of those that work at all, the first of which is the one whose steps are
+                counted; None for all of them.
+        """
+        if slots is not None:
+            self.slots = slots
+        self.turns = Turns(self.slots, only)
+        self.counted_optimizer = 0 if only is None else min(only)
 
     def start_clock(self) -> None:
         """Count the seconds of the run from here on."""
@@ -275,3 +343,35 @@ class Context:
             counts.seconds_in_epoch += seconds - counts.seconds
             counts.seconds = seconds
         return self.counts.seconds
+
+
+# -- What follows from the declarations -----------------------------------------------------------
+
+_LIVES: Final[dict[str, Life]] = {one.name: one.metadata["life"] for one in fields(Context)}
+
+
+def of_scope(scope: Scope) -> tuple[str, ...]:
+    """Return the names of the fields that belong to a scope."""
+    return tuple(name for name, life in _LIVES.items() if life.scope == scope)
+
+
+def saved_as(how: Saved) -> tuple[str, ...]:
+    """Return the names of the fields that a snapshot holds in one way."""
+    return tuple(name for name, life in _LIVES.items() if life.saved == how)
+
+
+def _first_value(name: str) -> Callable[[], Any]:
+    declared = Context.__dataclass_fields__[name]
+    made, first = declared.default_factory, declared.default
+    return made if callable(made) else lambda: first
+
+
+_FIRST_VALUES: Final[dict[str, list[tuple[str, Callable[[], Any]]]]] = {
+    scope: [
+        (name, _first_value(name))
+        for name, life in _LIVES.items()
+        if life.reset and life.scope in _SCOPES[place:]
+    ]
+    for place, scope in enumerate(_SCOPES)
+}
+_IN_FLIGHT: Final = of_scope("batch")

@@ -13,9 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from statemachine_trainer.data.generators import own_states, restore_own
-from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.context import Context, saved_as
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
-from statemachine_trainer.loops.optimizers import OptimizerSlot, Scheduler, Turns
+from statemachine_trainer.loops.optimizers import OptimizerSlot, Scheduler
 from statemachine_trainer.machine.fields import copied
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves, to_device
@@ -23,14 +23,8 @@ from statemachine_trainer.snapshot.modules import load_module_state, module_stat
 from statemachine_trainer.snapshot.rng import devices_in_use, restore_rng, rng_state
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch, Unwritable
 
-_PLAIN: Final = (
-    "batch_idx", "split_idx", "optimizer_idx", "dataloader_idx", "finished", "stopping", "flushing",
-    "validated_at", "results", "log_suffix",
-)  # fmt: skip
-_IN_FLIGHT: Final = (
-    "batch", "splits", "split", "kept_hiddens", "output", "loss", "outputs", "aside",
-)  # fmt: skip
-
+_PLAIN: Final = saved_as("plain")
+_TENSORS: Final = saved_as("tensors")
 
 _handed: ContextVar[list[Any]] = ContextVar("statemachine_trainer_handed_state")
 
@@ -79,8 +73,8 @@ def context_state(context: Context) -> dict[str, Any]:
         "manual": context.manual,
         "counts": context.counts.state_dict(),
         "plain": {name: copied(getattr(context, name)) for name in _PLAIN},
-        "in_flight": {name: map_leaves(_cut_off, getattr(context, name)) for name in _IN_FLIGHT},
-        "on_device": {name: _places(context, getattr(context, name)) for name in _IN_FLIGHT},
+        "in_flight": {name: map_leaves(_cut_off, getattr(context, name)) for name in _TENSORS},
+        "on_device": {name: _places(context, getattr(context, name)) for name in _TENSORS},
         "metrics": {name: table.state_dict() for name, table in tables.items()},
         "logging": logging,
         "train": None if context.train is None else context.train.state_dict(),
@@ -111,7 +105,7 @@ def remake_optimizers(context: Context, root: Loop, state: Mapping[str, Any]) ->
         if one["scheduled_by"] is not None:
             path, phase = one["scheduled_by"]
             loops[path].schedule(slot, phase)  # type: ignore[attr-defined]
-    context.turns = Turns(context.slots)
+    context.use_optimizers()
 
 
 @contextmanager
@@ -142,9 +136,10 @@ def load_context_state(context: Context, state: Mapping[str, Any]) -> None:
     _load_slots(context, state["optimizers"])
     context.precision.load_state_dict(state["precision"])
     context.counts.load_state_dict(state["counts"])
-    for name in _PLAIN:
+    # Names that the state lacks are those of later versions, which begin with their first values.
+    for name in (one for one in _PLAIN if one in state["plain"]):
         setattr(context, name, copied(state["plain"][name]))
-    for name in _IN_FLIGHT:
+    for name in (one for one in _TENSORS if one in state["in_flight"]):
         value = copied(state["in_flight"][name])
         setattr(context, name, _placed(context, value, state["on_device"][name]))
     tables = {"train": context.train_metrics, "validation": context.validation_metrics}

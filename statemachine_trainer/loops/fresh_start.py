@@ -1,24 +1,44 @@
-"""Beginning anew within a run: the next fold, round or phase gets nothing of the last one."""
+"""Beginning anew: a fit that is put together, the next fold or round, a saved state to load.
+
+All of them begin with `begin_fit`. What it resets follows from the scopes that the fields of the
+context declare.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from statemachine_trainer.data import Feed, as_loader, dataset_of
-from statemachine_trainer.loops.assembly import replace_data
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.optimizers import Turns, read_optimizers
+from statemachine_trainer.loops.loop_errors import ModelError, SettingError
+from statemachine_trainer.loops.optimizers import read_optimizers
 from statemachine_trainer.parallel import Precision, map_leaves
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
 
 _OF_THE_FIT: Final = ("stop", "end_epoch", "validate")
 """Posted events that were meant for the fit that is over."""
+
+
+def begin_fit(context: Context) -> None:
+    """Bring all that belongs to a fit to where it begins; optimizers and schedulers are new.
+
+    What belongs to the run stays: the model with its weights, the data where they stand, and the
+    generators of random numbers.
+
+    Raises:
+        OptimizerError: There is no optimizer, or something else in its place.
+    """
+    context.begin("fit")
+    context.use_optimizers(read_optimizers(context.steps.configure_optimizers()))
+    context.precision = Precision(context.equipment.precision_name, context.device)
+    context.train_metrics.begin()
+    context.validation_metrics.begin()
 
 
 def renew(
@@ -29,10 +49,10 @@ def renew(
     train: Any = None,
     validation: Any = None,
 ) -> None:
-    """Make a context as it is before a fit: optimizers, schedulers, counters and metrics are new.
+    """Begin a fit within a run, such as the next fold: nothing of the last one is left.
 
-    Interval counters of the checkpoints begin anew too. What only the whole run has stays: the
-    generators of random numbers, and how often subscriptions with `every=` were called.
+    Besides all that `begin_fit` resets, gradients are cleared, and the intervals of checkpoints
+    begin anew. How often subscriptions with `every=` were called stays.
 
     Args:
         context: What the loops of the run share; its model stays the same object.
@@ -48,12 +68,81 @@ def renew(
     if weights is not None:
         load_module_state(context.model, weights)
     context.model.zero_grad(set_to_none=True)
-    context.slots = read_optimizers(context.steps.configure_optimizers())
-    context.turns = Turns(context.slots)
-    context.precision = Precision(context.equipment.precision_name, context.device)
-    _forget(context)
+    begin_fit(context)
     equip(context, train=train, validation=validation)
     _renew_trainer(context, callbacks)
+
+
+def captured(context: Context) -> dict[str, Any]:
+    """Return a copy of the model's state, on the CPU, that later steps do not change."""
+    state: dict[str, Any] = _copied(module_state(context.model, grads=False))
+    return state
+
+
+def check_renewable(context: Context) -> None:
+    """Refuse an optimizer object: it would carry what it has learned into the next fit.
+
+    Raises:
+        SettingError: It is one.
+    """
+    given = context.steps.given[1]
+    if isinstance(given, Optimizer):
+        raise SettingError(
+            f"optimizer= is a {type(given).__name__} that was made once, but each fit of this loop "
+            "needs a new one. Give a function: `optimizer=lambda parameters: "
+            f"torch.optim.{type(given).__name__}(parameters, lr=...)`."
+        )
+
+
+def reopen(context: Context) -> None:
+    """Make a context as it was when its fit began, so that a saved state can be loaded into it.
+
+    Loops may have exchanged optimizers and data since. They put in theirs once more when they are
+    told where they stand. The context and its model stay the same objects.
+    """
+    for feed in _feeds(context):
+        feed.shutdown()
+    begin_fit(context)
+    train, validation = context.sources
+    context.train, context.validation, context.others = None, (), {}  # type: ignore[assignment]
+    context.sources = (None, None)
+    replace_data(context, train, validation)
+
+
+# -- Data -----------------------------------------------------------------------------------------
+
+
+def replace_data(context: Context, train: Any, validation: Any) -> None:
+    """Give a context its data. None, or the very data it has, keeps them where they stand.
+
+    Raises:
+        ModelError: There are no training data, or data for a step that the model lacks.
+        EmptyLoader: A loader has no batch.
+    """
+    if train is None and context.train is None:
+        raise ModelError("fit needs training data: fit(model, loader).")
+    if validation is not None and "validation_step" not in context.steps:
+        raise ModelError(
+            f"There is validation data, but {type(context.model).__name__} has no "
+            "validation_step(batch, batch_idx). Write one, or leave the data out."
+        )
+
+    def load(train: Any, validation: Any) -> None:
+        feed = None
+        if train is not None:
+            feed = context.equipment.training_feed(as_loader(train, "train"), context)
+        if validation is not None:
+            context.validation = context.equipment.feeds(validation, "validation")
+        if feed is not None:
+            context.train = feed
+
+    given, had = (train, validation), context.sources
+    new = [None if one is was else one for one, was in zip(given, had, strict=True)]
+    load(*new)
+    sources = (had[0] if train is None else train, had[1] if validation is None else validation)
+    context.sources = sources
+    again = [source if _can_be_made_anew(source) else None for source in sources]
+    context.reload_data = None if again == [None, None] else partial(load, *again)
 
 
 def equip(context: Context, *, train: Any = None, validation: Any = None) -> None:
@@ -90,10 +179,7 @@ def given_dataset(context: Context, wanted_by: object) -> Dataset[Any]:
     return dataset_of(as_loader(context.sources[0]), type(wanted_by).__name__)
 
 
-def captured(context: Context) -> dict[str, Any]:
-    """Return a copy of the model's state, on the CPU, that later steps do not change."""
-    state: dict[str, Any] = _copied(module_state(context.model, grads=False))
-    return state
+# -- Callbacks and posted events ------------------------------------------------------------------
 
 
 def captured_callbacks(context: Context) -> list[dict[str, Any]]:
@@ -102,21 +188,6 @@ def captured_callbacks(context: Context) -> list[dict[str, Any]]:
         {"kind": type(one).__qualname__, "state": _copied(one.state_dict())}
         for one in _callbacks(context)
     ]
-
-
-def check_renewable(context: Context) -> None:
-    """Refuse an optimizer object: it would carry what it has learned into the next fit.
-
-    Raises:
-        SettingError: It is one.
-    """
-    given = context.steps.given[1]
-    if isinstance(given, Optimizer):
-        raise SettingError(
-            f"optimizer= is a {type(given).__name__} that was made once, but each fit of this loop "
-            "needs a new one. Give a function: `optimizer=lambda parameters: "
-            f"torch.optim.{type(given).__name__}(parameters, lr=...)`."
-        )
 
 
 def forget_posted(context: Context) -> None:
@@ -133,22 +204,6 @@ def renew_callbacks(context: Context, saved: Sequence[Mapping[str, Any]]) -> Non
     for one, was in zip(_callbacks(context), saved, strict=False):
         if type(one).__qualname__ == was["kind"]:
             one.load_state_dict(_copied(was["state"]))
-
-
-# -- parts ---------------------------------------------------------------------------------------
-
-
-def _forget(context: Context) -> None:
-    """Bring everything that a fit counts, keeps or has in flight to where it begins."""
-    context.begin_counting()
-    context.batch = context.split = context.output = context.loss = context.outputs = None
-    context.splits, context.kept_hiddens, context.aside = [], {}, []
-    context.batch_idx = context.split_idx = context.optimizer_idx = context.dataloader_idx = 0
-    context.finished = context.stopping = context.flushing = False
-    context.validated_at, context.results = None, {}
-    for table in (context.train_metrics, context.validation_metrics):
-        table.begin()
-    context.log_table, context.log_suffix = context.train_metrics, ""
 
 
 def _renew_trainer(context: Context, saved: Sequence[Mapping[str, Any]]) -> None:
@@ -173,32 +228,22 @@ def _copy(leaf: Any) -> Any:
     return leaf.detach().cpu().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
-# -- Going on after the end -----------------------------------------------------------------------
-
-
-def reopen(context: Context) -> None:
-    """Make optimizers, schedulers and feeds anew, as they are when a fit begins.
-
-    A saved state is loaded into a run that has just begun: loops may have exchanged optimizers and
-    data since, and put in theirs once more when they are told where they stand.
-
-    Args:
-        context: What the loops of the run share. It and its model stay the same objects.
-    """
-    for feed in _feeds(context):
-        feed.shutdown()
-    context.slots = read_optimizers(context.steps.configure_optimizers())
-    context.turns, context.counted_optimizer = Turns(context.slots), 0
-    context.precision = Precision(context.equipment.precision_name, context.device)
-    train, validation = context.sources
-    context.train, context.validation, context.others = None, (), {}  # type: ignore[assignment]
-    context.sources = (None, None)
-    replace_data(context.equipment, context, train, validation)
-
-
 def _feeds(context: Context) -> Iterator[Feed]:
     if context.train is not None:
         yield context.train
     for feeds in (context.validation, *context.others.values()):
         for _, feed in feeds:
             yield feed
+
+
+def _can_be_made_anew(source: Any) -> bool:
+    """Whether a loader, or one of several, was given as a function."""
+    if isinstance(source, Mapping | list | tuple):
+        sources = source.values() if isinstance(source, Mapping) else source
+        return any(map(_is_function, sources))
+    return _is_function(source)
+
+
+def _is_function(source: Any) -> bool:
+    data = isinstance(source, DataLoader | Dataset) or hasattr(type(source), "__iter__")
+    return callable(source) and not data

@@ -136,7 +136,7 @@ class Session:
     def _go_on(self, context: Context, given: Given) -> None:
         """Start a fit that has ended once more, with its counters, optimizers and data as they stand."""
         refuse_to_do_nothing(self._fit.root, context)
-        go_on(self._equipment, context, given.train, given.validation, given.loss, given.optimizer)
+        go_on(context, given.train, given.validation, given.loss, given.optimizer)
         with self.in_charge(self._fit):
             self._fit.start()
         if self._recorder is not None:

@@ -20,7 +20,7 @@ from statemachine_trainer.loops.fresh_start import (
     training_feed_for,
 )
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.optimizers import OptimizerSlot, Turns, read_optimizers
+from statemachine_trainer.loops.optimizers import OptimizerSlot, read_optimizers
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop
@@ -327,8 +327,7 @@ class PhasesLoop(TrainingLoop):
                 f"Phase({self._next_name()!r}, optimizers={only!r}): there are "
                 f"{len(context.slots)} optimizers, numbered from 0. Name one of them at least."
             )
-        context.turns = Turns(context.slots, only)
-        context.counted_optimizer = 0 if only is None else min(only)
+        context.use_optimizers(only=only)
 
     def _set(self, phase: Phase) -> None:
         for index in self.context.turns.everybody:
