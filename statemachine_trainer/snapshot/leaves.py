@@ -268,6 +268,24 @@ DECODERS: Mapping[str, Callable[[Json], object]] = {
 Name = tuple[str, str]
 """Module and qualified name of a class."""
 
+_PACKAGE = "statemachine_trainer"
+_MOVED: Mapping[Name, str] = {
+    (f"{_PACKAGE}.{before}", name): f"{_PACKAGE}.{now}"
+    for name, before, now in (
+        ("Counts", "loops.every", "loops.intervals"),
+        ("EpochRecord", "observe.table", "observe.epoch_table"),
+        ("Every", "loops.every", "loops.intervals"),
+        ("Graph", "machine.graph", "graph.graph"),
+        ("GraphEdge", "machine.graph", "graph.model"),
+        ("GraphState", "machine.graph", "graph.model"),
+        ("Phase", "loops.phases", "loops.recipes.phases"),
+        ("Record", "runs", "run_record"),
+        ("Turn", "loops.yielding", "loops.recipes.yielding"),
+        ("TurnDone", "loops.yielding", "loops.recipes.yielding"),
+    )
+}
+"""Where classes of ours are that stood elsewhere when a checkpoint with them was written."""
+
 
 def record_of(value: object) -> tuple[Name, dict[str, object]] | None:
     """The class and the fields of a value; None where they are not all of it.
@@ -295,7 +313,7 @@ def rebuilt(name: Name, inside: Mapping[str, object]) -> object:
     Raises:
         Undecodable: Its class is not there, or has other fields now.
     """
-    kind = _find(name)
+    kind = _find(name) or _find((_MOVED.get(name, ""), name[1]))
     fields = None if kind is None else _fields_of(kind)
     if kind is None or fields is None:
         raise Undecodable(
