@@ -1,9 +1,9 @@
-"""Evaluation loops: validation, within training or by itself, test, and the sanity check."""
+"""Evaluation loops: validation (within training or alone), test, sanity check and prediction."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -38,7 +38,18 @@ class EvaluationLoop(TrainingLoop):
     are left alone. The mode (training or evaluation) of every sub-module is put back afterwards.
     What is logged gets the name of its loader where there are several: "loss/clean", or "loss/0" where
     they have no names. The batch and what the step returned are kept until the next batch is
-    fetched. The names of the states say what is evaluated; see the subclasses.
+    fetched.
+
+    A subclass names its states: `class ValidationLoop(EvaluationLoop, states="validation")` has
+    `validation_start`, `validation_fetch`, `validation_step` and `validation_end`, which call
+    `begin`, `next_batch`, `evaluate` and `finish`. The first line of the docstring of each of these
+    methods says what the state does. Override the methods to change the work, or declare
+    `transitions` and states of your own and call the methods from there.
+
+    Class arguments:
+        states: What the names of the four states begin with.
+        answer: Event of the step state.
+        outcome: Event with which the loop ends; `<states>_done` unless given.
 
     Args:
         limit_batches: Batches of each loader at most: an int, or a float for a fraction.
@@ -57,6 +68,18 @@ class EvaluationLoop(TrainingLoop):
     holding: bool = False
     modes: dict[str, bool] | None = None
 
+    def __init_subclass__(
+        cls,
+        *,
+        states: str | None = None,
+        answer: str = "evaluated",
+        outcome: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if states is not None:
+            _declare_states(cls, states, answer, outcome or f"{states}_done")
+        super().__init_subclass__(**kwargs)
+
     def __init__(self, *, limit_batches: int | float | None = None, **loops: Any) -> None:
         super().__init__(**loops)
         self.limit_batches = limit_batches
@@ -67,10 +90,13 @@ class EvaluationLoop(TrainingLoop):
         """What is done: "validation", "test" or "predict"."""
         return self.step_name.removesuffix("_step")
 
-    # -- the work of the states; the subclasses give them their names ----------------------------
+    # -- the work of the states ------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Go into evaluation mode, with an empty table of metrics."""
+        """Go into evaluation mode.
+
+        The table of metrics is emptied, and what is in flight is put aside.
+        """
         self.leave_training()
         table = self.table()
         table.begin()
@@ -85,7 +111,11 @@ class EvaluationLoop(TrainingLoop):
         self.context.put_aside()
 
     def next_batch(self) -> bool:
-        """Get the next batch, of the next loader when one has ended; False when all have."""
+        """Get the next batch of the loaders.
+
+        Returns:
+            False when all loaders have ended.
+        """
         context = self.context
         feeds = self.feeds()
         if not self.holding:
@@ -108,7 +138,10 @@ class EvaluationLoop(TrainingLoop):
         return False
 
     def evaluate(self) -> None:
-        """Call the step on the batch, without gradients."""
+        """Evaluate the batch.
+
+        The step is called without gradients.
+        """
         context = self.context
         if context.model.training:
             self.leave_training()
@@ -117,7 +150,10 @@ class EvaluationLoop(TrainingLoop):
             context.output = step(context.batch, context.batch_idx)
 
     def finish(self) -> None:
-        """Put the mode of every sub-module back, and keep the metrics."""
+        """Keep the metrics and go back to training mode.
+
+        Every sub-module gets back the mode that it had.
+        """
         context = self.context
         found = self.table().compute()
         self.restore_modes()
@@ -182,6 +218,154 @@ class EvaluationLoop(TrainingLoop):
         return "/" + name.removeprefix(f"{self.kind}/")
 
 
+def _declare_states(cls: type[EvaluationLoop], states: str, answer: str, outcome: str) -> None:
+    """Give a class its four states, with transitions and outcome, unless it writes its own."""
+    start, fetch, step, end = (f"{states}_{part}" for part in ("start", "fetch", "step", "end"))
+    started = f"{states}_started"
+    cls.initial = start
+    cls.transitions = (
+        # event      source destination
+        [started, start, fetch],
+        ["fetched", fetch, step],
+        [answer, step, fetch],
+        ["exhausted", fetch, end],
+    )
+    cls.outcomes = (outcome,)
+
+    def begin(self: EvaluationLoop) -> str:
+        self.begin()
+        return started
+
+    def next_batch(self: EvaluationLoop) -> str:
+        return "fetched" if self.next_batch() else "exhausted"
+
+    def evaluate(self: EvaluationLoop) -> str:
+        self.evaluate()
+        return answer
+
+    def finish(self: EvaluationLoop) -> str:
+        self.finish()
+        return outcome
+
+    written: tuple[tuple[str, Callable[[EvaluationLoop], str], tuple[str, ...]], ...] = (
+        (start, begin, (started,)),
+        (fetch, next_batch, ("fetched", "exhausted")),
+        (step, evaluate, (answer,)),
+        (end, finish, (outcome,)),
+    )
+    for name, state, answers in written:
+        if name in vars(cls):
+            continue
+        work = getattr(cls, state.__name__)
+        state.__doc__ = (work.__doc__ or "").partition("\n")[0]
+        state.__annotations__ = {"return": Literal[answers]}
+        state.__name__, state.__qualname__ = name, f"{cls.__qualname__}.{name}"
+        state.__module__ = cls.__module__
+        setattr(cls, name, state)
+
+
+class ValidationLoop(EvaluationLoop, states="validation"):
+    """Validation, within an epoch or by itself."""
+
+
+class TestLoop(EvaluationLoop, states="test"):
+    """A test of the model."""
+
+    __test__ = False  # not a test case of pytest
+
+    step_name = "test_step"
+
+
+class SanityLoop(EvaluationLoop, states="sanity"):
+    """A few validation batches before the first epoch, so that a mistake in it is found early.
+
+    Leaves no trace: random number generators, those of the loaders among them, metrics and modes
+    are afterwards as if it had not run. Loaders that can be read only once are left out.
+
+    Args:
+        batches: Batches of each loader; -1 for all.
+
+    Raises:
+        SettingError: It is something else.
+    """
+
+    before: dict[str, Any] | None = None
+
+    def __init__(self, *, batches: int = 2) -> None:
+        super().__init__()
+        self.batches = whole_number(self, "batches", batches, -1, " -1 means all, 0 none.")
+
+    def begin(self) -> None:
+        """Remember the random number generators, the metric objects and where the data stand."""
+        self.before = {
+            "rng": rng_state(devices_in_use()),
+            "torchmetrics": torchmetrics_state(self.context.model),
+            "feeds": [feed.state_dict() for _, feed in self.feeds()],
+        }
+        super().begin()
+
+    def finish(self) -> None:
+        """Wipe out every trace."""
+        assert self.before is not None
+        self.restore_modes()
+        self.table().begin()
+        load_torchmetrics_state(self.context.model, self.before["torchmetrics"])
+        for (_, feed), state in zip(self.feeds(), self.before["feeds"], strict=True):
+            if not _is_one_shot(feed):
+                feed.load_state_dict(state)
+        restore_rng(self.before["rng"])
+        self.before = None
+
+    def most_batches(self, feed: Feed) -> int | None:
+        """Return how many batches of a loader are tried."""
+        if _is_one_shot(feed):
+            return 0
+        return limit_batches(None if self.batches == -1 else self.batches, feed.length, feed.name)
+
+
+def _is_one_shot(feed: Feed) -> bool:
+    return isinstance(feed.loader, Iterator)
+
+
+class PredictionLoop(EvaluationLoop, states="predict", answer="predicted"):
+    """Gathers what `predict_step` (or the model itself) answers for each batch.
+
+    The batch and its predictions are in the context until the next batch is fetched, so that a
+    receiver of `predict_step:exit` can write them down.
+
+    Args:
+        keep: Gather the predictions, on the CPU; False where a receiver takes care of them.
+        limit_batches: Batches of each loader at most.
+    """
+
+    step_name = "predict_step"
+
+    predictions: list[list[Any]] = field(factory=list)
+
+    def __init__(self, *, keep: bool = True, limit_batches: int | float | None = None) -> None:
+        super().__init__(limit_batches=limit_batches)
+        self.keep = keep
+
+    def begin(self) -> None:
+        """Go into evaluation mode."""
+        super().begin()
+        self.predictions = [[] for _ in self.feeds()]
+
+    def evaluate(self) -> None:
+        """Predict the batch; predictions are kept on the CPU."""
+        super().evaluate()
+        if self.keep:
+            self.predictions[self.loader].append(map_leaves(_to_cpu, self.context.output))
+
+    def finish(self) -> None:
+        """Go back to training mode."""
+        self.restore_modes()
+
+
+def _to_cpu(leaf: Any) -> Any:
+    return leaf.cpu() if hasattr(leaf, "cpu") else leaf
+
+
 def abandon_loops(root: Loop) -> None:
     """Let loops below `root` that were left unfinished put back what they have changed."""
     for _, loop in root.walk():
@@ -206,198 +390,3 @@ def undisturbed(fit: Context | None) -> Iterator[None]:
             yield
     finally:
         load_torchmetrics_state(fit.model, metrics)
-
-
-class ValidationLoop(EvaluationLoop):
-    """Validation, within an epoch or by itself."""
-
-    initial = "validation_start"
-    transitions = (
-        ["validation_started", "validation_start", "validation_fetch"],
-        ["fetched", "validation_fetch", "validation_step"],
-        ["evaluated", "validation_step", "validation_fetch"],
-        ["exhausted", "validation_fetch", "validation_end"],
-    )
-    outcomes = ("validation_done",)
-
-    def validation_start(self) -> Literal["validation_started"]:
-        """Go into evaluation mode."""
-        self.begin()
-        return "validation_started"
-
-    def validation_fetch(self) -> Literal["fetched", "exhausted"]:
-        """Get the next batch of the loaders."""
-        return "fetched" if self.next_batch() else "exhausted"
-
-    def validation_step(self) -> Literal["evaluated"]:
-        """Evaluate the batch."""
-        self.evaluate()
-        return "evaluated"
-
-    def validation_end(self) -> Literal["validation_done"]:
-        """Keep the metrics and go back to training mode."""
-        self.finish()
-        return "validation_done"
-
-
-class TestLoop(EvaluationLoop):
-    """A test of the model."""
-
-    __test__ = False  # not a test case of pytest
-
-    step_name = "test_step"
-    initial = "test_start"
-    transitions = (
-        ["test_started", "test_start", "test_fetch"],
-        ["fetched", "test_fetch", "test_step"],
-        ["evaluated", "test_step", "test_fetch"],
-        ["exhausted", "test_fetch", "test_end"],
-    )
-    outcomes = ("test_done",)
-
-    def test_start(self) -> Literal["test_started"]:
-        """Go into evaluation mode."""
-        self.begin()
-        return "test_started"
-
-    def test_fetch(self) -> Literal["fetched", "exhausted"]:
-        """Get the next batch of the loaders."""
-        return "fetched" if self.next_batch() else "exhausted"
-
-    def test_step(self) -> Literal["evaluated"]:
-        """Evaluate the batch."""
-        self.evaluate()
-        return "evaluated"
-
-    def test_end(self) -> Literal["test_done"]:
-        """Keep the metrics and go back to training mode."""
-        self.finish()
-        return "test_done"
-
-
-class SanityLoop(EvaluationLoop):
-    """A few validation batches before the first epoch, so that a mistake in it is found early.
-
-    Leaves no trace: random number generators, those of the loaders among them, metrics and modes
-    are afterwards as if it had not run. Loaders that can be read only once are left out.
-
-    Args:
-        batches: Batches of each loader; -1 for all.
-
-    Raises:
-        SettingError: It is something else.
-    """
-
-    initial = "sanity_start"
-    transitions = (
-        ["sanity_started", "sanity_start", "sanity_fetch"],
-        ["fetched", "sanity_fetch", "sanity_step"],
-        ["evaluated", "sanity_step", "sanity_fetch"],
-        ["exhausted", "sanity_fetch", "sanity_end"],
-    )
-    outcomes = ("sanity_done",)
-
-    before: dict[str, Any] | None = None
-
-    def __init__(self, *, batches: int = 2) -> None:
-        super().__init__()
-        self.batches = whole_number(self, "batches", batches, -1, " -1 means all, 0 none.")
-
-    def sanity_start(self) -> Literal["sanity_started"]:
-        """Remember the random number generators, the metric objects and where the data stand."""
-        self.before = {
-            "rng": rng_state(devices_in_use()),
-            "torchmetrics": torchmetrics_state(self.context.model),
-            "feeds": [feed.state_dict() for _, feed in self.feeds()],
-        }
-        self.begin()
-        return "sanity_started"
-
-    def sanity_fetch(self) -> Literal["fetched", "exhausted"]:
-        """Get the next batch of the loaders."""
-        return "fetched" if self.next_batch() else "exhausted"
-
-    def sanity_step(self) -> Literal["evaluated"]:
-        """Evaluate the batch."""
-        self.evaluate()
-        return "evaluated"
-
-    def sanity_end(self) -> Literal["sanity_done"]:
-        """Wipe out every trace."""
-        assert self.before is not None
-        self.restore_modes()
-        self.table().begin()
-        load_torchmetrics_state(self.context.model, self.before["torchmetrics"])
-        for (_, feed), state in zip(self.feeds(), self.before["feeds"], strict=True):
-            if not _is_one_shot(feed):
-                feed.load_state_dict(state)
-        restore_rng(self.before["rng"])
-        self.before = None
-        return "sanity_done"
-
-    def most_batches(self, feed: Feed) -> int | None:
-        """Return how many batches of a loader are tried."""
-        if _is_one_shot(feed):
-            return 0
-        return limit_batches(None if self.batches == -1 else self.batches, feed.length, feed.name)
-
-
-def _is_one_shot(feed: Feed) -> bool:
-    return isinstance(feed.loader, Iterator)
-
-
-# -- Prediction -----------------------------------------------------------------------------------
-
-
-class PredictionLoop(EvaluationLoop):
-    """Gathers what `predict_step` (or the model itself) answers for each batch.
-
-    The batch and its predictions are in the context until the next batch is fetched, so that a
-    receiver of `predict_step:exit` can write them down.
-
-    Args:
-        keep: Gather the predictions, on the CPU; False where a receiver takes care of them.
-        limit_batches: Batches of each loader at most.
-    """
-
-    step_name = "predict_step"
-    initial = "predict_start"
-    transitions = (
-        ["predict_started", "predict_start", "predict_fetch"],
-        ["fetched", "predict_fetch", "predict_step"],
-        ["predicted", "predict_step", "predict_fetch"],
-        ["exhausted", "predict_fetch", "predict_end"],
-    )
-    outcomes = ("predict_done",)
-
-    predictions: list[list[Any]] = field(factory=list)
-
-    def __init__(self, *, keep: bool = True, limit_batches: int | float | None = None) -> None:
-        super().__init__(limit_batches=limit_batches)
-        self.keep = keep
-
-    def predict_start(self) -> Literal["predict_started"]:
-        """Go into evaluation mode."""
-        self.begin()
-        self.predictions = [[] for _ in self.feeds()]
-        return "predict_started"
-
-    def predict_fetch(self) -> Literal["fetched", "exhausted"]:
-        """Get the next batch of the loaders."""
-        return "fetched" if self.next_batch() else "exhausted"
-
-    def predict_step(self) -> Literal["predicted"]:
-        """Predict the batch; predictions are kept on the CPU."""
-        self.evaluate()
-        if self.keep:
-            self.predictions[self.loader].append(map_leaves(_to_cpu, self.context.output))
-        return "predicted"
-
-    def predict_end(self) -> Literal["predict_done"]:
-        """Go back to training mode."""
-        self.restore_modes()
-        return "predict_done"
-
-
-def _to_cpu(leaf: Any) -> Any:
-    return leaf.cpu() if hasattr(leaf, "cpu") else leaf

@@ -140,8 +140,8 @@ def test_states_that_a_swap_brings_in_have_their_names(tmp_path: Path) -> None:
         def validation_extra(self) -> Literal["extra_done"]:
             return "extra_done"
 
-        transitions = (  # type: ignore[assignment]
-            *(row for row in ValidationLoop.transitions if row[2] != "validation_end"),
+        transitions = (
+            *(row for row in ValidationLoop.transitions if "validation_end" not in row),
             ["exhausted", "validation_fetch", "validation_extra"],
             ["extra_done", "validation_extra", "validation_end"],
         )

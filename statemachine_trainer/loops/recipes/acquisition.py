@@ -7,7 +7,7 @@ Each takes probabilities, (pool, classes) or (pool, classes, mc_samples), and re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ def _entropy(probabilities: Tensor) -> Tensor:
 # -- Scoring a pool of samples --------------------------------------------------------------------
 
 
-class PoolLoop(EvaluationLoop):
+class PoolLoop(EvaluationLoop, states="pool", answer="predicted", outcome="pool_scored"):
     """Gathers the probabilities that the model gives to the classes of each sample of a pool.
 
     With several `mc_samples` dropout stays on, so that each is a draw of its own (Gal, Ghahramani:
@@ -143,14 +143,6 @@ class PoolLoop(EvaluationLoop):
     """
 
     step_name = "predict_step"
-    initial = "pool_start"
-    transitions = (
-        ["pool_started", "pool_start", "pool_fetch"],
-        ["fetched", "pool_fetch", "pool_step"],
-        ["predicted", "pool_step", "pool_fetch"],
-        ["exhausted", "pool_fetch", "pool_end"],
-    )
-    outcomes = ("pool_scored",)
 
     found: list[Tensor] = field(factory=list)
 
@@ -161,16 +153,7 @@ class PoolLoop(EvaluationLoop):
         self.mc_samples = whole_number(self, "mc_samples", mc_samples, 1)
         self.probabilities = probabilities or _softmax
 
-    def pool_start(self) -> Literal["pool_started"]:
-        """Go into evaluation mode; leave dropout on if there are several predictions of each."""
-        self.begin()
-        return "pool_started"
-
-    def pool_fetch(self) -> Literal["fetched", "exhausted"]:
-        """Get the next batch of the pool."""
-        return "fetched" if self.next_batch() else "exhausted"
-
-    def pool_step(self) -> Literal["predicted"]:
+    def evaluate(self) -> None:
         """Predict the batch, as often as asked for."""
         context = self.context
         if self.mc_samples > 1:
@@ -182,12 +165,10 @@ class PoolLoop(EvaluationLoop):
                 for _ in range(self.mc_samples)
             ]
         self.found.append(torch.stack(every, dim=2) if self.mc_samples > 1 else every[0])
-        return "predicted"
 
-    def pool_end(self) -> Literal["pool_scored"]:
+    def finish(self) -> None:
         """Go back to training mode."""
         self.restore_modes()
-        return "pool_scored"
 
     def feeds(self) -> Any:
         """Return the loader of the pool."""

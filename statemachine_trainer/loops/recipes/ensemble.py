@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ Combine = str | Callable[[Tensor], Tensor]
 _LEAST: Final = 1e-12
 
 
-class EnsembleLoop(EvaluationLoop):
+class EnsembleLoop(EvaluationLoop, states="ensemble"):
     """Runs the model's own `test_step`, in which each call of the model asks all of its states.
 
     So the metrics are those that the model logs. Whatever the step computes from `self(inputs)`, or
@@ -38,14 +38,6 @@ class EnsembleLoop(EvaluationLoop):
     """
 
     step_name = "test_step"
-    initial = "ensemble_start"
-    transitions = (
-        ["ensemble_started", "ensemble_start", "ensemble_fetch"],
-        ["fetched", "ensemble_fetch", "ensemble_step"],
-        ["evaluated", "ensemble_step", "ensemble_fetch"],
-        ["exhausted", "ensemble_fetch", "ensemble_end"],
-    )
-    outcomes = ("ensemble_done",)
 
     models: list[dict[str, Any]] = field(factory=list, scope=RUN)
 
@@ -53,25 +45,10 @@ class EnsembleLoop(EvaluationLoop):
         super().__init__(**settings)
         self.combine = combiner(combine)
 
-    def ensemble_start(self) -> Literal["ensemble_started"]:
-        """Go into evaluation mode."""
-        self.begin()
-        return "ensemble_started"
-
-    def ensemble_fetch(self) -> Literal["fetched", "exhausted"]:
-        """Get the next batch."""
-        return "fetched" if self.next_batch() else "exhausted"
-
-    def ensemble_step(self) -> Literal["evaluated"]:
+    def evaluate(self) -> None:
         """Test the batch with all models as one."""
         with self._all_as_one():
-            self.evaluate()
-        return "evaluated"
-
-    def ensemble_end(self) -> Literal["ensemble_done"]:
-        """Keep the metrics."""
-        self.finish()
-        return "ensemble_done"
+            super().evaluate()
 
     def feeds(self) -> Any:
         """Return the loaders of the test."""
