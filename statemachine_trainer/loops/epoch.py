@@ -14,7 +14,7 @@ from statemachine_trainer.loops.evaluation import ValidationLoop
 from statemachine_trainer.loops.intervals import Every, Ticker, parse_interval
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.metrics.table import batch_size_of
-from statemachine_trainer.loops.optimizers import step_schedulers
+from statemachine_trainer.loops.verbs import begin_epoch, end_epoch, move_batch
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop, place
 
@@ -120,17 +120,13 @@ class EpochLoop(TrainingLoop):
     def epoch_start(self) -> Literal["epoch_started"]:
         """Begin a pass over the data, or go on with one that an earlier fit left unfinished."""
         context = self.context
-        context.read_clock()
-        context.counts.begin_epoch()
+        begin_epoch(context)
         if context.train.phase in ("begun", "running"):
             self._measure_pass()
         if context.train.phase not in ("begun", "running") or self.limit == 0:
             self._begin_pass()
-        context.train_metrics.begin()
-        context.log_table, context.log_suffix = context.train_metrics, ""
         gathering = self.gather_outputs or context.steps.wants_outputs
         context.outputs = [] if gathering else None
-        context.stopping = context.finished = False
         self._begin_ticker()
         self._limits = None
         return "epoch_started"
@@ -146,6 +142,7 @@ class EpochLoop(TrainingLoop):
             event = self._interruption()
             if event is not None:
                 return event
+        # From here on as in `CustomLoop.next_batch`, written out: this is paid in every batch.
         if not self.holding:
             batch = context.train.next_batch()
             if batch is END:
@@ -153,10 +150,8 @@ class EpochLoop(TrainingLoop):
                 if batch is END:
                     return "exhausted"
             context.batch = batch
-        if context.transfer is not None and not context.train.moves:
-            self.holding = True
-            context.batch = context.transfer(context.batch)
-            self.holding = False
+        if self.holding or (context.transfer is not None and not context.train.moves):
+            move_batch(self, context)
         context.batch_idx = context.counts.batch_in_epoch
         return "fetched"
 
@@ -183,16 +178,9 @@ class EpochLoop(TrainingLoop):
     def epoch_end(self) -> Literal["epoch_done"]:
         """Step the schedulers that go by epochs, keep the epoch's metrics, count the epoch."""
         context = self.context
-        context.read_clock()
-        if not context.manual:
-            for slot in context.slots[self.scheduled :]:
-                step_schedulers(slot, "epoch", context.counts.epoch + 1, context.read_metrics)
-                self.scheduled += 1
-        if not context.stopping or context.counts.batch_in_epoch == self.limit:
-            context.train.close()
-        context.results = context.read_metrics()
+        over = not context.stopping or context.counts.batch_in_epoch == self.limit
+        end_epoch(self, context, over=over, schedulers=not context.manual)
         context.outputs = None
-        context.counts.epoch += 1
         return "epoch_done"
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

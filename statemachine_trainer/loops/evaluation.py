@@ -15,6 +15,7 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.mistakes import warn_of_shared_names
+from statemachine_trainer.loops.verbs import move_batch
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import map_leaves
@@ -207,12 +208,11 @@ class EvaluationLoop(TrainingLoop):
     def _hand_over(self, batch: Any) -> None:
         """Move a batch to the device. If that fails, the batch is held and tried again."""
         context = self.context
-        context.batch, self.holding = batch, True
-        if context.transfer is not None:
-            context.batch = context.transfer(batch)
+        context.batch = batch
+        move_batch(self, context)
         context.split = context.batch
         context.batch_idx, context.dataloader_idx = self.done, self.loader
-        self.done, self.holding = self.done + 1, False
+        self.done += 1
 
     def _suffix(self, name: str) -> str:
         return "/" + name.removeprefix(f"{self.kind}/")

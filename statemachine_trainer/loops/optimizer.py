@@ -1,4 +1,7 @@
-"""The optimizer loop: forward, backward and step, for each optimizer in its turn."""
+"""The optimizer loop: forward, backward and step, for each optimizer in its turn.
+
+Its base, `SteppingLoop`, has what every loop needs that steps optimizers in an order of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,17 @@ from statemachine_trainer.loops.loop_errors import NonFiniteLoss, SettingError, 
 from statemachine_trainer.loops.optimizers import (
     OptimizerSlot,
     scale_gradients,
-    step_scaled,
-    step_schedulers,
 )
 from statemachine_trainer.loops.outputs import gather, read_output
+from statemachine_trainer.loops.verbs import (
+    call_step,
+    count_step,
+    loss_to_propagate,
+    step_optimizer,
+)
 from statemachine_trainer.machine.declaration import transient
 from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.parallel.containers import detach
-
-# -- What loops that step optimizers have in common -----------------------------------------------
-
 
 NonFinite = Literal["ignore", "raise", "skip"]
 
@@ -114,15 +118,7 @@ class SteppingLoop(TrainingLoop):
 
     def _call_step(self) -> bool:
         """Find the loss; tell whether to use it, or to leave the batch out."""
-        context = self.context
-        steps = context.steps
-        if context.precision.autocasts:
-            with context.precision.context():
-                output = steps.training(context.split, context.batch_idx)
-        else:
-            output = steps.training(context.split, context.batch_idx)
-        context.output = output
-        return self._read_loss(output)
+        return self._read_loss(call_step(self.context, self.context.split))
 
     def _read_loss(self, output: Any) -> bool:
         """Take loss and hiddens out of what a step returned; tell whether to use the loss."""
@@ -151,13 +147,14 @@ class SteppingLoop(TrainingLoop):
         """Clear the gradients if a window begins; return the loss as it is to be propagated."""
         loss = self.context.loss
         assert loss is not None
-        size = self._size or self._size_by_epoch()
-        if slot.window == 0:
-            slot.optimizer.zero_grad()
-        if size > 1:
-            loss = loss / size
-        scaler = self.context.precision.scaler
-        return loss if scaler is None else scaler.scale(loss)
+        return loss_to_propagate(self.context, slot, loss, self._size or self._size_by_epoch())
+
+    def _propagate(self, slot: OptimizerSlot) -> None:
+        """Propagate the loss backward, to the parameters of one optimizer."""
+        loss = self._begin_backward(slot)
+        # Activation checkpointing runs forward passes again in here.
+        with slot.others_frozen():
+            loss.backward()
 
     def _is_full(self, slot: OptimizerSlot) -> bool:
         """Tell whether an optimizer has all the gradients that it steps with."""
@@ -166,19 +163,13 @@ class SteppingLoop(TrainingLoop):
     # -- stepping --------------------------------------------------------------------------------
 
     def _step(self, slot: OptimizerSlot) -> None:
+        """Clip the gradients of the optimizer at work, and step it."""
         context = self.context
-        scaler = context.precision.scaler
         if self.clip_norm is not None or self.clip_value is not None:
-            if scaler is not None:
-                scaler.unscale_(slot.optimizer)
+            if context.precision.scaler is not None:
+                context.precision.scaler.unscale_(slot.optimizer)
             self._clip(slot)
-        if scaler is None:
-            slot.optimizer.step()
-        elif not step_scaled(slot, context.slots, scaler):
-            return
-        context.count_step(context.optimizer_idx)
-        if slot.schedulers:
-            step_schedulers(slot, "step", slot.steps, context.read_metrics)
+        step_optimizer(context, context.optimizer_idx)
 
     def _check_closure(self, slot: OptimizerSlot) -> None:
         """Refuse what cannot be combined with an optimizer that evaluates the loss itself."""
@@ -228,26 +219,6 @@ class SteppingLoop(TrainingLoop):
             return "next_window"
         context.flushing = False
         return "flushed"
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
-def _sizes(loop: str, accumulate: Any) -> list[tuple[int, int]]:
-    """Check `accumulate`; return pairs (from this epoch, size of a window), the latest first."""
-    table = accumulate if isinstance(accumulate, Mapping) else {0: accumulate}
-    for epoch, size in table.items():
-        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (epoch, size))
-        if not whole or epoch < 0 or size < 1:
-            raise SettingError(
-                f"{loop}(accumulate={accumulate!r}): use a whole number from 1, or a dict "
-                "from the epoch at which it begins to that number."
-            )
-    return sorted(table.items(), reverse=True)
-
-
-__all__ = ["NonFinite", "OptimizerLoop"]
 
 
 class OptimizerLoop(SteppingLoop):
@@ -323,24 +294,15 @@ class OptimizerLoop(SteppingLoop):
         """Clear the gradients at the beginning of a window, and propagate the loss backward."""
         context = self.context
         slot = context.slots[context.optimizer_idx]
-        size = self._size or self._size_by_epoch()
-        scaler = context.precision.scaler
-        loss = context.loss
-        assert loss is not None
-        if slot.window == 0:
-            slot.optimizer.zero_grad()
-        if size > 1:
-            loss = loss / size
-        if scaler is not None:
-            loss = scaler.scale(loss)
-        if slot.others:
-            # Activation checkpointing runs forward passes again in here.
-            with slot.others_frozen():
-                loss.backward()
-        else:
-            loss.backward()
+        if self._size == 1 and context.precision.scaler is None and not slot.others:
+            if slot.window == 0:
+                slot.optimizer.zero_grad()
+            context.loss.backward()  # type: ignore[union-attr]
+            slot.window += 1
+            return "backward_done"
+        self._propagate(slot)
         slot.window += 1
-        return self._turn_done() if slot.window < size else "backward_done"
+        return "backward_done" if self._is_full(slot) else self._turn_done()
 
     def optimizer_step(self) -> Literal["next_optimizer", "optimized", "next_window", "flushed"]:
         """Clip, step, and step the schedulers that go by steps."""
@@ -356,7 +318,7 @@ class OptimizerLoop(SteppingLoop):
             and context.precision.scaler is None
             and not slot.schedulers
         ):
-            slot.optimizer.step()
+            slot.optimizer.step()  # the plain case of `step_optimizer`
             context.count_step(context.optimizer_idx)
         else:
             self._step(slot)
@@ -396,10 +358,25 @@ class OptimizerLoop(SteppingLoop):
             return
         if context.outputs is not None:
             gather(context)
-        context.count_step(context.optimizer_idx)
-        if slot.schedulers:
-            step_schedulers(slot, "step", slot.steps, context.read_metrics)
+        count_step(context, context.optimizer_idx)
 
 
 class _LeftOut(Exception):
     """The training step left the batch out, within a closure."""
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _sizes(loop: str, accumulate: Any) -> list[tuple[int, int]]:
+    """Check `accumulate`; return pairs (from this epoch, size of a window), the latest first."""
+    table = accumulate if isinstance(accumulate, Mapping) else {0: accumulate}
+    for epoch, size in table.items():
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (epoch, size))
+        if not whole or epoch < 0 or size < 1:
+            raise SettingError(
+                f"{loop}(accumulate={accumulate!r}): use a whole number from 1, or a dict "
+                "from the epoch at which it begins to that number."
+            )
+    return sorted(table.items(), reverse=True)

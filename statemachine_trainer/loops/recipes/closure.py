@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.loops.optimizer import NonFinite, SteppingLoop
-from statemachine_trainer.loops.optimizers import OptimizerSlot, step_schedulers
+from statemachine_trainer.loops.optimizers import OptimizerSlot
 from statemachine_trainer.loops.outputs import gather
+from statemachine_trainer.loops.verbs import count_step
 from statemachine_trainer.machine.declaration import transient
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.parallel import to_device
@@ -137,11 +138,9 @@ class ClosureLoop(SteppingLoop):
     def optimizer_step(self) -> Literal["next_optimizer", "optimized"]:
         """Count the step that was made, and step the schedulers that go by steps."""
         context = self.context
-        slot = context.slots[context.optimizer_idx]
         if context.outputs is not None:
             gather(context)
-        context.count_step(context.optimizer_idx)
-        step_schedulers(slot, "step", slot.steps, context.read_metrics)
+        count_step(context, context.optimizer_idx)
         return self._turn_done()
 
     # -- parts -----------------------------------------------------------------------------------

@@ -9,8 +9,16 @@ import torch
 from statemachine_trainer.data import END
 from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.loop_errors import StepOutputError, TrainingError
-from statemachine_trainer.loops.optimizers import step_scaled, step_schedulers
 from statemachine_trainer.loops.outputs import read_output
+from statemachine_trainer.loops.verbs import (
+    begin_epoch,
+    call_step,
+    count_batch,
+    end_epoch,
+    loss_to_propagate,
+    move_batch,
+    step_optimizer,
+)
 
 
 class OutOfTurn(TrainingError):
@@ -49,6 +57,7 @@ class CustomLoop(TrainingLoop):
     """
 
     holding: bool = False
+    scheduled: int = 0
 
     # -- states ----------------------------------------------------------------------------------
 
@@ -74,17 +83,13 @@ class CustomLoop(TrainingLoop):
         It is an epoch: metrics are averaged over it.
         """
         context = self.context
-        context.read_clock()
-        context.counts.begin_epoch()
+        begin_epoch(context)
         if context.train.phase not in ("begun", "running"):
             context.train.begin(context.counts.epoch)
         length = context.train.length
         context.counts.batches_per_epoch = length and length - context.train.position
-        context.stopping = context.finished = False
         if not context.model.training:
             context.model.train()
-        context.train_metrics.begin()
-        context.log_table, context.log_suffix = context.train_metrics, ""
 
     def next_batch(self) -> bool:
         """Get the next batch and move it to the device.
@@ -109,10 +114,8 @@ class CustomLoop(TrainingLoop):
             if batch is END:
                 return False
             context.batch = batch
-        if context.transfer is not None and not context.train.moves:
-            self.holding = True
-            context.batch = context.transfer(context.batch)
-            self.holding = False
+        if self.holding or not context.train.moves:
+            move_batch(self, context)
         context.split = context.batch
         context.batch_idx = context.counts.batch_in_epoch
         return True
@@ -130,11 +133,8 @@ class CustomLoop(TrainingLoop):
             StepOutputError: It returned no loss.
         """
         context = self.context
-        with context.precision.context():
-            context.output = context.steps.training(
-                context.batch if batch is None else batch, context.batch_idx
-            )
-        loss, _ = read_output(context.output, context.steps.takes_hiddens, context.model)
+        output = call_step(context, context.batch if batch is None else batch)
+        loss, _ = read_output(output, context.steps.takes_hiddens, context.model)
         if loss is None:
             raise StepOutputError(
                 f"The training step returned no loss for batch {context.batch_idx}, and "
@@ -151,10 +151,8 @@ class CustomLoop(TrainingLoop):
             optimizer: Number of the optimizer whose step follows.
         """
         context = self.context
-        slot, scaler = context.slots[optimizer], context.precision.scaler
-        if slot.window == 0:
-            slot.optimizer.zero_grad()
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        slot = context.slots[optimizer]
+        loss_to_propagate(context, slot, loss).backward()
         slot.window += 1
         context.loss = context.output = None  # their graphs are gone
 
@@ -165,38 +163,20 @@ class CustomLoop(TrainingLoop):
             OutOfTurn: `backward` was not said since its last step.
         """
         context = self.context
-        slot, scaler = context.slots[optimizer], context.precision.scaler
-        if slot.window == 0:
+        if context.slots[optimizer].window == 0:
             raise OutOfTurn(
                 f"{type(self).__name__} steps optimizer {optimizer}, which has no new gradients since its "
                 f"last step (batch {context.batch_idx} of epoch {context.counts.epoch}). Say "
                 f"`self.backward(loss{f', {optimizer}' if optimizer else ''})` first."
             )
-        if scaler is None:
-            slot.optimizer.step()
-        elif not step_scaled(slot, context.slots, scaler):
-            return
-        context.count_step(optimizer)
-        step_schedulers(slot, "step", slot.steps, context.read_metrics)
+        step_optimizer(context, optimizer)
 
     def end_batch(self) -> None:
         """Count the batch and let go of it."""
         context = self.context
-        context.counts.batch += 1
-        context.counts.batch_in_epoch += 1
-        if context.sample_size is not None:
-            size = context.sample_size(context.batch) or 0
-            context.counts.sample += size
-            context.counts.sample_in_epoch += size
+        count_batch(context)
         context.batch = context.split = context.output = context.loss = None
 
     def end_pass(self) -> None:
         """Count the epoch, keep its metrics, and step the schedulers that go by epochs."""
-        context = self.context
-        context.read_clock()
-        for slot in context.slots:
-            step_schedulers(slot, "epoch", context.counts.epoch + 1, context.read_metrics)
-        if not context.finished:  # else the data stay where they are: a later fit goes on with them
-            context.train.close()
-        context.results = context.read_metrics()
-        context.counts.epoch += 1
+        end_epoch(self, self.context, over=not self.context.finished)

@@ -163,9 +163,7 @@ class SAMLoop(SteppingLoop):
     def backward(self) -> Literal["backward_done"]:
         """Clear the gradients at the beginning of a window, and propagate the loss backward."""
         slot = self._slot
-        loss = self._begin_backward(slot)
-        with slot.others_frozen():
-            loss.backward()
+        self._propagate(slot)
         slot.window += 1
         self.propagated = True
         return "backward_done"

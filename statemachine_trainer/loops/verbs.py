@@ -1,0 +1,143 @@
+"""What loops do in a pass over the training data: each verb once, for all loops that say it.
+
+`EpochLoop`, `BatchLoop`, the loops that step optimizers and `CustomLoop` differ in when they say a
+verb, not in what it does. Three states are entered in every batch and write the plain case of a verb
+out, since a call more is what users would pay: `EpochLoop.fetch`, `OptimizerLoop.forward` and
+`OptimizerLoop.optimizer_step`. Whatever is not plain goes through here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.optimizers import OptimizerSlot, step_scaled, step_schedulers
+
+
+class HoldsBatch(Protocol):
+    """A loop that fetches batches.
+
+    Attributes:
+        holding: Whether a batch was fetched that could not be moved yet; it is tried again.
+    """
+
+    holding: bool
+
+
+class EndsEpochs(Protocol):
+    """A loop that ends epochs.
+
+    Attributes:
+        scheduled: Optimizers whose schedulers have been stepped at this end of an epoch.
+    """
+
+    scheduled: int
+
+
+def begin_epoch(context: Context) -> None:
+    """Begin an epoch: what is counted within it is 0, and metrics are averaged from here on."""
+    context.read_clock()
+    context.counts.begin_epoch()
+    context.stopping = context.finished = False
+    context.train_metrics.begin()
+    context.log_table, context.log_suffix = context.train_metrics, ""
+
+
+def end_epoch(loop: EndsEpochs, context: Context, *, over: bool, schedulers: bool = True) -> None:
+    """Step the schedulers that go by epochs, keep the epoch's metrics, and count the epoch.
+
+    Args:
+        loop: Knows which schedulers were stepped before an error.
+        context: What the loops share.
+        over: Whether the pass over the data has ended. Else the data stay where they are, and a
+            later fit goes on with them.
+        schedulers: Whether those that go by epochs are stepped.
+    """
+    context.read_clock()
+    if schedulers:
+        for slot in context.slots[loop.scheduled :]:
+            step_schedulers(slot, "epoch", context.counts.epoch + 1, context.read_metrics)
+            loop.scheduled += 1
+    if over:
+        context.train.close()
+    context.results = context.read_metrics()
+    context.counts.epoch += 1
+    loop.scheduled = 0
+
+
+def move_batch(loop: HoldsBatch, context: Context) -> None:
+    """Move the batch in flight to the device. If that fails, the loop holds the batch."""
+    loop.holding = True
+    if context.transfer is not None:
+        context.batch = context.transfer(context.batch)
+    loop.holding = False
+
+
+def count_batch(context: Context) -> None:
+    """Count the batch in flight, and its samples if somebody goes by them."""
+    context.counts.batch += 1
+    context.counts.batch_in_epoch += 1
+    if context.sample_size is not None:
+        count_samples(context)
+
+
+def count_samples(context: Context) -> None:
+    """Count the samples of the batch in flight."""
+    assert context.sample_size is not None
+    size = context.sample_size(context.batch) or 0
+    context.counts.sample += size
+    context.counts.sample_in_epoch += size
+
+
+def call_step(context: Context, batch: Any) -> Any:
+    """Call the training step on a batch, or on a part of it, in the precision of the run."""
+    if context.precision.autocasts:
+        with context.precision.context():
+            output = context.steps.training(batch, context.batch_idx)
+    else:
+        output = context.steps.training(batch, context.batch_idx)
+    context.output = output
+    return output
+
+
+def loss_to_propagate(
+    context: Context, slot: OptimizerSlot, loss: torch.Tensor, size: int = 1
+) -> torch.Tensor:
+    """Clear the gradients if a window begins; return the loss as it is to be propagated.
+
+    Args:
+        context: What the loops share.
+        slot: The optimizer whose gradients are found.
+        loss: The loss, a scalar.
+        size: Backward passes per step, by which the loss is divided.
+    """
+    if slot.window == 0:
+        slot.optimizer.zero_grad()
+    if size > 1:
+        loss = loss / size
+    scaler = context.precision.scaler
+    return loss if scaler is None else scaler.scale(loss)
+
+
+def step_optimizer(context: Context, index: int) -> None:
+    """Step an optimizer, through the gradient scaler if there is one, and count the step.
+
+    Its schedulers that go by steps are stepped too. A step that the scaler leaves out, because a
+    gradient overflowed, is none: neither counters nor schedulers move.
+    """
+    slot, scaler = context.slots[index], context.precision.scaler
+    if scaler is None:
+        slot.optimizer.step()
+    elif not step_scaled(slot, context.slots, scaler):
+        return
+    count_step(context, index)
+
+
+def count_step(context: Context, index: int) -> None:
+    """Count a step that an optimizer has made, and step its schedulers that go by steps."""
+    context.count_step(index)
+    slot = context.slots[index]
+    if slot.schedulers:
+        step_schedulers(slot, "step", slot.steps, context.read_metrics)
