@@ -2,100 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.chart import Chart
-from statemachine_trainer.machine.errors import (
-    AlreadyRunning,
-    BadReceiver,
-    LoopInUse,
-    NotStarted,
-    StrayStopIteration,
-    UnexpectedEvent,
-    UnknownEvent,
-    suggest,
-)
+from statemachine_trainer.machine.engine import Engine
+from statemachine_trainer.machine.errors import LoopInUse, NotStarted, UnknownEvent, suggest
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
-from statemachine_trainer.machine.program import (
-    NO_ANSWER,
-    Calls,
-    Edge,
-    Emission,
-    Node,
-    Probe,
-    Program,
-    Step,
-    wire,
-)
-from statemachine_trainer.machine.signals import ENTER, Moment, Subscription, adapt
+from statemachine_trainer.machine.program import Edge, Probe, Program, wire
+from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.machine.tree_state import check_state, state_of_loops
+from statemachine_trainer.machine.until import Goal, Moments, Until
 from statemachine_trainer.machine.verify import END
 
-if TYPE_CHECKING:
-    from statemachine_trainer.machine.program import Edge
-
-
-# -- Iterating over transitions -------------------------------------------------------------------
-
-
-Until = str | Callable[..., Any] | None
-
-
-def check_until(until: object) -> None:
-    """Refuse what tells no place to stop at.
-
-    Raises:
-        BadReceiver: It is neither a name nor a function.
-    """
-    if not (until is None or isinstance(until, str) or callable(until)):
-        raise BadReceiver(
-            f"until={until!r}: give the name of a signal, such as 'validation', or a condition of "
-            "`(trainer, moment)`."
-        )
-
-
-class Moments(Iterator[Moment]):
-    """Makes one transition of a driver per item.
-
-    Not a generator, so that no StopIteration of user code can end it.
-    """
-
-    def __init__(self, driver: Driver, until: Until) -> None:
-        check_until(until)
-        self._driver = driver
-        self._ended = False
-        self._until = until
-        self._condition = None if until is None or isinstance(until, str) else adapt(until, "until")
-        if isinstance(until, str):
-            driver.board.resolve(until)
-
-    def __next__(self) -> Moment:
-        driver = self._driver
-        if self._ended or (driver.path is None and not driver.transient):
-            raise StopIteration
-        edge = driver.advance()
-        if edge is None:
-            raise StopIteration
-        self._ended = self._is_met(edge) or driver.take_pause()
-        return edge.moment
-
-    def _is_met(self, edge: Edge) -> bool:
-        moments = [emission.moment for emission in edge.emissions()]
-        if self._condition is not None:
-            driver = self._driver
-            entries = (moment for moment in moments if moment.kind == ENTER)
-            return any(self._condition(driver.sender, moment) for moment in entries)
-        if isinstance(self._until, str):
-            names = {signal.name for signal in self._driver.board.resolve(self._until)}
-            return any(moment.signal in names for moment in moments)
-        return False
-
-
-__all__ = ["Driver", "Until"]
+__all__ = ["Driver", "Posting", "Until"]
 
 
 class Posting(Protocol):
@@ -109,7 +30,7 @@ class Posting(Protocol):
         ...
 
 
-class Driver:
+class Driver(Engine):
     """Runs the machine of a loop tree.
 
     A state does its work and answers with an event; the event picks the edge; the edge fires its
@@ -149,35 +70,17 @@ class Driver:
         sender: Any = None,
         board: SignalBoard | None = None,
     ) -> None:
+        super().__init__(name, sender)
         self.root = root
-        self.name = name
         self.board = SignalBoard() if board is None else board
-        self.outcome: str | None = None
-        self.resting = False
-        self.entries = 0
-        self.post_to: Posting | None = None
         self.context = context
-        self.sender = self if sender is None else sender
-        self._node: Node | None = None
-        self._attention = False  # whether there is anything to do at the next boundary
-        self._pausing = False
-        self._met = False
-        self._posted: list[str] = []
-        self._requests: list[Callable[[], None]] = []
+        self.post_to: Posting | None = None
         self._probes: list[Probe] = []
-        self._pending: list[Step] = []  # what is left of a transition, the next step last
-        self._busy = threading.Lock()
-        self._owner: int | None = None
         self._program: Program | None = None
         self.rebuild()
         root._driver = self
 
     # -- looking ---------------------------------------------------------------------------------
-
-    @property
-    def path(self) -> str | None:
-        """Path of the state about to run (or running); None before the start and after the end."""
-        return None if self._node is None else self._node.path
 
     @property
     def posted(self) -> list[str]:
@@ -235,7 +138,8 @@ class Driver:
             AlreadyRunning: Called from within a state or a receiver.
         """
         self._check_ready("run")
-        watch = self._watch(until)
+        self._met = False
+        watch = Goal(until, self.board, self.sender).watch(self._meet)
         try:
             with self._running("run"):
                 self._run()
@@ -268,7 +172,7 @@ class Driver:
                 last.
         """
         self._check_ready("iterate over")
-        return Moments(self, until)
+        return Moments(self, Goal(until, self.board, self.sender))
 
     def pause(self) -> None:
         """Let `run` return at the next boundary.
@@ -277,13 +181,6 @@ class Driver:
         """
         self._pausing = True
         self._attention = True
-
-    def take_pause(self) -> bool:
-        """Tell whether a pause was asked for, and take it as obeyed."""
-        pausing = self._pausing
-        if pausing:  # never written otherwise: a pause asked for in between would be lost
-            self._pausing = False
-        return pausing
 
     def post(self, event: str) -> None:
         """Hand in an event from outside. It is taken at the first boundary that has an edge for it.
@@ -432,185 +329,6 @@ class Driver:
             self._attention = bool(self._posted)
             self.board.load_state_dict(state["fired"])
 
-    # -- the engine ------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        """The loop of all loops. Kept short: it is paid at each transition of each batch."""
-        self.resting = False
-        node = self._node
-        while node is not None:
-            if self._attention:
-                if self._attend():
-                    return
-                node = self._node
-                if node is None:
-                    break
-            event: Any = node.work()
-            if event is node.usual:
-                self._node = node = node.follows
-                continue
-            if event is node.other:
-                self._node = node = node.follows_other
-                continue
-            try:
-                edge = node.edges.get(event)
-            except TypeError:  # the answer is nothing that a dict can look up
-                edge = None
-            if edge is not None and (calls := edge.calls) is not None:
-                if calls:
-                    self._call(edge, calls)
-                    node = self._node
-                else:
-                    if node.other is NO_ANSWER:
-                        node.remember(event, edge)
-                    self._node = node = edge.target
-                continue
-            if edge is None or edge.guards:
-                edge = self._choose(node, event)
-                if edge is None:
-                    return
-            if edge.heard:
-                self._node = edge.target
-                self._pending = [*edge.steps]
-                self._deliver()
-                node = self._node
-            else:
-                self._node = node = edge.target
-                try:
-                    for action in edge.quiet:
-                        action()
-                except BaseException:
-                    self._pending = [*edge.quiet[::-1]]  # doing a reset twice does no harm
-                    raise
-        self._serve_requests()
-
-    def _call(self, edge: Edge, calls: Calls) -> None:
-        """Go to the target, and call those who listen on the way."""
-        sender, done = self.sender, 0
-        try:
-            self._node = edge.target  # in here, so that no interrupt loses the calls
-            for call, moment in calls:
-                call(sender, moment)
-                done += 1
-                if edge.calls is not calls:  # somebody came or went: whom to call is found anew
-                    self._pending = edge.rest(calls, done)
-                    break
-            else:
-                return
-        except BaseException as error:
-            if done < len(calls):  # else a signal of the system, after the last one
-                self._pending = edge.rest_with(calls, done, error)
-            raise
-        self._deliver()
-
-    def _step(self) -> Edge | None:
-        self.resting = False
-        if self._node is None:  # what was left of the last transition has just been delivered
-            return None
-        self._serve_requests()
-        edge = self._posted_edge() or self._choose(self._node, self._node.work())
-        if edge is not None:
-            self._take(edge)
-        if self._node is None:
-            self._serve_requests()
-        return edge
-
-    def _choose(self, node: Node, event: Any) -> Edge | None:
-        """Find the edge for an answer where that takes more than a look; None: the state rests."""
-        edge = node.edges.get(event) if isinstance(event, str) else None
-        edge = None if edge is None else edge.chosen()
-        if edge is None:
-            if event is None and node.may_rest:
-                self.resting = True
-                return None
-            forgot = " Did it forget to return an event?" if event is None else ""
-            raise UnexpectedEvent(
-                f"State {node.path!r} answered {event!r}, and no transition is waiting for that."
-                f"{forgot} Its events are {', '.join(map(repr, sorted(node.edges)))}."
-            )
-        return edge
-
-    def _take(self, edge: Edge) -> None:
-        """Go along an edge. If a receiver raises, the rest is delivered when the run goes on."""
-        self._node = edge.target
-        self._pending = [*edge.steps]
-        self._deliver()
-
-    def _deliver(self) -> None:
-        pending = self._pending
-        while pending:
-            step = pending.pop()
-            if isinstance(step, Emission):
-                if step.receivers or step.signal.receivers:
-                    step.deliver(pending)
-            else:
-                try:
-                    step()
-                except BaseException:
-                    pending.append(step)
-                    raise
-
-    def _attend(self) -> bool:
-        """Do what is to be done at this boundary; tell whether to pause here."""
-        self._attention = False  # first of all: what comes in from here on sets it again
-        try:
-            while self._node is not None:
-                self._serve_requests()
-                if self.take_pause() or self._met:
-                    return True
-                edge = self._posted_edge()
-                if edge is None:
-                    break
-                self._take(edge)
-        finally:
-            if self._posted or self._requests or self._pausing:
-                self._attention = True
-        return False
-
-    def _serve_requests(self) -> None:
-        if not self._requests or (self._node is not None and self._node.transient):
-            return
-        for _ in range(len(self._requests)):  # those made meanwhile are for the next boundary
-            self._requests.pop(0)()
-
-    def _posted_edge(self) -> Edge | None:
-        """Take the first posted event that there is an edge for here."""
-        assert self._node is not None
-        for event in tuple(self._posted):
-            edge = self._node.posted.get(event)
-            edge = None if edge is None else edge.chosen()
-            if edge is not None and self._take_posted(event):
-                return edge
-        return None
-
-    def _take_posted(self, event: str) -> bool:
-        try:
-            self._posted.remove(event)
-        except ValueError:  # withdrawn meanwhile
-            return False
-        return True
-
-    def _end(self, event: str) -> None:
-        self.outcome = event
-        self._pausing = self._met = False
-
-    def _forget_requests(self) -> None:
-        self._posted, self._requests, self._pending = [], [], []
-        self._pausing = self._met = self._attention = False
-
-    def _watch(self, until: Until) -> Subscription | None:
-        """Listen for what `run` is to stop at."""
-        self._met = False
-        check_until(until)
-        if until is None:
-            return None
-        if isinstance(until, str):
-            return self.board.watch(until, self._meet)
-        return self.board.watch("*", self._meet, when=until)
-
-    def _meet(self) -> None:
-        self._met = self._attention = True
-
     # -- the library's machine ---------------------------------------------------------------------
 
     def _position(self) -> str | None:
@@ -640,43 +358,3 @@ class Driver:
         """
         if self._owner is not None:
             raise self._already_running(what)
-
-    def _already_running(self, what: str) -> AlreadyRunning:
-        inside = self._owner == threading.get_ident()
-        who = "a receiver, a state or a handler" if inside else "another thread"
-        return AlreadyRunning(
-            f"The machine {self.name!r} is running in state {self.path!r}; {who} cannot {what} it. "
-            "Post an event or ask for a pause instead."
-        )
-
-    @contextmanager
-    def _running(self, what: str, *, finish: bool = True) -> Iterator[None]:
-        """Mark the machine as running, finish what an error cut short, say where errors arose."""
-        mine = False
-        try:  # around this too: a signal of the system may raise in between
-            mine = self._busy.acquire(blocking=False)
-            if not mine:
-                raise self._already_running(what)
-            self._owner = threading.get_ident()
-            self.entries += 1
-            if finish:
-                self._deliver()
-            yield
-        except StopIteration as error:
-            raise StrayStopIteration(
-                f"A StopIteration escaped {self._where()}. It does not end a loop here; catch it, "
-                "or let the state answer with an event."
-            ) from error
-        except BaseException as error:
-            if mine:
-                error.add_note(f"The machine {self.name!r} stopped {self._where()}.")
-            raise
-        finally:
-            if mine:
-                self._owner = None
-                self._busy.release()
-
-    def _where(self) -> str:
-        if self._pending:
-            return f"on the way to state {self.path!r}" if self._node else "on the way to its end"
-        return f"in state {self.path!r}"

@@ -5,63 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
-from statemachine_trainer.machine.errors import LoopDefinitionError, MissingLoop, NoValueYet
-
-if TYPE_CHECKING:
-    from statemachine_trainer.machine.loop import Loop
-
-
-# -- Places of loops inside a loop ----------------------------------------------------------------
-
-
-L = TypeVar("L", bound="Loop")
-
-
-class Place:
-    """Where a loop sits inside another one.
-
-    A data descriptor, so that an assignment `outer.place = loop` is seen as a swap, and ordinary
-    attributes of a loop cost nothing.
-    """
-
-    def __init__(self, factory: Callable[[], Loop] | None = None) -> None:
-        self.factory = factory
-        self.name = ""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, loop: Loop | None, owner: type) -> Any:
-        if loop is None:
-            return self
-        found = loop._loops.get(self.name)
-        if found is None:
-            found = loop.loops_inside().get(self.name)
-        if found is None:
-            raise MissingLoop(
-                f"{owner.__name__} has a place for a loop named {self.name!r} and nothing in it. "
-                f"Give one: `{owner.__name__}({self.name}=...)` or `loop.{self.name} = ...`."
-            )
-        return found
-
-    def __set__(self, loop: Loop, value: Loop | type[Loop]) -> None:
-        loop[self.name] = value
-
-
-def place(factory: Callable[[], L]) -> L:
-    """Declare the loop that stands in a place unless another one is given.
-
-    Example:
-        class Outer(Loop):
-            inner: Loop = place(Inner)
-
-    Args:
-        factory: The loop's class, or any callable without arguments that makes one.
-    """
-    return cast("L", Place(factory))
-
+from statemachine_trainer.machine.errors import LoopDefinitionError, NoValueYet
 
 T = TypeVar("T")
 
@@ -142,7 +88,7 @@ def fields_of(cls: type, ignored: Collection[str]) -> dict[str, Field]:
 
     Args:
         cls: A class of loops.
-        ignored: Annotated names that are no fields: states, and what a loop is declared with.
+        ignored: Names that are no fields: states, places, and what a loop is declared with.
     """
     found: dict[str, Field] = {}
     for base in reversed(cls.__mro__):
@@ -151,7 +97,7 @@ def fields_of(cls: type, ignored: Collection[str]) -> dict[str, Field]:
         declared += [n for n, value in body.items() if isinstance(value, Field) or n in found]
         for name in dict.fromkeys(declared):
             value = body.get(name, UNSET)
-            if isinstance(value, Place) or name in ignored:
+            if name in ignored:
                 found.pop(name, None)
             elif name not in body:
                 found.setdefault(name, Field(name=name))

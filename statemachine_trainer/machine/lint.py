@@ -17,8 +17,7 @@ from statemachine_trainer.machine.errors import (
     UnreachableState,
     suggest,
 )
-from statemachine_trainer.machine.fields import Place
-from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.machine.loop import Loop, Place
 
 _DECLARATIONS: Final = ("initial", "transitions", "outcomes", "entries", "posted")
 _READ_BY_THE_MACHINE: Final = (

@@ -3,28 +3,72 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from statemachine_trainer.machine.declaration import Declared, declared_names
 from statemachine_trainer.machine.errors import (
     LoopDefinitionError,
     LoopUsedTwice,
+    MissingLoop,
     PlaceNotNamed,
     ReservedName,
     UnknownLoop,
     suggest,
 )
-from statemachine_trainer.machine.fields import UNSET, Field, Place, copied, fields_of, place
-from statemachine_trainer.machine.swap import StatePolicy, names_given, swap
-
-if TYPE_CHECKING:
-    from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.fields import UNSET, Field, copied, fields_of
+from statemachine_trainer.machine.swap import Machine, StatePolicy, names_given, swap
 
 __all__ = ["SEPARATOR", "Loop", "Place", "StatePolicy", "place"]
 
 SEPARATOR = "."
+L = TypeVar("L", bound="Loop")
+
 _DECLARATIONS = frozenset({"context", "initial", "transitions", "outcomes", "entries", "posted"})
+
+
+class Place:
+    """Where a loop sits inside another one.
+
+    A data descriptor, so that an assignment `outer.place = loop` is seen as a swap, and ordinary
+    attributes of a loop cost nothing.
+    """
+
+    def __init__(self, factory: Callable[[], Loop] | None = None) -> None:
+        self.factory = factory
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, loop: Loop | None, owner: type) -> Any:
+        if loop is None:
+            return self
+        found = loop._loops.get(self.name)
+        if found is None:
+            found = loop.loops_inside().get(self.name)
+        if found is None:
+            raise MissingLoop(
+                f"{owner.__name__} has a place for a loop named {self.name!r} and nothing in it. "
+                f"Give one: `{owner.__name__}({self.name}=...)` or `loop.{self.name} = ...`."
+            )
+        return found
+
+    def __set__(self, loop: Loop, value: Loop | type[Loop]) -> None:
+        loop[self.name] = value
+
+
+def place(factory: Callable[[], L]) -> L:
+    """Declare the loop that stands in a place unless another one is given.
+
+    Example:
+        class Outer(Loop):
+            inner: Loop = place(Inner)
+
+    Args:
+        factory: The loop's class, or any callable without arguments that makes one.
+    """
+    return cast("L", Place(factory))
 
 
 class Loop:
@@ -63,7 +107,7 @@ class Loop:
     """Names of the settings and loops that it was made with."""
 
     _parent: Loop | None = None
-    _driver: Driver | None = None
+    _driver: Machine | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -74,7 +118,7 @@ class Loop:
                 made = Place()
                 made.__set_name__(cls, name)
                 setattr(cls, name, made)
-        cls._fields = fields_of(cls, {*_DECLARATIONS, *states})
+        cls._fields = fields_of(cls, {*_DECLARATIONS, *states, *_places(cls)})
         for name, declared in cls._fields.items():
             if inspect.getattr_static(cls, name, UNSET) is UNSET:
                 setattr(cls, name, declared)  # says so where it is read before it is set
@@ -263,6 +307,12 @@ def _check_positions(cls: type[Loop], args: tuple[Any, ...], kwargs: Mapping[str
             f"{cls.__name__} was given a {kind} by position, and takes loops by the name of their "
             f"place: `{cls.__name__}({name}={kind}())`. Its places: {', '.join(places) or 'none'}."
         ) from None
+
+
+def _places(cls: type[Loop]) -> set[str]:
+    """Return the names under which a class has a place, whether a transition names it or not."""
+    names = {name for base in cls.__mro__ for name in vars(base)}
+    return {name for name in names if isinstance(inspect.getattr_static(cls, name), Place)}
 
 
 def _is_loop_class(value: object) -> bool:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from statemachine_trainer.machine.errors import CannotBuild, LoopDefinitionError, level_of_caller
-from statemachine_trainer.machine.fields import Place
 
 if TYPE_CHECKING:
-    from statemachine_trainer.machine.driver import Driver
     from statemachine_trainer.machine.loop import Loop
 
 
@@ -50,7 +48,7 @@ def has_setting(loop: Loop, name: str) -> bool:
     if name in loop._fields or name == "context":
         return False
     static = inspect.getattr_static(type(loop), name, None)
-    if isinstance(static, Place) or inspect.isroutine(static):
+    if name in loop.places() or inspect.isroutine(static):
         return False
     return hasattr(loop, name)
 
@@ -94,6 +92,18 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
+class Machine(Protocol):
+    """What a tree of loops has to know of the machine that runs it."""
+
+    name: str
+
+    def rebuild(self) -> None:
+        """Read the tree anew, or raise and change nothing."""
+
+    def check_replaceable(self, owner: Loop, place: str) -> None:
+        """Raise if the machine stands inside the loop in this place."""
+
+
 StatePolicy = Literal["reset", "keep"] | Callable[["Loop", "Loop"], None]
 
 
@@ -106,25 +116,25 @@ def swap(outer: Loop, loops: Mapping[str, Loop | type[Loop]], state: StatePolicy
         raise LoopDefinitionError(
             f"state={state!r}: use 'reset', 'keep' or a function of the two loops."
         )
-    drivers = [one._driver for one in outer.outwards() if one._driver is not None]
+    machines = [one._driver for one in outer.outwards() if one._driver is not None]
     before, rebuilt = _Before(), []
     put: list[tuple[str, Loop, Loop]] = []
     try:
         for name, given in loops.items():
             owner, key = outer.place_of(name)
             old = owner.loops_inside().get(key)
-            new = _put(owner, key, given, state, drivers, before)
+            new = _put(owner, key, given, state, machines, before)
             if old is not None and old._parent is None:  # else it stands in another place now
                 put.append((key, old, new))
-        for driver in drivers:
-            driver.rebuild()
-            rebuilt.append(driver)
+        for machine in machines:
+            machine.rebuild()
+            rebuilt.append(machine)
         for key, old, new in put:  # last, for a warning may be an error
             warn_of_lost(old, new, key)
     except BaseException:
         before.restore()
-        for driver in rebuilt:
-            driver.rebuild()
+        for machine in rebuilt:
+            machine.rebuild()
         raise
 
 
@@ -133,7 +143,7 @@ def _put(
     key: str,
     given: Loop | type[Loop],
     state: StatePolicy,
-    drivers: list[Driver],
+    machines: list[Machine],
     before: _Before,
 ) -> Loop:
     """Put a loop into a place and return it."""
@@ -142,8 +152,8 @@ def _put(
     if new is old:
         return new
     owner.check_fits(key, new)
-    for driver in drivers:
-        driver.check_replaceable(owner, key)
+    for machine in machines:
+        machine.check_replaceable(owner, key)
     before.remember(owner, old, new)
     if old is not None and not _stands_elsewhere(old, owner, key):
         for name in _carried(old, new) if new._parent is None else ():
@@ -206,8 +216,7 @@ def _declares_another(old: Loop, new: Loop, name: str) -> bool:
 
 
 def _factory(loop: Loop, name: str) -> object:
-    found = inspect.getattr_static(type(loop), name, None)
-    return found.factory if isinstance(found, Place) else None
+    return getattr(inspect.getattr_static(type(loop), name, None), "factory", None)
 
 
 def _build(given: Loop | type[Loop], old: Loop | None, name: str) -> Loop:

@@ -28,7 +28,6 @@ from statemachine_trainer.machine.errors import (
     UnreachableState,
     suggest,
 )
-from statemachine_trainer.machine.fields import Place
 from statemachine_trainer.machine.lint import (
     check_answers,
     check_class,
@@ -37,7 +36,7 @@ from statemachine_trainer.machine.lint import (
     check_scopes,
     check_state,
 )
-from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.loop import SEPARATOR, Loop, Place
 from statemachine_trainer.machine.signals import ENTER, EXIT
 
 # -- Names of states and events -------------------------------------------------------------------

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.fields import place
-from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.machine.loop import Loop, place
 
 
 class Inner(Loop):

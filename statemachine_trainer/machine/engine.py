@@ -1,0 +1,286 @@
+"""The engine: takes a compiled program from edge to edge, and keeps whole what an error cuts short.
+
+The code here is shaped by two things. It is paid at each transition of each batch, so the usual
+transition must cost no more than a look-up. And an interrupt (Ctrl-C raises between any two
+instructions) or a receiver that raises must lose no signal, no reset and no posted event: what is
+left to do is written down before it is done.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from statemachine_trainer.machine.errors import (
+    AlreadyRunning,
+    StrayStopIteration,
+    UnexpectedEvent,
+)
+from statemachine_trainer.machine.program import NO_ANSWER, Calls, Edge, Emission, Node, Step
+
+
+class Engine:
+    """Where a machine stands, and how it goes on from there. Base of `Driver`.
+
+    Attributes:
+        name: Name of the machine, the first of every path.
+        sender: First argument of receivers.
+        outcome: The event that ended the machine; None while it has not.
+        resting: Whether the running state waits for something from outside.
+        entries: How often it was set going; as long as it is the same, the machine did not stand
+            still.
+    """
+
+    def __init__(self, name: str, sender: Any) -> None:
+        self.name = name
+        self.sender = self if sender is None else sender
+        self.outcome: str | None = None
+        self.resting = False
+        self.entries = 0
+        self._node: Node | None = None
+        self._attention = False  # whether there is anything to do at the next boundary
+        self._pausing = False
+        self._met = False  # whether `until` was met on the way to this boundary
+        self._posted: list[str] = []
+        self._requests: list[Callable[[], None]] = []
+        self._pending: list[Step] = []  # what is left of a transition, the next step last
+        self._busy = threading.Lock()
+        self._owner: int | None = None
+
+    @property
+    def path(self) -> str | None:
+        """Path of the state about to run (or running); None before the start and after the end."""
+        return None if self._node is None else self._node.path
+
+    def take_pause(self) -> bool:
+        """Tell whether a pause was asked for, and take it as obeyed."""
+        pausing = self._pausing
+        if pausing:  # never written otherwise: a pause asked for in between would be lost
+            self._pausing = False
+        return pausing
+
+    # -- going along edges -----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """The loop of all loops. Kept short: it is paid at each transition of each batch.
+
+        The ways through it, the cheapest first: an answer that led on before and on whose edge
+        nobody listens (`usual`, `other`); an edge with nothing but calls to make; one with guards to
+        ask; one with signals or resets on the way.
+        """
+        self.resting = False
+        node = self._node
+        while node is not None:
+            if self._attention:
+                if self._attend():
+                    return
+                node = self._node
+                if node is None:
+                    break
+            event: Any = node.work()
+            # By identity: literals are interned, so that this costs no hash and no comparison. An
+            # equal string that is another object finds its edge below.
+            if event is node.usual:
+                self._node = node = node.follows
+                continue
+            if event is node.other:
+                self._node = node = node.follows_other
+                continue
+            try:
+                edge = node.edges.get(event)
+            except TypeError:  # the answer is nothing that a dict can look up
+                edge = None
+            if edge is not None and (calls := edge.calls) is not None:
+                if calls:
+                    self._call(edge, calls)
+                    node = self._node
+                else:
+                    if node.other is NO_ANSWER:
+                        node.remember(event, edge)
+                    self._node = node = edge.target
+                continue
+            if edge is None or edge.guards:
+                edge = self._choose(node, event)
+                if edge is None:
+                    return
+            if edge.heard:
+                self._node = edge.target
+                self._pending = [*edge.steps]
+                self._deliver()
+                node = self._node
+            else:
+                self._node = node = edge.target
+                try:
+                    for action in edge.quiet:
+                        action()
+                except BaseException:
+                    # Which of them were done is not counted, for it costs time at each transition:
+                    # all are done again, and doing a reset twice does no harm.
+                    self._pending = [*edge.quiet[::-1]]
+                    raise
+        self._serve_requests()
+
+    def _call(self, edge: Edge, calls: Calls) -> None:
+        """Go to the target, and call those who listen on the way."""
+        sender, done = self.sender, 0
+        try:
+            self._node = edge.target  # in here, so that no interrupt loses the calls
+            for call, moment in calls:
+                call(sender, moment)
+                done += 1
+                if edge.calls is not calls:  # somebody came or went: whom to call is found anew
+                    self._pending = edge.rest(calls, done)
+                    break
+            else:
+                return
+        except BaseException as error:
+            if done < len(calls):  # else an interrupt of the operating system, after the last call
+                self._pending = edge.rest_with(calls, done, error)
+            raise
+        self._deliver()
+
+    def _step(self) -> Edge | None:
+        self.resting = False
+        if self._node is None:  # what was left of the last transition has just been delivered
+            return None
+        self._serve_requests()
+        edge = self._posted_edge() or self._choose(self._node, self._node.work())
+        if edge is not None:
+            self._take(edge)
+        if self._node is None:
+            self._serve_requests()
+        return edge
+
+    def _choose(self, node: Node, event: Any) -> Edge | None:
+        """Find the edge for an answer where that takes more than a look; None: the state rests."""
+        edge = node.edges.get(event) if isinstance(event, str) else None
+        edge = None if edge is None else edge.chosen()
+        if edge is None:
+            if event is None and node.may_rest:
+                self.resting = True
+                return None
+            forgot = " Did it forget to return an event?" if event is None else ""
+            raise UnexpectedEvent(
+                f"State {node.path!r} answered {event!r}, and no transition is waiting for that."
+                f"{forgot} Its events are {', '.join(map(repr, sorted(node.edges)))}."
+            )
+        return edge
+
+    def _take(self, edge: Edge) -> None:
+        """Go along an edge. If a receiver raises, the rest is delivered when the run goes on."""
+        self._node = edge.target
+        self._pending = [*edge.steps]
+        self._deliver()
+
+    def _deliver(self) -> None:
+        pending = self._pending
+        while pending:
+            step = pending.pop()
+            if isinstance(step, Emission):
+                if step.receivers or step.signal.receivers:
+                    step.deliver(pending)
+            else:
+                try:
+                    step()
+                except BaseException:
+                    pending.append(step)
+                    raise
+
+    # -- at a boundary ---------------------------------------------------------------------------
+
+    def _attend(self) -> bool:
+        """Do what is to be done at this boundary; tell whether to pause here."""
+        # First of all: what another thread or a handler posts from here on sets it again. Put down
+        # later, it would wipe that out, and the event would wait for the next one to be posted.
+        self._attention = False
+        try:
+            while self._node is not None:
+                self._serve_requests()
+                if self.take_pause() or self._met:
+                    return True
+                edge = self._posted_edge()
+                if edge is None:
+                    break
+                self._take(edge)
+        finally:
+            if self._posted or self._requests or self._pausing:
+                self._attention = True
+        return False
+
+    def _serve_requests(self) -> None:
+        if not self._requests or (self._node is not None and self._node.transient):
+            return
+        for _ in range(len(self._requests)):  # those made meanwhile are for the next boundary
+            self._requests.pop(0)()
+
+    def _posted_edge(self) -> Edge | None:
+        """Take the first posted event that there is an edge for here."""
+        assert self._node is not None
+        for event in tuple(self._posted):
+            edge = self._node.posted.get(event)
+            edge = None if edge is None else edge.chosen()
+            if edge is not None and self._take_posted(event):
+                return edge
+        return None
+
+    def _take_posted(self, event: str) -> bool:
+        try:
+            self._posted.remove(event)
+        except ValueError:  # withdrawn meanwhile
+            return False
+        return True
+
+    def _end(self, event: str) -> None:
+        self.outcome = event
+        self._pausing = self._met = False
+
+    def _forget_requests(self) -> None:
+        self._posted, self._requests, self._pending = [], [], []
+        self._pausing = self._met = self._attention = False
+
+    def _meet(self) -> None:
+        self._met = self._attention = True
+
+    # -- being at work ---------------------------------------------------------------------------
+
+    @contextmanager
+    def _running(self, what: str, *, finish: bool = True) -> Iterator[None]:
+        """Mark the machine as running, finish what an error cut short, say where errors arose."""
+        mine = False
+        try:  # around `acquire` too: an interrupt may come between it and the next line
+            mine = self._busy.acquire(blocking=False)
+            if not mine:
+                raise self._already_running(what)
+            self._owner = threading.get_ident()
+            self.entries += 1
+            if finish:
+                self._deliver()
+            yield
+        except StopIteration as error:
+            raise StrayStopIteration(
+                f"A StopIteration escaped {self._where()}. It does not end a loop here; catch it, "
+                "or let the state answer with an event."
+            ) from error
+        except BaseException as error:
+            if mine:
+                error.add_note(f"The machine {self.name!r} stopped {self._where()}.")
+            raise
+        finally:
+            if mine:
+                self._owner = None
+                self._busy.release()
+
+    def _where(self) -> str:
+        if self._pending:
+            return f"on the way to state {self.path!r}" if self._node else "on the way to its end"
+        return f"in state {self.path!r}"
+
+    def _already_running(self, what: str) -> AlreadyRunning:
+        inside = self._owner == threading.get_ident()
+        who = "a receiver, a state or a handler" if inside else "another thread"
+        return AlreadyRunning(
+            f"The machine {self.name!r} is running in state {self.path!r}; {who} cannot {what} it. "
+            "Post an event or ask for a pause instead."
+        )
