@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import MissingMetric
-from statemachine_trainer.loops.recipes.active import ActiveLearningLoop
-from statemachine_trainer.loops.recipes.kfold import KFoldLoop
-from statemachine_trainer.loops.recipes.phases import PhasesLoop
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 
@@ -25,10 +23,10 @@ def all_has_run(root: Loop, path: str) -> bool:
     around = [root]
     for name in path.split(SEPARATOR)[1:-1]:
         around.append(around[-1].loops_inside()[name])
-    inner = 1 if isinstance(around[-1], KFoldLoop) else _EPOCH_AND_ITS_FIT
-    return not any(_has_more(one) for one in around[:-inner]) and not any(
-        _has_more(one) for one in around[-inner:] if isinstance(one, PhasesLoop | KFoldLoop)
-    )
+    more = [in_training(one).more_to_come() for one in around]
+    inner = _EPOCH_AND_ITS_FIT if more[-1] is None else 1
+    # Of loops around fits that do not know it is assumed.
+    return all(one is False for one in more[:-inner]) and True not in more[-inner:]
 
 
 def was_validated(context: Context) -> bool:
@@ -61,15 +59,3 @@ def refuse_unmeasured(context: Context, metrics: Iterable[str], until: str) -> N
             f"Retention keeps the best by {metric!r}, which was not logged up to {until}. "
             f"{suggest(metric, {*context.results, *context.train_metrics})}"
         )
-
-
-def _has_more(loop: Loop) -> bool:
-    """Whether a loop around fits has a part to come that is none of those that have run.
-
-    Of loops that are not known here that is assumed.
-    """
-    if isinstance(loop, PhasesLoop):
-        return loop.done + 1 < len(loop.phases)
-    if isinstance(loop, KFoldLoop):
-        return len(loop.scores) <= loop.fold  # the test of the fold is still to come
-    return not isinstance(loop, ActiveLearningLoop)

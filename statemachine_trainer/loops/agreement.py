@@ -18,13 +18,11 @@ from typing import Any, Final, cast
 
 from torch import nn
 
+from statemachine_trainer.loops.base import TrainingLoop, training_loops
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.evaluation import EvaluationLoop
-from statemachine_trainer.loops.guest import Guest
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.metrics.numbers import Number
 from statemachine_trainer.loops.metrics.table import Metrics
-from statemachine_trainer.loops.optimizer import OptimizerLoop, SteppingLoop
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import StateMachineError, UnknownSignal
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
@@ -34,56 +32,6 @@ from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.parallel.wrapped import Wrapped
 from statemachine_trainer.snapshot.ranked import digest
 
-# -- Accumulation with several ranks --------------------------------------------------------------
-
-
-class Windows:
-    """Tells which backward passes close a window, and averages what one holds that is left open.
-
-    It does so where `OptimizerLoop` alone steps the optimizers: other loops may use gradients after
-    each backward pass, which are averaged each time then.
-
-    Args:
-        driver: The driver of the fit.
-        context: The context of the fit.
-        wrapped: Its model.
-    """
-
-    def __init__(self, driver: Driver, context: Context, wrapped: Wrapped) -> None:
-        self._driver = driver
-        self._context = context
-        self._wrapped = wrapped
-        self._program: Program | None = None
-        self._found: OptimizerLoop | None = None
-
-    def closes(self) -> bool:
-        """Whether the next backward pass is the last of its window."""
-        loop = self._loop()
-        if loop is None:
-            return True
-        slot = self._context.slots[self._context.optimizer_idx]
-        return slot.window + 1 >= (loop._size or loop._size_by_epoch())
-
-    def average_open(self) -> None:
-        """Average the gradients of windows that the end of the data has left open. A collective."""
-        if self._loop() is not None:
-            for slot in self._context.slots:
-                if slot.window:
-                    self._wrapped.average_gradients(slot.parameters)
-
-    def _loop(self) -> OptimizerLoop | None:
-        """The loop that steps the optimizers; None if there are others."""
-        driver = self._driver
-        if self._program is not driver.program:  # the first time, or loops were replaced
-            loops = [loop for _, loop in driver.root.walk() if isinstance(loop, SteppingLoop)]
-            plain = [loop for loop in loops if isinstance(loop, OptimizerLoop)]
-            alone = [type(loop) for loop in loops] == [OptimizerLoop]
-            self._program, self._found = driver.program, plain[0] if alone else None
-        return self._found
-
-
-# -- What ranks must have in common ---------------------------------------------------------------
-
 
 class RanksDiffer(StateMachineError):
     """Ranks of one run were given things that must be the same for all."""
@@ -91,70 +39,6 @@ class RanksDiffer(StateMachineError):
 
 class WeightsDiffer(UserWarning):
     """After a step each rank has weights of its own, and nothing brings them together."""
-
-
-def check_environment(ranks: Ranks | None, trainer: Any) -> None:
-    """Refuse processes that would take each other's files for their own.
-
-    Raises:
-        SettingError: The environment says something else of ranks than the process group.
-    """
-    named = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if ranks is None:
-        if named[1] not in (None, "", "1") and trainer.checkpoints is not None:
-            raise SettingError(
-                f"This is one of WORLD_SIZE={named[1]} processes, and no process group is up: each "
-                "would write its own checkpoints into the same folder. Call "
-                "torch.distributed.init_process_group() first."
-            )
-        return
-    if named != (str(ranks.rank), str(ranks.size)):
-        raise SettingError(
-            f"This process is rank {ranks.rank} of {ranks.size} of its process group, and its "
-            f"environment says RANK={named[0]}, WORLD_SIZE={named[1]}, by which the files of the "
-            "run are told apart. Start it with torchrun, or set both as torchrun does."
-        )
-
-
-def check_alone(trainer: Any, context: Context) -> None:
-    """Refuse what a rank would do without the others.
-
-    Raises:
-        SettingError: The model, or a loop, would.
-    """
-    _check_loops(trainer.loop)
-    _check_model(context.model)
-
-
-def check_same(ranks: Ranks, trainer: Any, context: Context) -> None:
-    """Refuse ranks that were given different things. A collective.
-
-    Raises:
-        RanksDiffer: They were.
-    """
-    told = cast("list[dict[str, Json]]", ranks.from_all(_facts(trainer, context)))
-    for rank, other in enumerate(told):
-        for name, value in told[0].items():
-            if other[name] != value:
-                raise RanksDiffer(
-                    f"The ranks of a run have to make the same transitions, and {name} differ: "
-                    f"{_short(value)} at rank 0, {_short(other[name])} at rank {rank}. "
-                    f"{_ADVICE[name]}"
-                )
-
-
-def compare_weights(ranks: Ranks, model: nn.Module) -> None:
-    """Warn if ranks have different weights. A collective."""
-    weights = {name: digest(one) or "" for name, one in model.named_parameters()}
-    whole = hashlib.sha256(repr(weights).encode()).hexdigest()
-    if len(set(cast("list[str]", ranks.from_all(whole)))) > 1:
-        warnings.warn(
-            "After the first step each rank has weights of its own: their gradients are not "
-            "averaged. Give fit DistributedDataParallel(model), and let loops of your own call the "
-            "training step by context.steps.training, which goes through it.",
-            WeightsDiffer,
-            stacklevel=2,
-        )
 
 
 _ADVICE: Final = {
@@ -167,51 +51,6 @@ _ADVICE: Final = {
     ),
 }
 """What must be the same, and what to do about it."""
-
-
-def _facts(trainer: Any, context: Context) -> dict[str, Json]:
-    checkpoints = trainer.checkpoints
-    facts: tuple[Json, ...] = (
-        sorted(trainer.driver.program.nodes),
-        [name for name, _ in context.model.named_parameters()],
-        None if context.train is None else context.train.length,
-        [name for name, _ in context.validation],
-        None if checkpoints is None else str(checkpoints.store.root),
-    )
-    return dict(zip(_ADVICE, facts, strict=True))
-
-
-def _short(value: Json) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _check_loops(root: Loop) -> None:
-    for path, loop in root.walk():
-        if any(kind.__name__ == "CompiledStep" for kind in type(loop).__mro__):
-            raise SettingError(
-                f"The loop {path!r} is a {type(loop).__name__}, whose compiled call averages no "
-                "gradients. Use OptimizerLoop with several ranks."
-            )
-        if getattr(loop, "nonfinite_loss", None) == "skip":
-            raise SettingError(
-                f"The loop {path!r} has nonfinite_loss='skip', by which a rank would leave out a "
-                "batch alone, and the others wait for its gradients for ever. Use 'raise' or "
-                "'ignore'."
-            )
-
-
-def _check_model(model: nn.Module) -> None:
-    if isinstance(model, Guest):
-        raise SettingError(
-            f"{type(model).__name__} is of another library, and such modules are not trained by "
-            "several ranks here. Use that library's own trainer, or one process."
-        )
-    if any(type(one).__name__ == "DTensor" for one in model.parameters()):
-        raise SettingError(
-            f"The parameters of {type(model).__name__} are cut up among the ranks, which is not "
-            "supported. Use DistributedDataParallel."
-        )
 
 
 _FIRST: Final = 2**31
@@ -411,6 +250,111 @@ def agree(trainer: Any, context: Context, before: Agreement | None) -> Agreement
     return agreement
 
 
+# -- Checks before the first state --------------------------------------------------------------
+
+
+def check_environment(ranks: Ranks | None, trainer: Any) -> None:
+    """Refuse processes that would take each other's files for their own.
+
+    Raises:
+        SettingError: The environment says something else of ranks than the process group.
+    """
+    named = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if ranks is None:
+        if named[1] not in (None, "", "1") and trainer.checkpoints is not None:
+            raise SettingError(
+                f"This is one of WORLD_SIZE={named[1]} processes, and no process group is up: each "
+                "would write its own checkpoints into the same folder. Call "
+                "torch.distributed.init_process_group() first."
+            )
+        return
+    if named != (str(ranks.rank), str(ranks.size)):
+        raise SettingError(
+            f"This process is rank {ranks.rank} of {ranks.size} of its process group, and its "
+            f"environment says RANK={named[0]}, WORLD_SIZE={named[1]}, by which the files of the "
+            "run are told apart. Start it with torchrun, or set both as torchrun does."
+        )
+
+
+def check_alone(trainer: Any, context: Context) -> None:
+    """Refuse what a rank would do without the others.
+
+    Raises:
+        SettingError: The model, or a loop, would.
+    """
+    _check_loops(trainer.loop)
+    _check_model(context)
+
+
+def check_same(ranks: Ranks, trainer: Any, context: Context) -> None:
+    """Refuse ranks that were given different things. A collective.
+
+    Raises:
+        RanksDiffer: They were.
+    """
+    told = cast("list[dict[str, Json]]", ranks.from_all(_facts(trainer, context)))
+    for rank, other in enumerate(told):
+        for name, value in told[0].items():
+            if other[name] != value:
+                raise RanksDiffer(
+                    f"The ranks of a run have to make the same transitions, and {name} differ: "
+                    f"{_short(value)} at rank 0, {_short(other[name])} at rank {rank}. "
+                    f"{_ADVICE[name]}"
+                )
+
+
+def compare_weights(ranks: Ranks, model: nn.Module) -> None:
+    """Warn if ranks have different weights. A collective."""
+    weights = {name: digest(one) or "" for name, one in model.named_parameters()}
+    whole = hashlib.sha256(repr(weights).encode()).hexdigest()
+    if len(set(cast("list[str]", ranks.from_all(whole)))) > 1:
+        warnings.warn(
+            "After the first step each rank has weights of its own: their gradients are not "
+            "averaged. Give fit DistributedDataParallel(model), and let loops of your own call the "
+            "training step by context.steps.training, which goes through it.",
+            WeightsDiffer,
+            stacklevel=2,
+        )
+
+
+def _facts(trainer: Any, context: Context) -> dict[str, Json]:
+    checkpoints = trainer.checkpoints
+    facts: tuple[Json, ...] = (
+        sorted(trainer.driver.program.nodes),
+        [name for name, _ in context.model.named_parameters()],
+        None if context.train is None else context.train.length,
+        [name for name, _ in context.validation],
+        None if checkpoints is None else str(checkpoints.store.root),
+    )
+    return dict(zip(_ADVICE, facts, strict=True))
+
+
+def _short(value: Json) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_loops(root: Loop) -> None:
+    for path, loop in training_loops(root):
+        why = loop.why_alone()
+        if why is not None:
+            raise SettingError(f"The loop {path!r} {why}")
+
+
+def _check_model(context: Context) -> None:
+    model = context.model
+    if context.steps.foreign:
+        raise SettingError(
+            f"{type(model).__name__} is of another library, and such modules are not trained by "
+            "several ranks here. Use that library's own trainer, or one process."
+        )
+    if any(type(one).__name__ == "DTensor" for one in model.parameters()):
+        raise SettingError(
+            f"The parameters of {type(model).__name__} are cut up among the ranks, which is not "
+            "supported. Use DistributedDataParallel."
+        )
+
+
 def _meeting_points(driver: Driver) -> list[str]:
     """The states before which posted events may be taken; all, if there are none.
 
@@ -418,12 +362,61 @@ def _meeting_points(driver: Driver) -> list[str]:
     """
     evaluations = tuple(
         path + SEPARATOR
-        for path, loop in driver.root.walk(driver.name)
-        if isinstance(loop, EvaluationLoop)
+        for path, loop in training_loops(driver.root, driver.name)
+        if loop.evaluates
     )
     nodes = driver.program.nodes
     paths = [path for path in nodes if not path.startswith(evaluations)]
     return [path for path in paths if nodes[path].posted] or paths
+
+
+# -- Accumulation ---------------------------------------------------------------------------------
+
+
+class Windows:
+    """Tells which backward passes close a window, and averages what one holds that is left open.
+
+    It does so where one loop alone steps the optimizers, and uses their gradients at its steps only.
+    Other loops may use them after each backward pass, and so they are averaged each time.
+
+    Args:
+        driver: The driver of the fit.
+        context: The context of the fit.
+        wrapped: Its model.
+    """
+
+    def __init__(self, driver: Driver, context: Context, wrapped: Wrapped) -> None:
+        self._driver = driver
+        self._context = context
+        self._wrapped = wrapped
+        self._program: Program | None = None
+        self._found: TrainingLoop | None = None
+
+    def closes(self) -> bool:
+        """Whether the next backward pass is the last of its window."""
+        loop = self._loop()
+        size = None if loop is None else loop.window_size()
+        slot = self._context.slots[self._context.optimizer_idx]
+        return size is None or slot.window + 1 >= size
+
+    def average_open(self) -> None:
+        """Average the gradients of windows that the end of the data has left open. A collective."""
+        loop = self._loop()
+        if loop is not None and loop.window_size() is not None:
+            for slot in self._context.slots:
+                if slot.window:
+                    self._wrapped.average_gradients(slot.parameters)
+
+    def _loop(self) -> TrainingLoop | None:
+        """The loop that steps the optimizers; None if there are others."""
+        driver = self._driver
+        if self._program is not driver.program:  # the first time, or loops were replaced
+            loops = [loop for _, loop in training_loops(driver.root) if loop.steps_optimizers]
+            self._program, self._found = driver.program, loops[0] if len(loops) == 1 else None
+        return self._found
+
+
+# -- Metrics -------------------------------------------------------------------------------------
 
 
 def _plain(name: str, number: Number) -> dict[str, Any]:

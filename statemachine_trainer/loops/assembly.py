@@ -10,9 +10,10 @@ from torch import nn
 
 from statemachine_trainer.data import EmptyLoader, Feed, Prefetch, as_loaders
 from statemachine_trainer.loops.agreement import Agreement, agree
+from statemachine_trainer.loops.base import training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.fresh_start import begin_fit, replace_data
-from statemachine_trainer.loops.guest import Guest
+from statemachine_trainer.loops.guest import steps_of
 from statemachine_trainer.loops.loop_errors import (
     NothingToDo,
     OptimizerError,
@@ -22,7 +23,7 @@ from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.metrics.table import Metrics, batch_size_of
 from statemachine_trainer.loops.mistakes import look_for_mistakes
 from statemachine_trainer.loops.optimizer import OptimizerLoop
-from statemachine_trainer.loops.steps import Loss, MakeOptimizer, Steps
+from statemachine_trainer.loops.steps import Loss, MakeOptimizer
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
 from statemachine_trainer.parallel.wrapped import Wrapped
@@ -77,7 +78,7 @@ class Equipment:
         model = model if wrapped is None else wrapped.module
         device = self.device if wrapped is None else wrapped.device or self.device
         context = Context(model, None, trainer, self)  # type: ignore[arg-type]
-        context.steps = Steps(model, context, loss, optimizer, wrapped)
+        context.steps = steps_of(model, context, loss, optimizer, wrapped)
         context.train_metrics, context.validation_metrics = Metrics(model), Metrics(model)
         model.to(device)
         context.device = device
@@ -142,8 +143,7 @@ def assemble_fit(
     """
     context = equipment.context(model, trainer, loss, optimizer)
     context.steps.get("training_step")
-    if isinstance(model, Guest):
-        train, validation = model.arrive(context, "fit", train, validation)
+    train, validation = context.steps.arrive("fit", train, validation)
     begin_fit(context)
     context.manual = _settle_optimization(root, context)
     if not context.slots and not context.manual:
@@ -152,7 +152,7 @@ def assemble_fit(
             "set `automatic_optimization = False` and train by hand in training_step."
         )
     look_for_mistakes(context)
-    if any(getattr(loop, "counts_samples", False) for _, loop in root.walk()):
+    if any(loop.counts_samples for _, loop in training_loops(root)):
         context.sample_size = batch_size_of
     replace_data(context, train, validation)
     equipment.agreement = agree(trainer, context, equipment.agreement)
@@ -179,7 +179,7 @@ def go_on(
         )
     replace_data(context, train, validation)
     if loss is not None and loss is not had[0]:
-        context.steps = Steps(context.model, context, loss, had[1], context.steps.wrapped)
+        context.steps = steps_of(context.model, context, loss, had[1], context.steps.wrapped)
 
 
 def assemble_evaluation(
@@ -188,8 +188,7 @@ def assemble_evaluation(
     """Make the context of `validate`, `test` or `predict`."""
     context = equipment.context(model, trainer, loss, None)
     context.steps.get(step)
-    if isinstance(model, Guest):
-        (data,) = model.arrive(context, _STAGES[step], data)
+    (data,) = context.steps.arrive(_STAGES[step], data)
     if data is None:
         raise NothingToDo(f"{_STAGES[step]} needs data: {_STAGES[step]}(model, loader).")
     context.validation = equipment.feeds(data, step.removesuffix("_step"))
@@ -197,9 +196,9 @@ def assemble_evaluation(
 
 
 def _settle_optimization(root: Loop, context: Context) -> bool:
-    """Let a `ManualLoop` stand in for the `OptimizerLoop` while a model optimizes by hand.
+    """Put the loop that the model needs into the place of each `OptimizerLoop`.
 
-    A guest brings a loop of its own.
+    For a module that optimizes by hand that is a `ManualLoop`; a guest brings a loop of its own.
 
     Returns:
         Whether the training step does its own optimization.
@@ -207,25 +206,23 @@ def _settle_optimization(root: Loop, context: Context) -> bool:
     Raises:
         SettingError: Settings of automatic optimization with a model that optimizes by hand.
     """
-    for path, loop in list(root.walk()):
-        stood_in_for = getattr(loop, "instead_of", None)
-        if stood_in_for is not None:
-            root[path] = stood_in_for
-    loops = list(root.walk())
-    if isinstance(context.model, Guest):
-        for path, loop in loops:
-            if type(loop) is OptimizerLoop:
-                root[path] = context.model.optimizer_loop(loop)
-        return context.steps.by_hand
-    if any(isinstance(loop, ManualLoop) for _, loop in loops):
+    steps = context.steps
+    for path, loop in list(training_loops(root)):
+        before = loop.stands_in_for()
+        if before is not None:
+            root[path] = before
+    loops = list(training_loops(root))
+    if not steps.foreign and any(loop.by_hand for _, loop in loops):
         return True
-    if not context.steps.by_hand:
-        return False
     for path, loop in loops:
-        if type(loop) is OptimizerLoop:
-            _refuse_settings(loop, context.model)
-            root[path] = ManualLoop(instead_of=loop)
-    return True
+        if type(loop) is OptimizerLoop:  # whoever put a loop of another class there meant it
+            other = steps.optimizer_loop(loop)
+            if steps.by_hand and not steps.foreign:
+                _refuse_settings(loop, context.model)
+                other = ManualLoop(instead_of=loop)
+            if other is not loop:
+                root[path] = other
+    return steps.by_hand
 
 
 def _refuse_settings(loop: OptimizerLoop, model: nn.Module) -> None:

@@ -1,24 +1,159 @@
-"""The base class of the loops of training, and checks of their settings."""
+"""The base class of the loops of training: what the trainer asks of every loop."""
 
 from __future__ import annotations
 
 import operator
+from typing import TYPE_CHECKING
 
-from statemachine_trainer.data import limit_batches
-from statemachine_trainer.loops.context import Context
+from statemachine_trainer.data import Feed, limit_batches
+from statemachine_trainer.loops.context import Context, Limits
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.loop import Loop
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from statemachine_trainer.loops.intervals import Counts
+    from statemachine_trainer.loops.optimizers import OptimizerSlot
+
 
 class TrainingLoop(Loop):
-    """A loop that shares a training `Context` with the other loops of its machine."""
+    """A loop that shares a training `Context` with the other loops of its machine.
+
+    Below are the questions that the trainer, checkpoints and other loops ask of a loop. A loop
+    answers those that concern it. The answers here say that it has nothing to tell. Loops of the
+    machine that know nothing of training may stand in a tree as well: `in_training` answers for
+    them.
+    """
 
     context: Context
+
+    # -- how long it trains ----------------------------------------------------------------------
+
+    def limits(self) -> Limits | None:
+        """Return the limits of the fit that the loop is; None if it is none.
+
+        Read when the fit goes on after a pause, and before each of its epochs.
+
+        Raises:
+            SettingError: A setting out of its range.
+        """
+        return None
+
+    def never_ends(self) -> bool:
+        """Whether the loop is a fit that none of its settings would ever end."""
+        return False
+
+    def count_from(self, counts: Counts) -> None:
+        """Let the limits hold for what comes after these counters, where several fits share them."""
 
     @property
     def counts_samples(self) -> bool:
         """Whether a setting of the loop needs samples to be counted, which takes time."""
         return False
+
+    # -- what it does in a batch -----------------------------------------------------------------
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the loop evaluates a model; ranks may do so on different numbers of batches."""
+        return False
+
+    @property
+    def has_no_work(self) -> bool:
+        """Whether its settings leave the loop nothing to do, so that it need not be entered."""
+        return False
+
+    def most_batches(self, feed: Feed) -> int | None:
+        """Return how many batches of a loader the loop reads at most; None if that is unknown."""
+        return feed.length
+
+    @property
+    def steps_optimizers(self) -> bool:
+        """Whether the loop takes a split of a batch to steps of the optimizers."""
+        return False
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the loop leaves it to the training step to step the optimizers."""
+        return False
+
+    def window_size(self) -> int | None:
+        """Return the backward passes of one step, if the loop uses gradients at that step only.
+
+        None means that it may use them after each backward pass.
+        """
+        return None
+
+    def why_alone(self) -> str | None:
+        """Return what the loop would do at one rank without the others, and what to use instead.
+
+        None if several ranks can run it.
+        """
+        return None
+
+    # -- stopping, resuming, replacing -----------------------------------------------------------
+
+    def abandon(self) -> None:
+        """Put back what the loop has changed: it was left unfinished, and nobody goes on with it."""
+
+    def restore(self) -> None:
+        """Make loaders anew that the fields of the loop speak of, before a saved state is loaded.
+
+        Called for the loops that the machine stands in, outermost first, when their fields are
+        those of the state.
+        """
+
+    def make_optimizers(self, name: str) -> list[OptimizerSlot]:
+        """Make the optimizers of one part of the loop, as the saved run did.
+
+        Raises:
+            SettingError: The loop makes none.
+        """
+        raise SettingError(
+            f"The checkpoint has optimizers that the part {name!r} of a loop made, and this "
+            f"{type(self).__name__} makes none. Build the same loops."
+        )
+
+    def schedule(self, slot: OptimizerSlot, name: str) -> None:
+        """Give an optimizer the scheduler of one part of the loop, as the saved run did.
+
+        Raises:
+            SettingError: The loop makes none.
+        """
+        raise SettingError(
+            f"The checkpoint has a scheduler that the part {name!r} of a loop made, and this "
+            f"{type(self).__name__} makes none. Build the same loops."
+        )
+
+    def stands_in_for(self) -> Loop | None:
+        """Return the loop whose place this one took for the present model, and which comes back."""
+        return None
+
+    def more_to_come(self) -> bool | None:
+        """Whether a part comes that may log metrics of its own and has not run yet.
+
+        None means that the loop does not know.
+        """
+        return None
+
+
+_NOTHING_TO_TELL = TrainingLoop()
+
+
+def in_training(loop: Loop | None) -> TrainingLoop:
+    """Return a loop as one of training; for any other one that has nothing to tell."""
+    return loop if isinstance(loop, TrainingLoop) else _NOTHING_TO_TELL
+
+
+def training_loops(root: Loop, path: str = "") -> Iterator[tuple[str, TrainingLoop]]:
+    """Yield path and loop of each loop of training in a tree, outer ones first."""
+    for place, loop in root.walk(path):
+        if isinstance(loop, TrainingLoop):
+            yield place, loop
+
+
+# -- Checks of settings ---------------------------------------------------------------------------
 
 
 def whole_number(loop: Loop, name: str, value: object, least: int = 0, hint: str = "") -> int:

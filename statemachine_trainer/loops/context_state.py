@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from statemachine_trainer.data.generators import own_states, restore_own
+from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context, saved_as
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.optimizers import OptimizerSlot, Scheduler
@@ -100,11 +101,11 @@ def remake_optimizers(context: Context, root: Loop, state: Mapping[str, Any]) ->
         # Which parameters were frozen then tells the list of those that were not.
         names = {n for one in saved for group in one["parameters"] for n in group}
         with _trainable(context.model, names):
-            context.slots = loops[path].make_optimizers(phase)  # type: ignore[attr-defined]
+            context.slots = in_training(loops[path]).make_optimizers(phase)
     for slot, one in zip(context.slots, saved, strict=False):
         if one["scheduled_by"] is not None:
             path, phase = one["scheduled_by"]
-            loops[path].schedule(slot, phase)  # type: ignore[attr-defined]
+            in_training(loops[path]).schedule(slot, phase)
     context.use_optimizers()
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from statemachine_trainer.data import END, Feed, limit_batches
-from statemachine_trainer.loops.base import TrainingLoop, check_limit, whole_number
+from statemachine_trainer.loops.base import TrainingLoop, check_limit, training_loops, whole_number
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.metrics.table import Metrics
@@ -186,6 +186,10 @@ class EvaluationLoop(TrainingLoop):
         if self.modes is not None:
             self.restore_modes()
 
+    @property
+    def evaluates(self) -> bool:
+        return True
+
     # -- what subclasses change ------------------------------------------------------------------
 
     def feeds(self) -> Sequence[tuple[str, Feed]]:
@@ -316,6 +320,10 @@ class SanityLoop(EvaluationLoop, states="sanity"):
         restore_rng(self.before["rng"])
         self.before = None
 
+    @property
+    def has_no_work(self) -> bool:
+        return self.batches == 0
+
     def most_batches(self, feed: Feed) -> int | None:
         """Return how many batches of a loader are tried."""
         if _is_one_shot(feed):
@@ -368,10 +376,8 @@ def _to_cpu(leaf: Any) -> Any:
 
 def abandon_loops(root: Loop) -> None:
     """Let loops below `root` that were left unfinished put back what they have changed."""
-    for _, loop in root.walk():
-        abandon = getattr(loop, "abandon", None)
-        if callable(abandon):
-            abandon()
+    for _, loop in training_loops(root):
+        loop.abandon()
 
 
 @contextmanager

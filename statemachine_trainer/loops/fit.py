@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any, Literal
 
-from statemachine_trainer.loops.base import TrainingLoop, whole_number
+from statemachine_trainer.loops.base import TrainingLoop, in_training, whole_number
 from statemachine_trainer.loops.context import Limits
 from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.evaluation import SanityLoop
@@ -115,8 +115,11 @@ class FitLoop(TrainingLoop):
         begun.load_state_dict(self.since)
         return limits.after(begun)
 
+    def never_ends(self) -> bool:
+        set_by_someone = (self.max_epochs, self.max_steps, self.max_batches, self.max_time)
+        return all(limit is None for limit in set_by_someone)
+
     def count_from(self, counts: Counts) -> None:
-        """Let the limits hold for what comes after these counters, where several fits share them."""
         self.since = counts.state_dict()
 
     def fit_start(self) -> Literal["check", "fit_started"]:
@@ -131,7 +134,7 @@ class FitLoop(TrainingLoop):
         if not context.model.training:
             context.model.train()
         first, self.checked = not self.checked and not context.counts.batch, True
-        wanted = first and context.validation and getattr(self.sanity, "batches", None) != 0
+        wanted = first and context.validation and not in_training(self.sanity).has_no_work
         return "check" if wanted else "fit_started"
 
     def next_epoch(self) -> Literal["epoch_due", "epochs_done"]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from statemachine_trainer.loops.context import Context
-    from statemachine_trainer.loops.optimizer import OptimizerLoop
-    from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.loops.steps import Loss, MakeOptimizer, Steps
+from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.parallel.wrapped import Wrapped
 
 
 class Guest(nn.Module):
     """A model that an integration has made of one of another library.
 
-    The trainer asks it for what a plain module has no say in: its own data, another optimizer loop,
-    receivers of signals.
+    It is asked for what a plain module has no say in: its own data, another optimizer loop,
+    receivers of signals. Loops and trainer ask the `Steps` of the model, never the guest itself.
     """
 
     @abstractmethod
@@ -37,7 +38,7 @@ class Guest(nn.Module):
     def optimizer_loop(self, loop: OptimizerLoop) -> Loop:
         """Return the loop that takes the place of an `OptimizerLoop`.
 
-        It has an attribute `instead_of`, the loop that comes back for the next model.
+        Its `stands_in_for` tells the loop that comes back for the next model.
         """
 
     @abstractmethod
@@ -51,3 +52,38 @@ class Guest(nn.Module):
     @abstractmethod
     def failed(self, error: BaseException) -> None:
         """Hear of an exception that ends the run."""
+
+
+class _GuestSteps(Steps):
+    """The steps of a guest."""
+
+    foreign = True
+    model: Guest
+
+    def arrive(self, stage: str, *data: Any) -> tuple[Any, ...]:
+        return self.model.arrive(cast(Context, self.source), stage, *data)
+
+    def optimizer_loop(self, loop: Loop) -> Loop:
+        return self.model.optimizer_loop(cast(OptimizerLoop, loop))
+
+    def receiver(self) -> object:
+        return self.model.receiver()
+
+    def subscribe(self, trainer: Any) -> bool:
+        self.model.subscribe(trainer)
+        return True
+
+    def failed(self, error: BaseException) -> None:
+        self.model.failed(error)
+
+
+def steps_of(
+    model: nn.Module,
+    context: Context,
+    loss: Loss | None = None,
+    optimizer: MakeOptimizer | None = None,
+    wrapped: Wrapped | None = None,
+) -> Steps:
+    """Make the steps of a model; see `Steps`. This is the one place that tells guests from modules."""
+    kind = _GuestSteps if isinstance(model, Guest) else Steps
+    return kind(model, context, loss, optimizer, wrapped)

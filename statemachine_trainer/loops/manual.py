@@ -38,6 +38,13 @@ class ManualLoop(TrainingLoop):
         super().__init__()
         self.instead_of = instead_of
 
+    @property
+    def by_hand(self) -> bool:
+        return True
+
+    def stands_in_for(self) -> Loop | None:
+        return self.instead_of
+
     def manual_step(self) -> Literal["optimized"]:
         """Call the training step; what it returns is for the eyes of others only."""
         context = self.context

@@ -9,7 +9,6 @@ from torch import nn
 
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.foreign_names import UNCALLED
-from statemachine_trainer.loops.guest import Guest
 from statemachine_trainer.loops.intervals import Every
 from statemachine_trainer.loops.loop_errors import LikelyMistake, OptimizerError
 from statemachine_trainer.loops.metrics.table import Metrics, UnknownMetric
@@ -58,7 +57,7 @@ def look_for_mistakes(context: Context) -> None:
         ForeignParameters, FrozenParameters, SchedulerNotReturned, NeverCalled: See these.
     """
     model = context.model
-    if isinstance(model, Guest):
+    if context.steps.foreign:
         return
     own = {id(one) for one in model.parameters()}
     # Where only some are frozen, they may be meant to thaw as the fit goes on.

@@ -89,6 +89,18 @@ class SteppingLoop(TrainingLoop):
         self._size = None if isinstance(value, Mapping) else value
         self._accumulate = value
 
+    @property
+    def steps_optimizers(self) -> bool:
+        return True
+
+    def why_alone(self) -> str | None:
+        if self.nonfinite_loss != "skip":
+            return None
+        return (
+            "has nonfinite_loss='skip', by which a rank would leave out a batch alone, and the others "
+            "wait for its gradients for ever. Use 'raise' or 'ignore'."
+        )
+
     # -- turns -----------------------------------------------------------------------------------
 
     def _take_turn(self) -> OptimizerSlot:
@@ -325,6 +337,10 @@ class OptimizerLoop(SteppingLoop):
         return self._turn_done() if len(context.slots) > 1 else "optimized"
 
     # -- stepping --------------------------------------------------------------------------------
+
+    def window_size(self) -> int | None:
+        # A subclass may look at gradients after each backward pass.
+        return self._size or self._size_by_epoch() if type(self) is OptimizerLoop else None
 
     def _step_with_closure(self, slot: OptimizerSlot) -> None:
         """Let the optimizer evaluate the loss itself, as often as it likes (LBFGS)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from statemachine_trainer.loops.loop_errors import ModelError, OptimizerError
 from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrapped import Wrapped
 
 # -- Models that compute their own loss -----------------------------------------------------------
@@ -142,6 +143,7 @@ class Steps:
                 "statemachine_trainer.integrations import lightning`."
             )
         self.model = model
+        self.source = source
         self.wrapped = wrapped
         self.whole: nn.Module = model if wrapped is None else wrapped.wrapper
         self.by_hand = getattr(model, "automatic_optimization", True) is False
@@ -165,6 +167,32 @@ class Steps:
             self._refuse_unseen_backward()
             self.training = self._found["training_step"] = wrapped.through(self.training)
         self._found.setdefault("predict_step", lambda batch, _batch_idx: model(inputs_of(batch)))
+
+    # -- what a guest does in its own way ----------------------------------------------------------
+
+    foreign: ClassVar[bool] = False
+    """Whether the model is of another library, with hooks and ways of its own; see `Guest`."""
+
+    def arrive(self, _stage: str, *data: Any) -> tuple[Any, ...]:
+        """Get the model ready for a fit or an evaluation; return the data to use."""
+        return data
+
+    def optimizer_loop(self, loop: Loop) -> Loop:
+        """Return the loop that is to stand in the place of an `OptimizerLoop`."""
+        return loop
+
+    def receiver(self) -> object:
+        """Return the object whose methods receive signals."""
+        return self.model
+
+    def subscribe(self, _trainer: Any) -> bool:
+        """Let the model subscribe its hooks; False if whoever asks is to do so by their names."""
+        return False
+
+    def failed(self, error: BaseException) -> None:
+        """Hear of an exception that ends the run."""
+
+    # -- steps -----------------------------------------------------------------------------------
 
     @property
     def wants_outputs(self) -> bool:

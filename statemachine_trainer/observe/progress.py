@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from statemachine_trainer.control.processes import rank_of_process
+from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.machine.errors import UnknownSignal
-from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.epoch_table import MetricsTable, format_clock, format_number
 from statemachine_trainer.observe.screens import Bar, Screen, screen_for
@@ -257,11 +258,11 @@ class _Evaluation:
         return Bar(self.label, self.done, self.total)
 
 
-def _batches(loop: Any, context: Context) -> int | None:
+def _batches(loop: Loop | None, context: Context) -> int | None:
     """Return how many batches an evaluation has, over all its loaders; None if that is unknown."""
     total = 0
     for _, feed in context.validation:
-        most = loop.most_batches(feed) if hasattr(loop, "most_batches") else feed.length
+        most = in_training(loop).most_batches(feed)
         if most is None:
             return None
         total += most

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
@@ -135,6 +136,7 @@ def take_limits(driver: Driver, context: Context) -> None:
     They may have been set anew while the run was paused.
     """
     for loop in reversed(loops_around_state(driver)):
-        if hasattr(loop, "limits"):
-            context.limits = loop.limits()
+        limits = in_training(loop).limits()
+        if limits is not None:
+            context.limits = limits
             return

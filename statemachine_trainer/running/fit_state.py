@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.checkpoints import Host as HostOfCheckpoints
+from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import (
     context_state,
@@ -126,7 +127,6 @@ class FitState:
         driver = self._driver
         remake_optimizers(context, driver.root, saved)
         for loop in loops_around_state(driver):
-            if hasattr(loop, "restore"):
-                loop.restore()
+            in_training(loop).restore()
         take_limits(driver, context)
         load_context_state(context, saved)

@@ -12,14 +12,14 @@ from torch import nn
 
 from statemachine_trainer.callbacks.finding import find_checkpoint
 from statemachine_trainer.loops.assembly import Equipment, assemble_evaluation, assemble_fit, go_on
+from statemachine_trainer.loops.base import in_training, training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import take_handed_state
 from statemachine_trainer.loops.evaluation import abandon_loops, undisturbed
-from statemachine_trainer.loops.guest import Guest
 from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.loops.metrics.log import log, logging_to
 from statemachine_trainer.loops.metrics.table import batch_size_of
-from statemachine_trainer.loops.steps import Loss, hooks_of
+from statemachine_trainer.loops.steps import Loss, Steps, hooks_of
 from statemachine_trainer.machine.driver import Driver, Until
 from statemachine_trainer.machine.errors import NotStarted
 from statemachine_trainer.machine.loop import Loop
@@ -69,7 +69,7 @@ class Session:
         self._state = state
         self._recorder = recorder
         self._progress = progress
-        self._listening: nn.Module | None = None
+        self._listening: Steps | None = None
 
     def fit(
         self, given: Given, *, restart: bool, resume: str | Path | None, until: Until
@@ -200,19 +200,15 @@ class Session:
         if self._samples_are_counted():
             context.sample_size = batch_size_of
         self._fit.share(context)
-        self._listen(context.model)
+        self._listen(context.steps)
 
-    def _listen(self, model: nn.Module) -> None:
+    def _listen(self, steps: Steps) -> None:
         """Subscribe the `on_<state>` methods of a model, and unsubscribe those of the model before."""
-        before, self._listening = self._listening, model
-        if isinstance(before, Guest) and before is not model:
+        before, self._listening = self._listening, steps
+        if before is not None and not (steps.foreign and before.model is steps.model):
             self._host.board.off(before.receiver())
-        elif before is not None:
-            self._host.board.off(before)
-        if isinstance(model, Guest):
-            model.subscribe(self._host)
-        elif hooks_of(model):
-            subscribe(self._host.board, model)
+        if not steps.subscribe(self._host) and hooks_of(steps.model):
+            subscribe(self._host.board, steps.model)
 
     def _samples_are_counted(self) -> bool:
         intervals: list[object] = [one.every for one in self._host.board.subscriptions]
@@ -326,8 +322,7 @@ class Session:
         """Let the loops of an evaluation work on a context of its own."""
         abandon_loops(driver.root)
         context = assemble_evaluation(self._equipment, self._host, model, data, step, loss)
-        if isinstance(model, Guest):
-            model.subscribe(self._host)
+        context.steps.subscribe(self._host)
         driver.share(context)
         return context
 
@@ -361,8 +356,7 @@ class Session:
             with logging_to(context), torch.enable_grad():
                 yield
         except BaseException as error:
-            if isinstance(context.model, Guest):
-                context.model.failed(error)
+            context.steps.failed(error)
             raise
         finally:
             context.stop_clock()
@@ -387,18 +381,14 @@ def refuse_endless(root: Loop) -> None:
     Raises:
         SettingError: A loop of the tree has limits, and none of them is set.
     """
-    endless = (
-        all(hasattr(loop, name) and getattr(loop, name) is None for name in _LIMITS)
-        for _, loop in root.walk()
-    )
-    if any(endless):
+    if any(loop.never_ends() for _, loop in training_loops(root)):
         raise SettingError(
             f"The fit would never end: set one of {', '.join(_LIMITS)}. For a run that only `stop` ends, say "
             "max_epochs=math.inf."
         )
 
 
-def refuse_to_do_nothing(root: Any, context: Context) -> None:
+def refuse_to_do_nothing(root: Loop, context: Context) -> None:
     """Refuse a fit whose limits are reached before it begins.
 
     Args:
@@ -408,8 +398,9 @@ def refuse_to_do_nothing(root: Any, context: Context) -> None:
     Raises:
         NothingToDo: They are.
     """
-    if hasattr(root, "limits"):
-        context.limits = root.limits()
+    limits = in_training(root).limits()
+    if limits is not None:
+        context.limits = limits
     name, counts = context.limit_reached, context.counts
     if name is not None:
         raise NothingToDo(

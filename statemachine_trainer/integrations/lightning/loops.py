@@ -14,6 +14,7 @@ from statemachine_trainer.integrations.lightning.library import (
     HooksNotCalledWarning,
     NotSupported,
 )
+from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.optimizer import OptimizerLoop, SteppingLoop
@@ -47,6 +48,9 @@ class LightningOptimizerLoop(OptimizerLoop):
         self.instead_of = instead_of
         self.view = view
         self._steps_itself = view.library.is_overridden("optimizer_step", view.module)
+
+    def stands_in_for(self) -> Loop | None:
+        return self.instead_of
 
     # -- states ----------------------------------------------------------------------------------
 
@@ -213,7 +217,7 @@ def _is_another(path: str, loop: Loop) -> bool:
     """Whether a loop stands where the hooks would have been called, and does not call them."""
     if type(loop) is OptimizerLoop or isinstance(loop, LightningOptimizerLoop):
         return False
-    if isinstance(loop, LightningManualLoop) or getattr(loop, "instead_of", None) is not None:
+    if in_training(loop).stands_in_for() is not None:
         return False  # it makes room for another one before the fit begins
     return isinstance(loop, SteppingLoop) or path.rpartition(SEPARATOR)[2] == "optimizer"
 

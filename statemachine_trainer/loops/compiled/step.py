@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import torch
-from torch import nn
 
 from statemachine_trainer.loops.compiled.capture import (
     Arguments,
@@ -19,7 +18,6 @@ from statemachine_trainer.loops.compiled.capture import (
 from statemachine_trainer.loops.compiled.fused import FusedStep, has_hooks
 from statemachine_trainer.loops.compiled.joint import NotTraceable, Recipe, StateMissing
 from statemachine_trainer.loops.compiled.program import Backend, Compiled, Options
-from statemachine_trainer.loops.guest import Guest
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.optimizer import NonFinite, OptimizerLoop
 from statemachine_trainer.loops.optimizers import OptimizerSlot, step_schedulers
@@ -192,13 +190,19 @@ class CompiledStep(OptimizerLoop):
             step_schedulers(slot, "step", slot.steps, context.read_metrics)
         return self._turn_done() if len(context.slots) > 1 else "optimized"
 
+    def why_alone(self) -> str | None:
+        return (
+            f"is a {type(self).__name__}, whose compiled call averages no gradients. Use OptimizerLoop "
+            "with several ranks."
+        )
+
     # -- the compiled call -----------------------------------------------------------------------
 
     def _fuse(self, index: int, slot: OptimizerSlot) -> FusedStep:
         context = self.context
         for what, there in (
             ("optimizes by hand", context.steps.by_hand),
-            ("is of another library, whose hooks would not be called", _is_guest(context.model)),
+            ("is of another library, whose hooks would not be called", context.steps.foreign),
         ):
             if there:
                 raise SettingError(
@@ -341,10 +345,6 @@ class CompiledStep(OptimizerLoop):
 
 def _warn(text: str) -> None:
     warnings.warn(" ".join(text.split()), NotCompiled, stacklevel=level_of_caller())
-
-
-def _is_guest(model: nn.Module) -> bool:
-    return isinstance(model, Guest)
 
 
 def _settings_of(mode: Mode, device: torch.device) -> dict[str, Any]:

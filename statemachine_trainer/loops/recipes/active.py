@@ -230,6 +230,9 @@ class ActiveLearningLoop(TrainingLoop):
         """The model is the one of the last fit."""
         return "fit_done"
 
+    def more_to_come(self) -> bool | None:
+        return False
+
     def restore(self) -> None:
         """Have the loaders again that the saved run had."""
         self.context.others.pop("pool", None)

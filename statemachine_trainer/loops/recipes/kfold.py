@@ -336,6 +336,9 @@ class KFoldLoop(TrainingLoop):
         """Put the weights of a fold's model into the model."""
         load_module_state(self.context.model, self.models[fold])
 
+    def more_to_come(self) -> bool | None:
+        return len(self.scores) <= self.fold  # the test of the fold is still to come
+
     def restore(self) -> None:
         """Have the loaders again that the saved run had."""
         self._forget_loaders()

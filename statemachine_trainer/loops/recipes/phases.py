@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Self, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from statemachine_trainer.loops.base import TrainingLoop, whole_number
+from statemachine_trainer.loops.base import TrainingLoop, in_training, whole_number
 from statemachine_trainer.loops.context import Limits
 from statemachine_trainer.loops.fresh_start import (
     captured_callbacks,
@@ -222,8 +222,7 @@ class PhasesLoop(TrainingLoop):
         self._open_data(phase)
         self._exchange_data(phase, _GIVEN, name)
         context.read_clock()
-        if hasattr(self[name], "count_from"):
-            self[name].count_from(context.counts)  # type: ignore[attr-defined]
+        in_training(self[name]).count_from(context.counts)
         self.phase = name
         return name
 
@@ -256,6 +255,9 @@ class PhasesLoop(TrainingLoop):
             return
         thaw(self.context.model, self.frozen, self.asleep)
         self.frozen, self.asleep = [], []
+
+    def more_to_come(self) -> bool | None:
+        return self.done + 1 < len(self.phases)
 
     def restore(self) -> None:
         """Have the loaders again that the saved run had."""
