@@ -209,6 +209,7 @@ def _slot_states(context: Context) -> Iterator[dict[str, Any]]:
             "optimizer": slot.optimizer.state_dict(),
             "steps": slot.steps,
             "window": slot.window,
+            "size": slot.size,
             "made_by": slot.made_by,
             "scheduled_by": slot.scheduled_by,
             "schedulers": [
@@ -276,6 +277,7 @@ def _load_slots(context: Context, saved: list[dict[str, Any]]) -> None:
     for slot, state in zip(context.slots, saved, strict=True):
         _load_optimizer(slot.optimizer, state["optimizer"])
         slot.steps, slot.window = state["steps"], state["window"]
+        slot.size = state.get("size", 0)
         # Schedulers warn if they are stepped before their optimizer, and ask this attribute.
         slot.optimizer._opt_called = bool(slot.steps)  # type: ignore[attr-defined]
         for one, scheduler in zip(slot.schedulers, state["schedulers"], strict=True):

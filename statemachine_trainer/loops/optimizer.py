@@ -80,7 +80,7 @@ class SteppingLoop(TrainingLoop):
 
     @property
     def accumulate(self) -> int | Mapping[int, int]:
-        """Backward passes per step; may be set between two windows."""
+        """Backward passes per step; what is set while a window is open holds for the next one."""
         return self._accumulate
 
     @accumulate.setter
@@ -159,7 +159,7 @@ class SteppingLoop(TrainingLoop):
         """Clear the gradients if a window begins; return the loss as it is to be propagated."""
         loss = self.context.loss
         assert loss is not None
-        return loss_to_propagate(self.context, slot, loss, self._size or self._size_by_epoch())
+        return loss_to_propagate(self.context, slot, loss, self._window_size(slot))
 
     def _propagate(self, slot: OptimizerSlot) -> None:
         """Propagate the loss backward, to the parameters of one optimizer."""
@@ -170,7 +170,7 @@ class SteppingLoop(TrainingLoop):
 
     def _is_full(self, slot: OptimizerSlot) -> bool:
         """Tell whether an optimizer has all the gradients that it steps with."""
-        return slot.window >= (self._size or self._size_by_epoch())
+        return slot.window >= self._window_size(slot)
 
     # -- stepping --------------------------------------------------------------------------------
 
@@ -211,6 +211,14 @@ class SteppingLoop(TrainingLoop):
 
     # -- accumulation ----------------------------------------------------------------------------
 
+    def _window_size(self, slot: OptimizerSlot) -> int:
+        """Return the size of the window that is open, else of the one that is to be opened.
+
+        A window ends with the size that it began with: `accumulate` may change in the middle of it,
+        in the run or from one start to the next, and its gradients are divided by the old number.
+        """
+        return (slot.window and slot.size) or self._size or self._size_by_epoch()
+
     def _size_by_epoch(self) -> int:
         epoch = self.context.counts.epoch
         return next((size for start, size in self._sizes if start <= epoch), 1)
@@ -223,7 +231,7 @@ class SteppingLoop(TrainingLoop):
         if context.finished and context.limits.every_optimizer:
             slot.window = 0
         else:
-            size = self._size or self._size_by_epoch()
+            size = self._window_size(slot)
             scale_gradients(slot, size / slot.window)
             slot.window = size
             self._step(slot)
@@ -306,11 +314,11 @@ class OptimizerLoop(SteppingLoop):
         """Clear the gradients at the beginning of a window, and propagate the loss backward."""
         context = self.context
         slot = context.slots[context.optimizer_idx]
-        if self._size == 1 and context.precision.scaler is None and not slot.others:
-            if slot.window == 0:
-                slot.optimizer.zero_grad()
+        if self._size == 1 and not slot.window and context.precision.scaler is None and not slot.others:
+            slot.size = 1
+            slot.optimizer.zero_grad()
             context.loss.backward()  # type: ignore[union-attr]
-            slot.window += 1
+            slot.window = 1
             return "backward_done"
         self._propagate(slot)
         slot.window += 1

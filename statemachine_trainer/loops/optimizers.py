@@ -64,6 +64,7 @@ class OptimizerSlot:
         schedulers: Its schedulers.
         steps: Steps it has taken in this run.
         window: Backward passes since its gradients were last cleared and not yet stepped.
+        size: Backward passes that the open window takes; a setting that changes holds for the next one.
         others: The other optimizers, whose parameters are frozen while this one works.
         made_by: The phase that made it, as path of its loop in the tree and name; None if the model
             configured it.
@@ -76,6 +77,7 @@ class OptimizerSlot:
     schedulers: list[Scheduler] = field(default_factory=list)
     steps: int = 0
     window: int = 0
+    size: int = 0
     others: list[Optimizer] = field(default_factory=list)
     takes_closure: bool = False
     made_by: tuple[str, str] | None = None

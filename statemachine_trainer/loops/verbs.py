@@ -114,6 +114,7 @@ def loss_to_propagate(
         size: Backward passes per step, by which the loss is divided.
     """
     if slot.window == 0:
+        slot.size = size
         slot.optimizer.zero_grad()
     if size > 1:
         loss = loss / size

@@ -69,7 +69,7 @@ class LightningOptimizerLoop(OptimizerLoop):
         """Clear the gradients at the beginning of a window, and propagate the loss backward."""
         slot = self.context.slots[self.context.optimizer_idx]
         self._backward(slot)
-        return self._turn_done() if slot.window < self._window_size else "backward_done"
+        return self._turn_done() if slot.window < self._window_size(slot) else "backward_done"
 
     def optimizer_step(self) -> Literal["next_optimizer", "optimized", "next_window", "flushed"]:
         """Step, in the module's own way."""
@@ -85,14 +85,16 @@ class LightningOptimizerLoop(OptimizerLoop):
 
     # -- parts -----------------------------------------------------------------------------------
 
-    @property
-    def _window_size(self) -> int:
-        return self.view.accumulate_grad_batches
+    def _window_size(self, slot: OptimizerSlot) -> int:
+        return (slot.window and slot.size) or self.view.accumulate_grad_batches
 
     def _backward(self, slot: OptimizerSlot) -> None:
         context, hooks = self.context, self.view.hooks
         loss = context.loss
         assert loss is not None
+        size = self._window_size(slot)
+        if slot.window == 0:
+            slot.size = size
         if slot.window == 0 or slot.takes_closure:
             optimizer = slot.optimizer
             hooks.call("on_before_zero_grad", optimizer)
@@ -100,7 +102,7 @@ class LightningOptimizerLoop(OptimizerLoop):
                 "optimizer_zero_grad", context.counts.epoch, context.batch_idx, optimizer
             )
         with slot.others_frozen():
-            self.view.strategy.backward(loss / self._window_size)
+            self.view.strategy.backward(loss / size)
         slot.window += 1
 
     def _step(self, slot: OptimizerSlot) -> None:
@@ -109,7 +111,7 @@ class LightningOptimizerLoop(OptimizerLoop):
     def _step_with_closure(self, slot: OptimizerSlot) -> None:
         """Let forward and backward pass run when the optimizer, or the module, asks for them."""
         context = self.context
-        if slot.takes_closure and self._window_size > 1:
+        if slot.takes_closure and self._window_size(slot) > 1:
             kind = type(slot.optimizer).__name__
             raise SettingError(f"{kind} evaluates the loss itself: set accumulate=1.")
 
@@ -120,7 +122,7 @@ class LightningOptimizerLoop(OptimizerLoop):
             return context.loss
 
         with suppress(_LeftOut):
-            if slot.window + 1 < self._window_size:
+            if slot.window + 1 < self._window_size(slot):
                 closure()
             else:
                 self._step_by_module(slot, closure)

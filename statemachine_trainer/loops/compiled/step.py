@@ -156,7 +156,7 @@ class CompiledStep(OptimizerLoop):
         fused = self._fused.get(index)
         if fused is None or fused.slot is not slot:
             fused = self._fuse(index, slot)
-        closes = slot.window + 1 >= (self._size or self._size_by_epoch())
+        closes = slot.window + 1 >= self._window_size(slot)
         # The first step gives the optimizer its state.
         compiles = self.eager is None and slot.steps and not slot.takes_closure
         program = self._run(index, fused, closes) if compiles else None
@@ -172,6 +172,7 @@ class CompiledStep(OptimizerLoop):
         if self.nonfinite_loss != "ignore" and not self._is_finite(context.loss):
             return self._turn_done()
         program.keep_gradients()
+        slot.size = self._window_size(slot)
         slot.window += 1
         return "backward_done" if closes else self._turn_done()
 
@@ -272,7 +273,7 @@ class CompiledStep(OptimizerLoop):
         if binding is None or not (binding.holds() if updates else binding.holds_for_gradients()):
             self._bind(index, fused)
             updates = updates and index not in self.apart
-        size = self._size or self._size_by_epoch()
+        size = self._window_size(fused.slot)
         held = fused.held() if updates and fused.slot.window else ()
         # In the order of the fields of a recipe.
         key = (size, self.clip_norm, self.clip_value, updates, held, scaled)
