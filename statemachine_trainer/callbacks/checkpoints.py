@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,9 +34,10 @@ from statemachine_trainer.loops.intervals import (
     parse_interval,
     see_that_samples_are_counted,
 )
-from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.loop_errors import LikelyMistake, SettingError
+from statemachine_trainer.loops.metrics.weights import fingerprint_of_weights
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import NotStarted, UnknownSignal
+from statemachine_trainer.machine.errors import NotStarted, UnknownSignal, level_of_caller
 from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import (
@@ -70,6 +71,10 @@ _BATCH_IN_FLIGHT = re.compile(
 
 class EarlierRun(NotACheckpoint):
     """A run begins anew in a folder that holds the checkpoints of another one."""
+
+
+class OtherWeights(LikelyMistake):
+    """A checkpoint holds other weights than those that its metrics were measured with."""
 
 
 class Host(Protocol):
@@ -141,7 +146,7 @@ class Checkpoints:
         self.on_written: Callable[[Path], object] | None = None
         self._ticker = Ticker(self.every)
         self._due = False
-        self._epoch_ended: tuple[int, int] | None = None
+        self._told_of_weights = False
         self._postponed_at: int | None = None
         self._handling = self._stopped = False
         self._wanted = self._stop_agreed = False
@@ -229,7 +234,6 @@ class Checkpoints:
 
     def _epoch_has_ended(self, moment: Moment) -> None:
         context = self._context
-        self._epoch_ended = context.moment
         self._look()
         self._due = self._due or self._is_among_the_best(context.train_metrics)
         self._write_if_due()
@@ -308,19 +312,44 @@ class Checkpoints:
             "seconds": context.read_clock(),
             "metrics": now,
             "earlier_metrics": {n: v for n, v in context.results.items() if n not in now},
+            "of_other_weights": self._of_other_weights(now),
         }
 
     def _metrics(self) -> dict[str, float]:
-        """The metrics that were measured at this very moment of the run, with these weights."""
+        """Return the metrics that were measured at this very moment of the run."""
         context = self._context
-        validated = context.validated_at == context.moment
-        ended = self._epoch_ended == context.moment
-        of_training = set(context.train_metrics)  # names: asking for a value waits for the device
         return {
             name: value
             for name, value in context.results.items()
-            if (ended if name in of_training else validated)
+            if name in context.measured and context.measured[name][1:] == context.moment
         }
+
+    def _of_other_weights(self, now: Collection[str]) -> list[str]:
+        """Return which metrics of this moment were measured with weights that are not written.
+
+        A callback that puts in an average for the validation takes it out again after it.
+
+        Warns:
+            OtherWeights: The first time that there are some.
+        """
+        context = self._context
+        if context.validated_at != context.moment or context.validated_weights is None:
+            return []
+        found = [name for name in context.validation_metrics.compute() if name in now]
+        if not found or fingerprint_of_weights(context.model) == context.validated_weights:
+            return []
+        if not self._told_of_weights:
+            self._told_of_weights = True
+            warnings.warn(
+                f"{found[0]!r} was measured with other weights than those of the model now, which a "
+                "checkpoint holds: something replaced them for the validation, such as an average. "
+                "The metrics of such a checkpoint are not those of its weights; its manifest names "
+                "them under 'of_other_weights'. What was measured is in the state of the callback "
+                "that replaced them.",
+                OtherWeights,
+                stacklevel=level_of_caller(),
+            )
+        return found
 
     def _is_among_the_best(self, measured: Iterable[str]) -> bool:
         """Whether a checkpoint of this moment would be kept for a metric that was just measured."""
@@ -357,7 +386,6 @@ class Checkpoints:
             "interval": repr(self.every),
             "ticker": dict(self._ticker.state_dict()),
             "due": self._due,
-            "epoch_ended": self._epoch_ended,
             "limit": self._context.limit_reached if ended else None,
         }
 
@@ -373,14 +401,11 @@ class Checkpoints:
         else:
             self._ticker.load_state_dict(state["ticker"])
             self._due = state["due"]
-        if state is not None:
-            ended = state["epoch_ended"]
-            self._epoch_ended = None if ended is None else tuple(ended)
 
     def begin(self) -> None:
         """Forget what the interval remembers: a new run begins."""
         self._ticker = Ticker(self.every)
-        self._due, self._epoch_ended, self._postponed_at = False, None, None
+        self._due, self._postponed_at = False, None
 
     # -- the folder of the run -------------------------------------------------------------------
 

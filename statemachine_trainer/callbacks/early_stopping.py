@@ -86,7 +86,7 @@ class EarlyStopping:
         self.best_epoch: int | None = None
         self.waited = 0
         self.reason: str | None = None
-        self._looked_at: tuple[int, int] | None = None
+        self._looked_at: tuple[int, ...] | None = None
 
     def on_fit(self, trainer: Any) -> None:
         """Begin anew with a new run; where an ended fit is continued, with full patience."""
@@ -147,16 +147,18 @@ class EarlyStopping:
 
     def _new_value(self, context: Any, known: Mapping[str, float]) -> float | None:
         """Return the value of the metric; None if it was looked at before, or is still to come."""
-        of_training = self.monitor in context.train_metrics
-        if self.check == "epoch_end" and not of_training and context.validation:
-            if context.validated_at is None or context.validated_at == self._looked_at:
+        measured = context.measured_at(self.monitor)
+        if measured is None:
+            if self.check == "epoch_end" and context.awaits_validation:
                 return None
-            self._looked_at = context.validated_at
-        if self.monitor not in known:
             raise MissingMetric(
                 f"EarlyStopping monitors {self.monitor!r}, which was not logged up to "
                 f"{self.check!r}. {suggest(self.monitor, known)}"
             )
+        # Earlier versions noted batches and steps alone.
+        if self._looked_at in (measured, measured[1:]):
+            return None
+        self._looked_at = measured
         return known[self.monitor]
 
     def _improves(self, value: float) -> bool:

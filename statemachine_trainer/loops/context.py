@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -116,6 +116,10 @@ class Limits:
         return replace(self, **moved)
 
 
+Measured = tuple[int, int, int]
+"""When a metric was measured: number of the epoch, batches and steps of the run."""
+
+
 @dataclass(eq=False, slots=True)
 class Context:
     """What the loops of one run share. Loops talk through it, never by reaching into each other.
@@ -155,7 +159,10 @@ class Context:
         stopping: Whether the fit ends with the present epoch.
         flushing: Whether the optimizer loop was entered to close open accumulation windows.
         validated_at: The moment (batch, step) of the last validation.
+        validated_weights: A fingerprint of the weights that the last validation measured; see
+            `fingerprint_of_weights`. An average may have been put in for it.
         results: The metrics of the last pass of each kind, as floats.
+        measured: When each of these was measured: (epoch, batch, step).
         sample_size: Finds the number of samples in a batch; None as long as nobody counts samples.
         clock: Tells the time in seconds, from any beginning.
     """
@@ -187,7 +194,9 @@ class Context:
     stopping: bool = _state(False, "fit", "plain")
     flushing: bool = _state(False, "fit", "plain")
     validated_at: tuple[int, int] | None = _state(None, "fit", "plain")
+    validated_weights: str | None = _state(None, "fit", "plain")
     results: dict[str, float] = _state(dict, "fit", "plain")
+    measured: dict[str, Measured] = _state(dict, "fit", "plain")
     log_table: Metrics | None = _state(None, "fit", "apart")
     log_suffix: str = _state("", "fit", "plain")
     aside: list[dict[str, Any]] = _state(list, "fit", "tensors")
@@ -254,10 +263,39 @@ class Context:
 
         Reading waits for the device.
         """
-        known = {**self.results, **self.train_metrics.compute()}
+        return {**self.results, **self._measured_now()}
+
+    def measured_at(self, name: str) -> Measured | None:
+        """Tell when the newest value of a metric was measured; None if there is none.
+
+        Who acts on a metric compares this with when it last did, and so acts once on each value.
+        Asking waits for the device.
+        """
+        if name in self._measured_now():
+            return self._now
+        return self.measured.get(name)
+
+    @property
+    def awaits_validation(self) -> bool:
+        """Whether the first validation is still to come, and with it metrics nobody knows yet."""
+        return bool(self.validation) and self.validated_at is None
+
+    def keep_results(self, found: Mapping[str, float]) -> None:
+        """Keep the metrics of a pass that ends, and that they were measured now."""
+        self.results = {**self.results, **found}
+        self.measured = {**self.measured, **dict.fromkeys(found, self._now)}
+
+    def _measured_now(self) -> dict[str, float]:
+        """Return the metrics of the passes that are going on."""
+        found = self.train_metrics.compute()
         if self.log_table is self.validation_metrics:
-            known.update(self.validation_metrics.compute())
-        return known
+            found.update(self.validation_metrics.compute())
+        return found
+
+    @property
+    def _now(self) -> Measured:
+        counts = self.counts
+        return counts.epoch, counts.batch, counts.step
 
     @property
     def may_stop(self) -> bool:

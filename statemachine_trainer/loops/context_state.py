@@ -140,6 +140,9 @@ def load_context_state(context: Context, state: Mapping[str, Any]) -> None:
     # Names that the state lacks are those of later versions, which begin with their first values.
     for name in (one for one in _PLAIN if one in state["plain"]):
         setattr(context, name, copied(state["plain"][name]))
+    if "measured" not in state["plain"]:  # an earlier version noted the last validation alone
+        at = context.validated_at or context.moment
+        context.measured = dict.fromkeys(context.results, (context.counts.epoch, *at))
     for name in (one for one in _TENSORS if one in state["in_flight"]):
         value = copied(state["in_flight"][name])
         setattr(context, name, _placed(context, value, state["on_device"][name]))
@@ -212,6 +215,7 @@ def _slot_states(context: Context) -> Iterator[dict[str, Any]]:
             "size": slot.size,
             "made_by": slot.made_by,
             "scheduled_by": slot.scheduled_by,
+            "seen": [one.seen for one in slot.schedulers],
             "schedulers": [
                 _scheduler_state(one, f"{where}[{number}]")
                 for number, one in enumerate(slot.schedulers)
@@ -282,6 +286,8 @@ def _load_slots(context: Context, saved: list[dict[str, Any]]) -> None:
         slot.optimizer._opt_called = bool(slot.steps)  # type: ignore[attr-defined]
         for one, scheduler in zip(slot.schedulers, state["schedulers"], strict=True):
             one.scheduler.load_state_dict(_like(one.scheduler.state_dict(), scheduler))
+        for one, seen in zip(slot.schedulers, state.get("seen", ()), strict=False):
+            one.seen = seen
 
 
 def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from statemachine_trainer.loops.base import TrainingLoop, check_limit, training_
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.metrics.table import Metrics
+from statemachine_trainer.loops.metrics.weights import fingerprint_of_weights
 from statemachine_trainer.loops.mistakes import warn_of_shared_names
 from statemachine_trainer.loops.verbs import move_batch
 from statemachine_trainer.machine.fields import field
@@ -160,8 +161,10 @@ class EvaluationLoop(TrainingLoop):
         self.restore_modes()
         if self.kind == "validation":
             warn_of_shared_names(context, found)
-        context.results.update(found)
+        context.keep_results(found)
         context.validated_at = context.moment
+        if self.kind == "validation":
+            context.validated_weights = fingerprint_of_weights(context.model)
 
     def leave_training(self) -> None:
         """Go into evaluation mode; the first time, remember the mode of every sub-module."""

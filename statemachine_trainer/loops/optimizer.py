@@ -314,7 +314,12 @@ class OptimizerLoop(SteppingLoop):
         """Clear the gradients at the beginning of a window, and propagate the loss backward."""
         context = self.context
         slot = context.slots[context.optimizer_idx]
-        if self._size == 1 and not slot.window and context.precision.scaler is None and not slot.others:
+        if (
+            self._size == 1
+            and not slot.window
+            and context.precision.scaler is None
+            and not slot.others
+        ):
             slot.size = 1
             slot.optimizer.zero_grad()
             context.loss.backward()  # type: ignore[union-attr]

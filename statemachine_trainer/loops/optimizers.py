@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import torch
 from torch.amp import GradScaler
@@ -44,6 +44,7 @@ class Scheduler:
         monitor: Name of the metric handed to `step`; None for schedulers that take none.
         strict: Whether a monitored metric that does not exist is an error.
         name: For messages and loggers.
+        seen: When the monitored value that it was last stepped with was measured.
     """
 
     scheduler: Any
@@ -52,6 +53,7 @@ class Scheduler:
     monitor: str | None = None
     strict: bool = True
     name: str | None = None
+    seen: tuple[int, int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -299,44 +301,71 @@ class Turns:
 # -- Stepping learning rate schedulers ------------------------------------------------------------
 
 
+class HasMetrics(Protocol):
+    """The context of a run, as far as a scheduler looks at it."""
+
+    def read_metrics(self) -> Mapping[str, float]:
+        """Return the newest value of every metric."""
+        ...
+
+    def measured_at(self, name: str) -> tuple[int, int, int] | None:
+        """Tell when the newest value of a metric was measured."""
+        ...
+
+    @property
+    def awaits_validation(self) -> bool:
+        """Whether the first validation is still to come."""
+        ...
+
+
 def step_schedulers(
     slot: OptimizerSlot,
     interval: Literal["step", "epoch"],
     count: int,
-    metrics: Callable[[], Mapping[str, float]],
+    metrics: HasMetrics,
 ) -> None:
     """Step those schedulers of an optimizer that are due.
+
+    One that monitors a metric is handed each value of it once: an epoch without a validation says
+    nothing new.
 
     Args:
         slot: The optimizer.
         interval: Whether a step or an epoch has just been done.
         count: How many of these the optimizer has done in the run.
-        metrics: Called for the monitored values, only where one is due: it waits for the device.
+        metrics: The context of the run. It is asked only where a monitored value is due: that waits
+            for the device.
 
     Raises:
         MissingMetric: At the end of an epoch, a strict scheduler monitors a name that was never
-            logged. Within the epoch one that goes by steps waits for its first value.
+            logged. Within the epoch one that goes by steps waits for its first value; all wait for
+            the first validation, if there is to be one.
     """
     for one in slot.schedulers:
         if one.monitor is None:
             if one.interval == interval and count % one.frequency == 0:
                 one.scheduler.step()
         elif interval == "epoch" or (one.interval == "step" and count % one.frequency == 0):
-            _step_monitored(one, interval, count, metrics())
+            _step_monitored(one, interval, count, metrics)
 
 
 def _step_monitored(
-    one: Scheduler, interval: Literal["step", "epoch"], count: int, metrics: Mapping[str, float]
+    one: Scheduler, interval: Literal["step", "epoch"], count: int, metrics: HasMetrics
 ) -> None:
     assert one.monitor is not None
     due = one.interval == interval and count % one.frequency == 0
-    if one.monitor in metrics:
-        if due:
-            one.scheduler.step(metrics[one.monitor])
+    known = metrics.read_metrics()
+    if one.monitor in known:
+        measured = metrics.measured_at(one.monitor)
+        if due and measured != one.seen:
+            one.seen = measured
+            one.scheduler.step(known[one.monitor])
+    elif metrics.awaits_validation:
+        return
     elif one.strict and interval == "epoch" and (due or one.interval == "step"):
         raise MissingMetric(
             f"The scheduler {one.name or type(one.scheduler).__name__} monitors {one.monitor!r}, "
-            f"which was not logged. {suggest(one.monitor, metrics)} With strict=False it is left "
+            f"which was not logged. {suggest(one.monitor, known)} With strict=False it is left "
             "alone until there is a value."
         )
 

@@ -58,11 +58,11 @@ def end_epoch(loop: EndsEpochs, context: Context, *, over: bool, schedulers: boo
     context.read_clock()
     if schedulers:
         for slot in context.slots[loop.scheduled :]:
-            step_schedulers(slot, "epoch", context.counts.epoch + 1, context.read_metrics)
+            step_schedulers(slot, "epoch", context.counts.epoch + 1, context)
             loop.scheduled += 1
     if over:
         context.train.close()
-    context.results = context.read_metrics()
+    context.keep_results(context.train_metrics.compute())
     context.counts.epoch += 1
     loop.scheduled = 0
 
@@ -141,4 +141,4 @@ def count_step(context: Context, index: int) -> None:
     context.count_step(index)
     slot = context.slots[index]
     if slot.schedulers:
-        step_schedulers(slot, "step", slot.steps, context.read_metrics)
+        step_schedulers(slot, "step", slot.steps, context)

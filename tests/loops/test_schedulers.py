@@ -139,7 +139,7 @@ def test_on_a_monitored_value_it_sees_the_validation_of_its_own_epoch() -> None:
     assert trainer.context.optimizers[0].param_groups[0]["lr"] == 0.25
 
 
-def test_by_step_it_takes_the_newest_value_and_waits_for_the_first() -> None:
+def test_by_step_it_takes_each_value_once_and_waits_for_the_first() -> None:
     seen: list[float] = []
 
     class Recorder:
@@ -153,8 +153,8 @@ def test_by_step_it_takes_the_newest_value_and_waits_for_the_first() -> None:
     configure = scheduled(Recorder, monitor="val", interval="step")
     model = watched(configure, [3.0, 2.0], trainer)
     trainer.fit(model, make_batches(4), make_batches(1))
-    # Validations after batches 2 and 4; each step takes the value of the one before it.
-    assert seen == [3.0, 3.0, 3.0, 3.0, 2.0, 2.0]
+    # Validations after batches 2 and 4; the step after each takes its value. The last is followed by none.
+    assert seen == [3.0, 3.0, 2.0]
 
 
 def test_a_value_logged_in_training_can_be_monitored() -> None:

@@ -143,7 +143,7 @@ class LightningOptimizerLoop(OptimizerLoop):
             return
         context.count_step(context.optimizer_idx)
         if slot.schedulers:
-            step_schedulers(slot, "step", slot.steps, context.read_metrics)
+            step_schedulers(slot, "step", slot.steps, context)
 
     def _clip_by_module(self, optimizer: torch.optim.Optimizer) -> None:
         by_value = self.clip_norm is None and self.clip_value is not None

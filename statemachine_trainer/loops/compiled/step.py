@@ -188,7 +188,7 @@ class CompiledStep(OptimizerLoop):
         slot = context.slots[index]
         context.count_step(index)
         if slot.schedulers:
-            step_schedulers(slot, "step", slot.steps, context.read_metrics)
+            step_schedulers(slot, "step", slot.steps, context)
         return self._turn_done() if len(context.slots) > 1 else "optimized"
 
     def why_alone(self) -> str | None:
