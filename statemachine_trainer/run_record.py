@@ -9,6 +9,7 @@ it; see `observe.journal`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from statemachine_trainer.files import read_json
 from statemachine_trainer.machine.errors import StateMachineError
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # `smt resume` gets by without torch
     from statemachine_trainer.snapshot import Store
@@ -32,6 +36,9 @@ RESUME_VARIABLE = "SMT_RESUME"
 
 _HISTORY = 1000
 """Entries kept; a run that is started over and over keeps the newest."""
+
+_LONGEST = 16 << 20
+"""Bytes of a record that are read: a thousand entries take far less."""
 
 Facts = None | bool | int | float | str
 
@@ -83,7 +90,7 @@ def read_record(root: Path) -> Record | None:
     """
     path = root / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, _LONGEST)
         record = Record(
             **{name: content[name] for name in ("command", "folder", "versions", "history")}
         )
@@ -91,22 +98,32 @@ def read_record(root: Path) -> Record | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise BadRecord(f"{path} cannot be read: {error.strerror}.") from error
+        raise BadRecord(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise BadRecord(
-            f"{path} is not the record of a run. Move it away, or choose another folder for the checkpoints."
-        ) from error
+        raise BadRecord(f"{path} is not the record of a run.") from error
     return record
 
 
 def note(root: Path, event: str, versions: Mapping[str, str], **facts: Facts) -> None:
     """Add an event to the record of a run. One that says "started" or "resumed" says how, too.
 
-    Raises:
-        BadRecord: The record is something else, or cannot be written.
+    Nobody needs the record to go on with the run, so nothing that is wrong with it stops one: what is no record is
+    set aside, and the log says so.
     """
+    try:
+        _note(root, event, versions, facts)
+    except BadRecord as error:
+        _log.warning("%s The run goes on.", error)
+
+
+def _note(root: Path, event: str, versions: Mapping[str, str], facts: Mapping[str, Facts]) -> None:
     here = Record.of_this_process(versions)
-    record = read_record(root) or here
+    try:
+        record = read_record(root) or here
+    except BadRecord as error:
+        aside = set_damaged_aside(root, (RECORD,))
+        _log.warning("%s It is now in %s, and the run begins a new one.", error, aside)
+        record = here
     if event in ("started", "resumed"):
         record = replace(here, history=record.history)
     entry = {"event": event, "at": datetime.now(UTC).isoformat(timespec="microseconds"), **facts}
@@ -115,7 +132,7 @@ def note(root: Path, event: str, versions: Mapping[str, str], **facts: Facts) ->
         root.mkdir(parents=True, exist_ok=True)
         _replace(root / RECORD, json.dumps(asdict(record), indent=2) + "\n")
     except OSError as error:
-        raise BadRecord(f"{root / RECORD} cannot be written: {error.strerror}.") from error
+        raise BadRecord(f"{root / RECORD} cannot be written: {error.strerror or error}.") from error
 
 
 def set_aside(store: Store) -> Path | None:
@@ -137,11 +154,30 @@ def set_aside(store: Store) -> Path | None:
     return aside
 
 
-def move_aside(root: Path, names: Sequence[str]) -> Path:
-    """Move files of an earlier run, as far as they are there, to a new folder of their own below."""
-    numbers = [p.name.partition("-")[2] for p in root.glob("earlier-*")]
-    number = 1 + max((int(n) for n in numbers if n.isdecimal()), default=0)
-    aside = root / f"earlier-{number}"
+def set_damaged_aside(root: Path, names: Sequence[str]) -> Path:
+    """Move files that are not what they should be to a new folder of their own below, such as `damaged-1`.
+
+    Raises:
+        BadRecord: They cannot be moved.
+    """
+    try:
+        return move_aside(root, names, "damaged")
+    except OSError as error:
+        what = ", ".join(names)
+        raise BadRecord(
+            f"{what} in {root} cannot be set aside: {error.strerror or error}."
+        ) from error
+
+
+def move_aside(root: Path, names: Sequence[str], what: str = "earlier") -> Path:
+    """Move files of an earlier run, as far as they are there, to a new folder of their own below.
+
+    Raises:
+        OSError: They cannot be moved.
+    """
+    numbers = [p.name.partition("-")[2] for p in root.glob(f"{what}-*")]
+    number = 1 + max((int(n) for n in numbers if n.isdecimal() and n.isascii()), default=0)
+    aside = root / f"{what}-{number}"
     aside.mkdir()
     for name in names:
         with suppress(FileNotFoundError):

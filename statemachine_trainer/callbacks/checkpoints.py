@@ -433,9 +433,6 @@ class Checkpoints:
         Args:
             loaded: The checkpoint that it goes on from; None if it begins.
             restart: Set aside what an earlier run left in the folder.
-
-        Raises:
-            BadRecord: It cannot be written.
         """
         if loaded is not None and self._running.path is None:
             return  # it had ended
@@ -453,13 +450,8 @@ class Checkpoints:
         run_record.note(self.store.root, "started", self.store.versions, **facts)
 
     def _note_end(self, event: str, **facts: run_record.Facts) -> None:
-        """Write into the record; a full disk is no reason to lose what is going on."""
-        if not _keeps_record():
-            return
-        try:
+        if _keeps_record():
             run_record.note(self.store.root, event, self.store.versions, **facts)
-        except run_record.BadRecord as error:
-            _log.warning("%s", error)
 
     # -- signals of the system -------------------------------------------------------------------
 

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from statemachine_trainer.control.control_errors import NotNow
+from statemachine_trainer.control.requests import BUTTONS
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.loop import SEPARATOR
 
 if TYPE_CHECKING:
     from statemachine_trainer.control.hold import Hold
     from statemachine_trainer.machine.driver import Driver
-
-BUTTONS = ("pause", "step", "continue", "validate", "checkpoint", "stop")
-"""Their names, in the order in which they are shown."""
 
 HOLDING = ("pause", "step", "continue")
 """Those that hold a run, or let it go."""

@@ -33,6 +33,7 @@ from statemachine_trainer.control.processes import (
     ranks_of_run,
 )
 from statemachine_trainer.control.requests import LONGEST, Endpoint, endpoint_of, receive_line
+from statemachine_trainer.files import parse_json
 from statemachine_trainer.machine.errors import StateMachineError
 
 if TYPE_CHECKING:
@@ -179,10 +180,7 @@ def _button_of(line: bytes) -> str | None:
     Raises:
         ValueError: It is none.
     """
-    try:
-        request = json.loads(line)
-    except RecursionError as error:  # thousands of brackets
-        raise ValueError(line) from error
+    request = parse_json(line)
     if request == {"look": True}:
         return None
     if not isinstance(request, dict) or request.keys() != {"press"}:

@@ -38,7 +38,7 @@ def is_alive(process: Mapping[str, Any]) -> bool | None:
     if process.get("host") != socket.gethostname():
         return None
     pid = process.get("pid")
-    if not isinstance(pid, int) or pid <= 0:
+    if type(pid) is not int or not 0 < pid < 2**31:
         return None
     begun = process.get("begun")
     if begun is not None:

@@ -17,11 +17,16 @@ from typing import Any, Final
 
 from statemachine_trainer.control.control_errors import NoAnswer, NobodyListens
 from statemachine_trainer.control.processes import is_alive
+from statemachine_trainer.files import parse_json, read_json
+
+BUTTONS: Final = ("pause", "step", "continue", "validate", "checkpoint", "stop")
+"""What can be asked for beside the events of the chart, in the order in which they are shown."""
 
 LONGEST: Final = 4096
 """Bytes of a request."""
 
 _LONGEST_ANSWER: Final = 2**20
+_LONGEST_FILE: Final = 2**16
 _FILES: Final = "requests-*.json"
 
 
@@ -102,9 +107,7 @@ class Endpoint:
                 connection.settimeout(patience)
                 connection.connect(self.address)
                 connection.sendall(line)
-                answer = json.loads(receive_line(connection, _LONGEST_ANSWER, patience))
-                if not isinstance(answer, dict) or not isinstance(answer.get("look"), dict):
-                    raise ValueError(answer)
+                answer = _checked(parse_json(receive_line(connection, _LONGEST_ANSWER, patience)))
         except TimeoutError as error:
             raise NoAnswer(
                 f"The process of rank {self.rank} ({self.process.get('pid')}) did not answer within "
@@ -122,6 +125,28 @@ class Endpoint:
         return answer
 
 
+def _checked(answer: Any) -> dict[str, Any]:
+    """Return an answer that has all that is read of one.
+
+    Raises:
+        ValueError: It has not.
+    """
+    look = answer.get("look") if isinstance(answer, dict) else None
+    buttons = look.get("buttons") if isinstance(look, dict) else None
+    if not isinstance(answer, dict) or not isinstance(look, dict) or not isinstance(buttons, dict):
+        raise ValueError("it is no answer of a run")
+    texts = [answer.get("told"), answer.get("refusal"), look.get("state"), *buttons.values()]
+    lists = (look.get("posted"), look.get("events"))
+    if not (
+        all(one is None or isinstance(one, str) for one in texts)
+        and all(isinstance(one, list) for one in lists)
+        and {"held", "running", "stepping", "checkpoint", "outcome"} <= look.keys()
+        and set(BUTTONS) <= buttons.keys()
+    ):
+        raise ValueError("it is the answer of another version")
+    return answer
+
+
 def endpoints_in(folder: Path) -> list[Endpoint]:
     """Return where the processes of a run take requests, in the order of ranks."""
     numbers = [path.name.removeprefix("requests-")[:-5] for path in folder.glob(_FILES)]
@@ -134,10 +159,10 @@ def endpoints_in(folder: Path) -> list[Endpoint]:
 def endpoint_of(folder: Path, rank: int) -> Endpoint | None:
     """Return where one process takes requests; None if it says nothing."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        facts = json.loads(Endpoint.path(folder, rank).read_text(encoding="utf-8"))
+        facts = read_json(Endpoint.path(folder, rank), _LONGEST_FILE)
         ranks, address, process = facts["ranks"], facts["address"], facts["process"]
         if isinstance(address, str) and isinstance(process, dict):
-            return Endpoint(rank, ranks if isinstance(ranks, int) else None, address, process)
+            return Endpoint(rank, ranks if type(ranks) is int else None, address, process)
     return None
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from mmap import mmap
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final, Literal, NamedTuple
 
 from statemachine_trainer.control.processes import (
@@ -30,26 +32,12 @@ from statemachine_trainer.observe.ring import (
     CALL_AT,
     CAPACITY,
     ENTRY,
+    BadRing,
+    RawRing,
     RingWriter,
     clock,
     read_ring,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a run is at, as it was at one moment.
-
-    Attributes:
-        rings: The black boxes of its processes.
-        status: What it is doing, or how it ended; see `Run.status`.
-        progress: Epochs and steps done; see `Run.progress`.
-    """
-
-    rings: list[Ring]
-    status: Status
-    progress: tuple[int, int] | None
-
 
 _log = logging.getLogger(__name__)
 
@@ -162,6 +150,21 @@ class Ring:
         return "unknown" if self.alive is None else "running" if self.alive else "killed"
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a run is at, as it was at one moment.
+
+    Attributes:
+        rings: The black boxes of its processes.
+        status: What it is doing, or how it ended; see `Run.status`.
+        progress: Epochs and steps done; see `Run.progress`.
+    """
+
+    rings: list[Ring]
+    status: Status
+    progress: tuple[int, int] | None
+
+
 def read_blackbox(folder: Path | str, *, earlier: bool = False) -> list[Ring]:
     """Read the black boxes in the folder of a run, one for each process, in the order of ranks.
 
@@ -192,7 +195,17 @@ def _rank(path: Path, tail: str) -> int | None:
 
 def _read(path: Path) -> Ring:
     raw = read_ring(path)
+    try:
+        return _told_by(raw, path)
+    except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
+        raise BadRing(f"{path} is not a black box that can be read here: {error}.") from error
+
+
+def _told_by(raw: RawRing, path: Path) -> Ring:
     read, facts, legend = datetime.now(UTC), raw.facts, _Legend(raw.names)
+    rank, ranks, pid = facts.get("rank", 0), facts.get("ranks"), facts.get("pid", 0)
+    if type(rank) is not int or type(pid) is not int or type(ranks) not in (int, NoneType):
+        raise ValueError("its facts are malformed")
     entries = tuple(
         Entry(
             one.number,
@@ -205,9 +218,9 @@ def _read(path: Path) -> Ring:
     )
     return Ring(
         path=path,
-        rank=facts.get("rank", 0),
-        ranks=facts.get("ranks"),
-        pid=facts.get("pid", 0),
+        rank=rank,
+        ranks=ranks,
+        pid=pid,
         host=str(facts.get("host")),
         alive=is_alive(facts),
         read=read,
@@ -234,7 +247,7 @@ class _Legend:
         self._posted: dict[tuple[str, str], list[str]] = {}
         for name in names:
             if name.startswith(f"{_POST}{_SEPARATOR}"):
-                _, source, event, target = name.split(_SEPARATOR)
+                _, source, event, target = _parts(name, 4)
                 self._posted.setdefault((source, target), []).append(event)
 
     def name(self, number: int) -> str:
@@ -244,11 +257,23 @@ class _Legend:
         entered, parts = self.name(state), self.name(way).split(_SEPARATOR)
         if parts[0] != _ANSWER:  # there was no room for it
             return parts[0]
-        _, event, target = parts
+        _, event, target = _parts(self.name(way), 3)
         if target in ("", entered):
             return event
         found = self._posted.get((target, entered), [_MOVED])
         return found[0] if len(found) == 1 else _POSTED
+
+
+def _parts(name: str, count: int) -> list[str]:
+    """Take a name apart.
+
+    Raises:
+        ValueError: It has other parts.
+    """
+    parts = name.split(_SEPARATOR)
+    if len(parts) != count:
+        raise ValueError(f"the name {name[:80]!r} is malformed")
+    return parts
 
 
 class Parting(NamedTuple):
@@ -306,12 +331,12 @@ class BlackBox:
         path = folder / f"blackbox-{rank}.ring"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if path.exists():
+            with suppress(FileNotFoundError):
                 path.replace(path.with_name(f"blackbox-{rank}{_EARLIER}.ring"))
             facts = {"rank": rank, "ranks": ranks_of_run(), **describe_process()}
             self._ring = RingWriter(path, facts, capacity=capacity)
-        except OSError as error:
-            _log.warning("There is no black box of this run: %s: %s.", path, error.strerror)
+        except (OSError, ValueError, BadRing) as error:
+            _log.warning("There is no black box of this run: %s: %s.", path, error)
             return
         self._removers = [
             driver.instrument(_probe_for(self._ring, driver, drivers[0])) for driver in drivers

@@ -52,6 +52,21 @@ class EpochRecord:
             context.validation_metrics.compute() if validated else {},
         )
 
+    @classmethod
+    def from_facts(cls, facts: Any) -> EpochRecord:
+        """Return the record that was written as these facts.
+
+        Raises:
+            TypeError: They are something else.
+        """
+        found = cls(**facts)
+        numbers = (found.seconds, *found.train.values(), *found.validation.values())
+        if type(found.epoch) is not int or type(found.steps) is not int:
+            raise TypeError("the counters of an epoch are no whole numbers")
+        if not all(type(one) in (int, float) for one in numbers):
+            raise TypeError("the metrics of an epoch are no numbers")
+        return found
+
     @property
     def columns(self) -> list[Column]:
         """The metrics it has, those of training first."""

@@ -19,14 +19,18 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from statemachine_trainer.files import is_regular, parse_json
 from statemachine_trainer.observe.readings import PARTS, Reading
-from statemachine_trainer.run_record import JOURNAL
+from statemachine_trainer.run_record import JOURNAL, JOURNAL_FILES, BadRecord, set_damaged_aside
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Change = Callable[[sqlite3.Connection], object]
 
 VERSION: Final = 1
 _SCHEMA: Final = f"""
@@ -43,15 +47,41 @@ CREATE VIEW IF NOT EXISTS measured AS
 PRAGMA user_version = {VERSION};
 """
 _PATIENCE: Final = 5.0
-"""Seconds to wait for somebody who holds the file."""
+"""Seconds to wait for somebody who holds the file, where an answer is needed."""
+
+_AT_THE_END: Final = 30.0
+"""Seconds to wait for that when the run is over, and nothing can be written later."""
+
+_MOST: Final = 100_000
+"""Changes that wait in memory; of more, the oldest are lost."""
+
+_LONGEST: Final = 1 << 30
+"""Bytes of a text in the file."""
+
+_WORK: Final = 10.0
+"""Seconds that one access may take: a file of somebody else can be made to take for ever."""
+
+_TRY_LATER: Final = frozenset(
+    (
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),
+        *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
+        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_AUTH),
+    )
+)
+"""Errors that say nothing of what is in the file: somebody holds it, or the disk is full."""
+
+
+class NewerJournal(sqlite3.DatabaseError):
+    """A journal that a newer version of this package wrote."""
 
 
 class Journal:
     """Writes the journal of a run.
 
     What is handed in is kept in memory and written in one transaction, at the end of an epoch or a
-    validation, and else at most once in `seconds`. Nothing that goes wrong with the file harms the
-    run: the log says so once, and the journal ends there.
+    validation, and else at most once in `seconds`. Training never waits for the file: while somebody
+    else holds it, or the disk is full, what is to be written stays in memory, and is tried again with
+    what comes next. A file that is no journal is set aside and a new one begun. The log says so once.
 
     Args:
         folder: The folder of the run; made if need be.
@@ -61,11 +91,12 @@ class Journal:
     def __init__(self, folder: Path, *, seconds: float = 1.0) -> None:
         self.path = folder / JOURNAL
         self._seconds = seconds
-        self._waiting: list[tuple[float, str, int, int, Mapping[str, Any], Reading | None]] = []
+        self._waiting: list[Change] = []
         self._written = time.monotonic()
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
         self._broken = False
+        self._told = False
 
     def take(self, reading: Reading) -> None:
         """Write metrics down."""
@@ -77,24 +108,19 @@ class Journal:
         """Write something else down: "begun" or "checkpoint"."""
         self._add(kind, epoch, step, facts, None)
 
-    def _add(
-        self, kind: str, epoch: int, step: int, facts: Mapping[str, Any], reading: Reading | None
-    ) -> None:
-        if not self._broken:
-            self._waiting.append((time.time(), kind, epoch, step, facts, reading))
+    def flush(self, patience: float = 0.0) -> bool:
+        """Write what waits, as far as the file can be written now.
 
-    def flush(self) -> None:
-        """Write what waits."""
-        waiting, self._waiting = self._waiting, []
+        Args:
+            patience: Seconds to wait for somebody who holds it.
+
+        Returns:
+            Whether nothing waits any more.
+        """
         self._written = time.monotonic()
-        if not waiting or self._broken:
-            return
-        try:
-            with self._open() as connection:
-                for at, kind, epoch, step, facts, reading in waiting:
-                    _insert(connection, at, kind, epoch, step, facts, reading)
-        except (sqlite3.Error, OSError) as error:
-            self._give_up(error)
+        if self._waiting and not self._broken:
+            self._access(self._write, patience)
+        return not self._waiting
 
     def rewind(self, checkpoint: str) -> None:
         """Take out what was measured after a checkpoint: the run goes on from there.
@@ -102,105 +128,242 @@ class Journal:
         A checkpoint that is not in the journal was its last entry, lost with the process; then
         nothing is later.
         """
-        self.flush()
-        if self._broken or not self.path.exists():
-            return
-        find = "SELECT id, facts FROM entries WHERE kind = 'checkpoint' ORDER BY id DESC"
-        try:
-            with self._open() as connection:
-                rows = connection.execute(find)
-                ids = (row for row, facts in rows if json.loads(facts).get("name") == checkpoint)
-                found = next(ids, None)
-                if found is not None:
-                    _forget_after(connection, found)
-        except (sqlite3.Error, OSError) as error:
-            self._give_up(error)
 
-    def place(self) -> int:
-        """Return where the journal stands, for `rewind_to`."""
-        self.flush()
-        if self._broken or not self.path.exists():
-            return 0
-        try:
-            with self._open() as connection:
-                (last,) = connection.execute("SELECT max(id) FROM entries").fetchone()
-        except (sqlite3.Error, OSError) as error:
-            self._give_up(error)
-            return 0
-        return last or 0
+        def forget(connection: sqlite3.Connection) -> None:
+            find = "SELECT id, facts FROM entries WHERE kind = 'checkpoint' ORDER BY id DESC"
+            rows = connection.execute(find)
+            found = next((row for row, facts in rows if _name_in(facts) == checkpoint), None)
+            if found is not None:
+                _forget_after(connection, found)
+
+        if self.exists():
+            self._change(forget)
 
     def rewind_to(self, place: int) -> None:
         """Take out what was measured since the journal stood there."""
-        self.flush()
-        if self._broken or not self.path.exists():
-            return
-        try:
-            with self._open() as connection:
-                _forget_after(connection, place)
-        except (sqlite3.Error, OSError) as error:
-            self._give_up(error)
+        self._change(lambda connection: _forget_after(connection, place))
+
+    def place(self) -> int | None:
+        """Return where the journal stands, for `rewind_to`; None if that cannot be told now."""
+        if not self.flush(_PATIENCE):
+            return None
+        found = self._access(
+            lambda connection: connection.execute("SELECT max(id) FROM entries").fetchone(),
+            _PATIENCE,
+        )
+        return 0 if found is None or type(found[0]) is not int else found[0]
 
     def has_measured(self) -> bool:
         """Whether there are metrics in the file."""
-        if not self.path.exists():
+        if not self.exists():
             return False
-        try:
-            with self._open() as connection:
-                return bool(connection.execute("SELECT 1 FROM metrics LIMIT 1").fetchall())
-        except (sqlite3.Error, OSError) as error:
-            self._give_up(error)
-            return False
+        found = self._access(
+            lambda connection: connection.execute("SELECT 1 FROM metrics LIMIT 1").fetchall(),
+            _PATIENCE,
+        )
+        return bool(found)
 
     def last(self, kind: str) -> Any:
-        """Return the facts of the newest entry of a kind; None if there is none."""
-        if self._broken or not self.path.exists():
+        """Return the facts of the newest entry of a kind; None if there is none that can be read."""
+        if self._waiting or not self.exists():
             return None
         find = "SELECT facts FROM entries WHERE kind = ? ORDER BY id DESC LIMIT 1"
+        rows = self._access(lambda connection: connection.execute(find, (kind,)).fetchall(), 0.0)
         try:
-            with self._open() as connection:
-                rows = connection.execute(find, (kind,)).fetchall()
-        except (sqlite3.Error, OSError) as error:
-            self._give_up(error)
+            return parse_json(rows[0][0]) if rows else None
+        except (ValueError, TypeError):
             return None
-        return json.loads(rows[0][0]) if rows else None
 
-    def close(self) -> None:
-        """Write what waits and let go of the file; it is opened again if need be."""
+    def exists(self) -> bool:
+        """Whether there is a file, be it a journal or not."""
+        return not self._broken and os.path.lexists(self.path)
+
+    def close(self, *, for_good: bool = False) -> None:
+        """Write what waits and let go of the file; it is opened again if need be.
+
+        Args:
+            for_good: The run is over: wait for somebody who holds the file.
+        """
+        written = self.flush(_AT_THE_END if for_good else 0.0)
+        if for_good and not written:
+            _log.warning("%d entries of the journal %s are lost.", len(self._waiting), self.path)
+        self._let_go()
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _add(
+        self, kind: str, epoch: int, step: int, facts: Mapping[str, Any], reading: Reading | None
+    ) -> None:
+        at = time.time()
+
+        def insert(connection: sqlite3.Connection) -> None:
+            _insert(connection, at, kind, epoch, step, facts, reading)
+
+        self._keep(insert)
+
+    def _change(self, change: Change) -> None:
+        self._keep(change)
         self.flush()
-        connection, self._connection = self._connection, None
-        if connection is not None and self._pid == os.getpid():
-            connection.close()
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is not None and self._pid == os.getpid():
-            return self._connection
-        # A connection must not be carried over a fork; the parent goes on with it.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=_PATIENCE, check_same_thread=False)
+    def _keep(self, change: Change) -> None:
+        if not self._broken:
+            self._waiting.append(change)
+            del self._waiting[:-_MOST]
+
+    def _write(self, connection: sqlite3.Connection) -> None:
+        with connection:
+            for change in self._waiting:
+                try:
+                    change(connection)
+                except (ValueError, TypeError, OverflowError) as error:  # no file holds it
+                    _log.warning("An entry of the journal %s is left out: %s.", self.path, error)
+        self._waiting = []
+
+    def _access(self, act: Callable[[sqlite3.Connection], T], patience: float) -> T | None:
+        """Do something with the file.
+
+        A file that is no journal is set aside; then it is done with a new one.
+
+        Args:
+            act: What to do.
+            patience: Seconds to wait for somebody who holds the file.
+
+        Returns:
+            What that returned; None if the file cannot be used now.
+        """
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            # A crash of the machine may cost the newest entries, never the file. A crash of the
-            # process costs nothing that was written.
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > VERSION:
-                raise sqlite3.DatabaseError(f"it is of version {version}, newer than this package")
-            if version < VERSION:
-                connection.executescript(_SCHEMA)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection, self._pid = connection, os.getpid()
-        return connection
+            try:
+                return act(self._open(patience))
+            except (sqlite3.Error, OSError) as error:
+                if not _is_damage(error):
+                    raise
+                self._set_aside(error)
+                return act(self._open(patience))
+        except NewerJournal as error:
+            self._give_up(error)
+        except (sqlite3.Error, OSError, BadRecord) as error:
+            self._let_go()
+            if not self._told:
+                self._told = True
+                _log.warning(
+                    "The journal %s cannot be written now: %s. What is to be written waits in memory; the run goes on.",
+                    self.path,
+                    error,
+                )
+        return None
+
+    def _open(self, patience: float) -> sqlite3.Connection:
+        if self._connection is None or self._pid != os.getpid():
+            # A connection must not be carried over a fork; the parent goes on with it.
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            check_journal_files(self.path.parent)
+            connection = sqlite3.connect(self.path, timeout=patience, check_same_thread=False)
+            try:
+                _prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection, self._pid = connection, os.getpid()
+        self._connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+        limit_work(self._connection, _WORK + patience)
+        return self._connection
+
+    def _set_aside(self, error: Exception) -> None:
+        self._let_go()
+        aside = set_damaged_aside(self.path.parent, JOURNAL_FILES)
+        _log.warning(
+            "%s is no journal that can be read: %s. It is now in %s, and the run begins a new one.",
+            self.path,
+            error,
+            aside,
+        )
 
     def _give_up(self, error: Exception) -> None:
         self._broken = True
         self._waiting = []
         _log.warning("The journal %s ends here: %s. The run goes on.", self.path, error)
+        self._let_go()
+
+    def _let_go(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is not None and self._pid == os.getpid():
             connection.close()
+
+
+# -- The file -------------------------------------------------------------------------------------
+
+
+def check_journal_files(folder: Path) -> None:
+    """Refuse a journal that is no regular file: SQLite would wait for a pipe for ever, and follow a link.
+
+    Raises:
+        NotAJournal: It is something else, or what stands beside it is.
+    """
+    for name in JOURNAL_FILES:
+        if os.path.lexists(folder / name) and not is_regular(folder / name):
+            raise NotAJournal(f"{name} is not a regular file")
+
+
+def check_tables(connection: sqlite3.Connection) -> None:
+    """Refuse a file in which the tables of a journal are something else.
+
+    Raises:
+        NotAJournal: They are.
+    """
+    found = connection.execute("SELECT type, name FROM sqlite_master LIMIT 1000").fetchall()
+    if not {("table", "entries"), ("table", "metrics")} <= set(found):
+        raise NotAJournal("it has not the tables of one")
+    if any(kind == "trigger" for kind, _ in found):
+        raise NotAJournal("it has triggers")
+
+
+def limit_work(connection: sqlite3.Connection, seconds: float = _WORK) -> None:
+    """Let what is done next with a file end within so many seconds, and in memory that there is."""
+    end = time.monotonic() + seconds
+    connection.set_progress_handler(lambda: time.monotonic() > end, 100_000)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
+
+
+class NotAJournal(sqlite3.DatabaseError):
+    """A file that is something else."""
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make a file a journal, if it is new, and see that it is one.
+
+    Raises:
+        NewerJournal, NotAJournal: It is none that can be written here.
+    """
+    limit_work(connection)
+    connection.execute("PRAGMA journal_mode = WAL")
+    # A crash of the machine may cost the newest entries, never the file. A crash of the process
+    # costs nothing that was written.
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise NewerJournal(f"it is of version {version}, newer than this package")
+    if version < VERSION:
+        connection.executescript(_SCHEMA)
+    check_tables(connection)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error says that the file is no journal. An `OSError` is one of the disk."""
+    if isinstance(error, NotAJournal):
+        return True
+    if isinstance(error, NewerJournal) or not isinstance(error, sqlite3.Error):
+        return False
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF not in _TRY_LATER
+
+
+def _name_in(facts: object) -> object:
+    try:
+        found = parse_json(facts) if isinstance(facts, str | bytes) else None
+    except ValueError:
+        return None
+    return found.get("name") if isinstance(found, dict) else None
 
 
 def _forget_after(connection: sqlite3.Connection, entry: int) -> None:

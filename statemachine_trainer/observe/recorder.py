@@ -231,8 +231,7 @@ class Recorder:
             journal.rewind(checkpoint.name)
         elif journal.has_measured():
             journal.close()
-            record = (run_record.RECORD,) if self._keeps_record else ()
-            run_record.move_aside(root, (*record, *run_record.JOURNAL_FILES))
+            self._set_aside_earlier(root)
         if not self.folder.journal:
             journal.close()
             return
@@ -240,6 +239,13 @@ class Recorder:
         readings = Readings(journal.take, every=self.folder.log_every)
         self._removers = [readings.attach(driver, self._fit) for driver in self._drivers]
         self._note_beginning()
+
+    def _set_aside_earlier(self, root: Path) -> None:
+        record = (run_record.RECORD,) if self._keeps_record else ()
+        try:
+            run_record.move_aside(root, (*record, *run_record.JOURNAL_FILES))
+        except OSError as error:
+            _log.warning("What an earlier run left in %s stays there: %s.", root, error)
 
     def _note_beginning(self) -> None:
         """Note graph and settings, unless they are those of the last beginning."""
@@ -263,16 +269,11 @@ class Recorder:
         if mark not in ("paused", "resting"):  # after it: who asks then reads how the run ended
             self._listen_no_more()
         if self._journal is not None:
-            self._journal.close()
+            self._journal.close(for_good=mark in ("ended", "stopped", "failed"))
         told_before = error is None and left is not self._fit  # a test after a fit that has ended
         if self._keeps_record and mark in ("ended", "stopped", "failed") and not told_before:
             facts = {} if error is None else {"error": f"{type(error).__name__}: {error}"[:500]}
-            try:
-                run_record.note(self.folder.path, mark, _versions(), **facts)
-            except (
-                run_record.BadRecord
-            ) as problem:  # a full disk is no reason to lose what was trained
-                _log.warning("%s", problem)
+            run_record.note(self.folder.path, mark, _versions(), **facts)
 
     def _ending(self, error: BaseException | None) -> tuple[Mark, str | None]:
         fit = self._fit

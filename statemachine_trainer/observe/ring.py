@@ -27,6 +27,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from statemachine_trainer.files import parse_json, read_regular
 from statemachine_trainer.machine.errors import StateMachineError
 
 CAPACITY: Final = 8192
@@ -43,6 +44,9 @@ CALL_AT: Final = _LAPS_AT + 2 * _LAP.size
 _NAMES_AT: Final = 2048
 _ENTRIES_AT: Final = 65536
 _ROOM: Final = _ENTRIES_AT - _NAMES_AT - _LENGTH.size
+_LONGEST: Final = 64 << 20
+"""Bytes of a file that are read."""
+
 _UNNAMED: Final = "(no room for its name)"
 
 clock: Final = time.perf_counter_ns
@@ -89,7 +93,8 @@ class RingWriter:
         # Written out, not left sparse: to store into a page for which the disk has no room kills
         # the process.
         temporary = path.with_name(f"{path.name}.new")
-        with temporary.open("w+b") as file:
+        temporary.unlink(missing_ok=True)  # left by a crash, or a link to somewhere else
+        with temporary.open("x+b") as file:
             file.write(_MAGIC + _LENGTH.pack(len(text)) + text)
             file.write(bytes(_ENTRIES_AT + capacity * ENTRY.size - file.tell()))
             file.flush()
@@ -149,25 +154,26 @@ def read_ring(path: Path) -> RawRing:
         BadRing: It is something else.
     """
     try:
-        before, data = path.read_bytes(), path.read_bytes()
+        before, data = read_regular(path, _LONGEST), read_regular(path, _LONGEST)
     except OSError as error:
-        raise BadRing(f"{path} cannot be read: {error.strerror}.") from error
+        raise BadRing(f"{path} cannot be read: {error.strerror or error}.") from error
     try:
         facts = _facts(data)
         slots, slots_before = (_slots(one, facts["capacity"]) for one in (data, before))
         names, laps = _names(data), _laps(data)
+        pairs = zip(slots, slots_before, strict=True)
+        still = [slot if slot == was else None for slot, was in pairs]
+        return RawRing(facts, names, _in_order(still, laps), _call(data, laps))
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise BadRing(f"{path} is not a black box that can be read here: {error}.") from error
-    still = [slot if slot == was else None for slot, was in zip(slots, slots_before, strict=True)]
-    return RawRing(facts, names, _in_order(still, laps), _call(data, laps))
 
 
 def _facts(data: bytes) -> dict[str, Any]:
     if not data.startswith(_MAGIC):
         raise ValueError("it does not begin like one")
     (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
-    facts = json.loads(data[_FACTS_AT : _FACTS_AT + length])
-    if not isinstance(facts, dict) or not isinstance(facts.get("capacity"), int):
+    facts = parse_json(data[_FACTS_AT : _FACTS_AT + min(length, _LAPS_AT - _FACTS_AT)])
+    if not isinstance(facts, dict) or type(facts.get("capacity")) is not int:
         raise ValueError("its facts are malformed")
     return facts
 

@@ -5,22 +5,28 @@ Needs no torch.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, overload
 
+from statemachine_trainer.files import is_regular, parse_json
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.graph.model import GraphEdge, GraphState
 from statemachine_trainer.machine.errors import StateMachineError, suggest
 from statemachine_trainer.observe.blackbox import Look, Ring, Status, read_blackbox
 from statemachine_trainer.observe.epoch_table import EpochRecord
-from statemachine_trainer.observe.journal import VERSION
+from statemachine_trainer.observe.journal import (
+    VERSION,
+    check_journal_files,
+    check_tables,
+    limit_work,
+)
 from statemachine_trainer.observe.readings import PARTS, Part, named_apart
 from statemachine_trainer.observe.remote import Remote
 from statemachine_trainer.run_record import JOURNAL, RECORD, BadRecord, Record, read_record
@@ -136,7 +142,8 @@ class Run:
             BadJournal: The journal cannot be read.
         """
         found = self._select("SELECT facts FROM entries WHERE kind = 'train' ORDER BY id")
-        return [EpochRecord(**json.loads(facts)) for (facts,) in found]
+        with self._reading_facts():
+            return [EpochRecord.from_facts(parse_json(facts)) for (facts,) in found]
 
     def graph(self) -> Graph | None:
         """Return the graph of the loop that was run, the newest; None if it is not recorded.
@@ -145,12 +152,14 @@ class Run:
             BadJournal: The journal cannot be read.
         """
         begun = self._begun()
-        return None if begun is None else _graph_of(begun["graph"])
+        with self._reading_facts():
+            return None if begun is None else _graph_of(begun["graph"])
 
     def settings(self) -> dict[str, str]:
         """Return the settings that the trainer was made with, as Python writes them."""
         begun = self._begun()
-        return {} if begun is None else dict(begun["settings"])
+        with self._reading_facts():
+            return {} if begun is None else {f"{k}": f"{v}" for k, v in begun["settings"].items()}
 
     def history(self) -> list[Event]:
         """Return starts, ends and checkpoints in the order of time.
@@ -161,10 +170,11 @@ class Run:
         record = self.record()
         events = [_event_of(one) for one in (record.history if record else ())]
         rows = self._select("SELECT at, facts FROM entries WHERE kind = 'checkpoint' ORDER BY id")
-        events += [
-            Event(datetime.fromtimestamp(at, UTC), "checkpoint", json.loads(facts))
-            for at, facts in rows
-        ]
+        with self._reading_facts():
+            events += [
+                Event(datetime.fromtimestamp(at, UTC), "checkpoint", dict(parse_json(facts)))
+                for at, facts in rows
+            ]
         return sorted(events, key=lambda event: event.at)
 
     def record(self) -> Record | None:
@@ -250,6 +260,8 @@ class Run:
         if not rows and not entries:
             return None
         epoch, step = rows[0] if rows else (0, 0)
+        if type(epoch) is not int or type(step) is not int:
+            raise BadJournal(f"{self.path / JOURNAL} cannot be read: its counters are no numbers.")
         return epoch, entries[0].step if entries else step
 
     def _series(self, part: Part) -> dict[str, list[Point]]:
@@ -259,26 +271,42 @@ class Run:
             part,
         )
         found: dict[str, list[Point]] = {}
-        for step, name, value in rows:
-            points = found.setdefault(name, [])
-            last = points[-1] if points else Point(-1, 0.0)
-            again = last.round + (step < last.step)
-            points.append(Point(step, math.nan if value is None else value, again))
+        with self._reading_facts():
+            for step, name, value in rows:
+                points = found.setdefault(str(name), [])
+                last = points[-1] if points else Point(-1, 0.0)
+                again = last.round + (step < last.step)
+                points.append(Point(step, math.nan if value is None else float(value), again))
         return found
+
+    @contextmanager
+    def _reading_facts(self) -> Iterator[None]:
+        """Tell a journal whose entries are something else as what it is."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
+            raise BadJournal(f"{self.path / JOURNAL} cannot be read: {error}.") from error
+        except RecursionError:
+            raise BadJournal(
+                f"{self.path / JOURNAL} cannot be read: it is nested too deeply."
+            ) from None
 
     def _begun(self) -> dict[str, Any] | None:
         rows = self._select(
             "SELECT facts FROM entries WHERE kind = 'begun' ORDER BY id DESC LIMIT 1"
         )
-        begun: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
+        with self._reading_facts():
+            begun: dict[str, Any] | None = dict(parse_json(rows[0][0])) if rows else None
         return begun
 
     def _select(self, query: str, *values: str) -> list[Any]:
         path = self.path / JOURNAL
-        if not path.exists():
+        if not os.path.lexists(path):
             return []
         try:
+            check_journal_files(self.path)
             with closing(_connect(path)) as connection:
+                limit_work(connection)
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version == 0:
                     return []  # just being made
@@ -287,14 +315,15 @@ class Run:
                         f"{path} was written by a newer statemachine_trainer: it is of version "
                         f"{version}, and {VERSION} is known here. Upgrade to read it."
                     )
+                check_tables(connection)
                 return connection.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise BadJournal(f"{path} cannot be read: {error}.") from error
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run. A `run.json` of something else does not make it one."""
-    return _is_recorded(folder) or (folder / JOURNAL).is_file() or any(folder.glob(_RINGS))
+    return _is_recorded(folder) or is_regular(folder / JOURNAL) or any(folder.glob(_RINGS))
 
 
 def _is_recorded(folder: Path) -> bool:
@@ -322,20 +351,37 @@ def _event_of(entry: Mapping[str, Any]) -> Event:
     facts = {name: value for name, value in entry.items() if name not in ("event", "at")}
     try:
         at = datetime.fromisoformat(str(entry.get("at")))
-    except ValueError:
+    except (ValueError, OverflowError):
         at = datetime.fromtimestamp(0, UTC)
     return Event(at if at.tzinfo else at.replace(tzinfo=UTC), str(entry["event"]), facts)
 
 
 def _graph_of(data: Mapping[str, Any]) -> Graph:
-    edges = tuple(GraphEdge(**_with_tuples(edge)) for edge in data["edges"])
-    return Graph(data["name"], _state_of(data["root"]), edges, None, _state_of(data["final"]))
+    edges = tuple(GraphEdge(**_fields_of(GraphEdge, edge)) for edge in data["edges"])
+    return Graph(str(data["name"]), _state_of(data["root"]), edges, None, _state_of(data["final"]))
 
 
 def _state_of(data: Mapping[str, Any]) -> GraphState:
     children = tuple(_state_of(child) for child in data["children"])
-    return GraphState(**{**_with_tuples(data), "children": children})
+    return GraphState(**{**_fields_of(GraphState, data), "children": children})
 
 
-def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+def _fields_of(kind: type[GraphState | GraphEdge], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a part of a graph as they were.
+
+    Raises:
+        TypeError: One is of another type.
+    """
+    defaults = {one.name: one.default for one in fields(kind)}
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        if name == "children":
+            continue
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            value = tuple(value)
+        default = defaults.get(name, "")
+        wanted = tuple if isinstance(default, tuple) else bool if default is False else str
+        if type(value) is not wanted and not (value is None and default is None):
+            raise TypeError(f"{name} of a part of the graph is {value!r}"[:200])
+        found[name] = value
+    return found

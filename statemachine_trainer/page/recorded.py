@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from statemachine_trainer.control.buttons import BUTTONS
 from statemachine_trainer.control.control_errors import PageError
+from statemachine_trainer.control.requests import BUTTONS
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.observe.blackbox import Entry, Look, Ring

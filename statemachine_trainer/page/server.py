@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from statemachine_trainer.control.control_errors import PageError
+from statemachine_trainer.files import read_json
 
 if TYPE_CHECKING:
     from statemachine_trainer.page.app import Source
@@ -140,6 +141,9 @@ def _listening(port: int) -> socket.socket:
 ADDRESS: Final = "page.json"
 """Name of the file in the folder of a run."""
 
+_LONGEST: Final = 4096
+"""Bytes of that file."""
+
 
 def leave(folder: Path, url: str) -> None:
     """Write down the address, for the eyes of this user alone: whoever has it can steer the run."""
@@ -161,7 +165,7 @@ def take_back(folder: Path, url: str) -> None:
 def left_in(folder: Path) -> str | None:
     """The address that a page left; None if there is none."""
     try:
-        url = json.loads((folder / ADDRESS).read_text(encoding="utf-8"))["url"]
+        url = read_json(folder / ADDRESS, _LONGEST)["url"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return url if isinstance(url, str) else None

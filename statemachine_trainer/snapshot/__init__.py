@@ -11,6 +11,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     NotACheckpoint,
     SnapshotError,
     SnapshotMismatch,
+    Unreadable,
     Unwritable,
     WriteFailed,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "SnapshotError",
     "SnapshotMismatch",
     "Store",
+    "Unreadable",
     "Unwritable",
     "WriteFailed",
     "decode",

@@ -15,7 +15,8 @@ and that nothing here is a pickle. It is the fastest that Python has (4 GB/s, wh
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,8 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     Damaged,
     FormatTooNew,
     NotACheckpoint,
+    SnapshotError,
+    Unreadable,
     Unwritable,
 )
 from statemachine_trainer.snapshot.strictjson import Json
@@ -141,11 +144,13 @@ def read(
         NotACheckpoint: when there is none
         Damaged: when a file is not what was written
         FormatTooNew: when a later version wrote it
+        Unreadable: when it may be whole, but the system does not let it be read, or memory is short
     """
-    manifest = read_manifest(files, folder)
-    _check_names(files, folder)
-    state = _read_whole(files, folder / STATE, manifest.files[STATE])
-    tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS])
+    with _reading(folder):
+        manifest = read_manifest(files, folder)
+        _check_names(files, folder)
+        state = _read_whole(files, folder / STATE, manifest.files[STATE])
+        tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS])
     try:
         return manifest, codec.decode(strictjson.loads(state), tensors, map_location=map_location)
     except (strictjson.BadJson, Undecodable) as error:
@@ -157,12 +162,26 @@ def check(files: FileSystem, folder: Path) -> Manifest:
 
     Raises: as `read`
     """
-    manifest = read_manifest(files, folder)
-    _check_names(files, folder)
-    for name, entry in manifest.files.items():
-        with _Reading(files, folder / name) as reading:
-            reading.check_size(entry.size)
-    return manifest
+    with _reading(folder):
+        manifest = read_manifest(files, folder)
+        _check_names(files, folder)
+        for name, entry in manifest.files.items():
+            with _Reading(files, folder / name) as reading:
+                reading.check_size(entry.size)
+        return manifest
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Tell what is no damage of the files as such."""
+    try:
+        yield
+    except SnapshotError:
+        raise
+    except (OSError, MemoryError, RuntimeError) as error:  # torch says so when memory is short
+        raise Unreadable(
+            f"{folder} cannot be read ({error}). It may be whole: mend that, and try again."
+        ) from error
 
 
 def read_manifest(files: FileSystem, folder: Path) -> Manifest:

@@ -6,23 +6,20 @@ call, or one that loses power there.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import secrets
 import socket
-import stat
 import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from statemachine_trainer.files import open_regular
 from statemachine_trainer.snapshot.threads import Worker
 
 _WRITEBACK = 16 << 20
 """Bytes written after which the disk is asked to begin taking them."""
-
-_NOT_BY_DETOUR = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class OutputFile(Protocol):
@@ -73,11 +70,7 @@ class LocalFileSystem:
         return _LocalFile(path)
 
     def open(self, path: Path) -> BinaryIO:
-        descriptor = os.open(path, _NOT_BY_DETOUR)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        return os.fdopen(descriptor, "rb", buffering=0)
+        return os.fdopen(open_regular(path), "rb", buffering=0)
 
     def make_folder(self, path: Path) -> None:
         path.mkdir()

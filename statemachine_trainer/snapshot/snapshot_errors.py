@@ -47,6 +47,10 @@ class Damaged(SnapshotError):
         self.damage = damage
 
 
+class Unreadable(SnapshotError, OSError):
+    """A checkpoint that may be whole, and cannot be read here and now."""
+
+
 class FormatTooNew(SnapshotError):
     """A whole checkpoint, of a format that this version does not know yet."""
 

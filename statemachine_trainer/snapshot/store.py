@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from statemachine_trainer.files import read_regular
 from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem, strictjson
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
@@ -31,6 +32,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     FormatTooNew,
     NotACheckpoint,
     SnapshotMismatch,
+    Unreadable,
     Unwritable,
     WriteFailed,
 )
@@ -38,6 +40,7 @@ from statemachine_trainer.snapshot.threads import Background, Staging
 
 _LATEST = "latest"
 _PINS = "pins.json"
+_LONGEST_PINS = 16 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]{0,99}")
 _FOLDER = re.compile(rf"(\d{{6,15}})-({_NAME.pattern})")
 
@@ -260,12 +263,10 @@ class Store:
 
     def _pins(self) -> set[str]:
         try:
-            text = (self.root / _PINS).read_bytes()
+            names = strictjson.loads(read_regular(self.root / _PINS, _LONGEST_PINS))
         except FileNotFoundError:
             return set()
-        try:
-            names = strictjson.loads(text)
-        except strictjson.BadJson as error:
+        except (strictjson.BadJson, OSError) as error:
             raise Damaged(self.root / _PINS, str(error)) from None
         if not isinstance(names, list):
             raise Damaged(self.root / _PINS, "it is not a list of names")
@@ -375,6 +376,8 @@ class Store:
             names = self._files.names(self.root)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise Unreadable(f"{self.root} cannot be read ({error}).") from error
         found = [
             (int(match[1]), match[2], self.root / match[0])
             for match in map(_FOLDER.fullmatch, names)

@@ -18,7 +18,7 @@ from statemachine_trainer.callbacks.finding import NoCheckpoint
 from statemachine_trainer.data.data_errors import DataChanged
 from statemachine_trainer.machine.errors import StateMachineError, StateMismatch
 from statemachine_trainer.parallel.parallel_errors import PrecisionMismatch
-from statemachine_trainer.run_record import RESUME_VARIABLE, BadRecord
+from statemachine_trainer.run_record import RESUME_VARIABLE
 from statemachine_trainer.snapshot import Damaged, DamagedCheckpointWarning, Retention
 from statemachine_trainer.snapshot.snapshot_errors import NotACheckpoint, SnapshotMismatch
 from statemachine_trainer.snapshot.store import load_weights
@@ -178,11 +178,14 @@ def test_a_run_that_fails_says_so_in_its_record(tmp_path: Path) -> None:
     assert steps(trainer.checkpoints) == [3]  # type: ignore[arg-type]  # trap 17: none where it raised
 
 
-def test_a_run_json_that_is_something_else_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_run_json_that_is_something_else_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "run.json").write_text('{"command": "make coffee"}')
-    with pytest.raises(BadRecord, match="is not the record of a run"):
-        fit(checkpoints(tmp_path))
-    assert (tmp_path / "run.json").read_text() == '{"command": "make coffee"}'
+    fit(checkpoints(tmp_path))
+    assert "run.json is not the record of a run. It is now in" in caplog.text
+    assert (tmp_path / "damaged-1" / "run.json").read_text() == '{"command": "make coffee"}'
+    assert json.loads((tmp_path / "run.json").read_text())["history"][0]["event"] == "started"
 
 
 # -- the environment of `smt resume` ---------------------------------------------------------------

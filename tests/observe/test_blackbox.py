@@ -11,8 +11,10 @@ from typing import Any, Literal
 import pytest
 
 from statemachine_trainer import Loop, RunFolder
+from statemachine_trainer.files import read_regular
 from statemachine_trainer.machine import Driver
 from statemachine_trainer.observe import read_blackbox
+from statemachine_trainer.observe import ring as ring_module
 from statemachine_trainer.observe.blackbox import BlackBox, Ring, find_parting
 from statemachine_trainer.observe.recorder import FolderInUse
 from statemachine_trainer.observe.ring import ENTRY, BadRing, RingWriter, read_ring
@@ -233,15 +235,14 @@ def test_what_changes_while_a_ring_is_read_is_left_out(
     ring = RingWriter(path, {}, capacity=8)
     for step in range(1, 21):
         ring.write(step, 0, 0)
-    read = Path.read_bytes
 
-    def read_and_write_on(self: Path) -> bytes:
-        found = read(self)
+    def read_and_write_on(path: Path, longest: int) -> bytes:
+        found = read_regular(path, longest)
         ring.write(21, 0, 0)
         ring.write(22, 0, 0)
         return found
 
-    monkeypatch.setattr(Path, "read_bytes", read_and_write_on)
+    monkeypatch.setattr(ring_module, "read_regular", read_and_write_on)
     assert [one.step for one in read_ring(path).entries] == [15, 16, 17, 18, 19, 20]
 
 

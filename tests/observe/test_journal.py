@@ -228,7 +228,7 @@ def test_what_is_no_run_or_no_metric_is_an_error(tmp_path: Path) -> None:
 # -- damage ----------------------------------------------------------------------------------------
 
 
-def test_a_journal_that_cannot_be_written_ends_and_the_run_goes_on(
+def test_a_journal_that_is_something_else_is_set_aside_and_the_run_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "journal.sqlite").write_text(
@@ -236,9 +236,9 @@ def test_a_journal_that_cannot_be_written_ends_and_the_run_goes_on(
     )
     with caplog.at_level(logging.WARNING):
         trainer(run=tmp_path, max_epochs=2).fit(Net(), batches())
-    assert caplog.text.count("ends here") == 1
-    with pytest.raises(BadJournal, match="cannot be read"):
-        Run(tmp_path).metrics()
+    assert caplog.text.count("is no journal that can be read") == 1
+    assert (tmp_path / "damaged-1" / "journal.sqlite").read_text().startswith("something else")
+    assert [one.epoch for one in Run(tmp_path).epochs()] == [1, 2]
     assert Run(tmp_path).status == "ended"
 
 

@@ -1,0 +1,108 @@
+"""Paths as they are given, and small files that anybody may have written.
+
+A file in the folder of a run may be anything by the time it is read: damaged, endless, a link to somewhere else, a
+pipe that nobody writes to. Reading it here waits for nothing, takes no more memory than it is allowed, and fails
+with `OSError` or `ValueError` alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from statemachine_trainer.machine.errors import StateMachineError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)  # Windows has none of these
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+
+class NoPath(StateMachineError, ValueError):
+    """An address such as `s3://bucket/run` where a path of a file system is needed."""
+
+
+def path_given(path: str | os.PathLike[str]) -> Path:
+    """Return a path as it is meant where it is given: a change of the working directory changes nothing later.
+
+    Raises:
+        NoPath: It is an address of something else.
+    """
+    text = os.fspath(path)
+    if _ADDRESS.match(text):
+        raise NoPath(
+            f"{text!r} is an address, and only paths of a file system are read and written. Mount what is there "
+            "and give the path of the mount; or give a local folder, and copy it when the run has ended."
+        )
+    return Path(text).absolute()
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading, and return its descriptor. A link, a pipe or a device is refused.
+
+    Raises:
+        OSError: There is none, or it cannot be read.
+    """
+    descriptor = os.open(path, _FLAGS)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return descriptor
+
+
+def read_regular(path: Path, longest: int) -> bytes:
+    """Return what is in a regular file.
+
+    Args:
+        path: The file.
+        longest: Bytes that it may have.
+
+    Raises:
+        OSError: There is none, it cannot be read, or it is longer.
+    """
+    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+        found = bytearray()
+        while piece := file.read(min(1 << 20, longest + 1 - len(found))):
+            found += piece
+            if len(found) > longest:
+                raise OSError(errno.EFBIG, f"it has more than {longest} bytes", str(path))
+    return bytes(found)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether there is a regular file: no link, pipe, device or folder."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a text that may be anything.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path, longest: int) -> Any:
+    """Return the value in a small regular file.
+
+    Raises:
+        OSError: There is none, it cannot be read, or it is longer.
+        ValueError: It holds no JSON.
+    """
+    return parse_json(read_regular(path, longest))
