@@ -12,7 +12,7 @@ SOURCES := $(wildcard statemachine_trainer tests tools benchmarks)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow oldest newest check lint format types imports docs bench hooks clean
+.PHONY: help setup demo test test-slow oldest newest check lint format types imports docs site bench hooks clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -88,6 +88,9 @@ imports: setup ## Check the contract of the layers, and that no imports go in a 
 
 docs: setup ## Check links, code and examples in the pages and docstrings
 	$(BIN)/python tools/check_docs.py
+
+site: setup ## Build the site from pages, notebooks and docstrings, into build/site
+	$(BIN)/python tools/build_site.py
 
 # Not the peers: they need the network and 2.6 GB for environments of their own.
 bench: setup ## Run the benchmarks, one after the other

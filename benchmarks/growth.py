@@ -192,7 +192,9 @@ def main() -> None:
     if options.write is not None:
         options.write.mkdir(parents=True, exist_ok=True)
         (options.write / "growth.json").write_text(json.dumps({"how": how, **found}) + "\n")
-        (options.write / "growth.md").write_text(f"{how}\n\n{table(found)}\n")
+        (options.write / "growth.md").write_text(
+            f"# How the cost grows\n\n{how}\n\n{table(found)}\n"
+        )
         plot(found, options.write / "growth.svg")
 
 

@@ -104,7 +104,7 @@ def main() -> None:
         options.write.mkdir(parents=True, exist_ok=True)
         figures = {"how": how, "results": results}
         (options.write / "peers.json").write_text(json.dumps(figures, indent=1) + "\n")
-        (options.write / "peers.md").write_text(f"{how}\n\n{table(results)}\n")
+        (options.write / "peers.md").write_text(f"# Twelve trainers\n\n{how}\n\n{table(results)}\n")
         plot(results, options.write / "peers.svg")
 
 

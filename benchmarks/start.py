@@ -131,7 +131,7 @@ def main() -> None:
     if options.write is not None:
         options.write.mkdir(parents=True, exist_ok=True)
         (options.write / "start.json").write_text(json.dumps({"how": how, **times}) + "\n")
-        (options.write / "start.md").write_text(f"{text}\n")
+        (options.write / "start.md").write_text(f"# Before the first step\n\n{text}\n")
 
 
 if __name__ == "__main__":

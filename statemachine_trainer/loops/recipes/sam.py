@@ -25,7 +25,7 @@ from statemachine_trainer.snapshot.rng import devices_in_use, restore_rng, rng_s
 class SAMLoop(SteppingLoop):
     """Takes the place of `OptimizerLoop`; any optimizer then steps by sharpness-aware gradients.
 
-    From the weights w the loop climbs to w + rho * g / |g|, where g is the gradient at w. It finds
+    From the weights w the loop climbs to `w + rho * g / |g|`, where g is the gradient at w. It finds
     the gradient up there, descends to w again, and lets the optimizer step with that gradient.
 
     What the training step does besides is done as if there were but the first pass, at w: metrics
