@@ -197,8 +197,9 @@ class KFoldLoop(TrainingLoop):
         shuffle: Whether chance divides the data.
         seed: Of that; the global generators have no part in it.
         test_data: What the ensemble is tested on; no ensemble without it.
-        ensemble: "mean" (of the probabilities), "vote", or a function of the stacked outputs
-            (models, batch, ...) that returns the outputs (batch, ...). See `EnsembleLoop`.
+        ensemble: How the models' outputs become one: "mean" (as the loss of `test_step` says),
+            "softmax", "sigmoid", "plain", "vote", or a function of the stacked outputs (models,
+            batch, ...) that returns the outputs (batch, ...). See `EnsembleLoop`.
         make_loader: Makes the loader of a part of the data, if not as the loader given to `fit`.
         **loops: Loops for `fit`, `test` and `ensemble`.
 
