@@ -210,7 +210,7 @@ def _settle_optimization(root: Loop, context: Context) -> bool:
     for path, loop in list(training_loops(root)):
         before = loop.stands_in_for()
         if before is not None:
-            root[path] = before
+            root.stand_in(path, before)
     loops = list(training_loops(root))
     if not steps.foreign and any(loop.by_hand for _, loop in loops):
         return True
@@ -221,7 +221,7 @@ def _settle_optimization(root: Loop, context: Context) -> bool:
                 _refuse_settings(loop, context.model)
                 other = ManualLoop(instead_of=loop)
             if other is not loop:
-                root[path] = other
+                root.stand_in(path, other)
     return steps.by_hand
 
 

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from statemachine_trainer.loops import foreign_names
-from statemachine_trainer.loops.batch import BatchLoop
-from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.evaluation import PredictionLoop, TestLoop, ValidationLoop
 from statemachine_trainer.loops.fit import FitLoop
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.machine.errors import suggest
 
 _LOOPS: Final[dict[str, dict[str, str]]] = {
@@ -52,16 +49,13 @@ def default_tree(settings: Mapping[str, Any]) -> FitLoop:
             it is another trainer's name.
     """
     check_names(settings)
-    return FitLoop(
-        **_of("fit", settings),
-        epoch=EpochLoop(
-            **_of("epoch", settings),
-            batch=BatchLoop(
-                **_of("batch", settings), optimizer=OptimizerLoop(**_of("optimizer", settings))
-            ),
-            validation=ValidationLoop(**_of("validation", settings)),
-        ),
-    )
+    fit = FitLoop(**_of("fit", settings))
+    # Filled, not given: nobody chose these loops, so that a loop swapped in may declare others.
+    epoch = fit.fill("epoch", **_of("epoch", settings))
+    batch = epoch.fill("batch", **_of("batch", settings))
+    batch.fill("optimizer", **_of("optimizer", settings))
+    epoch.fill("validation", **_of("validation", settings))
+    return fit
 
 
 def evaluation_loops(

@@ -87,7 +87,7 @@ class FitLoop(TrainingLoop):
         self.count_steps_of = count_steps_of
         self.sanity_batches = sanity_batches
         if "sanity" not in loops and sanity_batches != 2:
-            self.sanity = SanityLoop(batches=sanity_batches)
+            self.fill("sanity", batches=sanity_batches)
         self.limits()
 
     def limits(self) -> Limits:

@@ -21,8 +21,8 @@ from statemachine_trainer.machine.loop import Loop, Place
 
 _DECLARATIONS: Final = ("initial", "transitions", "outcomes", "entries", "posted")
 _READ_BY_THE_MACHINE: Final = (
-    "places", "loops_inside", "walk", "outwards", "find", "place_of", "replace", "check_fits",
-    "put",
+    "places", "is_place", "declared", "loops_inside", "walk", "outwards", "find", "place_of",
+    "replace", "check_fits", "put", "fill", "stand_in",
 )  # fmt: skip
 
 

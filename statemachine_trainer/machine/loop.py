@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, TypeVar, cast
 
 from statemachine_trainer.machine.declaration import Declared, declared_names
 from statemachine_trainer.machine.errors import (
+    CannotBuild,
     LoopDefinitionError,
     LoopUsedTwice,
     MissingLoop,
@@ -17,7 +18,13 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.fields import UNSET, Field, copied, fields_of
-from statemachine_trainer.machine.swap import Machine, StatePolicy, names_given, swap
+from statemachine_trainer.machine.swap import (
+    Machine,
+    StatePolicy,
+    has_setting,
+    names_given,
+    swap,
+)
 
 __all__ = ["SEPARATOR", "Loop", "Place", "StatePolicy", "place"]
 
@@ -102,9 +109,13 @@ class Loop:
 
     _fields: ClassVar[dict[str, Field]] = {}
     _loops: dict[str, Loop]
-    _defaulted: set[str]
+    _declared: dict[str, object]
+    """For each loop inside that nobody chose, what declared it: the factory of the place, or the
+    class that puts it in when it is made."""
     _given: frozenset[str]
     """Names of the settings and loops that it was made with."""
+    _stands_for: Loop | None = None
+    """The loop that comes back when this one has done its turn; see `stand_in`."""
 
     _parent: Loop | None = None
     _driver: Machine | None = None
@@ -128,7 +139,7 @@ class Loop:
         if args:
             _check_positions(cls, args, kwargs)
         loop = super().__new__(cls)
-        loop._loops, loop._defaulted = {}, set()
+        loop._loops, loop._declared = {}, {}
         loop._given = names_given(cls, args, kwargs)
         loop.reset_fields()
         return loop
@@ -143,16 +154,25 @@ class Loop:
     def places(cls) -> list[str]:
         """Names of the states that are loops, in the order of the transitions."""
         names = declared_names(cls.transitions, getattr(cls, "initial", None))
-        return [n for n in names if isinstance(inspect.getattr_static(cls, n, None), Place)]
+        return [name for name in names if cls.is_place(name)]
+
+    @classmethod
+    def is_place(cls, name: str) -> bool:
+        """Tell whether a loop may stand under this name."""
+        return isinstance(inspect.getattr_static(cls, name, None), Place)
+
+    @classmethod
+    def declared(cls, name: str) -> Callable[[], Loop] | None:
+        """Return what makes the loop that the class declares for a place; None if it has none."""
+        return getattr(inspect.getattr_static(cls, name), "factory", None)
 
     def loops_inside(self) -> dict[str, Loop]:
         """Return the loops in this loop's places by name; defaults are made when asked for."""
         inside: dict[str, Loop] = {}
         for name in self.places():
-            factory = inspect.getattr_static(type(self), name).factory
+            factory = self.declared(name)
             if name not in self._loops and factory is not None:
-                self.put(name, factory())
-                self._defaulted.add(name)
+                self.put(name, factory(), declared_by=factory)
             if name in self._loops:
                 inside[name] = self._loops[name]
         return inside
@@ -214,16 +234,17 @@ class Loop:
     def replace(self, *, state: StatePolicy = "reset", **loops: Loop | type[Loop]) -> None:
         """Put other loops into places of this loop or of the loops inside it: all of them, or none.
 
-        Loops inside the replaced one are carried over into the places of the same name of the new
-        one, where none was given to it. (A default that the new class declares itself counts as
-        given where the replaced loop had nothing but its own default.)
+        Loops inside the replaced one that somebody chose are carried over into the places of the
+        same name of the new one, where none was given to it. Where nobody chose, the loop is the one
+        that the new class declares, with the settings that were said for the loop before. The same
+        holds for the places of the loops inside.
 
         Args:
             state: What becomes of the fields: "reset" (they begin anew), "keep" (fields of the same
                 name are carried over) or a function of the old and the new loop.
             **loops: Name, or path in a dict (`replace(**{"epoch.batch": loop})`), and the new loop:
-                an instance, or a class, which is built with those settings of the old loop that its
-                `__init__` names.
+                an instance, or a class, which is built with those settings said for the old loop
+                that its `__init__` names.
 
         Raises:
             UnknownLoop: No place of this name.
@@ -250,12 +271,63 @@ class Loop:
                 "second instance."
             )
 
-    def put(self, name: str, loop: Loop) -> None:
-        """Put a loop into a place and nothing else. To swap loops use `replace`."""
+    def put(self, name: str, loop: Loop, declared_by: object = None) -> None:
+        """Put a loop into a place and nothing else. To swap loops use `replace`.
+
+        Args:
+            name: Of the place.
+            loop: The loop.
+            declared_by: The factory or class that declares it; None if somebody chose it.
+        """
         self.check_fits(name, loop)
         self._loops[name] = loop
-        self._defaulted.discard(name)
+        self._declared.pop(name, None)
+        if declared_by is not None:
+            self._declared[name] = declared_by
         loop._parent = self
+
+    def fill(self, name: str, **settings: Any) -> Loop:
+        """Make the loop that the class declares for a place, with settings, and put it there.
+
+        It stays a loop that nobody chose: the class of a loop that is swapped in later may declare
+        another one, which takes the settings over.
+
+        Raises:
+            CannotBuild: The declared loop does not take these settings.
+        """
+        factory = self.declared(name)
+        if isinstance(factory, type):
+            try:
+                loop: Loop = factory(**settings)
+            except TypeError as error:
+                raise CannotBuild(
+                    f"The {factory.__name__} that {type(self).__name__} declares for {name!r} does not "
+                    f"take the settings {', '.join(settings)} ({error}). Give an instance: "
+                    f"`{name}={factory.__name__}(...)`."
+                ) from error
+        elif factory is not None:
+            loop = factory()
+            for setting, value in settings.items():
+                if has_setting(loop, setting):
+                    setattr(loop, setting, value)
+            loop._given |= settings.keys()
+        else:
+            raise MissingLoop(f"{type(self).__name__} declares no loop for {name!r}.")
+        self.put(name, loop, declared_by=factory)
+        return loop
+
+    def stand_in(self, path: str, loop: Loop) -> None:
+        """Let a loop stand in for the one at a path, until that comes back in the same way.
+
+        Who chose the loop that is stood in for, and what was said for it, counts in later swaps.
+        """
+        outer, name = self.place_of(path)
+        was, declared_by = outer.loops_inside().get(name), outer._declared.get(name)
+        swap(self, {path: loop}, "reset")
+        if declared_by is not None:
+            outer._declared[name] = declared_by
+        comes_back = was is not None and was._stands_for is loop
+        loop._stands_for = None if comes_back or was is None else was._stands_for or was
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -285,7 +357,7 @@ class Loop:
         return {n: v for n, v in vars(self).items() if n not in ("_parent", "_driver", "context")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        inside = {"_loops": dict(state["_loops"]), "_defaulted": set(state["_defaulted"])}
+        inside = {"_loops": dict(state["_loops"]), "_declared": dict(state["_declared"])}
         vars(self).update(state | inside)
         for loop in self._loops.values():
             if loop._parent is None:  # a shallow copy shares its loops with the original
@@ -312,7 +384,7 @@ def _check_positions(cls: type[Loop], args: tuple[Any, ...], kwargs: Mapping[str
 def _places(cls: type[Loop]) -> set[str]:
     """Return the names under which a class has a place, whether a transition names it or not."""
     names = {name for base in cls.__mro__ for name in vars(base)}
-    return {name for name in names if isinstance(inspect.getattr_static(cls, name), Place)}
+    return {name for name in names if cls.is_place(name)}
 
 
 def _is_loop_class(value: object) -> bool:

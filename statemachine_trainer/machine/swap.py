@@ -1,10 +1,17 @@
-"""Swapping loops of a tree: what is carried over, and how a swap that does not hold is undone."""
+"""Swapping loops of a tree: what is carried over, and how a swap that does not hold is undone.
+
+A loop stands in a place because somebody chose it, or because a class declares it. What was chosen
+is carried over into the loops that replace those around it. What was not gives way to what the new
+loop's class declares, and hands on the settings that were said for it.
+"""
 
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from statemachine_trainer.machine.errors import CannotBuild, LoopDefinitionError, level_of_caller
@@ -48,9 +55,42 @@ def has_setting(loop: Loop, name: str) -> bool:
     if name in loop._fields or name == "context":
         return False
     static = inspect.getattr_static(type(loop), name, None)
-    if name in loop.places() or inspect.isroutine(static):
+    if loop.is_place(name) or inspect.isroutine(static):
         return False
     return hasattr(loop, name)
+
+
+def settings_said(loop: Loop) -> list[str]:
+    """Return the settings that somebody gave to a loop, or set on it since."""
+    plain: list[Loop] = []
+    return [
+        one.name
+        for one in settings_taken(type(loop))
+        if has_setting(loop, one.name)
+        and (one.name in loop._given or _is_set(loop, one.name, one.default, plain))
+    ]
+
+
+def _is_set(loop: Loop, name: str, default: object, plain: list[Loop]) -> bool:
+    """Tell whether a setting that was not given is another than a loop of this class begins with.
+
+    Args:
+        loop: The loop.
+        name: Of the setting.
+        default: Of the argument. The loop may keep it in another form.
+        plain: Such a loop, made when it is needed.
+    """
+    value = getattr(loop, name)
+    if same(value, default):
+        return False
+    if not plain:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                plain.append(type(loop)())
+        except Exception:  # it needs arguments, or refuses to be made without some
+            return True
+    return not (has_setting(plain[0], name) and same(value, getattr(plain[0], name)))
 
 
 def warn_of_lost(old: Loop, new: Loop, name: str) -> None:
@@ -76,14 +116,19 @@ def warn_of_lost(old: Loop, new: Loop, name: str) -> None:
 
 def _lost(old: Loop, new: Loop) -> Iterator[str]:
     """Yield the settings that were said for `old`, were not said for `new`, and differ."""
-    both = [one.name for one in settings_taken(type(new)) if has_setting(new, one.name)]
-    for name in both:
-        said = name in old._given and name not in new._given and has_setting(old, name)
-        if said and not _same(getattr(old, name), getattr(new, name)):
+    taken = [one.name for one in settings_taken(type(new)) if has_setting(new, one.name)]
+    said = settings_said(old)
+    for name in taken:
+        if (
+            name in said
+            and name not in new._given
+            and not same(getattr(old, name), getattr(new, name))
+        ):
             yield name
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two settings are equal; what cannot be compared is not."""
     if one is other:
         return True
     try:
@@ -117,57 +162,137 @@ def swap(outer: Loop, loops: Mapping[str, Loop | type[Loop]], state: StatePolicy
             f"state={state!r}: use 'reset', 'keep' or a function of the two loops."
         )
     machines = [one._driver for one in outer.outwards() if one._driver is not None]
-    before, rebuilt = _Before(), []
-    put: list[tuple[str, Loop, Loop]] = []
+    one_swap, rebuilt = _Swap(state, machines), []
     try:
         for name, given in loops.items():
             owner, key = outer.place_of(name)
-            old = owner.loops_inside().get(key)
-            new = _put(owner, key, given, state, machines, before)
-            if old is not None and old._parent is None:  # else it stands in another place now
-                put.append((key, old, new))
+            one_swap.put(owner, key, given)
         for machine in machines:
             machine.rebuild()
             rebuilt.append(machine)
-        for key, old, new in put:  # last, for a warning may be an error
-            warn_of_lost(old, new, key)
+        one_swap.warn()  # last, for a warning may be an error
     except BaseException:
-        before.restore()
+        one_swap.before.restore()
         for machine in rebuilt:
             machine.rebuild()
         raise
 
 
-def _put(
-    owner: Loop,
-    key: str,
-    given: Loop | type[Loop],
-    state: StatePolicy,
-    machines: list[Machine],
-    before: _Before,
-) -> Loop:
-    """Put a loop into a place and return it."""
-    old = owner.loops_inside().get(key)
-    new = _build(given, old, key)
-    if new is old:
-        return new
-    owner.check_fits(key, new)
-    for machine in machines:
-        machine.check_replaceable(owner, key)
-    before.remember(owner, old, new)
-    if old is not None and not _stands_elsewhere(old, owner, key):
-        for name in _carried(old, new) if new._parent is None else ():
-            inner = old._loops.pop(name)
-            before.remember(inner)
-            new.put(name, inner)
-        old._parent = None
-    owner.put(key, new)
-    if old is not None and state == "keep":
-        values = old.state_dict()
-        vars(new).update((name, values[name]) for name in new._fields if name in values)
-    elif old is not None and callable(state):
-        state(old, new)
-    return new
+class _Swap:
+    """One swap of one or several loops."""
+
+    def __init__(self, state: StatePolicy, machines: Sequence[Machine]) -> None:
+        self.state, self.machines, self.before = state, machines, _Before()
+        self._replaced: list[tuple[str, Loop, Loop]] = []
+
+    def put(self, owner: Loop, key: str, given: Loop | type[Loop]) -> None:
+        """Put a loop into a place."""
+        old = owner.loops_inside().get(key)
+        new = _build(given, old, key)
+        if new is old:
+            return
+        owner.check_fits(key, new)
+        for machine in self.machines:
+            machine.check_replaceable(owner, key)
+        self.before.remember(owner, old, new)
+        if old is not None and not _stands_elsewhere(old, owner, key):
+            if new._parent is None:
+                self._fill(new, old)
+            old._parent = None
+        owner.put(key, new, None if key in owner._given else _class_at_work(owner))
+        if old is not None:
+            if callable(self.state):
+                self.state(old, new)
+            self._note(key, old, new)
+
+    def warn(self) -> None:
+        """Warn of settings that are lost."""
+        for key, old, new in self._replaced:
+            if [*old.outwards()][-1] is not [*new.outwards()][-1]:  # else it stands elsewhere now
+                warn_of_lost(old, new, key)
+
+    def _fill(self, new: Loop, old: Loop) -> None:
+        """Fill the places of `new` with what was chosen, or said, for those of `old`."""
+        for name, inner in old.loops_inside().items():
+            if not new.is_place(name):
+                continue
+            own = new._loops.get(name)
+            given = own is not None and name not in new._declared
+            if not given and _is_carried(old, new, name):
+                self.before.remember(old, inner)
+                del old._loops[name]
+                new.put(name, inner, declared_by=old._declared.pop(name, None))
+                continue
+            was = inner if inner._stands_for is None else inner._stands_for
+            if own is None:
+                own = new.fill(name, **_handed_on(was, new.declared(name)))
+            elif not given:
+                self.before.remember(own)
+                for setting in _lost(was, own):
+                    setattr(own, setting, getattr(was, setting))
+            if own._parent is not new or was is own:
+                continue  # it stands in two places, which the machine refuses
+            self.before.remember(own, was)
+            self._fill(own, was)
+            self._note(name, was, own)
+
+    def _note(self, key: str, old: Loop, new: Loop) -> None:
+        if self.state == "keep":
+            values = old.state_dict()
+            vars(new).update((name, values[name]) for name in new._fields if name in values)
+        self._replaced.append((key, old, new))
+
+
+def _is_carried(old: Loop, new: Loop, name: str) -> bool:
+    """Tell whether the loop in a place of `old` moves into that of `new`, where none was given."""
+    if name not in old._declared:
+        return True  # somebody chose it
+    declares = new._declared.get(name, new.declared(name))
+    if declares is not None and declares is not old._declared[name]:
+        return False
+    # Deeper inside, a class may have put other loops in than those that the places declare.
+    if not _is_as_declared(old._loops[name], chosen=True):
+        return False
+    return name not in new._loops or _is_as_declared(new._loops[name], chosen=False)
+
+
+def _is_as_declared(loop: Loop, *, chosen: bool) -> bool:
+    """Tell whether all loops inside are those that the places of their classes declare.
+
+    Args:
+        loop: The loop.
+        chosen: What to say of one that somebody chose.
+    """
+    return all(
+        (loop._declared[name] is loop.declared(name) if name in loop._declared else chosen)
+        and _is_as_declared(inner, chosen=chosen)
+        for name, inner in loop._loops.items()
+    )
+
+
+def _handed_on(old: Loop, factory: object) -> dict[str, Any]:
+    """Return the settings said for a loop, as far as what replaces it takes them."""
+    taken = settings_taken(factory) if isinstance(factory, type) else settings_taken(type(old))
+    names = {one.name for one in taken}
+    return {name: getattr(old, name) for name in settings_said(old) if name in names}
+
+
+def _class_at_work(owner: Loop) -> type | None:
+    """Return the class of a loop at or around `owner` whose `__init__` is at work; None if none is.
+
+    What a class puts in while its loop is being made it declares; nobody else has chosen it. Only
+    the stack tells that from an assignment right after.
+    """
+    around = list(owner.outwards())
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__init__" and code.co_argcount:
+            made = frame.f_locals.get(code.co_varnames[0])
+            if any(made is loop for loop in around):
+                return type(made)
+        frame = frame.f_back
+    return None
 
 
 class _Before:
@@ -179,7 +304,7 @@ class _Before:
     def remember(self, *loops: Loop | None) -> None:
         for loop in loops:
             if loop is not None and id(loop) not in self._saved:
-                inside = {"_loops": dict(loop._loops), "_defaulted": set(loop._defaulted)}
+                inside = {"_loops": dict(loop._loops), "_declared": dict(loop._declared)}
                 self._saved[id(loop)] = (loop, {**vars(loop), **inside})
 
     def restore(self) -> None:
@@ -194,38 +319,15 @@ def _stands_elsewhere(loop: Loop, owner: Loop, key: str) -> bool:
     return loop._parent is not owner or any(one is loop for one in others)
 
 
-def _carried(old: Loop, new: Loop) -> list[str]:
-    """Names of the loops inside `old` that move into places of `new`.
-
-    Those are the places that nobody filled. A default that `new` declares itself stays, unless the
-    loop in `old` was put there by someone.
-    """
-    old.loops_inside()
-    new.loops_inside()
-    names = [n for n in new.places() if n in old._loops]
-    return [
-        name
-        for name in names
-        if name not in new._loops
-        or (name in new._defaulted and not _declares_another(old, new, name))
-    ]
-
-
-def _declares_another(old: Loop, new: Loop, name: str) -> bool:
-    return name in old._defaulted and _factory(old, name) is not _factory(new, name)
-
-
-def _factory(loop: Loop, name: str) -> object:
-    return getattr(inspect.getattr_static(type(loop), name, None), "factory", None)
-
-
 def _build(given: Loop | type[Loop], old: Loop | None, name: str) -> Loop:
     """Return the loop to put in: the one given, or one of that class with the settings of `old`."""
     if not isinstance(given, type):
         return given
     settings: dict[str, Any] = {}
+    said = settings_said(old) if old is not None else []
     for parameter in settings_taken(given):
-        if old is not None and has_setting(old, parameter.name):
+        known = old is not None and has_setting(old, parameter.name)
+        if parameter.name in said or (known and parameter.default is parameter.empty):
             settings[parameter.name] = getattr(old, parameter.name)
         elif parameter.default is parameter.empty:
             kind = type(old).__name__ if old else "none"

@@ -26,7 +26,7 @@ Hidden = dict[tuple[str, str], Value]
 
 _DEPTH = 3
 _MOST_ELEMENTS = 1_000_000
-_OF_LOOPS = {"_loops", "_defaulted", "_parent", "_driver", "context"}
+_OF_LOOPS = {"_loops", "_declared", "_stands_for", "_parent", "_driver", "context"}
 _OF_MODULES = frozenset(vars(nn.Module())) | {"log"}
 _NOTHING = object()
 

@@ -138,7 +138,9 @@ class ActiveLearningLoop(TrainingLoop):
         if mc_samples is not None and "scoring" in loops:
             raise SettingError("Set mc_samples on the scoring loop that you give.")
         often = mc_samples if mc_samples is not None else 20 if acquisition == "bald" else 1
-        super().__init__(**{"scoring": PoolLoop(mc_samples=often), **loops})
+        super().__init__(**loops)
+        if "scoring" not in loops and often != 1:
+            self.fill("scoring", mc_samples=often)
         check_acquisition(acquisition)
         self.acquisition = acquisition
         self.query_size = whole_number(self, "query", query, 1)

@@ -253,10 +253,12 @@ class KFoldLoop(TrainingLoop):
         make_loader: Callable[[Dataset[Any]], Any] | None = None,
         **loops: Any,
     ) -> None:
-        if not isinstance(ensemble, Loop):
+        if isinstance(ensemble, Loop):
+            loops["ensemble"] = ensemble
+        super().__init__(**loops)
+        if not isinstance(ensemble, Loop) and ensemble != "mean":
             combiner(ensemble)
-            ensemble = EnsembleLoop(ensemble)
-        super().__init__(ensemble=ensemble, **loops)
+            self.fill("ensemble", combine=ensemble)
         self.splitter = folds if isinstance(folds, Splitter) else None
         self.number = 0 if self.splitter else whole_number(self, "folds", folds, 2)
         if self.splitter and repeats != 1:
