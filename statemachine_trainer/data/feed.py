@@ -242,12 +242,12 @@ class Feed:
 
 def _reader_for(loader: Any, *, seed: int, seed_samples: bool | None, name: str) -> Reader:
     if is_map_loader(loader):
-        return MapReader(loader, seed=seed, seed_samples=seed_samples)
+        return MapReader(loader, seed=seed, seed_samples=seed_samples, name=name)
     if seed_samples:
         raise BadSetting(
             f"seed_samples=True needs a DataLoader over a map-style data set, but {name!r} is a "
             f"{type(loader).__name__}. Leave seed_samples out, or seed inside the data."
         )
     if is_sequence(loader):
-        return SequenceReader(loader)
+        return SequenceReader(loader, name=name)
     return StreamReader(loader, name=name)

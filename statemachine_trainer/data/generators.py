@@ -1,17 +1,14 @@
-"""The random number generators that a loader, its samplers and its data set hold for themselves."""
+"""The objects that a loader is made of, and the generators of random numbers that they hold."""
 
 from __future__ import annotations
 
-import random
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
+from statemachine_trainer.data.data_errors import NotExact
+from statemachine_trainer.snapshot.held import own_states, restore_own
 from statemachine_trainer.snapshot.rng import restore_rng, rng_state
-
-Generator = torch.Generator | random.Random | np.random.Generator | np.random.RandomState
 
 _DEPTH = 8  # of data sets around data sets; a longer chain is a cycle
 
@@ -66,46 +63,26 @@ def restore(parts: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
     restore_own(parts, recorded["own"])
 
 
-def own_states(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The states of the generators that are attributes of the parts: ``sampler.generator``."""
-    return {name: _get(generator) for name, generator in _generators(parts).items()}
+def bring_back(parts: Mapping[str, Any], states: Mapping[str, Any], name: str) -> None:
+    """Put the parts' own generators where a checkpoint found them.
+
+    Args:
+        parts: What `parts_of` returned.
+        states: What `own_states` returned.
+        name: Of the loader, for the warning.
+
+    Warns:
+        NotExact: There is no place for one of them.
+    """
+    missing = restore_own(parts, states)
+    if missing:
+        warnings.warn(not_there(missing, f"the data of {name!r}"), NotExact, stacklevel=5)
 
 
-def restore_own(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    """Put the parts' own generators where `own_states` found them; one that is gone is left out."""
-    generators = _generators(parts)
-    for name, state in states.items():
-        if name in generators:
-            _set(generators[name], state)
-
-
-def _generators(parts: Mapping[str, Any]) -> dict[str, Generator]:
-    return {
-        f"{path}.{name}": value
-        for path, part in parts.items()
-        for name, value in getattr(part, "__dict__", {}).items()
-        if isinstance(value, Generator)
-    }
-
-
-def _get(generator: Generator) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    if isinstance(generator, random.Random):
-        version, words, gauss = generator.getstate()
-        return [version, torch.tensor(words, dtype=torch.int64), gauss]
-    if isinstance(generator, np.random.RandomState):
-        return generator.get_state(legacy=False)
-    return dict(generator.bit_generator.state)
-
-
-def _set(generator: Generator, state: Any) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    elif isinstance(generator, random.Random):
-        version, words, gauss = state
-        generator.setstate((version, tuple(words.tolist()), gauss))
-    elif isinstance(generator, np.random.RandomState):
-        generator.set_state(state)
-    else:
-        generator.bit_generator.state = state
+def not_there(missing: list[str], owner: str) -> str:
+    """Say that generators of a checkpoint have no place here, and what to do."""
+    return (
+        f"The checkpoint holds generators of {owner} that are not there when the run goes on: "
+        f"{', '.join(missing)}. What they draw differs from an uninterrupted run. Make them when "
+        "their owner is made, not on the way."
+    )

@@ -101,6 +101,7 @@ class IndexStream:
         self._live: Iterator[Any] | None = None
         self._again: deque[Any] = deque()  # drawn before, to be given once more
         self._last: deque[Any] = deque(maxlen=ahead + 1)
+        self._newest: Any = None
         self._seen: Counter[Any] = Counter()
         self._error: BaseException | None = None
 
@@ -141,7 +142,7 @@ class IndexStream:
             self._draw(indices)
         over = next(self._live, None) is None if state["exhausted"] else False
         same = self.drawn == state["drawn"] and over == state["exhausted"]
-        if not same or self._mark() != state["mark"]:
+        if not same or not self._is_marked(state["mark"]):
             raise DataChanged(
                 "The sampler gives other indices than it gave when the state was taken: "
                 f"{_innermost(self.plan.source)} keeps state that is not in a generator. "
@@ -181,6 +182,7 @@ class IndexStream:
         given = indices if self._epoch is None else self._order(self._epoch, indices)
         self.drawn += 1
         self._last.append(given)
+        self._newest = indices
         return given
 
     def _order(self, epoch: int, indices: Any) -> Order:
@@ -196,8 +198,14 @@ class IndexStream:
         return times
 
     def _mark(self) -> int:
-        """A checksum of the last batch drawn: another permutation is noticed."""
-        return zlib.crc32(repr(self._last[-1]).encode()) if self._last else 0
+        """A checksum of the last indices drawn: another permutation is noticed."""
+        return zlib.crc32(repr(self._newest).encode()) if self._last else 0
+
+    def _is_marked(self, mark: int) -> bool:
+        """Whether a checksum is of the last indices; earlier versions took that of the `Order`."""
+        if not self._last:
+            return mark == self._mark()
+        return mark in (self._mark(), zlib.crc32(repr(self._last[-1]).encode()))
 
 
 def _innermost(sampler: Any) -> str:

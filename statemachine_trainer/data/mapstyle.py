@@ -12,18 +12,18 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Ma
 
 from statemachine_trainer.data.data_errors import NotExact, OrderKept
 from statemachine_trainer.data.generators import (
+    bring_back,
     has_state,
-    own_states,
     parts_of,
     record,
     restore,
-    restore_own,
     set_epoch,
 )
 from statemachine_trainer.data.indices import IndexStream, plan_for
 from statemachine_trainer.data.reader import Phase, Reader
 from statemachine_trainer.data.seeding import SeededFetch, as_it_is, sample_seed
 from statemachine_trainer.data.workers import WorkerStart, end_at_exit
+from statemachine_trainer.snapshot.held import own_states
 from statemachine_trainer.snapshot.rng import isolated_rng
 
 
@@ -36,8 +36,11 @@ class MapReader(Reader):
 
     kind = "map"
 
-    def __init__(self, loader: DataLoader[Any], *, seed: int, seed_samples: bool | None) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], *, seed: int, seed_samples: bool | None, name: str
+    ) -> None:
         self.loader = loader
+        self.name = name
         self.seed = seed
         self._seeded = loader.num_workers > 0 if seed_samples is None else seed_samples
         self._seed_samples = seed_samples
@@ -145,7 +148,7 @@ class MapReader(Reader):
             with isolated_rng(()):
                 self._stream.resume(state["pass"], position)
         self._load_samplers(state["samplers"])
-        restore_own(self._parts, state["own"])
+        bring_back(self._parts, state["own"], self.name)
         if "dataset" in state and self._dataset_has_state():
             self._parts["dataset"].load_state_dict(state["dataset"])
 

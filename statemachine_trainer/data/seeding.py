@@ -6,16 +6,19 @@ is resumed, or has another number of workers, sees other data. Here python's, nu
 global generators are seeded anew for every sample, from the seed, the epoch, the sample's index and
 how often the pass has given that index before. Collating draws on from the last sample's state.
 
-A data set that reads many samples in one call (``__getitems__``) is seeded once a batch. What a
-data set draws from a generator of its own is not reached.
+The generators that the data set or its collate function hold for themselves are seeded with them,
+wherever they lie. One that appears while a sample is read is seeded too, and that sample is read
+once more.
+
+A data set that reads many samples in one call (``__getitems__``) is seeded once a batch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from operator import index as as_int
 from typing import Any, NamedTuple
 
@@ -23,7 +26,12 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from statemachine_trainer.snapshot.held import keep, put_back, reseed
 from statemachine_trainer.snapshot.rng import isolated_rng
+from statemachine_trainer.snapshot.search import Place, Search
+
+_LOOKS = 8
+"""First reads after each of which generators are looked for; later after the 16th, 32nd and so on."""
 
 
 class Order(NamedTuple):
@@ -52,25 +60,63 @@ class SeededFetch:
         self.batched = batched
         self.seed = seed
 
+        self._own: dict[str, Place] | None = None  # found in the process that reads
+        self._reads = 0
+
     def __getitem__(self, order: Order) -> Any:
         in_worker = get_worker_info() is not None
-        with nullcontext() if in_worker else isolated_rng(()):
+        with nullcontext() if in_worker else self._undisturbed():
             return self.collate(self._samples(order) if self.batched else self._sample(order))
 
     def _sample(self, order: Order) -> Any:
-        seed_everything(sample_seed(self.seed, order.epoch, order.indices, order.repeats[0]))
-        return self.dataset[order.indices]
+        seed = sample_seed(self.seed, order.epoch, order.indices, order.repeats[0])
+        return self._read(seed, self._get, order.indices)
 
     def _samples(self, order: Order) -> Any:
         numbered = [*zip(map(plain_index, order.indices), order.repeats, strict=True)]
         if read_all := getattr(self.dataset, "__getitems__", None):
-            seed_everything(sample_seed(self.seed, order.epoch, numbered))
-            return read_all(order.indices)
+            return self._read(
+                sample_seed(self.seed, order.epoch, numbered), read_all, order.indices
+            )
         samples = []
         for index, (plain, repeat) in zip(order.indices, numbered, strict=True):
-            seed_everything(sample_seed(self.seed, order.epoch, plain, repeat))
-            samples.append(self.dataset[index])
+            seed = sample_seed(self.seed, order.epoch, plain, repeat)
+            samples.append(self._read(seed, self._get, index))
         return samples
+
+    def _get(self, index: Any) -> Any:
+        return self.dataset[index]
+
+    def _read(self, seed: bytes, read: Callable[[Any], Any], index: Any) -> Any:
+        """Read with every generator seeded, and once more if one appeared meanwhile."""
+        if self._own is None:
+            self._own = self._search()
+        sample = self._read_seeded(seed, read, index)
+        self._reads += 1
+        # Lazy generators appear at the first reads; to look each time would cost more than to read.
+        if self._reads <= _LOOKS or self._reads.bit_count() == 1:
+            known, self._own = self._own, self._search()
+            if self._own.keys() - known.keys():
+                sample = self._read_seeded(seed, read, index)
+        return sample
+
+    def _read_seeded(self, seed: bytes, read: Callable[[Any], Any], index: Any) -> Any:
+        seed_everything(seed)
+        reseed(self._own or {}, seed)
+        return read(index)
+
+    def _search(self) -> dict[str, Place]:
+        return Search({"dataset": self.dataset, "collate_fn": self.collate}).places
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Read in the main process, where others draw from the same generators."""
+        kept = keep(self._search())
+        try:
+            with isolated_rng(()):
+                yield
+        finally:
+            put_back(kept)
 
 
 def sample_seed(seed: int, epoch: int, index: Any, repeat: int = 0) -> bytes:

@@ -18,15 +18,15 @@ from statemachine_trainer.data.data_errors import (
     ReplayWarning,
 )
 from statemachine_trainer.data.generators import (
+    bring_back,
     has_state,
-    own_states,
     parts_of,
     record,
     restore,
-    restore_own,
     set_epoch,
 )
 from statemachine_trainer.data.reader import Phase, Reader
+from statemachine_trainer.snapshot.held import own_states
 
 Keeper = Literal["loader", "dataset", "iterator"]
 _NOTHING = object()
@@ -37,8 +37,10 @@ class SequenceReader(Reader):
 
     kind = "sequence"
 
-    def __init__(self, batches: Sequence[Any]) -> None:
+    def __init__(self, batches: Sequence[Any], *, name: str) -> None:
         self.batches = batches
+        self.name = name
+        self._parts = parts_of(batches)
 
     def count(self) -> int | None:
         return len(self.batches)
@@ -64,12 +66,13 @@ class SequenceReader(Reader):
         """Nothing is held open."""
 
     def state_dict(self, *, position: int, phase: Phase) -> dict[str, Any]:
-        return {}
+        return {"own": own_states(self._parts)}
 
     def load_state_dict(
         self, state: dict[str, Any], *, epoch: int, position: int, phase: Phase
     ) -> None:
         self.begin(epoch)
+        bring_back(self._parts, state.get("own", {}), self.name)
 
 
 class StreamReader(Reader):
@@ -188,7 +191,7 @@ class StreamReader(Reader):
         self.shutdown()
         self._was_read = False
         self.begin(epoch)
-        restore_own(self._parts, state["own"])
+        bring_back(self._parts, state["own"], self.name)
         self._workers_begun = state["workers_begun"]
         self._loaded, self._complete = state, state["complete"]
         if state["keeper"] in ("loader", "dataset") and state["kept"] is not None:

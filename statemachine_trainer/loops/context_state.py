@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from statemachine_trainer.data.generators import own_states, restore_own
+from statemachine_trainer.data import NotExact
+from statemachine_trainer.data.generators import not_there
 from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context, saved_as
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
@@ -20,6 +22,7 @@ from statemachine_trainer.loops.optimizers import OptimizerSlot, Scheduler
 from statemachine_trainer.machine.fields import copied
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves, to_device
+from statemachine_trainer.snapshot.held import own_states, restore_own
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
 from statemachine_trainer.snapshot.rng import devices_in_use, restore_rng, rng_state
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch, Unwritable
@@ -67,7 +70,7 @@ def context_state(context: Context) -> dict[str, Any]:
     logging = next((name for name, table in tables.items() if table is context.log_table), None)
     return {
         "model": module_state(context.model, grads=context.has_gradients),
-        "generators": own_states(dict(context.model.named_modules())),
+        "generators": own_states({"model": context.model}),
         "torchmetrics": torchmetrics_state(context.model),
         "optimizers": list(_slot_states(context)),
         "precision": context.precision.state_dict(),
@@ -158,8 +161,22 @@ def load_context_state(context: Context, state: Mapping[str, Any]) -> None:
         for (_, feed), saved in zip(context.others[name], states, strict=True):
             feed.load_state_dict(saved)
     context.start_clock()
-    restore_own(dict(context.model.named_modules()), state["generators"])
+    _restore_generators(context.model, state["generators"])
     restore_rng(state["rng"])
+
+
+def _restore_generators(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Put the generators that the model reaches where they were.
+
+    Earlier versions named them by the path of their module alone: ``body.rng``, and ``.rng`` at the
+    top.
+    """
+    states = {
+        path if isinstance(one, dict) and "kind" in one else f"model.{path.removeprefix('.')}": one
+        for path, one in saved.items()
+    }
+    if missing := restore_own({"model": model}, states):
+        warnings.warn(not_there(missing, "the model"), NotExact, stacklevel=2)
 
 
 def _cut_off(leaf: object) -> object:

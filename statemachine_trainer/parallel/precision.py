@@ -77,7 +77,8 @@ class Precision:
 
     def __init__(self, name: str | int = "32", device: str | torch.device = "cpu") -> None:
         self.name: Name = _canonical(name)
-        self.device_type = torch.device(device).type
+        self._device = torch.device(device)
+        self.device_type = self._device.type
         self.autocasts = self.name != "32"
         self._dtype = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
             self.name
@@ -114,6 +115,9 @@ class Precision:
             )
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(dict(state["scaler"]))
+            # It keeps its scale as a tensor from the first loss that it scales, and a run may go on
+            # behind that one: at the step of an optimizer.
+            self.scaler.scale(torch.zeros((), device=self._device))
 
     def __repr__(self) -> str:
         return f"Precision({self.name!r}, device={self.device_type!r})"

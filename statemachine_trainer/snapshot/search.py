@@ -1,0 +1,638 @@
+"""A walk over everything that can be reached from some objects, in search of state.
+
+It finds random number generators, wherever they lie, and things that no checkpoint can hold:
+iterators, open files, queues, locks, sockets. Each is found by its path.
+
+The walk runs no code of users: it reads instance dictionaries, slots, containers, closures,
+defaults, class attributes and module globals as they are. It calls no property, no `__getattr__`
+and no `__iter__`, and imports nothing.
+
+It is bounded. It visits at most `MOST` objects. Of a container with more than `LARGE` elements it
+visits the first `ALIKE` of each type among the first `TYPED`, and the rest only if a generator lay
+in one of those.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import queue
+import random
+import sys
+import threading
+import types
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from statemachine_trainer.snapshot.generators import GENERATORS, Generator, identity_of, is_global
+
+MOST: Final = 50_000
+"""Objects that one walk visits at most."""
+
+LARGE: Final = 400
+"""Elements above which a container is not visited whole."""
+
+ALIKE: Final = 100
+"""Elements of one type that are visited in a large container."""
+
+TYPED: Final = 200_000
+"""Elements of one container whose types are looked at."""
+
+
+class Step(NamedTuple):
+    """How an object is reached from its holder.
+
+    Attributes:
+        holder: Path of the holder.
+        how: "attribute", "item", "closure", or "other" for what cannot be set again.
+        key: Name of the attribute or the variable; key or index of the item.
+    """
+
+    holder: str
+    how: str
+    key: Any
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a generator lies: `step` is its first place, `also` are the others."""
+
+    path: str
+    generator: Generator
+    step: Step
+    also: list[Step] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Unheld:
+    """Something that no checkpoint can hold: where it is, what it is, and what to do."""
+
+    path: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path} is {self.what}: {self.remedy}"
+
+
+Notice = Callable[[str, object, str, object], None]
+"""Called for each named value: path of the holder, the holder, the name, the value."""
+
+
+class _Way(NamedTuple):
+    """What holds for everything below an object.
+
+    Attributes:
+        told: Whether what cannot be held is told. What lies in an object with a state of its own is
+            the business of that object; what lies in a library's object is the library's.
+        ordered: Whether paths are the same in every process.
+    """
+
+    told: bool = True
+    ordered: bool = True
+
+
+_ITERATOR = (
+    "make it anew from the index or the epoch, or give its owner `state_dict` and `load_state_dict`"
+)
+_OPEN = "open it where it is used, or give its owner `state_dict` and `load_state_dict`"
+_WAITING = "leave nothing in it over a stop, or give its owner `state_dict` and `load_state_dict`"
+_OF_SYSTEM = "use `random.Random(seed)`"
+_SET = "keep it in a list or a dict: the order of a set differs from process to process"
+
+_ATOMS: Final = frozenset(
+    {
+        type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...),
+        torch.Tensor, nn.Parameter, nn.Buffer, torch.dtype, torch.device, torch.Size,
+        types.ModuleType, types.CodeType, types.MappingProxyType, types.GetSetDescriptorType,
+        types.MemberDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType,
+    }
+)  # fmt: skip
+_EMPTY: Final = frozenset({dict, list, tuple, OrderedDict, set, frozenset, deque})
+_BOUND: Final = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
+_HEAP: Final = 1 << 9  # flag of the classes that are written in Python
+
+LIBRARIES: Final = frozenset(sys.stdlib_module_names - {"__main__"}) | {
+    "PIL", "albumentations", "datasets", "fsspec", "h5py", "lightning", "lightning_fabric",
+    "matplotlib", "numpy", "pandas", "pyarrow", "pydantic", "pytest", "_pytest", "hypothesis",
+    "pytorch_lightning", "rich", "scipy", "sklearn", "statemachine_trainer", "tensorboard", "torch",
+    "torchaudio", "torchdata", "torchmetrics", "torchvision", "tqdm", "transformers", "wandb",
+}  # fmt: skip
+"""Packages whose classes and functions are not looked into; their objects are."""
+
+_OURS_FOR_USERS = ("statemachine_trainer.testing.specimens", "statemachine_trainer.demo")
+_TRANSPARENT = ("torch.utils.data", "torchvision.", "torch.nn.", "functools", "types")
+_SKIPPED = (
+    "statemachine_trainer.machine.", "statemachine_trainer.running.", "statemachine_trainer.trainer",
+    "statemachine_trainer.observe.", "statemachine_trainer.debugging.", "statemachine_trainer.page.",
+    "statemachine_trainer.loops.context", "statemachine_trainer.integrations.", "logging",
+    "torch.utils.data.dataloader._", "torch._dynamo", "torch._inductor", "torch.fx", "torch._ops",
+    "lightning.pytorch.trainer", "pytorch_lightning.trainer", "statemachine_trainer.snapshot.",
+    "statemachine_trainer.callbacks.checkpoints", "torch.jit", "torch.distributed",
+)  # fmt: skip
+_BASES_WITHOUT_STATE = ("torch.nn.", "lightning.", "pytorch_lightning.")
+_KEYS: Final = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+class Search:
+    """One walk, done when the object is made.
+
+    Args:
+        roots: Where it begins, by the beginning of the paths. What is reached from two roots has
+            the path from the first.
+        most: Objects to visit at most.
+        notice: Called for each named value of what users wrote: attributes, closure variables,
+            globals, class attributes.
+        holders: Paths of the objects to keep in `holders`.
+        code: Whether to look at the globals and class attributes that the code of users reads.
+
+    Attributes:
+        places: The generators by path, in the order in which they were found; each once.
+        unheld: What no checkpoint can hold.
+        holders: The objects at the paths asked for.
+        visited: Objects visited.
+        complete: Whether the walk came to its end before `most`.
+        sampled: Large containers that were not visited whole: path and number of elements.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, object],
+        *,
+        most: int = MOST,
+        notice: Notice | None = None,
+        holders: Iterable[str] = (),
+        code: bool = True,
+    ) -> None:
+        self.places: dict[str, Place] = {}
+        self.unheld: list[Unheld] = []
+        self.holders: dict[str, object] = {}
+        self.visited = 0
+        self.complete = True
+        self.sampled: dict[str, int] = {}
+        self._notice = notice
+        self._wanted = frozenset(holders)
+        self._code = code
+        self._most = most
+        self._seen: set[int] = set()
+        self._found: dict[int, Place] = {}
+        self._now: deque[tuple[object, str, Step, _Way]] = deque()
+        self._later: deque[tuple[object, str, Step, _Way]] = deque()
+        self._rest: list[tuple[str, Callable[[], Iterator[tuple[object, str, Step]]], _Way]] = []
+        for path, root in roots.items():
+            self._now.append((root, path, Step("", "other", path), _Way()))
+        self._walk()
+
+    # -- the walk ----------------------------------------------------------------------------------
+
+    def _walk(self) -> None:
+        """Visit what is near first: code, which may lead far away, comes last."""
+        while True:
+            waiting = self._now or self._later
+            if not waiting:
+                if not self._go_on_where_generators_lie():
+                    return
+                continue
+            thing, path, step, way = waiting.popleft()
+            if isinstance(thing, GENERATORS):
+                self._find(thing, path, step, way)
+            elif id(thing) not in self._seen:
+                if self.visited == self._most:
+                    self.complete = False
+                    return
+                self.visited += 1
+                self._seen.add(id(thing))
+                if path in self._wanted:
+                    self.holders[path] = thing
+                self._visit(thing, path, way)
+
+    def _go_on_where_generators_lie(self) -> bool:
+        """Visit large containers whole if a generator was found in one of the elements visited."""
+        rest, self._rest = self._rest, []
+        for path, items, way in rest:
+            if any(found.startswith(path) for found in self.places):
+                self.sampled.pop(path, None)
+                self._now.extend((thing, at, step, way) for thing, at, step in items())
+        return bool(self._now)
+
+    def _find(self, generator: Generator, path: str, step: Step, way: _Way) -> None:
+        if is_global(generator):
+            return
+        if isinstance(generator, random.SystemRandom):
+            return self._tell(path, "drawn from the operating system", _OF_SYSTEM, way)
+        known = self._found.get(identity_of(generator))
+        if known is not None:
+            if step not in (known.step, *known.also):
+                known.also.append(step)
+            return
+        if not way.ordered:
+            return self._tell(path, "a generator in a set", _SET, _Way())
+        place = Place(path, generator, step)
+        self._found[identity_of(generator)] = self.places[path] = place
+        if isinstance(generator, random.Random) and type(generator) is not random.Random:
+            self._attributes(generator, path, way)
+
+    def _tell(self, path: str, what: str, remedy: str, way: _Way) -> None:
+        if way.told:
+            self.unheld.append(Unheld(path, what, remedy))
+
+    def _offer(self, thing: object, path: str, step: Step, way: _Way) -> None:
+        kind = type(thing)
+        if kind in _ATOMS or (kind in _EMPTY and not thing):
+            return
+        self._now.append((thing, path, step, way))
+
+    # -- what to do with an object of some type ------------------------------------------------------
+
+    def _visit(self, thing: Any, path: str, way: _Way) -> None:
+        visit, told = _how_to_visit(cast(Hashable, type(thing)))
+        if visit == "":
+            return
+        if visit == "tell":
+            if not _is_harmless(thing):
+                assert told is not None
+                self._tell(path, *told, way)
+            return
+        if told is not None:  # what is below is the business of this object
+            way = way._replace(told=False)
+        getattr(self, visit)(thing, path, way)
+
+    def _object(self, thing: object, path: str, way: _Way) -> None:
+        self._attributes(thing, path, way)
+
+    def _module(self, module: nn.Module, path: str, way: _Way) -> None:
+        for name, child in module.__dict__["_modules"].items():
+            if child is not None:
+                self._offer(child, f"{path}.{name}", Step(path, "other", name), way)
+        self._attributes(module, path, way, without=("_modules", "_parameters", "_buffers"))
+
+    def _attributes(
+        self, thing: object, path: str, way: _Way, without: tuple[str, ...] = ()
+    ) -> None:
+        kind = type(thing)
+        for name, value in _named(thing):
+            if name in without:
+                continue
+            if self._notice is not None and way.told:
+                self._notice(path, thing, name, value)
+            self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
+        if self._code and is_users(kind.__module__) and id(kind) not in self._seen:
+            self._later.append((kind, f"{path}.__class__", Step(path, "other", ""), way))
+
+    # -- containers --------------------------------------------------------------------------------
+
+    def _mapping(self, thing: dict[Any, Any], path: str, way: _Way) -> None:
+        if kinds := _kinds(dict.values(thing)):
+
+            def items() -> Iterator[tuple[object, str, Step]]:
+                for place, (key, value) in enumerate(_copied(dict.items(thing))):
+                    if type(key) in _KEYS:
+                        yield value, f"{path}[{key!r}]", Step(path, "item", key)
+                    else:
+                        yield value, f"{path}[#{place}]", Step(path, "other", None)
+
+            self._elements(len(thing), items, kinds, path, way)
+        if _kinds(dict.keys(thing)):
+            for place, key in enumerate(islice(_copied(dict.keys(thing)), LARGE)):
+                self._offer(key, f"{path}.key[{place}]", Step(path, "other", None), way)
+        self._own_attributes(thing, dict, path, way)
+
+    def _sequence(self, thing: Any, path: str, way: _Way) -> None:
+        base: Any = next(one for one in (list, tuple, deque) if isinstance(thing, one))
+        if kinds := _kinds(base.__iter__(thing)):
+            how = "other" if base is tuple else "item"
+
+            def items() -> Iterator[tuple[object, str, Step]]:
+                for index, value in enumerate(_copied(base.__iter__(thing))):
+                    yield value, f"{path}[{index}]", Step(path, how, index)
+
+            self._elements(len(thing), items, kinds, path, way)
+        self._own_attributes(thing, base, path, way)
+
+    def _set(self, thing: Any, path: str, way: _Way) -> None:
+        base: Any = set if isinstance(thing, set) else frozenset
+        if kinds := _kinds(base.__iter__(thing)):
+            below = way if len(thing) == 1 else way._replace(ordered=False)
+
+            def items() -> Iterator[tuple[object, str, Step]]:
+                for value in _copied(base.__iter__(thing)):
+                    yield value, f"{path}{{...}}", Step(path, "other", None)
+
+            self._elements(len(thing), items, kinds, path, below)
+        self._own_attributes(thing, base, path, way)
+
+    def _array(self, thing: np.ndarray[Any, Any], path: str, way: _Way) -> None:
+        if isinstance(thing, np.memmap) and thing.flags.writeable and thing.mode != "c":
+            remedy = "open it with mode='r', or write what depends on the run elsewhere"
+            self._tell(path, "a file that the run may write to (np.memmap)", remedy, way)
+        elif type(thing) is np.ndarray and thing.dtype == object:
+            self._sequence(thing.reshape(-1).tolist(), path, way)
+
+    def _own_attributes(self, thing: object, base: type, path: str, way: _Way) -> None:
+        """Look at what a subclass of a container has besides its elements."""
+        if type(thing) is not base and type(thing).__flags__ & _HEAP:
+            self._attributes(thing, path, way)
+
+    def _elements(
+        self,
+        count: int,
+        items: Callable[[], Iterator[tuple[object, str, Step]]],
+        kinds: set[type],
+        path: str,
+        way: _Way,
+    ) -> None:
+        if count <= LARGE:
+            for value, at, step in items():
+                self._offer(value, at, step, way)
+            return
+        left = dict.fromkeys(kinds, ALIKE)
+        for value, at, step in items():
+            kind = type(value)
+            if kind not in left:
+                continue
+            self._offer(value, at, step, way)
+            left[kind] -= 1
+            if left[kind] == 0:
+                del left[kind]
+                if not left:
+                    self.sampled[path] = count
+                    self._rest.append((path, items, way))
+                    return
+
+    # -- functions and classes -----------------------------------------------------------------------
+
+    def _function(self, function: types.FunctionType, path: str, way: _Way) -> None:
+        code = function.__code__
+        if not (is_users(function.__module__) or _is_transparent(function.__module__)):
+            way = way._replace(told=False)
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                value = cell.cell_contents
+            except ValueError:  # nothing in it yet
+                continue
+            self._variable(function, path, name, value, Step(path, "closure", name), way)
+        given = function.__defaults__ or ()
+        names = code.co_varnames[code.co_argcount - len(given) : code.co_argcount]
+        for name, value in [
+            *zip(names, given, strict=True),
+            *(function.__kwdefaults__ or {}).items(),
+        ]:
+            self._variable(function, path, name, value, Step(path, "other", name), way)
+        for name, value in [*function.__dict__.items()]:
+            self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
+        if self._code and is_users(function.__module__):
+            self._globals(function, way)
+
+    def _variable(
+        self, function: object, path: str, name: str, value: object, step: Step, way: _Way
+    ) -> None:
+        if self._notice is not None and way.told:
+            self._notice(path, function, name, value)
+        self._offer(value, f"{path}({name})", step, way)
+
+    def _globals(self, function: types.FunctionType, way: _Way) -> None:
+        """Look at the globals that the code may read; an attribute of the same name is taken for one."""
+        home, space = function.__globals__.get("__name__"), function.__globals__
+        names = _names_in(function.__code__)
+        for name in names:
+            if name not in space or name.startswith("__"):
+                continue
+            value = space[name]
+            if isinstance(value, types.ModuleType):
+                if is_users(value.__name__):
+                    self._of_space(value.__name__, vars(value), names, way)
+            else:
+                self._of_space(str(home), space, (name,), way)
+
+    def _of_space(
+        self, home: str, space: Mapping[str, object], names: Iterable[str], way: _Way
+    ) -> None:
+        for name in names:
+            value = space.get(name)
+            if name in space and not isinstance(value, types.ModuleType):
+                holder = f"global {home}"
+                if self._notice is not None and way.told:
+                    self._notice(holder, space, name, value)
+                if holder in self._wanted:
+                    self.holders[holder] = space
+                if type(value) not in _ATOMS:
+                    step = Step(holder, "item", name)
+                    self._later.append((value, f"{holder}.{name}", step, way))
+
+    def _partial(self, partial: functools.partial[Any], path: str, way: _Way) -> None:
+        self._offer(partial.func, f"{path}.func", Step(path, "other", "func"), way)
+        for index, value in enumerate(partial.args):
+            self._variable(partial, path, str(index), value, Step(path, "other", index), way)
+        for name, value in partial.keywords.items():
+            self._variable(partial, path, name, value, Step(path, "other", name), way)
+        self._attributes(partial, path, way)
+
+    def _bound(self, method: Any, path: str, way: _Way) -> None:
+        owner = getattr(method, "__self__", None)  # a function of Cython may be unbound
+        if not isinstance(owner, types.ModuleType):
+            self._offer(owner, f"{path}.__self__", Step(path, "other", "__self__"), way)
+        if isinstance(method, types.MethodType):
+            self._offer(method.__func__, f"{path}.__func__", Step(path, "other", ""), way)
+
+    def _weak(self, reference: weakref.ref[Any], path: str, way: _Way) -> None:
+        thing = weakref.ref.__call__(reference)
+        if thing is not None:
+            self._offer(thing, f"{path}()", Step(path, "other", "()"), way)
+
+    def _class(self, kind: type, _path: str, way: _Way) -> None:
+        """Look at the attributes and the code of a class that a user wrote, and of its bases."""
+        for base in kind.__mro__:
+            if not is_users(base.__module__) or id(base) in self._seen - {id(kind)}:
+                continue
+            self._seen.add(id(base))
+            path = f"class {base.__module__}.{base.__qualname__}"
+            if path in self._wanted:
+                self.holders[path] = base
+            for name, value in [*_vars(base).items()]:
+                self._of_class(base, path, name, value, way)
+
+    def _of_class(self, base: type, path: str, name: str, value: Any, way: _Way) -> None:
+        if isinstance(value, property):
+            for one in (value.fget, value.fset):
+                self._later.append((one, f"{path}.{name}", Step(path, "other", name), way))
+        elif isinstance(value, classmethod | staticmethod):
+            self._later.append((value.__func__, f"{path}.{name}", Step(path, "other", name), way))
+        elif isinstance(value, types.FunctionType):
+            self._later.append((value, f"{path}.{name}", Step(path, "other", name), way))
+        elif not (name.startswith("__") and name.endswith("__")):
+            if self._notice is not None and way.told:
+                self._notice(path, base, name, value)
+            if type(value) not in _ATOMS:
+                self._later.append((value, f"{path}.{name}", Step(path, "attribute", name), way))
+
+
+def named_values(thing: object) -> dict[str, object]:
+    """Return the attributes that an object holds itself, in its dictionary or its slots."""
+    return dict(_named(thing))
+
+
+def is_users(module: str | None) -> bool:
+    """Whether a module is one of a user, and none of a known library."""
+    if module is None:
+        return False
+    return module.partition(".")[0] not in LIBRARIES or module.startswith(_OURS_FOR_USERS)
+
+
+def _named(thing: object) -> Iterator[tuple[str, object]]:
+    kind = type(thing)
+    for base in kind.__mro__:
+        inside = _vars(base)
+        if base.__flags__ & _HEAP:
+            for name, slot in inside.items():
+                if type(slot) is types.MemberDescriptorType:
+                    try:
+                        yield name, slot.__get__(thing, kind)
+                    except AttributeError:  # nothing in it yet
+                        continue
+        entry: Any = inside.get("__dict__")
+        if type(entry) in (types.GetSetDescriptorType, types.MemberDescriptorType):
+            held: Any = entry.__get__(thing, kind)
+            yield from [*held.items()]
+
+
+_VARS: Final = type.__dict__["__dict__"]
+
+
+def _vars(kind: type) -> Mapping[str, object]:
+    """Return the attributes of a class; a metaclass has no say in it."""
+    inside: Mapping[str, object] = _VARS.__get__(kind)
+    return inside
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
+    names = dict.fromkeys(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= dict.fromkeys(_names_in(constant))
+    return tuple(names)
+
+
+@functools.lru_cache(maxsize=2048)
+def _how_to_visit(kind: type) -> tuple[str, tuple[str, str] | None]:
+    """Choose what to do with the objects of a type.
+
+    Returns:
+        The name of a method, or "" for nothing, or "tell"; and what is to be told. For a method,
+        anything but None says that what lies below is not to be told.
+    """
+    for kinds, visit in _VISITS:
+        if issubclass(kind, kinds):
+            return visit, _QUIET if visit == "_module" and _has_extra_state(kind) else None
+    if kind.__name__ == "cython_function_or_method":
+        return "_bound", None
+    if (told := _unheld(kind)) is not None:
+        return "tell", told
+    if f"{kind.__module__}.{kind.__qualname__}".startswith(_SKIPPED):
+        return "", None
+    known = is_users(kind.__module__) or _is_transparent(kind.__module__)
+    return "_object", None if known and not _has_state(kind) else _QUIET
+
+
+_QUIET: Final = ("", "")
+_VISITS: Final[tuple[tuple[Any, str], ...]] = (
+    ((types.ModuleType, torch.Tensor), ""),
+    (dict, "_mapping"),
+    ((list, tuple, deque), "_sequence"),
+    ((set, frozenset), "_set"),
+    (types.FunctionType, "_function"),
+    (functools.partial, "_partial"),
+    (_BOUND, "_bound"),
+    (weakref.ReferenceType, "_weak"),
+    (np.ndarray, "_array"),
+    (type, "_class"),
+    (nn.Module, "_module"),
+)
+
+
+def _kinds(elements: Iterable[object]) -> set[type]:
+    """Return the types of the elements that are to be looked into, of the first `TYPED` elements."""
+    try:
+        return set(map(type, islice(elements, TYPED))) - _ATOMS
+    except RuntimeError:  # another thread changed it meanwhile
+        return set()
+
+
+def _copied(elements: Iterable[Any]) -> Iterator[Any]:
+    """Iterate in pieces that are read at once; end where another thread changes the container."""
+    left = iter(elements)
+    try:
+        while piece := [*islice(left, LARGE)]:
+            yield from piece
+    except RuntimeError:
+        return
+
+
+def _is_transparent(module: str | None) -> bool:
+    """Whether what lies in objects of a library is the user's: data sets, transforms, layers."""
+    return module is not None and module.startswith(_TRANSPARENT)
+
+
+def _has_state(kind: type) -> bool:
+    """Whether objects of a class write down their own state; a base that writes nothing does not count."""
+    for name in ("state_dict", "load_state_dict"):
+        owner = next((base for base in kind.__mro__ if name in _vars(base)), None)
+        if owner is None or owner.__module__.startswith(_BASES_WITHOUT_STATE):
+            return False
+    return True
+
+
+def _has_extra_state(kind: type) -> bool:
+    owner = next(base for base in kind.__mro__ if "get_extra_state" in _vars(base))
+    return owner is not nn.Module
+
+
+def _is_harmless(thing: object) -> bool:
+    """Whether it is a file that is closed already, or one that the process always has."""
+    if not isinstance(thing, io.IOBase):
+        return False
+    if any(thing is one for one in (sys.stdout, sys.stderr, sys.stdin)):
+        return True
+    return not type(thing).__flags__ & _HEAP and bool(thing.closed)
+
+
+def _unheld(kind: type) -> tuple[str, str] | None:
+    """Say what an object of a type is, and what to do, if no checkpoint can hold it."""
+    name, module = kind.__name__, kind.__module__
+    top = module.partition(".")[0]
+    if issubclass(kind, io.IOBase):
+        memory = issubclass(kind, io.BytesIO | io.StringIO)
+        return ("a stream in memory" if memory else "an open file"), _OPEN
+    if issubclass(kind, types.GeneratorType | types.CoroutineType | types.AsyncGeneratorType):
+        return "a generator function under way", _ITERATOR
+    if name in ("weakproxy", "weakcallableproxy", "ProxyType", "CallableProxyType"):
+        return "a weak proxy, which cannot be looked into", "keep the object, or a `weakref.ref`"
+    if issubclass(kind, queue.Queue | queue.SimpleQueue) or "queues" in module:
+        return "a queue", _WAITING
+    if module == "_thread" and "lock" in name.lower():
+        return "a lock", _WAITING
+    if issubclass(kind, threading.Thread):
+        return "a thread", _WAITING
+    if top == "threading" and name in (
+        "Condition",
+        "Event",
+        "Semaphore",
+        "BoundedSemaphore",
+        "Barrier",
+    ):
+        return f"a {name.lower()} of threads", _WAITING
+    if top in ("multiprocessing", "_multiprocessing", "concurrent", "subprocess"):
+        return f"a {module}.{name}", _WAITING
+    if top in ("socket", "_socket", "ssl", "sqlite3", "_sqlite3"):
+        return ("a socket" if "socket" in top else f"a {module}.{name}"), _OPEN
+    if not kind.__flags__ & _HEAP and hasattr(kind, "__next__") and name != "repeat":
+        return f"an iterator ({name})", _ITERATOR
+    return None
