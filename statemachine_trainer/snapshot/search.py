@@ -25,7 +25,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
@@ -202,8 +202,8 @@ class Search:
                     return
                 continue
             thing, path, step, way = waiting.popleft()
-            if isinstance(thing, GENERATORS):
-                self._find(thing, path, step, way)
+            if _how_to_visit(cast(Hashable, type(thing)))[0] == "_find":
+                self._find(cast(Generator, thing), path, step, way)
             elif id(thing) not in self._seen:
                 if self.visited == self._most:
                     self.complete = False
@@ -290,7 +290,7 @@ class Search:
     # -- containers --------------------------------------------------------------------------------
 
     def _mapping(self, thing: dict[Any, Any], path: str, way: _Way) -> None:
-        if kinds := _kinds(dict.values(thing)):
+        if kinds := _kinds(lambda: dict.values(thing)):
 
             def items() -> Iterator[tuple[object, str, Step]]:
                 for place, (key, value) in enumerate(_copied(dict.items(thing))):
@@ -300,14 +300,14 @@ class Search:
                         yield value, f"{path}[#{place}]", Step(path, "other", None)
 
             self._elements(len(thing), items, kinds, path, way)
-        if _kinds(dict.keys(thing)):
+        if _kinds(lambda: dict.keys(thing)):
             for place, key in enumerate(islice(_copied(dict.keys(thing)), LARGE)):
                 self._offer(key, f"{path}.key[{place}]", Step(path, "other", None), way)
         self._own_attributes(thing, dict, path, way)
 
     def _sequence(self, thing: Any, path: str, way: _Way) -> None:
         base: Any = next(one for one in (list, tuple, deque) if isinstance(thing, one))
-        if kinds := _kinds(base.__iter__(thing)):
+        if kinds := _kinds(lambda: base.__iter__(thing)):
             how = "other" if base is tuple else "item"
 
             def items() -> Iterator[tuple[object, str, Step]]:
@@ -319,7 +319,7 @@ class Search:
 
     def _set(self, thing: Any, path: str, way: _Way) -> None:
         base: Any = set if isinstance(thing, set) else frozenset
-        if kinds := _kinds(base.__iter__(thing)):
+        if kinds := _kinds(lambda: base.__iter__(thing)):
             below = way if len(thing) == 1 else way._replace(ordered=False)
 
             def items() -> Iterator[tuple[object, str, Step]]:
@@ -406,7 +406,8 @@ class Search:
             if name not in space or name.startswith("__"):
                 continue
             value = space[name]
-            if isinstance(value, types.ModuleType):
+            if _is_a(value, types.ModuleType):
+                assert isinstance(value, types.ModuleType)
                 if is_users(value.__name__):
                     self._of_space(value.__name__, vars(value), names, way)
             else:
@@ -417,7 +418,7 @@ class Search:
     ) -> None:
         for name in names:
             value = space.get(name)
-            if name in space and not isinstance(value, types.ModuleType):
+            if name in space and not _is_a(value, types.ModuleType):
                 holder = f"global {home}"
                 if self._notice is not None and way.told:
                     self._notice(holder, space, name, value)
@@ -437,7 +438,7 @@ class Search:
 
     def _bound(self, method: Any, path: str, way: _Way) -> None:
         owner = getattr(method, "__self__", None)  # a function of Cython may be unbound
-        if not isinstance(owner, types.ModuleType):
+        if not _is_a(owner, types.ModuleType):
             self._offer(owner, f"{path}.__self__", Step(path, "other", "__self__"), way)
         if isinstance(method, types.MethodType):
             self._offer(method.__func__, f"{path}.__func__", Step(path, "other", ""), way)
@@ -460,12 +461,12 @@ class Search:
                 self._of_class(base, path, name, value, way)
 
     def _of_class(self, base: type, path: str, name: str, value: Any, way: _Way) -> None:
-        if isinstance(value, property):
+        if _is_a(value, property):
             for one in (value.fget, value.fset):
                 self._later.append((one, f"{path}.{name}", Step(path, "other", name), way))
-        elif isinstance(value, classmethod | staticmethod):
+        elif _is_a(value, (classmethod, staticmethod)):
             self._later.append((value.__func__, f"{path}.{name}", Step(path, "other", name), way))
-        elif isinstance(value, types.FunctionType):
+        elif _is_a(value, types.FunctionType):
             self._later.append((value, f"{path}.{name}", Step(path, "other", name), way))
         elif not (name.startswith("__") and name.endswith("__")):
             if self._notice is not None and way.told:
@@ -484,6 +485,11 @@ def is_users(module: str | None) -> bool:
     if module is None:
         return False
     return module.partition(".")[0] not in LIBRARIES or module.startswith(_OURS_FOR_USERS)
+
+
+def _is_a(thing: object, kinds: type | tuple[type, ...]) -> bool:
+    """Ask for the type alone: `isinstance` asks the object too, which may run code of its own."""
+    return issubclass(type(thing), kinds)
 
 
 def _named(thing: object) -> Iterator[tuple[str, object]]:
@@ -544,6 +550,7 @@ def _how_to_visit(kind: type) -> tuple[str, tuple[str, str] | None]:
 
 _QUIET: Final = ("", "")
 _VISITS: Final[tuple[tuple[Any, str], ...]] = (
+    (GENERATORS, "_find"),
     ((types.ModuleType, torch.Tensor), ""),
     (dict, "_mapping"),
     ((list, tuple, deque), "_sequence"),
@@ -558,12 +565,28 @@ _VISITS: Final[tuple[tuple[Any, str], ...]] = (
 )
 
 
-def _kinds(elements: Iterable[object]) -> set[type]:
-    """Return the types of the elements that are to be looked into, of the first `TYPED` elements."""
+def _kinds(elements: Callable[[], Iterable[Any]]) -> set[type]:
+    """Return the types of the elements that are to be looked into, of the first `TYPED` elements.
+
+    Nothing is to be looked into where all are sequences, or all are dicts, of plain values: batches,
+    annotations. That is found out here, for all of them at once, without a Python call for each.
+    """
     try:
-        return set(map(type, islice(elements, TYPED))) - _ATOMS
+        kinds = set(map(type, islice(elements(), TYPED)))
+        below: Iterable[Any] | None = None
+        if kinds and kinds <= _SEQUENCES:
+            below = chain.from_iterable(islice(elements(), TYPED))
+        elif kinds == _DICTS:
+            below = chain.from_iterable(map(dict.values, islice(elements(), TYPED)))
+        if below is not None and set(map(type, islice(below, TYPED))) <= _ATOMS:
+            return set()
+        return kinds - _ATOMS
     except RuntimeError:  # another thread changed it meanwhile
         return set()
+
+
+_SEQUENCES: Final[frozenset[type]] = frozenset({list, tuple})
+_DICTS: Final[frozenset[type]] = frozenset({dict})
 
 
 def _copied(elements: Iterable[Any]) -> Iterator[Any]:

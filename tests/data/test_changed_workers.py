@@ -41,7 +41,7 @@ def rest(feed: Feed) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("position", [0, 1, 3])
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (0, 1), (2, 0), (2, 1)])
+@pytest.mark.parametrize("before, after", [(0, 2), (0, 1), (2, 0), (2, 1)])
 def test_the_order_stays_and_only_randomness_in_workers_is_told(
     before: int, after: int, position: int
 ) -> None:
