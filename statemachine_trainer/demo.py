@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from statemachine_trainer import __version__
+from statemachine_trainer.files import path_given
 from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.observe import MetricsTable, Progress
@@ -248,6 +249,8 @@ def _dataset(pictures: Any, classes: Any) -> TensorDataset:
 
 def _prepare(out: Path | None) -> Path:
     """Make the folder of the run, before any work is done that could be lost for want of it."""
+    if out is not None:
+        path_given(out)  # no address of something else
     folder = out if out is not None else _new_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.finding import NoCheckpoint
+from statemachine_trainer.control.ownership import Ownership
 from statemachine_trainer.debugging import Breakpoint, Memory, Rewound, Where
 from statemachine_trainer.debugging.breakpoints import Breakpoints
 from statemachine_trainer.debugging.memory import Debugger
@@ -114,12 +115,26 @@ class Trainer:
         if self.checkpoints is not None:
             self.checkpoints.attach(self, drivers.fit)
         recorder = self._recorder = recorder_given(run, self.checkpoints, drivers, settings)
+        owner = self._owner_of_folder()
         self._state = FitState(self, drivers.fit, given)
         shown = Progress() if progress is True else progress
-        self._session = Session(self, drivers, equipment, self._state, recorder, shown)
+        self._session = Session(self, drivers, equipment, self._state, recorder, shown, owner)
         self._debugger = Debugger(drivers.fit, self.state_dict, self.load_state_dict)
         self._debugger.recorder = recorder
         self._profile: Profile | None = None
+
+    def _owner_of_folder(self) -> Ownership | None:
+        """Make what holds the folder of the run, if there is one, and let those ask it who write there."""
+        folder = self.run_folder if self.checkpoints is None else self.checkpoints.store.root
+        if folder is None:
+            return None
+        fit = self._drivers.fit
+        owner = Ownership(folder, at_rest=lambda: not fit.running)
+        if self.checkpoints is not None:
+            self.checkpoints.belong_to(owner)
+        if self._recorder is not None:
+            self._recorder.owner = owner
+        return owner
 
     # -- running ---------------------------------------------------------------------------------
 

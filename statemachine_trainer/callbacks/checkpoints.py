@@ -28,6 +28,7 @@ from statemachine_trainer.callbacks.unmeasured import (
     unmeasured,
     was_validated,
 )
+from statemachine_trainer.control.ownership import Ownership
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.intervals import (
     Ticker,
@@ -138,7 +139,7 @@ class Checkpoints:
                 "Retention(last=3, best=Best('val_loss'))."
             )
         ours = {"statemachine_trainer": __version__}
-        self.store = Store(Path(folder), retention=retention, background=background, versions=ours)
+        self.store = Store(folder, retention=retention, background=background, versions=ours)
         self.every = parse_interval(every, "every")
         self.at_end = at_end
         self.on_signals = on_signals
@@ -152,6 +153,7 @@ class Checkpoints:
         self._wanted = self._stop_agreed = False
         self._heed: Heed | None = None
         self._host: Host | None = None
+        self._owner: Ownership | None = None
         self._driver: Driver | None = None
         self._subscriptions: list[Subscription] = []
 
@@ -407,6 +409,11 @@ class Checkpoints:
         self._ticker = Ticker(self.every)
         self._due, self._postponed_at = False, None
 
+    def belong_to(self, owner: Ownership) -> None:
+        """Write only while the folder is that of this run."""
+        self._owner = owner
+        self.store.owned, self.store.check_owned = owner.writing, owner.check
+
     # -- the folder of the run -------------------------------------------------------------------
 
     def check_folder(self, loaded: Loaded | None) -> None:
@@ -450,7 +457,7 @@ class Checkpoints:
         run_record.note(self.store.root, "started", self.store.versions, **facts)
 
     def _note_end(self, event: str, **facts: run_record.Facts) -> None:
-        if _keeps_record():
+        if _keeps_record() and (self._owner is None or self._owner.held):
             run_record.note(self.store.root, event, self.store.versions, **facts)
 
     # -- signals of the system -------------------------------------------------------------------

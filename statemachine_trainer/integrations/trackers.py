@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from statemachine_trainer.files import path_given
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.observe.readings import Part, values_of_step
 
@@ -92,7 +93,7 @@ class TensorBoard(Tracker):
     def __init__(self, folder: str | Path, *, every: int = 50) -> None:
         super().__init__(every=every)
         _check_installed("tensorboard")
-        self.folder = Path(folder)
+        self.folder = path_given(folder)
         self._writer: Any = None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

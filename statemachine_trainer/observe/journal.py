@@ -86,11 +86,19 @@ class Journal:
     Args:
         folder: The folder of the run; made if need be.
         seconds: The longest that an entry waits, as long as others follow.
+        may_write: Whether the folder is still that of this run; what is written waits where it is not.
     """
 
-    def __init__(self, folder: Path, *, seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seconds: float = 1.0,
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.path = folder / JOURNAL
         self._seconds = seconds
+        self._may_write = may_write
         self._waiting: list[Change] = []
         self._written = time.monotonic()
         self._connection: sqlite3.Connection | None = None
@@ -231,6 +239,9 @@ class Journal:
         Returns:
             What that returned; None if the file cannot be used now.
         """
+        if not self._may_write():
+            self._let_go()
+            return None
         try:
             try:
                 return act(self._open(patience))

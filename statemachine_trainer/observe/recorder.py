@@ -13,11 +13,12 @@ import torch
 
 from statemachine_trainer import run_record
 from statemachine_trainer.control.listener import Listener
+from statemachine_trainer.control.ownership import FolderInUse, Ownership
 from statemachine_trainer.control.processes import rank_of_process
+from statemachine_trainer.files import path_given
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.observe.blackbox import BlackBox, Mark, read_blackbox
 from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.readings import Readings
@@ -56,7 +57,7 @@ class RunFolder:
     ) -> None:
         if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 0:
             raise SettingError(f"RunFolder(log_every={log_every!r}): use a whole number from 0.")
-        self.path = Path(folder)
+        self.path = path_given(folder)
         self.blackbox = blackbox
         self.journal = journal
         self.log_every = log_every
@@ -93,10 +94,6 @@ class RunFolder:
         return found
 
 
-class FolderInUse(StateMachineError):
-    """A fit was to begin in the folder of a run that is going on in another process."""
-
-
 class Recorder:
     """Records the fits of one trainer.
 
@@ -104,6 +101,9 @@ class Recorder:
         folder: What is recorded, and where.
         drivers: The drivers of the trainer, the fit's first.
         settings: Those that the trainer was made with.
+
+    Attributes:
+        owner: Who holds the folder; what is recorded waits while it is another run's. None: nobody asks.
     """
 
     def __init__(
@@ -118,6 +118,7 @@ class Recorder:
         self._removers: list[Callable[[], None]] = []
         self._inside: list[Driver] = []
         self._keeps_record = False
+        self.owner: Ownership | None = None
 
     @property
     def _fit(self) -> Driver:
@@ -212,6 +213,9 @@ class Recorder:
 
     # -- parts -----------------------------------------------------------------------------------
 
+    def _owns(self) -> bool:
+        return self.owner is None or self.owner.held
+
     def _listen(self) -> None:
         """Take requests, if nobody does in this process."""
         listener = self._listener
@@ -225,7 +229,7 @@ class Recorder:
 
     def _begin_journal(self, checkpoint: Path | None) -> None:
         root = self.folder.path
-        journal = Journal(root)
+        journal = Journal(root, may_write=self._owns)
         goes_on = checkpoint is not None and checkpoint.resolve().parent == root.resolve()
         if goes_on and checkpoint is not None:
             journal.rewind(checkpoint.name)
@@ -271,7 +275,8 @@ class Recorder:
         if self._journal is not None:
             self._journal.close(for_good=mark in ("ended", "stopped", "failed"))
         told_before = error is None and left is not self._fit  # a test after a fit that has ended
-        if self._keeps_record and mark in ("ended", "stopped", "failed") and not told_before:
+        over = mark in ("ended", "stopped", "failed")
+        if self._keeps_record and over and not told_before and self._owns():
             facts = {} if error is None else {"error": f"{type(error).__name__}: {error}"[:500]}
             run_record.note(self.folder.path, mark, _versions(), **facts)
 

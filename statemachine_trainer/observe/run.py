@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, overload
 
-from statemachine_trainer.files import is_regular, parse_json
+from statemachine_trainer.files import is_regular, parse_json, path_given
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.graph.model import GraphEdge, GraphState
 from statemachine_trainer.machine.errors import StateMachineError, suggest
@@ -99,7 +99,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder).absolute()
+        self.path = path_given(folder)
         if not is_run(self.path):
             raise NoRun(
                 f"{self.path} is not the folder of a run: it has no {RECORD}, no {JOURNAL} and no "

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from statemachine_trainer.files import path_given
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import StateMachineError
@@ -73,7 +74,7 @@ class Trace:
         board: SignalBoard,
         metrics: ReadMetrics | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = path_given(path)
         self._metrics = metrics
         self._writer = _Writer(self.path)
         self._tracks = {

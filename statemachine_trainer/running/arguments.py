@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def checkpoints_given(given: Any) -> Checkpoints | None:
     if given is None or given is False:
         return None
     if isinstance(given, str | PathLike):
-        return Checkpoints(Path(given))
+        return Checkpoints(fspath(given))
     if isinstance(given, Checkpoints):
         return given
     raise SettingError(

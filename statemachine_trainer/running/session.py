@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer.callbacks.finding import find_checkpoint
+from statemachine_trainer.control.ownership import FolderInUse, Ownership
 from statemachine_trainer.loops.assembly import Equipment, assemble_evaluation, assemble_fit, go_on
 from statemachine_trainer.loops.base import in_training, training_loops
 from statemachine_trainer.loops.context import Context
@@ -26,12 +27,14 @@ from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder
+from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
 from statemachine_trainer.running.drivers import Drivers, context_of, take_limits
 from statemachine_trainer.running.fit_state import FitState, Host
 from statemachine_trainer.running.subscribing import subscribe
 from statemachine_trainer.snapshot import Loaded
+from statemachine_trainer.snapshot.ranked import do_together
 from statemachine_trainer.snapshot.rng import seed_everything
 
 _LIMITS: Final = ("max_epochs", "max_steps", "max_batches", "max_time")
@@ -51,6 +54,7 @@ class Session:
         state: Writes and reads the state of its fit.
         recorder: Records what is run; None if nothing is kept.
         progress: Shows what is run; False to show nothing.
+        owner: Holds the folder of the run; None if there is none.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Session:
         state: FitState,
         recorder: Recorder | None,
         progress: Progress | Literal[False],
+        owner: Ownership | None = None,
     ) -> None:
         self._host = host
         self._drivers = drivers
@@ -69,6 +74,7 @@ class Session:
         self._state = state
         self._recorder = recorder
         self._progress = progress
+        self._owner = owner
         self._listening: Steps | None = None
 
     def fit(
@@ -99,9 +105,16 @@ class Session:
             EarlierRun: The folder of the checkpoints is that of another run.
             SnapshotMismatch, StateMismatch, DataChanged: The state is of another fit.
         """
-        driver, known = self._fit, context_of(self._fit)
-        driver.check_at_rest("start")
+        known = context_of(self._fit)
+        self._fit.check_at_rest("start")
         check_loss(given.loss)
+        with self._taking_folder(anew=known is None or restart or resume is not None):
+            self._start(given, known, restart=restart, resume=resume)
+
+    def _start(
+        self, given: Given, known: Context | None, *, restart: bool, resume: str | Path | None
+    ) -> None:
+        driver = self._fit
         if self._recorder is not None and known is None:
             self._recorder.check_free()
         loaded = self._checkpoint_to_go_on_from(resume, restart=restart, begun=known is not None)
@@ -238,7 +251,13 @@ class Session:
         """
         driver, checkpoints = self._drivers.active, self._host.checkpoints
         listening = nullcontext() if checkpoints is None else checkpoints.listening()
-        with self.in_charge(driver), self._recording(), listening, self._showing():
+        with (
+            self._owning(driver),
+            self.in_charge(driver),
+            self._recording(),
+            listening,
+            self._showing(),
+        ):
             outcome = driver.run(until)
             if driver.resting and driver is self._fit and checkpoints is not None:
                 checkpoints.write()  # the process may end before it goes on
@@ -247,14 +266,15 @@ class Session:
     def step(self) -> Moment | None:
         """Make one transition and return it; None if the state rests."""
         driver = self._drivers.active
-        with self.in_charge(driver), self._recording():
+        with self._owning(driver), self.in_charge(driver), self._recording():
             return driver.step()
 
     def moments(self, until: Until = None) -> Iterator[Moment]:
         """Iterate over the transitions; between two items nobody is in charge."""
         transitions = self._drivers.active.moments(until)
         while True:
-            with self.in_charge(self._drivers.active), self._recording():
+            driver = self._drivers.active
+            with self._owning(driver), self.in_charge(driver), self._recording():
                 moment = next(transitions, None)
             if moment is None:
                 return
@@ -303,7 +323,13 @@ class Session:
         context = self._assemble_evaluation(driver, step, model, data, loss)
         self._drivers.active = driver
         try:
-            with undisturbed(paused), self.in_charge(driver), self._recording(), self._showing():
+            with (
+                undisturbed(paused),
+                self._owning(driver),
+                self.in_charge(driver),
+                self._recording(),
+                self._showing(),
+            ):
                 driver.start()
                 driver.run()
             return context
@@ -362,6 +388,48 @@ class Session:
             context.stop_clock()
             if lends:
                 context.model.__dict__.pop("log", None)
+
+    @contextmanager
+    def _taking_folder(self, *, anew: bool) -> Iterator[None]:
+        """Hold the folder of the run from here on, unless the block fails or there is nothing to run."""
+        owner = self._owner
+        if owner is None:
+            yield
+            return
+        held, done = owner.held, False
+        try:
+            do_together(Ranks.here(), lambda: owner.take(anew=anew))
+            yield
+            done = True
+        finally:
+            if not done and not held:
+                owner.give_back()
+            elif self._fit.path is None:
+                owner.release()
+
+    @contextmanager
+    def _owning(self, driver: Driver) -> Iterator[None]:
+        """Hold the folder of the run while a fit runs, and from then on until it has ended.
+
+        An evaluation runs without it, if it is another run's now; then nothing of it is recorded.
+
+        Raises:
+            FolderInUse: Another run has it, or had it meanwhile.
+        """
+        owner, fit = self._owner, self._fit
+        if owner is None:
+            yield
+            return
+        try:
+            owner.take()
+        except FolderInUse:
+            if driver is fit:
+                raise
+        try:
+            yield
+        finally:
+            if fit.path is None:
+                owner.release()
 
     def _recording(self) -> AbstractContextManager[None]:
         if self._recorder is None:

@@ -82,6 +82,23 @@ def save_together(
     return Path(cast(str, ranks.from_first(None if path is None else str(path))))
 
 
+def do_together(ranks: Ranks | None, act: Callable[[], object]) -> None:
+    """Do something at each rank; where it fails at one, all of them raise. A collective.
+
+    Raises:
+        AnotherRankFailed: It failed at another rank; where it failed at a rank itself, the error is its own.
+    """
+    if ranks is None:
+        act()
+        return
+    error: Exception | None = None
+    try:
+        act()
+    except Exception as problem:
+        error = problem
+    _raise_first(ranks, error)
+
+
 def find_together(ranks: Ranks, find: Callable[[], Loaded | None]) -> Loaded | None:
     """Let rank 0 find a checkpoint, and all of them read that one. A collective.
 

@@ -6,8 +6,8 @@ import difflib
 import platform
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from statemachine_trainer.files import read_regular
+from statemachine_trainer.files import path_given, read_regular
 from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem, strictjson
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
@@ -104,6 +104,11 @@ class Store:
         versions: of packages to note in each manifest, beside python, torch and numpy
         files: the file system; another one is for tests
 
+    Attributes:
+        owned: makes a context around each write, in which the folder is that of this process
+        check_owned: called before each step of a write that others see; raises where the folder has become
+            that of another run
+
     Example:
         >>> import tempfile, torch
         >>> store = Store(Path(tempfile.mkdtemp()), retention=Retention(last=2))
@@ -114,15 +119,17 @@ class Store:
 
     def __init__(
         self,
-        root: Path,
+        root: str | Path,
         *,
         retention: Retention | None = None,
         background: bool = False,
         versions: Mapping[str, str] | None = None,
         files: FileSystem | None = None,
     ) -> None:
-        self.root = Path(root)
+        self.root = path_given(root)
         self.retention = retention or Retention()
+        self.owned: Callable[[], AbstractContextManager[object]] = nullcontext
+        self.check_owned: Callable[[], object] = _nobody_asks
         self._files = files or LocalFileSystem()
         self._staging = Staging() if background else None
         self._background = Background()
@@ -193,7 +200,8 @@ class Store:
         )
 
     def _write(self, draft: checkpoint_folder.Draft, target: Path) -> None:
-        with self._writing:
+        with self._writing, self.owned():
+            self.check_owned()
             with self._failing(draft.name):
                 paths = [self.root / name for name in self._files.names(self.root)]
                 self._delete([path for path in paths if filesystem.is_abandoned(path)])
@@ -205,6 +213,7 @@ class Store:
         temporary = self.root / filesystem.temporary_name(target.name)
         try:
             checkpoint_folder.write(self._files, temporary, draft)
+            self.check_owned()  # while that was written somebody may have got the folder
             self._files.rename(temporary, target)
         except BaseException:
             with suppress(OSError):
@@ -337,7 +346,7 @@ class Store:
             FormatTooNew: when a later version of this package wrote it
         """
         is_name = isinstance(name_or_path, str) and _NAME.fullmatch(name_or_path)
-        path = self._find(str(name_or_path)) if is_name else Path(name_or_path)
+        path = self._find(str(name_or_path)) if is_name else path_given(name_or_path)
         manifest, tree = checkpoint_folder.read(self._files, path, map_location=map_location)
         return Loaded(tree, manifest.metadata, path, manifest.versions)
 
@@ -428,6 +437,10 @@ class Store:
         self.close()
 
 
+def _nobody_asks() -> None:
+    """See to nothing: a store by itself belongs to whoever writes to it."""
+
+
 # -- Weights alone --------------------------------------------------------------------------------
 
 
@@ -439,7 +452,7 @@ def load_checkpoint(place: str | Path) -> Loaded:
         Damaged: There are, and none is whole; or the one that was named is not.
         FormatTooNew: A later version of this package wrote it.
     """
-    path = Path(place)
+    path = path_given(place)
     if path.is_dir() and not (path / MANIFEST).exists():
         newest = Store(path).newest()
         if newest is None:

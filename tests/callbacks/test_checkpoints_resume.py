@@ -118,8 +118,9 @@ def test_where_all_are_damaged_nothing_begins_anew_by_itself(tmp_path: Path) -> 
 
 
 def kept_in(run: Path) -> list[str]:
-    """Names of what is in the folder of a run, whether or not its process listens to requests."""
-    return sorted(one.name for one in run.iterdir() if not one.name.startswith("requests-"))
+    """Names of what is in the folder of a run, whether or not a trainer still has it."""
+    passing = ("requests-", "run.lock")
+    return sorted(one.name for one in run.iterdir() if not one.name.startswith(passing))
 
 
 def test_a_run_does_not_begin_in_the_folder_of_another_one(tmp_path: Path) -> None:

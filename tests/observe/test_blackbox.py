@@ -11,12 +11,12 @@ from typing import Any, Literal
 import pytest
 
 from statemachine_trainer import Loop, RunFolder
+from statemachine_trainer.control.ownership import FolderInUse
 from statemachine_trainer.files import read_regular
 from statemachine_trainer.machine import Driver
 from statemachine_trainer.observe import read_blackbox
 from statemachine_trainer.observe import ring as ring_module
 from statemachine_trainer.observe.blackbox import BlackBox, Ring, find_parting
-from statemachine_trainer.observe.recorder import FolderInUse
 from statemachine_trainer.observe.ring import ENTRY, BadRing, RingWriter, read_ring
 from tests.observe.recorded import Net, batches, trainer
 from tests.observe.running import train, training, wait_until

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from statemachine_trainer.files import path_given
 from statemachine_trainer.loops.loop_errors import TrainingError
 
 Labeller = Callable[[Sequence[int], Any], Sequence[Any] | None]
@@ -44,7 +45,7 @@ class LabelFolder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = path_given(folder)
 
     def __call__(self, indices: Sequence[int], dataset: Any, done: int = 0) -> list[Any] | None:
         """Return the labels if they have come; else see to it that the question is there.
