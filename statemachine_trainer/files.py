@@ -46,6 +46,14 @@ def path_given(path: str | os.PathLike[str]) -> Path:
     return Path(text).absolute()
 
 
+def shown(path: Path) -> str:
+    """Return a path as a person reads it: from the working directory, if it lies below."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, OSError):  # elsewhere; or the working directory is gone
+        return str(path)
+
+
 def open_regular(path: Path) -> int:
     """Open a regular file for reading, and return its descriptor. A link, a pipe or a device is refused.
 

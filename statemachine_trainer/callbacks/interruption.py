@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from statemachine_trainer.files import shown
+
 WARNINGS = ("SIGTERM", "SIGUSR1", "SIGINT")
 """Signals of the system that stop a run at its next boundary, with a checkpoint."""
 
@@ -35,7 +37,9 @@ class Interrupted(SystemExit):
 
     def __str__(self) -> str:
         name = signal.Signals(self.signum).name
-        place = "" if self.checkpoint is None else f" The run goes on from {self.checkpoint}."
+        place = (
+            "" if self.checkpoint is None else f" The run goes on from {shown(self.checkpoint)}."
+        )
         return f"Stopped by {name}.{place}"
 
 
