@@ -30,6 +30,7 @@ from statemachine_trainer.machine.program import Program
 from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.parallel.wrapped import Wrapped
+from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.ranked import digest
 
 
@@ -321,7 +322,7 @@ def _facts(trainer: Any, context: Context) -> dict[str, Json]:
     checkpoints = trainer.checkpoints
     facts: tuple[Json, ...] = (
         sorted(trainer.driver.program.nodes),
-        [name for name, _ in context.model.named_parameters()],
+        [name for name, _ in PlainNames(context.model).parameters()],
         None if context.train is None else context.train.length,
         [name for name, _ in context.validation],
         None if checkpoints is None else str(checkpoints.store.root),

@@ -26,7 +26,7 @@ from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.loops.steps import Loss, MakeOptimizer
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
-from statemachine_trainer.parallel.wrapped import Wrapped
+from statemachine_trainer.parallel.wrappers import see_through
 
 _STAGES: Final = {"validation_step": "validate", "test_step": "test", "predict_step": "predict"}
 
@@ -72,13 +72,13 @@ class Equipment:
     ) -> Context:
         """Make the context of a run of a model, which is moved to the device.
 
-        A model in a `DistributedDataParallel` comes out of it, and stays where it is.
+        A model in wrappers comes out of them. In a `DistributedDataParallel` it stays where it is.
         """
-        wrapped = Wrapped.of(model)
-        model = model if wrapped is None else wrapped.module
+        whole = model
+        model, wrapped = see_through(model)
         device = self.device if wrapped is None else wrapped.device or self.device
         context = Context(model, None, trainer, self)  # type: ignore[arg-type]
-        context.steps = steps_of(model, context, loss, optimizer, wrapped)
+        context.steps = steps_of(model, context, loss, optimizer, wrapped, whole)
         context.train_metrics, context.validation_metrics = Metrics(model), Metrics(model)
         model.to(device)
         context.device = device
@@ -179,7 +179,9 @@ def go_on(
         )
     replace_data(context, train, validation)
     if loss is not None and loss is not had[0]:
-        context.steps = steps_of(context.model, context, loss, had[1], context.steps.wrapped)
+        context.steps = steps_of(
+            context.model, context, loss, had[1], context.steps.wrapped, context.steps.whole
+        )
 
 
 def assemble_evaluation(

@@ -22,6 +22,7 @@ from statemachine_trainer.loops.optimizers import OptimizerSlot, Scheduler
 from statemachine_trainer.machine.fields import copied
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves, to_device
+from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.held import own_states, restore_own
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
 from statemachine_trainer.snapshot.rng import devices_in_use, restore_rng, rng_state
@@ -116,7 +117,7 @@ def remake_optimizers(context: Context, root: Loop, state: Mapping[str, Any]) ->
 def _trainable(model: nn.Module, names: Set[str]) -> Iterator[None]:
     """Within the block, just the parameters of these names have gradients."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    for name, parameter in model.named_parameters():
+    for name, parameter in PlainNames(model).parameters():
         parameter.requires_grad_(name in names and parameter.is_floating_point())
     try:
         yield
@@ -221,7 +222,7 @@ def _check_loaders(context: Context, state: Mapping[str, Any]) -> None:
 
 
 def _slot_states(context: Context) -> Iterator[dict[str, Any]]:
-    names = {id(p): name for name, p in context.model.named_parameters()}
+    names = {id(p): name for name, p in PlainNames(context.model).parameters()}
     for index, slot in enumerate(context.slots):
         where = f"context.optimizers[{index}].schedulers"
         yield {
@@ -287,7 +288,7 @@ def _like(fresh: Any, saved: Any) -> Any:
 
 
 def _load_slots(context: Context, saved: list[dict[str, Any]]) -> None:
-    names = {id(p): name for name, p in context.model.named_parameters()}
+    names = {id(p): name for name, p in PlainNames(context.model).parameters()}
     ours = [_outline(slot, names) for slot in context.slots]
     theirs = [{name: one[name] for name in ("kind", "parameters", "kinds")} for one in saved]
     if ours != theirs:

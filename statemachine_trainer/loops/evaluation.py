@@ -20,6 +20,7 @@ from statemachine_trainer.loops.verbs import move_batch
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import map_leaves
+from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.rng import (
     devices_in_use,
     isolated_rng,
@@ -170,7 +171,7 @@ class EvaluationLoop(TrainingLoop):
         """Go into evaluation mode; the first time, remember the mode of every sub-module."""
         model = self.context.model
         if self.modes is None:
-            self.modes = {name: module.training for name, module in model.named_modules()}
+            self.modes = {name: module.training for name, module in PlainNames(model).modules()}
         model.eval()
 
     def restore_modes(self) -> None:
@@ -179,7 +180,7 @@ class EvaluationLoop(TrainingLoop):
         if context.aside:
             context.take_back()
         if self.modes is not None:
-            for name, module in context.model.named_modules():
+            for name, module in PlainNames(context.model).modules():
                 module.training = self.modes.get(name, module.training)
         self.modes = None
         context.log_table, context.log_suffix = context.train_metrics, ""

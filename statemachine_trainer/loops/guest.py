@@ -83,7 +83,8 @@ def steps_of(
     loss: Loss | None = None,
     optimizer: MakeOptimizer | None = None,
     wrapped: Wrapped | None = None,
+    whole: nn.Module | None = None,
 ) -> Steps:
     """Make the steps of a model; see `Steps`. This is the one place that tells guests from modules."""
     kind = _GuestSteps if isinstance(model, Guest) else Steps
-    return kind(model, context, loss, optimizer, wrapped)
+    return kind(model, context, loss, optimizer, wrapped, whole)

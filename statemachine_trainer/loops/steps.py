@@ -111,11 +111,12 @@ class Steps:
         source: Has an attribute for each name that a step may ask for; read at each call.
         wrapped: The model in its `DistributedDataParallel`, through which the training step is
             called. The other steps are not: a rank may evaluate alone.
+        whole: The model as it was given, in all its wrappers; None if it is in none.
 
     Attributes:
         model: The module.
         wrapped: It in its `DistributedDataParallel`; None if it is in none.
-        whole: The module as it was given.
+        whole: The module as it was given, in its wrappers.
         training: The training step.
         takes_hiddens: Whether it has a parameter `hiddens`.
         given: The `loss` and `optimizer` that it was made with.
@@ -132,6 +133,7 @@ class Steps:
         loss: Loss | None = None,
         optimizer: MakeOptimizer | None = None,
         wrapped: Wrapped | None = None,
+        whole: nn.Module | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelError(
@@ -145,7 +147,7 @@ class Steps:
         self.model = model
         self.source = source
         self.wrapped = wrapped
-        self.whole: nn.Module = model if wrapped is None else wrapped.wrapper
+        self.whole: nn.Module = model if whole is None else whole
         self.by_hand = getattr(model, "automatic_optimization", True) is False
         self.takes_hiddens = False
         self.training: Step = self._missing_training_step

@@ -8,6 +8,7 @@ from statemachine_trainer.parallel.parallel_errors import (
     PrecisionMismatch,
     UnknownDevice,
     UnknownPrecision,
+    UnsupportedWrapper,
 )
 from statemachine_trainer.parallel.precision import Precision
 
@@ -18,6 +19,7 @@ __all__ = [
     "PrecisionMismatch",
     "UnknownDevice",
     "UnknownPrecision",
+    "UnsupportedWrapper",
     "leaves_with_paths",
     "map_leaves",
     "parts",

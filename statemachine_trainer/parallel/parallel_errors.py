@@ -23,3 +23,7 @@ class UnknownPrecision(StateMachineError):
 
 class PrecisionMismatch(StateMachineError):
     """A saved state belongs to a run of another precision."""
+
+
+class UnsupportedWrapper(StateMachineError):
+    """A model is in a wrapper that cuts its parameters up, so that nothing could be saved by name."""

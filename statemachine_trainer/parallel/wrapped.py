@@ -26,7 +26,7 @@ class Wrapped:
 
     Attributes:
         wrapper: The wrapper.
-        module: The model in it.
+        module: The model in it, without further wrappers.
         averages: Asked at each call through the wrapper whether its backward pass averages the
             gradients; if not, they add up at each rank until one does.
     """
@@ -53,7 +53,8 @@ class Wrapped:
         For that call the function stands in for the model's `forward`, which is itself again before
         the function begins: that may call the model, as often as it likes.
         """
-        module, wrapper = self.module, self.wrapper
+        wrapper = self.wrapper
+        module: nn.Module = wrapper.module  # what the wrapper calls, compiled or not
 
         def call(*arguments: Any, **named: Any) -> Any:
             own = vars(module).get("forward", _NONE)

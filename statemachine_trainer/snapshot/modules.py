@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
+
+_LOAD_WHAT_THEY_ARE: Final = (_NormBase,)
+"""Modules of torch that look at versions as they load, and take no other shapes."""
 
 
 def module_state(module: nn.Module, *, grads: bool) -> dict[str, Any]:
@@ -21,15 +26,17 @@ def module_state(module: nn.Module, *, grads: bool) -> dict[str, Any]:
 
     Returns:
         `weights` (the module's `state_dict`), `buffers` (those that are not in it), `requires_grad`
-        and `training` by name, and `grads`. Tensors are not copied.
+        and `training` by name, and `grads`. Tensors are not copied. Names are those of the module
+        without wrappers in it, such as compiled parts.
     """
-    weights = module.state_dict()  # as it is: it carries the versions of the modules
+    names = PlainNames(module)
+    weights = names.state_dict()  # no dict of ours: it carries the versions of the modules
     return {
         "weights": weights,
-        "buffers": {name: b for name, b in module.named_buffers() if name not in weights},
-        "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
-        "training": {name: m.training for name, m in module.named_modules()},
-        "grads": _grads(module) if grads else {},
+        "buffers": {name: b for name, b in names.buffers() if name not in weights},
+        "requires_grad": {name: p.requires_grad for name, p in names.parameters()},
+        "training": {name: m.training for name, m in names.modules()},
+        "grads": _grads(names) if grads else {},
     }
 
 
@@ -39,47 +46,98 @@ def load_module_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         SnapshotMismatch: The module has other parameters or buffers; the message lists them.
     """
-    check_weights(module, state["weights"])
-    module.load_state_dict(state["weights"])
-    _load_buffers(module, state["weights"], state["buffers"])
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(state["requires_grad"].get(name, parameter.requires_grad))
-        grad = state["grads"].get(name)
+    names = PlainNames(module)
+    flags, training = (names.known(state[name]) for name in ("requires_grad", "training"))
+    grads = names.known(state["grads"])
+    load_module_weights(module, state["weights"])
+    _load_buffers(module, names.known(state["weights"]), names.known(state["buffers"]))
+    for name, parameter in names.parameters():
+        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+        grad = grads.get(name)
         parameter.grad = None if grad is None else _unpacked(grad).to(parameter.device, copy=True)
-    for name, inner in module.named_modules():
-        inner.training = state["training"].get(name, inner.training)
+    for name, inner in names.modules():
+        inner.training = training.get(name, inner.training)
 
 
-def check_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Refuse weights of another model, and say what differs.
+def load_module_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Load weights as the module's own `load_state_dict` does, and see that nothing was rounded.
+
+    Modules that load in a way of their own, as the observers of quantization do, may take other
+    shapes, and other names, than they have.
 
     Raises:
-        SnapshotMismatch: Names, shapes or types differ.
+        SnapshotMismatch: They are of another model; the message lists what differs. Then the model
+            is unchanged, unless a module that loads in a way of its own is at fault.
     """
-    own = dict(module.state_dict())
-    differences = [f"{name!r} is only in the checkpoint" for name in weights if name not in own]
-    differences += [f"{name!r} is only in the model" for name in own if name not in weights]
-    for name in own.keys() & weights.keys():
-        ours, theirs = own[name], weights[name]
+    names = PlainNames(module)
+    saved = names.known(weights)
+    own = names.state_dict()
+    lenient = _that_load_otherwise(names)
+    differences = [
+        text for name, text in _differences(own, saved) if not _lies_within(name, lenient)
+    ]
+    if differences:
+        raise _of_another_model(module, differences)
+    try:
+        names.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _of_another_model(
+            module, [text for _, text in _differences(own, saved)] or [str(error)]
+        ) from error
+    changed = [text for _, text in _differences(names.state_dict(), saved, shared_only=True)]
+    if changed:
+        raise _of_another_model(module, changed)
+
+
+def _differences(
+    own: Mapping[str, Any], saved: Mapping[str, Any], *, shared_only: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Yield the names whose tensors differ in shape or type, or are missing on a side, and how."""
+    for name in sorted(own.keys() | saved.keys()):
+        if name not in own or name not in saved:
+            if not shared_only:
+                yield name, f"{name!r} is only in the {'model' if name in own else 'checkpoint'}"
+            continue
+        ours, theirs = own[name], saved[name]
         if not isinstance(ours, torch.Tensor) or not isinstance(theirs, torch.Tensor):
             continue
-        if is_lazy(ours):  # it takes its shape from what is loaded
+        if is_lazy(ours) or is_lazy(theirs):  # a lazy one takes its shape from what is loaded
             continue
         if ours.shape != theirs.shape:
             was, now = tuple(theirs.shape), tuple(ours.shape)
-            differences.append(f"{name!r} has shape {was}, here {now}")
+            yield name, f"{name!r} has shape {was}, here {now}"
         elif ours.dtype != theirs.dtype:
-            differences.append(f"{name!r} is {theirs.dtype}, here {ours.dtype}")
-    if differences:
-        shown = "; ".join(sorted(differences)[:8]) + (" ..." if len(differences) > 8 else "")
-        raise SnapshotMismatch(
-            f"The checkpoint is of another model than this {type(module).__name__}: {shown}. "
-            "Build the same model."
+            yield name, f"{name!r} is {theirs.dtype}, here {ours.dtype}"
+
+
+def _that_load_otherwise(names: PlainNames) -> list[str]:
+    """Return the modules that load in a way of their own, with all that is in them."""
+    plain = nn.Module._load_from_state_dict, nn.Module.load_state_dict
+    return [
+        name
+        for name, one in names.modules(wrappers=False)
+        if (
+            (type(one)._load_from_state_dict, type(one).load_state_dict) != plain
+            and not isinstance(one, _LOAD_WHAT_THEY_ARE)
         )
+        or one._load_state_dict_pre_hooks
+    ]
 
 
-def _grads(module: nn.Module) -> dict[str, Any]:
-    return {name: _packed(p.grad) for name, p in module.named_parameters() if p.grad is not None}
+def _lies_within(name: str, modules: Sequence[str]) -> bool:
+    return any(not one or name == one or name.startswith(f"{one}.") for one in modules)
+
+
+def _of_another_model(module: nn.Module, differences: Sequence[str]) -> SnapshotMismatch:
+    shown = "; ".join(differences[:8]) + (" ..." if len(differences) > 8 else "")
+    return SnapshotMismatch(
+        f"The checkpoint is of another model than this {type(module).__name__}: {shown}. "
+        "Build the same model."
+    )
+
+
+def _grads(names: PlainNames) -> dict[str, Any]:
+    return {name: _packed(p.grad) for name, p in names.parameters() if p.grad is not None}
 
 
 def _packed(grad: torch.Tensor) -> Any:
@@ -110,20 +168,22 @@ def _load_buffers(
     module: nn.Module, weights: Mapping[str, Any], saved: Mapping[str, torch.Tensor]
 ) -> None:
     """Load the buffers that are not in the `state_dict`; they may come, go and change shape."""
-    own = {name: b for name, b in module.named_buffers() if name not in weights}
+    names = PlainNames(module)
+    own = {name: b for name, b in names.buffers() if name not in weights}
+    owners = dict(names.modules(wrappers=False))
+    place = next((one.device for one in module.parameters()), torch.device("cpu"))
+
+    def put(name: str, value: torch.Tensor | None) -> None:
+        owner, _, key = name.rpartition(".")
+        moved = None if value is None else value.to(place, copy=True)
+        owners[owner].register_buffer(key, moved, persistent=False)
+
     with torch.no_grad():
         for name, value in saved.items():
             here = own.pop(name, None)
             if here is not None and here.shape == value.shape and here.dtype == value.dtype:
                 here.copy_(value)
             else:
-                _set_buffer(module, name, value)
+                put(name, value)
     for name in own:
-        _set_buffer(module, name, None)
-
-
-def _set_buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
-    owner, _, key = name.rpartition(".")
-    place = next((one.device for one in module.parameters()), torch.device("cpu"))
-    moved = None if value is None else value.to(place, copy=True)
-    module.get_submodule(owner).register_buffer(key, moved, persistent=False)
+        put(name, None)

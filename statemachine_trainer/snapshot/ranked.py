@@ -27,6 +27,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     WriteFailed,
 )
 from statemachine_trainer.snapshot.store import Loaded, Store, load_checkpoint
+from statemachine_trainer.snapshot.tensor_file import bytes_of
 
 _RANKS: Final = "ranks"
 _OWN: Final = "own"
@@ -163,18 +164,9 @@ def digest(tensor: torch.Tensor) -> str | None:
     """Return a digest of a tensor to the bit; None where its bytes do not lie side by side."""
     if tensor.layout is not torch.strided or tensor.is_quantized:
         return None
-    plain = (
-        tensor.detach()
-        .resolve_conj()
-        .resolve_neg()
-        .cpu()
-        .contiguous()
-        .reshape(-1)
-        .view(torch.uint8)
-        .numpy()
-    )
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     kind = f"{tensor.dtype} {tuple(tensor.shape)} {tensor.device.type} {tensor.requires_grad}"
-    return hashlib.sha256(plain.data).hexdigest() + kind
+    return hashlib.sha256(bytes_of(plain)).hexdigest() + kind
 
 
 def _processes(count: int) -> str:

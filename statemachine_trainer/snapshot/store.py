@@ -22,7 +22,7 @@ from statemachine_trainer.files import path_given, read_regular
 from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem, strictjson
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
-from statemachine_trainer.snapshot.modules import check_weights
+from statemachine_trainer.snapshot.modules import load_module_weights
 from statemachine_trainer.snapshot.retention import Retention
 from statemachine_trainer.snapshot.snapshot_errors import (
     BadName,
@@ -482,5 +482,4 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
         weights = None
     if not isinstance(weights, Mapping):
         raise SnapshotMismatch(f"The checkpoint {str(loaded.path)!r} holds no weights of a model.")
-    check_weights(model, weights)
-    model.load_state_dict(weights)
+    load_module_weights(model, weights)

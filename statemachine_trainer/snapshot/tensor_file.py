@@ -9,6 +9,7 @@ their way nor put in the way of a failing disk.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 import reprlib
@@ -77,7 +78,7 @@ def write(tensors: Mapping[str, Tensor], sink: Sink) -> None:
     sink(_header(tensors, names))
     small = bytearray()
     for name in names:
-        data = _bytes_of(tensors[name].detach().cpu())
+        data = bytes_of(tensors[name].detach().cpu())
         if len(data) <= _SMALL:
             small += data
         else:
@@ -128,7 +129,7 @@ def read(file: BinaryIO, size: int, seen: Sink) -> dict[str, Tensor]:
     tensors = {}
     for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):
         tensor = torch.empty(place.shape, dtype=place.dtype)
-        data = _bytes_of(tensor)
+        data = bytes_of(tensor)
         _fill(file, data)
         seen(data)
         tensors[name] = tensor
@@ -207,11 +208,20 @@ def _short(value: Json) -> str:
     return reprlib.repr(value)
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor; writing to it writes to the tensor."""
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous CPU tensor; writing to it writes to the tensor.
+
+    Use it before the run goes on: the tensor may be given other memory then.
+    """
     # By stride 1 outright: where a tensor has one item or none, its own strides may be anything.
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    return flat.view(torch.uint8).numpy().data
+    flat = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+    if not flat.numel():
+        return memoryview(bytearray())
+    # Not by `numpy()`: torch forbids for ever to resize a tensor that numpy has seen, and some models
+    # resize theirs, as the observers of quantization do.
+    memory = (ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr())
+    memory.tensor = flat  # type: ignore[attr-defined]  # lives as long as the view
+    return np.ctypeslib.as_array(memory).data
 
 
 def _fill(file: BinaryIO, target: memoryview) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from statemachine_trainer.snapshot.tensor_file import bytes_of
+
 Leaf = tuple[str, bytes, object]
 """Where a value lies, its bytes, and the value."""
 
@@ -132,7 +134,7 @@ def _bytes(value: object) -> bytes:
 def _tensor_bytes(value: torch.Tensor) -> bytes:
     plain = value.detach().cpu().contiguous()
     head = f"tensor {value.dtype} {tuple(value.shape)} ".encode()
-    return head + plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return head + bytes(bytes_of(plain))
 
 
 def _apart(expected: object, found: object) -> str:

@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.ao.quantization import FakeQuantize, MovingAveragePerChannelMinMaxObserver
 from torch.optim.lr_scheduler import ConstantLR, MultiStepLR, SequentialLR
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.machine.errors import StateMismatch
 from statemachine_trainer.snapshot import Unwritable
+from statemachine_trainer.snapshot.modules import load_module_weights
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 from statemachine_trainer.snapshot.written import Written
 from statemachine_trainer.testing import NotReady, assert_resumable
@@ -225,6 +227,66 @@ def test_another_model_is_named() -> None:
     wider.training_step = lambda batch: wider.body(batch[0]).sum()  # type: ignore[assignment]
     with pytest.raises(SnapshotMismatch, match=r"another model than this Wider: 'body.0.bias' is"):
         resumed(lambda: started(quiet(), wider), state)
+
+
+def test_observers_of_quantization_take_the_shapes_that_they_had() -> None:
+    class Quantized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+            self.observer = FakeQuantize(
+                MovingAveragePerChannelMinMaxObserver,
+                quant_min=-128,
+                quant_max=127,
+                dtype=torch.qint8,
+                qscheme=torch.per_channel_symmetric,
+            )
+
+        def training_step(self, batch: Any) -> torch.Tensor:
+            weight = self.observer(self.layer.weight)
+            return F.cross_entropy(F.linear(batch[0], weight, self.layer.bias), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return sgd(self)
+
+    one_by_one(lambda: started(quiet(max_epochs=2), Quantized()), "fetch", "batch_end")
+
+
+class Scaled(nn.Module):
+    """Loads in a way of its own: takes a scale of any shape, and does without one."""
+
+    scale: torch.Tensor
+
+    def __init__(self, size: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(size, dtype=dtype))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        scale = state.setdefault(f"{prefix}scale", self.scale)
+        self.scale = torch.ones_like(scale, dtype=self.scale.dtype)
+        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[no-untyped-call]
+
+
+def test_what_a_module_takes_that_loads_in_its_own_way_is_taken() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), Scaled(1))
+    weights = nn.Sequential(nn.Linear(2, 2), Scaled(3)).state_dict()
+    load_module_weights(model, weights)
+    assert model.state_dict()["1.scale"].shape == (3,)
+
+
+def test_what_such_a_module_would_round_is_refused() -> None:
+    weights = Scaled(1, torch.float64).state_dict()
+    with pytest.raises(SnapshotMismatch, match=r"'scale' is torch.float64, here torch.float32"):
+        load_module_weights(Scaled(1), weights)
+
+
+def test_a_model_that_is_refused_keeps_its_weights() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(3)).state_dict()
+    with pytest.raises(SnapshotMismatch, match=r"'1.bias' has shape \(3,\), here \(2,\)"):
+        load_module_weights(model, weights)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_another_loop_tree_is_named() -> None:

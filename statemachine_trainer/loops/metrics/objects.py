@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol, TypeGuard, cast
+from typing import Any, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from statemachine_trainer.loops.loop_errors import UnknownMetric, UnsavableMetri
 from statemachine_trainer.loops.metrics.numbers import Shown, as_number, item
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves
+from statemachine_trainer.parallel.wrappers import PlainNames
 
 
 class MetricObject(Protocol):
@@ -145,10 +146,10 @@ def load_torchmetrics_state(module: nn.Module, state: Mapping[str, dict[str, obj
 
 
 def _torchmetrics_in(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for path, inside in module.named_modules():
+    for path, inside in PlainNames(module).modules(wrappers=False):
         if hasattr(inside, "compute_groups"):
             # A collection updates one metric of a group of equals; asked so, it links the others.
-            inside.values(copy_state=False)
+            cast("Any", inside).values(copy_state=False)
         if isinstance(getattr(inside, "_defaults", None), dict) and is_metric(inside):
             yield path, cast(nn.Module, inside)
 
@@ -157,7 +158,7 @@ def metrics_of(owner: nn.Module | None) -> Iterator[tuple[str, object]]:
     """The metric objects that are attributes of a module or of one inside it, with their paths."""
     if owner is None:
         return
-    for path, module in owner.named_modules():
+    for path, module in PlainNames(owner).modules(wrappers=False):
         if is_metric(module):
             yield path, module
         for name, value in vars(module).items():

@@ -24,6 +24,7 @@ from statemachine_trainer.loops.optimizers import OptimizerSlot, read_optimizers
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.parallel.wrappers import PlainNames
 
 # -- Parts of a model that are left as they are ---------------------------------------------------
 
@@ -42,27 +43,28 @@ def freeze(model: nn.Module, names: Freeze) -> tuple[list[str], list[str]]:
     Returns:
         The names of the parameters and modules that were changed by it, for `thaw`.
     """
-    frozen = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and _within(name, names)
-    ]
-    asleep = [
-        name for name, module in model.named_modules() if module.training and _within(name, names)
-    ]
-    for name in frozen:
-        model.get_parameter(name).requires_grad_(False)
-    for name in asleep:
-        model.get_submodule(name).training = False
+    plain = PlainNames(model)
+    frozen = [n for n, one in plain.parameters() if one.requires_grad and _within(n, names)]
+    asleep = [n for n, one in plain.modules() if one.training and _within(n, names)]
+    _switch(model, frozen, asleep, on=False)
     return frozen, asleep
 
 
 def thaw(model: nn.Module, frozen: Sequence[str], asleep: Sequence[str]) -> None:
     """Undo what `freeze` did."""
-    for name in frozen:
-        model.get_parameter(name).requires_grad_(True)
-    for name in asleep:
-        model.get_submodule(name).training = True
+    _switch(model, frozen, asleep, on=True)
+
+
+def _switch(
+    model: nn.Module, parameters: Sequence[str], modules: Sequence[str], *, on: bool
+) -> None:
+    plain = PlainNames(model)
+    for name, parameter in plain.parameters():
+        if name in parameters:
+            parameter.requires_grad_(on)
+    for name, module in plain.modules():
+        if name in modules:
+            module.training = on
 
 
 def check_names(model: nn.Module, names: Freeze, where: str) -> None:
@@ -71,8 +73,8 @@ def check_names(model: nn.Module, names: Freeze, where: str) -> None:
     Raises:
         SettingError: It has none of that name.
     """
-    modules = [name for name, _ in model.named_modules() if name]
-    known = [*modules, *(name for name, _ in model.named_parameters())]
+    plain = PlainNames(model)
+    known = [*(name for name, _ in plain.modules() if name), *dict(plain.parameters())]
     for name in names:
         if name not in known:
             raise SettingError(

@@ -1,0 +1,202 @@
+"""Seeing through what stands around a module: a compiler, `DistributedDataParallel` and the like.
+
+A wrapper has neither the methods of the module in it nor its names: `torch.compile(model)` has no
+`on_epoch_end`, and calls the weights `_orig_mod.layer.weight`. So runs work on the module itself,
+and names in files are those of a model without wrappers. All knowledge of wrappers is in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import FunctionType
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import nn
+
+from statemachine_trainer.parallel.parallel_errors import UnsupportedWrapper
+from statemachine_trainer.parallel.wrapped import Wrapped
+
+_FSDP: Final = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
+_COMPILED: Final = "torch._dynamo.eval_frame.OptimizedModule"
+_INNER: Final[Mapping[str, str]] = {
+    _COMPILED: "_orig_mod",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": (
+        "_checkpoint_wrapped_module"
+    ),
+}
+"""Wrappers, and the name under which each has its module.
+
+By their names: to import the compiler takes seconds, and most models are in no wrapper.
+"""
+
+_KEY_OF_COMPILER: Final = "_orig_mod"
+_METADATA: Final = "_metadata"
+
+T = TypeVar("T")
+
+
+def see_through(model: Any) -> tuple[Any, Wrapped | None]:
+    """Return the module in its wrappers, and its `DistributedDataParallel` if it is in one.
+
+    A compiled module stays so: calls of the module itself go through the compiler from here on,
+    with the settings of the wrapper, as after `module.compile()`.
+
+    Args:
+        model: A module, in any number of wrappers. (Anything else comes back as it is.)
+
+    Raises:
+        UnsupportedWrapper: There is a `FullyShardedDataParallel` around it, or in it.
+    """
+    wrapped, compilers = None, []
+    while isinstance(model, nn.Module):
+        if Wrapped.of(model) is not None:
+            wrapped = Wrapped.of(model)
+        elif _is(model, _COMPILED):
+            compilers.append(model)
+        else:
+            break
+        model = getattr(model, _INNER[_wrapper(model)])
+    if isinstance(model, nn.Module):
+        _refuse_fsdp(model)
+    for one in compilers:
+        _compile_calls(model, one)
+    if wrapped is not None:
+        wrapped.module = model
+    return model, wrapped
+
+
+def _compile_calls(model: Any, wrapper: Any) -> None:
+    """Let calls of a module go through the compiler of its wrapper, as `model.compile()` does."""
+    if model._compiled_call_impl is not None:
+        return
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # A frame of ours: the compiler leaves those of torch.nn alone, as that of a bare nn.Linear.
+        return model._call_impl(*args, **kwargs)
+
+    # With a code object of its own: the compiler keeps a few versions of each, and gives up then.
+    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+    model._compiled_call_impl = wrapper.dynamo_ctx(own)
+
+
+class PlainNames:
+    """The names of a model's parts, without those of wrappers within the model.
+
+    Args:
+        model: The model, in which modules may be wrapped: `self.net = torch.compile(net)`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._inner = {
+            name: _INNER[kind]
+            for name, module in model.named_modules()
+            if (kind := _wrapper(module)) in _INNER
+        }
+
+    def of(self, name: str) -> str:
+        """Return the name that a module, parameter or buffer has without wrappers."""
+        if not self._inner:
+            return name
+        kept, path = [], ""
+        for part in name.split("."):
+            if self._inner.get(path) != part:
+                kept.append(part)
+            path = f"{path}.{part}" if path else part
+        return ".".join(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the `state_dict` of the model under plain names, with the versions of its modules."""
+        state = self._model.state_dict()
+        return self._renamed(state, self.of) if self._inner else state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, of this model or of one with other wrappers.
+
+        Raises:
+            RuntimeError: It does not fit; see `torch.nn.Module.load_state_dict`.
+        """
+        own = self._model.state_dict()
+        here = {self.of(name): name for name in own}
+        moved = {here.get(name, name): value for name, value in self.known(state).items()}
+        metadata = getattr(state, _METADATA, None)
+        if metadata is not None:
+            # With the versions of modules torch tells old forms of their states.
+            known = {**metadata, **{_uncompiled(name): one for name, one in metadata.items()}}
+            versions = {
+                name: known[plain]
+                for name, _ in self._model.named_modules()
+                if (plain := self.of(name)) in known
+            }
+            moved = type(own)(moved)
+            setattr(moved, _METADATA, type(metadata)(versions))
+        self._model.load_state_dict(moved)
+
+    def known(self, state: Mapping[str, T]) -> dict[str, T]:
+        """Return a saved mapping by plain names, also of one that was saved by names of wrappers."""
+        mine = {self.of(name) for name in self._model.state_dict()}
+        return {
+            name if name in mine else self._plain_of_saved(name, mine): value
+            for name, value in state.items()
+        }
+
+    def modules(self, *, wrappers: bool = True) -> Iterator[tuple[str, nn.Module]]:
+        """Yield all modules; a wrapper, if those are wanted, and then the module in it, by one name."""
+        for name, module in self._model.named_modules():
+            if wrappers or name not in self._inner:
+                yield self.of(name), module
+
+    def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield all buffers, also those that are in no `state_dict`."""
+        for name, buffer in self._model.named_buffers():
+            yield self.of(name), buffer
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield all parameters."""
+        for name, parameter in self._model.named_parameters():
+            yield self.of(name), parameter
+
+    def _plain_of_saved(self, name: str, mine: set[str]) -> str:
+        plain = self.of(name)
+        return plain if plain in mine else _uncompiled(name)
+
+    @staticmethod
+    def _renamed(state: Any, rename: Any) -> Any:
+        made = type(state)((rename(name), value) for name, value in state.items())
+        metadata = getattr(state, _METADATA, None)
+        if metadata is not None:
+            # Of a wrapper and the module in it the inner one comes later, and counts.
+            setattr(
+                made, _METADATA, type(metadata)((rename(n), one) for n, one in metadata.items())
+            )
+        return made
+
+
+def _uncompiled(name: str) -> str:
+    """Take out of a saved name what compilers had put in, in files of earlier versions."""
+    return ".".join(part for part in name.split(".") if part != _KEY_OF_COMPILER)
+
+
+def _refuse_fsdp(model: nn.Module) -> None:
+    if any(_is(one, _FSDP) for one in model.modules()):
+        raise UnsupportedWrapper(
+            f"The {type(model).__name__} has a FullyShardedDataParallel (FSDP1) in it or around it, "
+            "which cuts parameters into pieces without names, so that no checkpoint could hold them. "
+            "Torch has deprecated it. Use DistributedDataParallel(model)."
+        )
+
+
+def _wrapper(module: nn.Module) -> str:
+    """Return the full name of the class by which a module is a wrapper; "" if it is none."""
+    return next((name for name in map(_name, type(module).__mro__) if name in _INNER), "")
+
+
+def _is(module: nn.Module, name: str) -> bool:
+    return any(_name(kind) == name for kind in type(module).__mro__)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
