@@ -8,6 +8,7 @@ and names in files are those of a model without wrappers. All knowledge of wrapp
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from types import FunctionType
 from typing import Any, Final, TypeVar
 
@@ -80,6 +81,13 @@ def _compile_calls(model: Any, wrapper: Any) -> None:
     # With a code object of its own: the compiler keeps a few versions of each, and gives up then.
     own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
     model._compiled_call_impl = wrapper.dynamo_ctx(own)
+
+
+def inner_of(module: nn.Module) -> nn.Module | None:
+    """Return the module that a wrapper has in it; None if the module is no wrapper."""
+    kind = _wrapper(module)
+    inner: nn.Module | None = getattr(module, _INNER[kind]) if kind else None
+    return inner
 
 
 class PlainNames:
@@ -191,7 +199,12 @@ def _refuse_fsdp(model: nn.Module) -> None:
 
 def _wrapper(module: nn.Module) -> str:
     """Return the full name of the class by which a module is a wrapper; "" if it is none."""
-    return next((name for name in map(_name, type(module).__mro__) if name in _INNER), "")
+    return _wrapper_of(type(module))
+
+
+@lru_cache(maxsize=1024)
+def _wrapper_of(kind: type) -> str:
+    return next((name for name in map(_name, kind.__mro__) if name in _INNER), "")
 
 
 def _is(module: nn.Module, name: str) -> bool:

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from statemachine_trainer.parallel.wrappers import inner_of
 from statemachine_trainer.snapshot.generators import GENERATORS, Generator, identity_of, is_global
 
 MOST: Final = 50_000
@@ -82,6 +83,9 @@ class Unheld:
     def __str__(self) -> str:
         return f"{self.path} is {self.what}: {self.remedy}"
 
+
+_OF_MODULES: Final = ("_modules", "_parameters", "_buffers", "_compiled_call_impl")
+"""Attributes of a module in which nothing is searched for: they are looked at in their own way."""
 
 Notice = Callable[[str, object, str, object], None]
 """Called for each named value: path of the holder, the holder, the name, the value."""
@@ -269,10 +273,14 @@ class Search:
         self._attributes(thing, path, way)
 
     def _module(self, module: nn.Module, path: str, way: _Way) -> None:
+        inner = inner_of(module)
+        if inner is not None:  # paths are those of a model without wrappers
+            self._offer(inner, path, Step(path, "other", ""), way)
+            return
         for name, child in module.__dict__["_modules"].items():
             if child is not None:
                 self._offer(child, f"{path}.{name}", Step(path, "other", name), way)
-        self._attributes(module, path, way, without=("_modules", "_parameters", "_buffers"))
+        self._attributes(module, path, way, without=_OF_MODULES)
 
     def _attributes(
         self, thing: object, path: str, way: _Way, without: tuple[str, ...] = ()

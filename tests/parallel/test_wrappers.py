@@ -18,6 +18,7 @@ from statemachine_trainer.loops.fit import FitLoop
 from statemachine_trainer.loops.recipes.phases import Phase, PhasesLoop
 from statemachine_trainer.parallel import UnsupportedWrapper
 from statemachine_trainer.parallel.wrappers import PlainNames, see_through
+from statemachine_trainer.snapshot.held import own_states
 from statemachine_trainer.testing import assert_resumable
 
 DATA = [(torch.full((3, 4), 0.1 * n), torch.zeros(3, 2)) for n in range(4)]
@@ -209,3 +210,15 @@ class TestInAProcessGroup:
 
 def test_what_is_no_module_comes_back_as_it_is() -> None:
     assert see_through(3) == (3, None)
+
+
+def test_generators_of_parts_in_wrappers_are_held_under_plain_paths() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise = torch.Generator().manual_seed(1)
+
+    held = {
+        name: [*own_states({"model": nn.Sequential(wrap(Noisy()))})] for name, wrap in WRAPS.items()
+    }
+    assert held == {name: ["model.0.noise"] for name in WRAPS}
