@@ -38,6 +38,7 @@ from statemachine_trainer.running.arguments import (
     loops_given,
     recorder_given,
 )
+from statemachine_trainer.running.audit import Audit
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState
 from statemachine_trainer.running.session import Session
@@ -528,6 +529,31 @@ class Trainer:
         (loss if scaler is None else scaler.scale(loss)).backward()
 
     # -- writing down ----------------------------------------------------------------------------
+
+    def audit(
+        self,
+        model: nn.Module | None = None,
+        train: Any = None,
+        validation: Any = None,
+        **given: Any,
+    ) -> Audit:
+        """Return what checkpoints of the fit hold of all that it reaches, and what they cannot; print it.
+
+        Listed are the generators of random numbers that the model, the data, callbacks, receivers and loops
+        keep, and what nothing can write down: iterators, open files, queues, locks.
+
+        Args:
+            model: As for `start`, which is called; what was started is audited unless given.
+            train: The training data.
+            validation: The validation data.
+            **given: What else `start` takes.
+
+        Raises:
+            NotStarted: No model was given and there is no fit.
+        """
+        if model is not None:
+            self.start(model, train, validation, **given)
+        return self._state.audit()
 
     def checkpoint(self) -> None:
         """Write a checkpoint at the next boundary that can be written down (at this one, if at rest).

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from statemachine_trainer import __version__
+from statemachine_trainer.cli.audit import audit
 from statemachine_trainer.cli.blackbox import blackbox
 from statemachine_trainer.cli.demo import demo
 from statemachine_trainer.cli.graph import graph
@@ -88,7 +89,7 @@ def version() -> None:
             typer.echo(f"{name} (not installed)")
 
 
-for command in (demo, graph, step, watch, post, resume, runs, inspect, blackbox, version):
+for command in (demo, graph, step, audit, watch, post, resume, runs, inspect, blackbox, version):
     app.command()(command)
 
 

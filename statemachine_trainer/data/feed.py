@@ -14,7 +14,7 @@ from statemachine_trainer.data.data_errors import (
 )
 from statemachine_trainer.data.generators import parts_of, set_epoch
 from statemachine_trainer.data.mapstyle import MapReader, is_map_loader
-from statemachine_trainer.data.reader import Phase, Reader
+from statemachine_trainer.data.reader import DrawsIn, Phase, Reader
 from statemachine_trainer.data.sources import length_of
 from statemachine_trainer.data.streams import SequenceReader, StreamReader, is_sequence
 
@@ -90,6 +90,11 @@ class Feed:
         An iterable data set may be wrong about its length: the end is where the data ends.
         """
         return length_of(self.loader)
+
+    @property
+    def draws_in(self) -> DrawsIn:
+        """Where the data set and its collate function draw random numbers."""
+        return self._reader.draws_in
 
     @property
     def phase(self) -> Phase:

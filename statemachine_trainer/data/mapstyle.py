@@ -20,7 +20,7 @@ from statemachine_trainer.data.generators import (
     set_epoch,
 )
 from statemachine_trainer.data.indices import IndexStream, plan_for
-from statemachine_trainer.data.reader import Phase, Reader
+from statemachine_trainer.data.reader import DrawsIn, Phase, Reader
 from statemachine_trainer.data.seeding import SeededFetch, as_it_is, sample_seed
 from statemachine_trainer.data.workers import WorkerStart, end_at_exit
 from statemachine_trainer.snapshot.held import own_states
@@ -61,6 +61,12 @@ class MapReader(Reader):
                 OrderKept,
                 stacklevel=3,
             )
+
+    @property
+    def draws_in(self) -> DrawsIn:
+        if self._seeded:
+            return "seeded"
+        return "workers" if self.loader.num_workers else "this process"
 
     def count(self) -> int | None:
         batches = self.loader.batch_sampler

@@ -11,10 +11,20 @@ Phase = Literal["idle", "begun", "running", "ended"]
 end, which has been said."""
 
 
+DrawsIn = Literal["this process", "seeded", "read again", "workers", "workers of a stream"]
+"""``seeded``: anywhere, seeded for each sample. ``read again``: in workers, which a run that goes on
+starts anew at the beginning of the pass. ``workers``: in workers, which go on where they stand."""
+
+
 class Reader(ABC):
     """Reads a loader's batches in passes; the feed around it counts them."""
 
     kind: ClassVar[str]
+
+    @property
+    def draws_in(self) -> DrawsIn:
+        """Where the data set and its collate function draw random numbers."""
+        return "this process"
 
     @abstractmethod
     def count(self) -> int | None:

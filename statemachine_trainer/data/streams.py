@@ -25,7 +25,7 @@ from statemachine_trainer.data.generators import (
     restore,
     set_epoch,
 )
-from statemachine_trainer.data.reader import Phase, Reader
+from statemachine_trainer.data.reader import DrawsIn, Phase, Reader
 from statemachine_trainer.snapshot.held import own_states
 
 Keeper = Literal["loader", "dataset", "iterator"]
@@ -97,6 +97,13 @@ class StreamReader(Reader):
         self._failed_at: int | None = None
         self._was_read = False
         self._workers_begun = False
+
+    @property
+    def draws_in(self) -> DrawsIn:
+        if not getattr(self.loader, "num_workers", 0):
+            return "this process"
+        goes_on = getattr(self.loader, "persistent_workers", False) or has_state(self.loader)
+        return "workers of a stream" if goes_on else "read again"
 
     def count(self) -> int | None:
         return None

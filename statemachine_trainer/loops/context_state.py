@@ -91,6 +91,20 @@ def context_state(context: Context) -> dict[str, Any]:
     }
 
 
+def lasting_state(context: Context) -> dict[str, Any]:
+    """Return the parts of `context_state` that last for the whole run, as they are at its start.
+
+    Raises:
+        Unwritable: A scheduler cannot say where it stands.
+    """
+    return {
+        "model": module_state(context.model, grads=False),
+        "torchmetrics": torchmetrics_state(context.model),
+        "optimizers": list(_slot_states(context)),
+        "precision": context.precision.state_dict(),
+    }
+
+
 def remake_optimizers(context: Context, root: Loop, state: Mapping[str, Any]) -> None:
     """Have the optimizers and schedulers that phases of the saved run made, before they are loaded.
 
@@ -249,7 +263,7 @@ def _outline(slot: OptimizerSlot, names: Mapping[int, str]) -> dict[str, Any]:
     return {
         "kind": type(slot.optimizer).__name__,
         "parameters": [
-            [names.get(id(p), f"one of shape {tuple(p.shape)}") for p in group["params"]]
+            [names.get(id(p)) or f"one of shape {tuple(p.shape)}" for p in group["params"]]
             for group in slot.optimizer.param_groups
         ],
         "kinds": [type(one.scheduler).__name__ for one in slot.schedulers],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.checkpoints import Host as HostOfCheckpoints
+from statemachine_trainer.data import NotExact
+from statemachine_trainer.data.generators import not_there
 from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import (
@@ -17,7 +20,15 @@ from statemachine_trainer.loops.context_state import (
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted
+from statemachine_trainer.running.audit import (
+    Audit,
+    audit,
+    check_writable,
+    tell_what_is_not_held,
+)
 from statemachine_trainer.running.drivers import context_of, loops_around_state, take_limits
+from statemachine_trainer.running.reachable import Roots, roots_besides_model_and_data
+from statemachine_trainer.snapshot.held import own_states, restore_own
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
 # -- What the parts need of the trainer -----------------------------------------------------------
@@ -71,7 +82,36 @@ class FitState:
                 for one in self.stateful_callbacks()
             ],
             "checkpoints": None if checkpoints is None else checkpoints.state_dict(),
+            "generators": own_states(self._roots(context)),
         }
+
+    def check_writable(self) -> None:
+        """Refuse, before the first batch, what no checkpoint can hold, and tell what none holds.
+
+        Raises:
+            Unwritable: A scheduler, a metric object, a callback or a field holds such a thing.
+
+        Warns:
+            NotHeld: The fit reaches something whose state is not held.
+        """
+        context = context_of(self._driver)
+        if context is not None:
+            check_writable(self._driver, context, self.stateful_callbacks())
+            tell_what_is_not_held(self._host.board, self._driver, context)
+
+    def audit(self) -> Audit:
+        """Return the list of what is held and what is not.
+
+        Raises:
+            NotStarted: There is no fit.
+        """
+        context = context_of(self._driver)
+        if context is None:
+            raise NotStarted("There is nothing to audit before the first fit: audit(model, data).")
+        return audit(self._host.board, self._driver, context)
+
+    def _roots(self, context: Context) -> Roots:
+        return roots_besides_model_and_data(self._host.board, self._driver, context)
 
     def read(self, state: Mapping[str, Any]) -> None:
         """Bring a fit that was started with the same model and data into a state.
@@ -91,6 +131,10 @@ class FitState:
         self._read_context(context, state["context"])
         if self._host.checkpoints is not None:
             self._host.checkpoints.load_state_dict(state["checkpoints"])
+        # Earlier versions held those of the model and the data alone.
+        missing = restore_own(self._roots(context), state.get("generators", {}))
+        if missing:
+            warnings.warn(not_there(missing, "callbacks and loops"), NotExact, stacklevel=2)
 
     def stateful_callbacks(self) -> list[Any]:
         """Return the callbacks that have a state: those given first, then in the order of their subscription.

@@ -179,6 +179,7 @@ class Session:
             if state is not None:
                 self._load(state)
             if noting is not None:
+                self._state.check_writable()
                 noting.note_start(loaded, restart=restart)
             if state is None:
                 self._fit.start()

@@ -1,0 +1,88 @@
+"""Where the search for state begins: all that a fit may draw from, or count in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from statemachine_trainer.data import Feed
+from statemachine_trainer.data.generators import parts_of
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.machine.board import SignalBoard
+from statemachine_trainer.machine.driver import Driver
+
+Roots = dict[str, object]
+"""Objects by the names with which the paths of what they reach begin."""
+
+
+def roots_besides_model_and_data(board: SignalBoard, driver: Driver, context: Context) -> Roots:
+    """Return callbacks, receivers, loops, schedulers and the loss function.
+
+    The model and the data of a fit write down the generators that they reach themselves.
+    """
+    found: list[tuple[str, object]] = [
+        *_listeners(board, context),
+        *((f"loop {path}", loop) for path, loop in driver.root.walk(driver.name)),
+        *_schedulers(context),
+    ]
+    if context.steps.given[0] is not None:
+        found.append(("loss", context.steps.given[0]))
+    roots: Roots = {}
+    for name, thing in found:
+        roots.setdefault(_free(name, roots), thing)
+    return roots
+
+
+def feeds_of(context: Context) -> Iterator[tuple[str, Feed]]:
+    """Yield the feeds of a fit by name."""
+    if context.train is not None:
+        yield "train", context.train
+    for feeds in (context.validation, *context.others.values()):
+        yield from feeds
+
+
+def roots_of_feed(name: str, feed: Feed) -> Roots:
+    """Return the parts of a loader, as `parts_of` names them, after the name of the loader."""
+    return {f"{name}.{part}": thing for part, thing in parts_of(feed.loader).items()}
+
+
+def _listeners(board: SignalBoard, context: Context) -> Iterator[tuple[str, object]]:
+    """Yield what receives signals, each once: objects with methods, and functions."""
+    seen = {id(module) for module in context.model.modules()}
+    for one in board.subscriptions:
+        owner = getattr(one.receiver, "__self__", None)
+        thing: Any = one.receiver if owner is None else owner
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        module = type(thing).__module__
+        if module.startswith("statemachine_trainer.integrations."):
+            # It stands for callbacks of another library.
+            for callback in vars(thing).get("callbacks", ()):
+                yield f"callback {type(callback).__name__}", callback
+        elif owner is None:
+            inner = thing.func if isinstance(thing, partial) else thing
+            name = getattr(inner, "__qualname__", type(thing).__name__)
+            yield f"receiver {name}", thing
+        else:
+            kind = "module" if isinstance(thing, nn.Module) else "callback"
+            yield f"{kind} {type(thing).__name__}", thing
+
+
+def _schedulers(context: Context) -> Iterator[tuple[str, object]]:
+    for slot in context.slots:
+        yield f"optimizer {type(slot.optimizer).__name__}", slot.optimizer
+        for one in slot.schedulers:
+            yield f"scheduler {type(one.scheduler).__name__}", one.scheduler
+
+
+def _free(name: str, taken: Roots) -> str:
+    if name not in taken:
+        return name
+    number = 2
+    while f"{name} #{number}" in taken:
+        number += 1
+    return f"{name} #{number}"
