@@ -241,12 +241,13 @@ def reloaded(
 
     Args:
         loader: Its batch size, workers, collate function, generator and so on are taken over, and
-            whether it shuffles.
+            how it shuffles: with replacement or not, and how many samples a pass has.
         dataset: What to load.
         evaluate: In order and whole: without shuffling, and with the last, smaller batch.
 
     Raises:
-        BadSource: It has a sampler of its own, which knows the other data set only.
+        BadSource: Something of its own chooses samples or batches, which knows the other data set
+            only.
     """
     kept = {
         name: getattr(loader, name)
@@ -255,24 +256,50 @@ def reloaded(
             "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers",
         )
     }  # fmt: skip
-    size = loader.batch_size
-    if evaluate and size is None:  # whatever chooses the batches to train on, here they go in order
-        size = getattr(loader.batch_sampler, "batch_size", None)
-    plain = type(loader.sampler) in (RandomSampler, SequentialSampler)
-    if evaluate and (size is not None or loader.batch_sampler is None):
+    batches: Any = loader.batch_sampler
+    grouped = type(batches) is BatchSampler
+    # A batch sampler that was given has the sampler, the size and `drop_last` that count.
+    sampler: Any = batches.sampler if grouped else loader.sampler
+    size = getattr(batches, "batch_size", None) if batches is not None else None
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise _cannot_reload(f"it is a {type(loader).__name__}, which makes batches in its own way")
+    if evaluate and (size is not None or batches is None):
+        # Whatever chooses the batches to train on, here they go in order.
         return DataLoader(dataset, batch_size=size, **kept)
-    if not plain or type(loader.batch_sampler) not in (BatchSampler, type(None)):
-        raise BadSource(
-            f"The loader has a {type(loader.sampler).__name__} and a "
-            f"{type(loader.batch_sampler).__name__} of its own, which know its whole data set only. "
-            "Say how a part of it is loaded: `make_loader=lambda dataset: DataLoader(...)`."
+    if batches is not None and not grouped:
+        raise _cannot_reload(f"its {type(batches).__name__} chooses the batches")
+    if type(sampler) not in (RandomSampler, SequentialSampler):
+        raise _cannot_reload(f"its {type(sampler).__name__} chooses the samples")
+    seen, whole = len(sampler.data_source), len(loader.dataset)  # type: ignore[arg-type]
+    if seen != whole:
+        raise _cannot_reload(
+            f"its {type(sampler).__name__} chooses of {seen} samples, and the data set has {whole}"
         )
     return DataLoader(
         dataset,
         batch_size=size,
-        shuffle=isinstance(loader.sampler, RandomSampler),
-        drop_last=loader.drop_last,
+        sampler=_sampler_like(sampler, dataset),
+        drop_last=batches.drop_last if grouped else False,
         **kept,
+    )
+
+
+def _sampler_like(sampler: Any, dataset: Any) -> Any:
+    """Return a sampler of another data set; None for one that goes in order."""
+    if isinstance(sampler, SequentialSampler):
+        return None
+    return RandomSampler(
+        dataset,
+        replacement=sampler.replacement,
+        num_samples=sampler._num_samples,  # None unless it was given
+        generator=sampler.generator,
+    )
+
+
+def _cannot_reload(why: str) -> BadSource:
+    return BadSource(
+        f"Parts of the data cannot be loaded as the whole is: {why}, and knows the whole only. Say how "
+        "a part of it is loaded: `make_loader=lambda dataset: DataLoader(...)`."
     )
 
 

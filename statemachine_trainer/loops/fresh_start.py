@@ -146,11 +146,18 @@ def replace_data(context: Context, train: Any, validation: Any) -> None:
 
 
 def equip(context: Context, *, train: Any = None, validation: Any = None) -> None:
-    """Give a context feeds of other data; the loaders given to `fit` are not reloaded any more."""
+    """Give a context feeds of other data; the loaders given to `fit` are not reloaded any more.
+
+    Workers of the feeds before end, persistent ones too: nobody reads from them again.
+    """
     if train is not None:
+        if context.train is not None:
+            context.train.shutdown()
         context.train = training_feed_for(context, train)
         context.reload_data = None
     if validation is not None:
+        for _, feed in context.validation:
+            feed.shutdown()
         context.validation = context.equipment.feeds(validation, "validation")
 
 
@@ -164,6 +171,12 @@ def feeds_for(context: Context, loader: Any, name: str) -> list[tuple[str, Feed]
     """Make feeds to put into `context.others`, for an evaluation within a loop of loops."""
     feeds: list[tuple[str, Feed]] = context.equipment.feeds(loader, name)
     return feeds
+
+
+def withdraw_feeds(context: Context, name: str) -> None:
+    """Take feeds out of `context.others`, if they are there, and end their workers."""
+    for _, feed in context.others.pop(name, ()):
+        feed.shutdown()
 
 
 def given_dataset(context: Context, wanted_by: object) -> Dataset[Any]:

@@ -19,6 +19,7 @@ from statemachine_trainer.loops.fresh_start import (
     feeds_for,
     given_dataset,
     renew,
+    withdraw_feeds,
 )
 from statemachine_trainer.loops.loop_errors import MissingMetric, SettingError
 from statemachine_trainer.loops.recipes.acquisition import (
@@ -202,6 +203,7 @@ class ActiveLearningLoop(TrainingLoop):
     def round_end(self) -> Literal["enough", "score", "choose"]:
         """Note how good the model is; decide whether that is enough."""
         metrics = self.context.read_metrics()
+        self.context.train.shutdown()
         self.history.append({"labels": float(len(self.indices)), **metrics})
         labelled = set(self.indices)
         rest = [i for i in range(len(given_dataset(self.context, self))) if i not in labelled]  # type: ignore[arg-type]
@@ -225,7 +227,7 @@ class ActiveLearningLoop(TrainingLoop):
             self.asked = [self.pool[at] for at in chosen]
             self.scoring.found = []  # type: ignore[attr-defined]
         self.pool = []
-        self.context.others.pop("pool", None)
+        withdraw_feeds(self.context, "pool")
         return "queried"
 
     def learning_end(self) -> Literal["fit_done"]:
@@ -237,7 +239,7 @@ class ActiveLearningLoop(TrainingLoop):
 
     def restore(self) -> None:
         """Have the loaders again that the saved run had."""
-        self.context.others.pop("pool", None)
+        withdraw_feeds(self.context, "pool")
         if self.fitted:
             equip(self.context, train=self._labelled())
         if self.pool and self.acquisition != RANDOM:

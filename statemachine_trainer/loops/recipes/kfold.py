@@ -23,6 +23,7 @@ from statemachine_trainer.loops.fresh_start import (
     feeds_for,
     given_dataset,
     renew,
+    withdraw_feeds,
 )
 from statemachine_trainer.loops.loop_errors import ModelError, SettingError
 from statemachine_trainer.loops.recipes.ensemble import Combine, EnsembleLoop, combiner
@@ -306,6 +307,8 @@ class KFoldLoop(TrainingLoop):
         """Keep the fold's model and its scores."""
         self.models.append(captured(self.context))
         self.scores.append(dict(self.context.validation_metrics.compute()))
+        self.context.train.shutdown()
+        withdraw_feeds(self.context, "test")
         if len(self.models) < len(self.folds):
             return "next_fold"
         if self.test_data is None:
@@ -376,7 +379,7 @@ class KFoldLoop(TrainingLoop):
 
     def _forget_loaders(self) -> None:
         for name in ("test", "ensemble"):
-            self.context.others.pop(name, None)
+            withdraw_feeds(self.context, name)
 
     def _begin_anew(self, train: Any) -> None:
         renew(

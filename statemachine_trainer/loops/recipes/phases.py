@@ -18,6 +18,7 @@ from statemachine_trainer.loops.fresh_start import (
     forget_posted,
     renew_callbacks,
     training_feed_for,
+    withdraw_feeds,
 )
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.optimizers import OptimizerSlot, read_optimizers
@@ -237,14 +238,14 @@ class PhasesLoop(TrainingLoop):
         self.abandon()
         self.phase = ""
         self.done += 1
+        if self.done > (self.cycles - 1) * len(self.phases):  # it does not come round again
+            self._let_go(phase.name)
         return "next_phase" if self.done < self.cycles * len(self.phases) else "phases_done"
 
     def phases_end(self) -> Literal["fit_done"]:
         """The model is the one of the last phase; data of phases are let go of."""
-        for name in self.opened:
-            for kind in ("train", "validation"):
-                self.context.others.pop(self._key(name, kind), None)
-        self.opened = []
+        for name in [*self.opened]:
+            self._let_go(name)
         return "fit_done"
 
     def between_rounds(self) -> bool:
@@ -373,6 +374,13 @@ class PhasesLoop(TrainingLoop):
         if phase.validation is not None:
             others[self._key(leaving, "validation")] = context.validation
             context.validation = others.pop(self._key(coming, "validation"))
+
+    def _let_go(self, name: str) -> None:
+        """Let go of the data of a phase, and end their workers."""
+        if name in self.opened:
+            self.opened.remove(name)
+            for kind in ("train", "validation"):
+                withdraw_feeds(self.context, self._key(name, kind))
 
     def _key(self, name: str, kind: str) -> str:
         return f"{self._path()}/{name}/{kind}"
