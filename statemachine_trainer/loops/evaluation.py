@@ -12,6 +12,7 @@ import torch
 from statemachine_trainer.data import END, Feed, limit_batches
 from statemachine_trainer.loops.base import TrainingLoop, check_limit, training_loops, whole_number
 from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.loop_errors import MetricConflict
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.metrics.weights import fingerprint_of_weights
@@ -136,6 +137,9 @@ class EvaluationLoop(TrainingLoop):
                 context.log_suffix = self._suffix(name) if len(feeds) > 1 else ""
                 return True
             feed.close()
+            self._refuse_mixed_metrics()
+            if self.loader < len(feeds) - 1:
+                self.table().settle()
             self.loader, self.done, self.begun = self.loader + 1, 0, False
         context.log_suffix = ""
         return False
@@ -221,6 +225,24 @@ class EvaluationLoop(TrainingLoop):
         context.split = context.batch
         context.batch_idx, context.dataloader_idx = self.done, self.loader
         self.done += 1
+
+    def _refuse_mixed_metrics(self) -> None:
+        """Refuse a metric object that the training step logs too: it would hold a mixture of both.
+
+        Raises:
+            MetricConflict: There is one.
+        """
+        context = self.context
+        if self.table() is context.train_metrics:
+            return
+        training = context.train_metrics.objects()
+        for metric in self.table().objects():
+            if any(metric is one for one in training):
+                raise MetricConflict(
+                    f"One {type(metric).__name__} was logged in training and in {self.kind}, and would "
+                    "have one value for both. Make two objects, such as self.train_accuracy and "
+                    "self.val_accuracy."
+                )
 
     def _suffix(self, name: str) -> str:
         return "/" + name.removeprefix(f"{self.kind}/")

@@ -15,7 +15,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from statemachine_trainer.loops import ActiveLearningLoop, FitLoop, LabelFolder
 from statemachine_trainer.loops.loop_errors import MissingMetric, SettingError
-from statemachine_trainer.loops.recipes.acquisition import bald, choose, entropy, margin
+from statemachine_trainer.loops.recipes.acquisition import (
+    SameDraws,
+    bald,
+    choose,
+    entropy,
+    margin,
+)
 from statemachine_trainer.loops.recipes.labelling import BadLabels
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
@@ -289,3 +295,203 @@ def test_asking_for_what_is_useful_beats_chance_on_the_digits() -> None:
             accuracies.append(metrics["val_acc"])
     gain = statistics.fmean(found["bald"]) - statistics.fmean(found["random"])
     assert gain > 0, found
+
+
+# -- what people and functions answer --------------------------------------------------------------
+
+
+def rests_with(folder: Path, **settings: Any) -> tuple[Trainer, list[int]]:
+    """A run that waits for its first answer, and the samples that it asks about."""
+    torch.manual_seed(0)
+    loop = learning(labeller=str(folder), **settings)
+    trainer = trainer_of(loop)
+    trainer.fit(Net(), loader(30))
+    return trainer, [*loop.asked]
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda i, text: text.replace("}", f', "{i}": 0}}'), r"has two labels for \d+: 1 and 0"),
+        (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": true'), r"is True: write .* 0 or 1"),
+        (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": null'), "is None: it has none"),
+        (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": NaN'), "finite number"),
+        (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": 7'), "tells 3 classes apart, 0 to 2"),
+        (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": -1'), "tells 3 classes apart"),
+        (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": "cat"'), "the number of the class"),
+        (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": 1.0'), "the number of the class"),
+        (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": {{}}'), "is an object"),
+        (lambda i, text: text.replace(f'"{i}": 1', '"first": 1'), "its key 'first' is no index"),
+        (lambda i, text: f"[{i}]", "it holds a list"),
+        (lambda i, text: "[" * 100_000, "cannot be read"),
+    ],
+)
+def test_a_wrong_answer_is_named_by_file_and_key_and_correcting_the_file_goes_on(
+    tmp_path: Path, spoil: Any, said: str
+) -> None:
+    trainer, asked = rests_with(tmp_path, budget=6)
+    good = json.dumps(dict.fromkeys(map(str, asked), 1))
+    answer = tmp_path / "answer-000000.json"
+    answer.write_text(spoil(asked[2], good))
+    with pytest.raises(BadLabels, match=said) as caught:
+        trainer.run()
+    assert "answer-000000.json" in str(caught.value)
+    assert trainer.loop.labels == []
+    answer.write_text(good)
+    assert trainer.run() == "fit_done"
+    assert trainer.loop.labels == [1] * 6
+
+
+def test_a_label_that_is_corrected_later_holds_from_there_on(tmp_path: Path) -> None:
+    answers, saved = tmp_path / "answers", tmp_path / "run"
+
+    def script() -> Trainer:
+        torch.manual_seed(0)
+        trainer = trainer_of(learning(labeller=str(answers)), checkpoints=saved)
+        trainer.fit(Net(), loader(30), resume="auto")
+        return trainer
+
+    asked = script().loop.asked
+    answer = answers / "answer-000000.json"
+    answer.write_text(json.dumps(dict.fromkeys(map(str, asked), 1)))
+    assert script().loop.labels == [1] * 6
+    answer.write_text(json.dumps(dict.fromkeys(map(str, asked), 2)))
+    assert script().loop.labels == [2] * 6
+
+
+def test_a_labeller_may_answer_by_index() -> None:
+    hidden = samples(30).tensors[1].tolist()
+    loop = learning(labeller=lambda indices, data: {i: hidden[i] for i in reversed(indices)})
+    trainer_of(loop).fit(Net(), loader(30))
+    assert loop.labels == [hidden[i] for i in loop.indices]
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (lambda i: dict.fromkeys(i[1:], 0), "is missing"),
+        (lambda i: dict.fromkeys([*i, 99], 0), "99 was not asked for"),
+        (lambda i: "0" * len(i), "returned a str"),
+        (lambda i: {0, 1}, "returned a set"),
+        (lambda i: 3, "returned a int"),
+        (lambda i: [3] * len(i), "tells 3 classes apart"),
+        (lambda i: [True] * len(i), "write the number of the class"),
+        (lambda i: [None] * len(i), "it has none"),
+    ],
+)
+def test_what_a_labeller_returns_is_checked(answer: Any, said: str) -> None:
+    trainer = trainer_of(learning(labeller=lambda indices, data: answer(indices)))
+    with pytest.raises(BadLabels, match=said):
+        trainer.fit(Net(), loader(30))
+
+
+def test_a_labeller_may_return_a_tensor_and_an_iterator() -> None:
+    hidden = samples(30).tensors[1]
+    for labeller in (lambda i, d: hidden[i], lambda i, d: (int(hidden[one]) for one in i)):
+        loop = learning(labeller=labeller, budget=6)
+        trainer_of(loop).fit(Net(), loader(30))
+        assert loop.labels == hidden[loop.indices].tolist()
+
+
+@pytest.mark.parametrize("first", [-3, 0, True, 1.5, "10", [0, True], [0.5], {"a": 1}])
+def test_what_is_labelled_first_is_checked(first: Any) -> None:
+    with pytest.raises(SettingError, match="first"):
+        learning(first=first)
+
+
+def test_more_first_labels_than_the_budget_allows_are_refused() -> None:
+    with pytest.raises(SettingError, match="allows fewer labels"):
+        trainer_of(learning(first=[*range(20)])).fit(Net(), loader(30))
+
+
+@pytest.mark.parametrize("target", ["accuracy", ("accuracy",), ("accuracy", "high"), 0.9])
+def test_a_target_that_says_nothing_is_refused(target: Any) -> None:
+    with pytest.raises(SettingError, match="target"):
+        learning(target=target)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    flat = torch.full((3, 2), 0.5)
+    with pytest.raises(SettingError, match="NaN to 3 of 3"):
+        choose(lambda p: torch.full((3,), float("nan")), flat, 1)
+    with pytest.raises(SettingError, match="own probabilities are NaN"):
+        choose("entropy", flat * float("nan"), 1)
+    with pytest.raises(SettingError, match="returned a dict"):
+        choose(lambda p: {"score": 1}, flat, 1)
+
+
+class Ranked:
+    def __init__(self, ranks: list[int]) -> None:
+        self.ranks = ranks
+
+    def get_ranks(self, predictions: Any) -> list[int]:
+        return self.ranks
+
+
+@pytest.mark.parametrize("ranks", [[0, 0], [5, 1], [0], [-1, 0]])
+def test_ranks_that_are_no_places_of_the_pool_are_refused(ranks: list[int]) -> None:
+    with pytest.raises(SettingError, match="each sample once"):
+        choose(Ranked(ranks), torch.full((3, 2), 0.5), 2)
+
+
+# -- dropout -------------------------------------------------------------------------------------
+
+
+class Drops(torch.nn.Module):
+    """Drops in a way that is chosen by name; its normalisation must not move."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.last = torch.nn.Linear(4, 3)
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.rnn = torch.nn.LSTM(4, 4, 2, dropout=0.5, batch_first=True)
+        self.attention = torch.nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True)
+        self.transformer = torch.nn.TransformerEncoderLayer(4, 2, 8, 0.5, batch_first=True)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        shown = torch.nn.functional.dropout(inputs, 0.5 * (self.how == "function"), self.training)
+        steps = self.norm(shown)[:, None].expand(-1, 3, -1)
+        if self.how == "rnn":
+            steps = self.rnn(steps)[0]
+        elif self.how == "attention":
+            steps = self.attention(steps, steps, steps)[0]
+        elif self.how == "transformer":
+            steps = self.transformer(steps)
+        outputs: torch.Tensor = self.last(steps[:, -1])
+        return outputs
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("how", ["function", "rnn", "attention", "transformer"])
+def test_every_kind_of_dropout_is_on_while_a_pool_is_scored_by_several_draws(how: str) -> None:
+    torch.manual_seed(0)
+    loop = learning(acquisition="bald", mc_samples=4, rounds=2)
+    model = Drops(how)
+    trainer = trainer_of(loop)
+    trainer.start(model, loader(30))
+    trainer.run(until="pool_end")
+    before = model.norm.running_mean.clone()  # type: ignore[union-attr]
+    draws = torch.cat(loop.scoring.found)  # type: ignore[attr-defined]
+    assert (draws - draws[..., :1]).abs().max() > 1e-3
+    assert not model.rnn.training
+    trainer.run(until="query")
+    assert torch.equal(model.norm.running_mean, before)  # type: ignore[arg-type]
+    assert model.training
+
+
+def test_draws_that_are_all_the_same_are_told() -> None:
+    with pytest.raises(SettingError, match=r"no dropout of Drops was on.*rounding error"):
+        trainer_of(learning(acquisition="bald", mc_samples=3)).fit(Drops("none"), loader(30))
+    with pytest.warns(SameDraws, match="mc_samples=1"):
+        trainer_of(learning(acquisition="entropy", mc_samples=3)).fit(Drops("none"), loader(30))
+
+
+def test_bald_of_one_prediction_is_refused_at_once() -> None:
+    with pytest.raises(SettingError, match="mc_samples=1"):
+        learning(acquisition="bald", mc_samples=1)

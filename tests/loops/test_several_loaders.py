@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from statemachine_trainer.data.data_errors import EmptyLoader
+from statemachine_trainer.loops.loop_errors import MetricConflict
 from statemachine_trainer.loops.metrics.log import log
+from statemachine_trainer.snapshot import decode, encode
 from tests.loops.outer_kit import Model, Unsized, make_trainer, numbered
 
 
@@ -101,3 +103,74 @@ def test_an_empty_loader_of_unknown_length_stops_validation_until_it_is_mended()
     noisy.batches = numbered(2)
     trainer.run()
     assert model.seen == [(0, 0, 0), (1, 0, 0), (1, 1, 1)]
+
+
+class Total:
+    """A metric object of one's own: the sum of the batches, and how many there were."""
+
+    sum: float = 0.0
+    count: int = 0
+
+    def update(self, batch: torch.Tensor) -> None:
+        self.sum, self.count = self.sum + float(batch.mean()), self.count + 1
+
+    def compute(self) -> dict[str, float]:
+        return {"mean": self.sum / self.count, "batches": float(self.count)}
+
+    def reset(self) -> None:
+        self.sum, self.count = 0.0, 0
+
+
+class Objects(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = Total()
+        self.in_training = False
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if self.in_training:
+            self.total.update(batch)
+            log("total", self.total)
+        loss: torch.Tensor = super().training_step(batch, batch_idx)
+        return loss
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+        self.total.update(batch)
+        log("total", self.total)
+
+
+def test_one_metric_object_has_a_value_of_its_own_for_each_loader() -> None:
+    metrics = make_trainer(max_epochs=2).fit(
+        Objects(), numbered(1), {"clean": numbered(2), "noisy": numbered(3, start=7)}
+    )
+    assert metrics == {
+        "total/clean/mean": 0.5,
+        "total/clean/batches": 2.0,
+        "total/noisy/mean": 8.0,
+        "total/noisy/batches": 3.0,
+    }
+
+
+def test_its_values_are_kept_where_a_run_stops_between_two_loaders() -> None:
+    def begun() -> Any:
+        trainer, model = make_trainer(sanity_batches=0), Objects()
+        data = {"clean": numbered(2), "noisy": numbered(3, start=7)}
+        trainer.start(model, numbered(1), data)
+        return trainer
+
+    trainer = begun()
+    trainer.run(until=lambda trainer: trainer.context.dataloader_idx == 1)
+    state = decode(*encode(trainer.state_dict()))
+    resumed = begun()
+    resumed.load_state_dict(state)
+    for one in (trainer, resumed):
+        one.run()
+        assert one.metrics["total/clean/mean"] == 0.5
+        assert one.metrics["total/noisy/batches"] == 3.0
+
+
+def test_one_metric_object_for_training_and_validation_is_refused() -> None:
+    model = Objects()
+    model.in_training = True
+    with pytest.raises(MetricConflict, match=r"in training and in validation.*Make two objects"):
+        make_trainer().fit(model, numbered(2), numbered(2))

@@ -101,6 +101,31 @@ class Metrics(Mapping[str, float]):
         self._entries.clear()
         self._numbers = None
 
+    def settle(self) -> None:
+        """Reads the metric objects logged so far, keeps their values, and resets the objects.
+
+        Said between two loaders of one pass. What is logged from here on has other names, and an
+        object that takes part in it holds nothing of the loader before.
+        """
+        settled: dict[str, Number | Held | Pending] = {}
+        for name, entry in self._entries.items():
+            if not isinstance(entry, Held):
+                settled[name] = entry
+                continue
+            for key, value in entry.read(name).items():
+                number = settled[key] = Number("last", entry.shown)
+                number.add(value, 1)
+        for metric in self.objects():
+            metric.reset()
+        self._entries, self._numbers = settled, None
+
+    def objects(self) -> list[MetricObject]:
+        """The metric objects that were logged in this pass, each once."""
+        found = {
+            id(one.metric): one.metric for one in self._entries.values() if isinstance(one, Held)
+        }
+        return list(found.values())
+
     def log(
         self,
         name: str,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch.utils.data import Dataset, Subset
@@ -27,19 +30,24 @@ from statemachine_trainer.loops.recipes.acquisition import (
     Acquisition,
     PoolLoop,
     check_acquisition,
+    check_draws,
     choose,
     choose_blindly,
 )
 from statemachine_trainer.loops.recipes.labelling import (
-    BadLabels,
     LabelFolder,
     Labelled,
     Labeller,
+    check_labels,
     hidden_labels,
+    in_order,
 )
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop, place
+from statemachine_trainer.snapshot.rng import isolated_rng
+
+_log = logging.getLogger(__name__)
 
 Target = tuple[str, float] | Callable[[Mapping[str, float]], bool] | None
 
@@ -142,13 +150,13 @@ class ActiveLearningLoop(TrainingLoop):
         super().__init__(**loops)
         if "scoring" not in loops and often != 1:
             self.fill("scoring", mc_samples=often)
-        check_acquisition(acquisition)
+        check_acquisition(acquisition, getattr(self.scoring, "mc_samples", often))
         self.acquisition = acquisition
         self.query_size = whole_number(self, "query", query, 1)
         self.budget = None if budget is None else whole_number(self, "budget", budget, 1)
         self.rounds = None if rounds is None else whole_number(self, "rounds", rounds, 1)
-        self.target = target
-        self.first = first
+        self.target = _target(target)
+        self.first = _first(first)
         self.labeller = _labeller(labeller)
         self.fresh_weights = fresh_weights
         self.seed = seed
@@ -159,7 +167,8 @@ class ActiveLearningLoop(TrainingLoop):
         check_renewable(self.context)
         self.first_weights = captured(self.context)
         self.first_callbacks = captured_callbacks(self.context)
-        first, size = self.first, len(given_dataset(self.context, self))  # type: ignore[arg-type]
+        data = given_dataset(self.context, self)
+        first, size = self.first, len(data)  # type: ignore[arg-type]
         if isinstance(first, int):
             first = choose_blindly(range(size), self._most(first), self._generator())
         chosen = [*first]
@@ -168,7 +177,13 @@ class ActiveLearningLoop(TrainingLoop):
                 f"{type(self).__name__}(first=...): the first samples are numbers from 0 to "
                 f"{size - 1}, at least one and none of them twice."
             )
+        if self.budget is not None and len(chosen) > self.budget:
+            raise SettingError(
+                f"{type(self).__name__}(first=...) has {len(chosen)} samples, and budget={self.budget} "
+                "allows fewer labels. Raise the budget, or begin with fewer."
+            )
         if isinstance(first, Mapping):
+            self._check([first[i] for i in chosen], chosen, "first")
             self.indices, self.labels = chosen, [first[i] for i in chosen]
             return "labels_known"
         self.asked = chosen
@@ -176,14 +191,12 @@ class ActiveLearningLoop(TrainingLoop):
 
     def labelling(self) -> Literal["labelled"] | None:
         """Have the samples labelled; rest where there are no labels yet."""
-        labels = self._ask()
-        if labels is None:
+        found = self._ask()
+        if found is None:
             return None
-        if len(labels) != len(self.asked):
-            raise BadLabels(
-                f"The labeller returned {len(labels)} labels for {len(self.asked)} samples. Return "
-                "one for each, or None for none yet."
-            )
+        labels = in_order(found, self.asked)
+        if self.labeller is not hidden_labels:
+            self._check(labels, self.asked, self._answered())
         self.indices.extend(self.asked)
         self.labels.extend(labels)
         self.asked = []
@@ -191,6 +204,7 @@ class ActiveLearningLoop(TrainingLoop):
 
     def round_start(self) -> Literal["round_ready"]:
         """Begin the next fit, on all that is labelled."""
+        self._read_again()
         self.fitted = len(self.indices)
         renew(
             self.context,
@@ -223,6 +237,7 @@ class ActiveLearningLoop(TrainingLoop):
             self.asked = choose_blindly(self.pool, number, self._generator())
         else:
             found = torch.cat(self.scoring.found)  # type: ignore[attr-defined]
+            check_draws(self.acquisition, found, self.context.model)
             chosen = choose(self.acquisition, found, number)
             self.asked = [self.pool[at] for at in chosen]
             self.scoring.found = []  # type: ignore[attr-defined]
@@ -240,6 +255,7 @@ class ActiveLearningLoop(TrainingLoop):
     def restore(self) -> None:
         """Have the loaders again that the saved run had."""
         withdraw_feeds(self.context, "pool")
+        self._read_again()
         if self.fitted:
             equip(self.context, train=self._labelled())
         if self.pool and self.acquisition != RANDOM:
@@ -247,7 +263,68 @@ class ActiveLearningLoop(TrainingLoop):
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def _ask(self) -> Sequence[Any] | None:
+    def _check(self, labels: Sequence[Any], indices: Sequence[int], where: str) -> None:
+        """Refuse labels that came from outside and that the model cannot be trained on."""
+        names = [f"{i} in {where}" for i in indices]
+        check_labels(labels, names, classes=self._classes(indices[0]), like=self.labels[:1])
+
+    def _answered(self) -> str:
+        """Return where the present labels came from, for errors."""
+        if isinstance(self.labeller, LabelFolder):
+            return repr(str(self.labeller.answer(len(self.indices))))
+        return "what the labeller returned"
+
+    def _classes(self, index: int) -> int | None:
+        """Return how many classes the model tells apart; None if it does not show.
+
+        The model predicts one sample, in evaluation mode and with generators that are put back.
+        """
+        context = self.context
+        part = Subset(given_dataset(context, self), [index])
+        collate = getattr(self._load(part, evaluate=True), "collate_fn", None)
+        modes = [(module, module.training) for module in context.model.modules()]
+        try:
+            with isolated_rng(), torch.no_grad(), context.precision.context():
+                context.model.eval()
+                batch = part[0] if collate is None else collate([part[0]])
+                batch = batch if context.transfer is None else context.transfer(batch)
+                found = context.steps.get("predict_step")(batch, 0)
+                found = self.scoring.probabilities(found)  # type: ignore[attr-defined]
+        except Exception:  # a model that cannot be asked is found out when it is to be
+            return None
+        finally:
+            for module, training in modes:
+                module.training = training
+        return found.shape[1] if isinstance(found, torch.Tensor) and found.dim() == 2 else None
+
+    def _read_again(self) -> None:
+        """Take over what a person has corrected in the files of answers since they were read."""
+        if not isinstance(self.labeller, LabelFolder):
+            return
+        for begin, end in self._questions():
+            indices = self.indices[begin:end]
+            if not self.labeller.answer(begin).exists():
+                continue
+            found = self.labeller(indices, given_dataset(self.context, self), begin)
+            if found is None or found == self.labels[begin:end]:
+                continue
+            self._check(found, indices, repr(str(self.labeller.answer(begin))))
+            self.labels[begin:end] = found
+            _log.warning(
+                "Labels in %s have changed since they were read; the new ones hold from here on.",
+                self.labeller.answer(begin),
+            )
+
+    def _questions(self) -> list[tuple[int, int]]:
+        """Return which of the labels came as the answer to one question."""
+        begins = [int(one["labels"]) for one in self.history]
+        begins = (
+            [*begins, len(self.indices)] if not begins or begins[-1] < len(self.indices) else begins
+        )
+        asked = [(begin, end) for begin, end in itertools.pairwise([0, *begins]) if begin < end]
+        return asked[1:] if isinstance(self.first, Mapping) else asked
+
+    def _ask(self) -> Sequence[Any] | Mapping[int, Any] | None:
         data = given_dataset(self.context, self)
         if isinstance(self.labeller, LabelFolder):
             return self.labeller(self.asked, data, len(self.indices))
@@ -292,6 +369,38 @@ class ActiveLearningLoop(TrainingLoop):
             return made
         loader: Any = as_loader(self.context.sources[0]) if made is None else made
         return reloaded(loader, part, evaluate=evaluate)  # the pool in order, whoever loads it
+
+
+def _first(given: Any) -> Any:
+    """Check what is labelled first, as far as it can be checked without the data."""
+    if isinstance(given, Mapping | Sequence) and not isinstance(given, str | bytes):
+        for index in given:
+            if not hasattr(index, "__index__") or isinstance(index, bool):
+                raise SettingError(
+                    f"ActiveLearningLoop(first=...) has {index!r}, which is no index of a sample."
+                )
+        if isinstance(given, Mapping):
+            return {operator.index(index): label for index, label in given.items()}
+        return [operator.index(index) for index in given]
+    if hasattr(given, "__index__") and not isinstance(given, bool) and operator.index(given) > 0:
+        return operator.index(given)
+    raise SettingError(
+        f"ActiveLearningLoop(first={given!r}): use a number of samples from 1, a list of indices, or "
+        "labels by index."
+    )
+
+
+def _target(given: Any) -> Target:
+    """Check what ends the rounds early."""
+    pair = isinstance(given, tuple | list) and len(given) == 2
+    if given is None or callable(given):
+        return cast("Target", given)
+    if pair and isinstance(given[0], str) and isinstance(given[1], int | float):
+        return given[0], given[1]
+    raise SettingError(
+        f"ActiveLearningLoop(target={given!r}): use a metric and the least value wanted, such as "
+        "('val_accuracy', 0.9), or a function of the metrics."
+    )
 
 
 def _labeller(given: Labeller | str) -> Labeller:
