@@ -117,6 +117,12 @@ class Feed:
         self._phase = "begun"
         self._advance = self._open
 
+    def open(self) -> None:
+        """Open the data of a pass that has begun, and read nothing yet: for several read in turns."""
+        if self._phase == "begun":
+            self._advance = self._reader.open(self.position).__next__
+            self._phase = "running"
+
     def next_batch(self) -> Any:
         """The next batch of the pass, or `END` (again and again) when it is over.
 

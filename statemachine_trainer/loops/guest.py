@@ -49,6 +49,13 @@ class Guest(nn.Module):
     def subscribe(self, trainer: Any) -> None:
         """Subscribe those methods, unless they are."""
 
+    def goes_on_from(self, path: object) -> bool:
+        """Take a checkpoint of the other library's to go on from; tell whether the path names one."""
+        return False
+
+    def expect(self, state: Any) -> None:
+        """Hear of the state of the context that is about to be loaded, before that of the receiver is."""
+
     @abstractmethod
     def failed(self, error: BaseException) -> None:
         """Hear of an exception that ends the run."""
@@ -75,6 +82,14 @@ class _GuestSteps(Steps):
 
     def failed(self, error: BaseException) -> None:
         self.model.failed(error)
+
+    def expect(self, state: Any) -> None:
+        self.model.expect(state)
+
+
+def goes_on_from(model: nn.Module | None, path: object) -> bool:
+    """Let a guest take a checkpoint of its own library's to go on from; tell whether it does."""
+    return isinstance(model, Guest) and model.goes_on_from(path)
 
 
 def steps_of(

@@ -191,6 +191,9 @@ class Steps:
         """Let the model subscribe its hooks; False if whoever asks is to do so by their names."""
         return False
 
+    def expect(self, state: Any) -> None:
+        """Hear of the state of the context that is about to be loaded, before those of receivers are."""
+
     def failed(self, error: BaseException) -> None:
         """Hear of an exception that ends the run."""
 

@@ -127,6 +127,7 @@ class FitState:
         if context is None:
             raise NotStarted("Start a fit first: start(model, loader), then load its state.")
         driver.load_state_dict(state["machine"])
+        context.steps.expect(state["context"])
         self._read_callbacks(state["callbacks"])
         self._read_context(context, state["context"])
         if self._host.checkpoints is not None:

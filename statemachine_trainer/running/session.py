@@ -17,6 +17,7 @@ from statemachine_trainer.loops.base import in_training, training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import take_handed_state
 from statemachine_trainer.loops.evaluation import abandon_loops, undisturbed
+from statemachine_trainer.loops.guest import goes_on_from
 from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.loops.metrics.log import log, logging_to
 from statemachine_trainer.loops.metrics.table import batch_size_of
@@ -117,6 +118,8 @@ class Session:
         driver = self._fit
         if self._recorder is not None and known is None:
             self._recorder.check_free()
+        if goes_on_from(given.model, resume):
+            resume = None
         loaded = self._checkpoint_to_go_on_from(resume, restart=restart, begun=known is not None)
         handed = take_handed_state() if loaded is None else None
         model = given.model

@@ -20,7 +20,6 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LambdaCallback,
     ModelCheckpoint,
-    StochasticWeightAveraging,
     Timer,
 )
 
@@ -155,11 +154,6 @@ def test_hooks_that_move_batches_are_called_in_the_order_of_lightning() -> None:
     theirs, ours = both(make, data, lambda: data(40, 20, shuffle=False), max_epochs=2)
     assert_same_bits(theirs, ours)
     assert ours.notes == theirs.notes
-
-
-def test_several_training_loaders_are_refused_with_a_way_out() -> None:
-    with pytest.raises(lightning.NotSupported, match="StackDataset"):
-        trainer().fit(lightning.module(Classifier()), {"a": data(), "b": data()})
 
 
 def test_a_step_that_reads_its_data_itself_is_refused() -> None:
@@ -298,9 +292,10 @@ def test_what_does_not_exist_here_says_so_and_what_to_do() -> None:
     with pytest.raises(lightning.NotAvailable, match=r"trainer\.strategy\.cluster_environment"):
         _ = model.module.trainer.strategy.cluster_environment
     assert not hasattr(model.module.trainer, "anything")
-    averaging = lightning.module(Classifier(), callbacks=StochasticWeightAveraging(0.01))
-    with pytest.raises(lightning.NotAvailable, match=r"trainer\.fit_loop.*does not exist here"):
-        trainer(max_epochs=3).fit(averaging, data())
+    with pytest.raises(
+        lightning.NotAvailable, match=r"trainer\.fit_loop\.advance.*trainer\.owner\.loop"
+    ):
+        model.module.trainer.fit_loop.advance()
 
 
 def test_something_that_is_no_lightning_module_is_refused() -> None:

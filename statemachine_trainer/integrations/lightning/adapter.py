@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import nn
 
-from statemachine_trainer.data import as_loader
+from statemachine_trainer.integrations.lightning.calls import HookCalls
+from statemachine_trainer.integrations.lightning.files import LightningFiles, is_lightning_file
 from statemachine_trainer.integrations.lightning.hooks import Hooks
-from statemachine_trainer.integrations.lightning.library import (
-    Library,
-    NotSupported,
+from statemachine_trainer.integrations.lightning.library import Library, NotSupported
+from statemachine_trainer.integrations.lightning.loaders import (
+    TrainingSource,
+    evaluation_source,
+    is_nothing,
+    is_several,
 )
-from statemachine_trainer.integrations.lightning.loops import (
+from statemachine_trainer.integrations.lightning.loggers import LoggerConnector
+from statemachine_trainer.integrations.lightning.memory import Memory
+from statemachine_trainer.integrations.lightning.optimizer_loops import (
     LightningManualLoop,
     LightningOptimizerLoop,
-    tell_of_hooks_not_called,
-    with_scheduler_hook,
+    Parts,
 )
+from statemachine_trainer.integrations.lightning.results import Results
+from statemachine_trainer.integrations.lightning.scheduler_configs import with_scheduler_hook
+from statemachine_trainer.integrations.lightning.standing import Standing
+from statemachine_trainer.integrations.lightning.strategy import StrategyView
+from statemachine_trainer.integrations.lightning.uncalled_hooks import tell_of_hooks_not_called
 from statemachine_trainer.integrations.lightning.view import TrainerView
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.guest import Guest
@@ -39,10 +50,24 @@ _LOADERS: Final = {
 _TRANSFERS: Final = (
     "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer",
 )  # fmt: skip
+_INSTEAD: Final = {
+    "LearningRateFinder": "Set the rate yourself: `fit` from one checkpoint with several rates shows which is good",
+    "BatchSizeFinder": "Set the batch size of the loader yourself",
+}
+"""Callbacks of Lightning that run its own trainer, with what to do in their place."""
+
+
+class LeftOutWarning(UserWarning):
+    """Data were given that no step of the module takes."""
 
 
 def module(
-    module: nn.Module, *, callbacks: Sequence[Any] | Any = (), datamodule: Any = None
+    module: nn.Module,
+    *,
+    callbacks: Sequence[Any] | Any = (),
+    datamodule: Any = None,
+    loggers: Sequence[Any] | Any = (),
+    log_every_n_steps: int = 50,
 ) -> LightningGuest:
     """Make a model for our trainer of a LightningModule, which is not changed.
 
@@ -53,16 +78,22 @@ def module(
         module: The LightningModule.
         callbacks: Lightning's callbacks, one or several. (Ours are given to the trainer.)
         datamodule: A LightningDataModule; its data are used where the trainer is given none.
+        loggers: Lightning's loggers, one or several, to which `self.log` writes. (Trackers of ours are given
+            to the trainer.)
+        log_every_n_steps: Steps from one writing of steps to the next.
 
     Returns:
         A model for `fit`, `validate`, `test` and `predict`. Its weights have the names that they have
-        in the module.
+        in the module. `fit(model, resume="some.ckpt")` goes on from a checkpoint of Lightning's.
 
     Raises:
         NotALightningModule: It is something else.
         NotSupported: It is written in a way that cannot run here; the message says what to do.
     """
-    return LightningGuest(module, callbacks, datamodule)
+    Library.of(module)
+    # Of the same name as the module's class, so that every message names what the user knows.
+    kind = type(type(module).__name__, (LightningGuest,), {"__module__": __name__})
+    return kind(module, callbacks, datamodule, loggers, log_every_n_steps)
 
 
 class LightningGuest(Guest):
@@ -72,15 +103,27 @@ class LightningGuest(Guest):
         module: The LightningModule itself.
     """
 
-    def __init__(self, module: Any, callbacks: Sequence[Any] | Any, datamodule: Any) -> None:
+    def __init__(
+        self,
+        module: Any,
+        callbacks: Sequence[Any] | Any = (),
+        datamodule: Any = None,
+        loggers: Sequence[Any] | Any = (),
+        log_every_n_steps: int = 50,
+    ) -> None:
         library = Library.of(module)
         super().__init__()
         self.module = module
-        given = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
-        self._view = TrainerView(self, module, library)
-        self.hooks = Hooks(module, datamodule, given, library, self._view)
-        self._view.hooks = self.hooks
-        self._own_callbacks = given
+        self._standing = standing = Standing(module, library)
+        self._calls = calls = HookCalls(module, datamodule, _several(callbacks), library)
+        strategy, files = StrategyView(standing, calls), LightningFiles(standing, calls)
+        self._connector = LoggerConnector(
+            standing, calls, Results(standing), _several(loggers), log_every_n_steps
+        )
+        self._memory = Memory(calls, standing, files)
+        self.hooks = Hooks(calls, standing, self._memory, self._connector, self)
+        self._parts = Parts(self.hooks, standing, strategy)
+        self._view = calls.trainer = TrainerView(standing, calls, strategy, files, self._connector)
         self.automatic_optimization: bool = module.automatic_optimization
         for name in _STEPS:
             if library.is_overridden(name, module):
@@ -91,43 +134,45 @@ class LightningGuest(Guest):
 
     def arrive(self, context: Context, stage: str, *data: Any) -> tuple[Any, ...]:
         """Attach the module to the run, call what prepares it, and find its data."""
-        view, hooks = self._view, self.hooks
-        view.begin(context, stage)
+        view, calls, standing = self._view, self._calls, self._standing
+        standing.begin(context, stage)
         self.module.trainer = view
-        if hooks.datamodule is not None:
-            hooks.datamodule.trainer = view
+        if calls.datamodule is not None:
+            calls.datamodule.trainer = view
         for inner in self.module.modules():
             if hasattr(inner, "_device") and hasattr(inner, "_dtype"):
                 inner._device = context.device  # known to `setup`, before anything is moved
-        if stage == "fit" or not view.has_fitted:  # an evaluation leaves those of a fit alone
-            hooks.callbacks = list(self._own_callbacks)
-            hooks.take_callbacks_of_module()
+        if stage == "fit" or not standing.has_fitted:  # an evaluation leaves those of a fit alone
+            calls.take_callbacks()
+            _refuse_callbacks(calls.callbacks)
         if stage == "fit":
-            tell_of_hooks_not_called(context.trainer.loop, hooks)
-        hooks.setup(stage)
+            tell_of_hooks_not_called(context.trainer.loop, calls)
+            self._memory.arrive()
+        calls.setup(stage)
         self.module.to(context.device)  # what `setup` and `configure_model` have made
-        overridden = self.hooks.library.is_overridden
-        things = (self.module, hooks.datamodule)
-        if context.device.type != "cpu" or any(
-            overridden(name, thing) for name in _TRANSFERS for thing in things
-        ):
+        if context.device.type != "cpu" or calls.any_has(*_TRANSFERS):
             context.transfer = self._transfer
-        found = tuple(
+        found = [
             self._data(name) if given is None else given
             for given, name in zip(data, _LOADERS[stage], strict=True)
+        ]
+        combined = calls.library.get("utilities.combined_loader:CombinedLoader")
+        if stage == "fit":
+            found[0] = self._training_data(found[0], combined, context, given=data[0] is not None)
+            found[1] = self._validation_data(found[1])
+        return (
+            *(found[:1] if stage == "fit" else ()),
+            *(
+                None if one is None else evaluation_source(one, context, combined)
+                for one in (found[1:] if stage == "fit" else found)
+            ),
         )
-        if stage == "fit" and found[0] is not None:
-            _refuse_combined(found[0])
-            train = _Once(found[0])
-            view.begin(context, stage, train=train)
-            found = (train if data[0] is None else found[0], *found[1:])
-        return found
 
     def optimizer_loop(self, loop: OptimizerLoop) -> Loop:
         """Return the loop that calls the module's hooks within a batch."""
         if self.automatic_optimization:
-            return LightningOptimizerLoop(self._view, loop)
-        return LightningManualLoop(self._view, loop)
+            return LightningOptimizerLoop(self._parts, loop)
+        return LightningManualLoop(self._parts, loop)
 
     def receiver(self) -> Hooks:
         """Return what calls the hooks."""
@@ -138,10 +183,22 @@ class LightningGuest(Guest):
         self.hooks.subscribe(trainer)
 
     def failed(self, error: BaseException) -> None:
-        """Tell the callbacks and the data module of an exception."""
-        self.hooks.call_callbacks("on_exception", error)
-        if self.hooks.datamodule is not None:
-            self.hooks.datamodule.on_exception(error)
+        """Tell the callbacks, the data module and the loggers of an exception."""
+        self._calls.call_callbacks("on_exception", error)
+        if self._calls.datamodule is not None:
+            self._calls.datamodule.on_exception(error)
+        self._connector.finish("failed")
+
+    def goes_on_from(self, path: object) -> bool:
+        """Take a checkpoint of Lightning's to go on from, if the path names one."""
+        if not is_lightning_file(path):
+            return False
+        self._memory.go_on_from_file(Path(str(path)).absolute())
+        return True
+
+    def expect(self, state: Mapping[str, Any]) -> None:
+        """Hear of the state of the fit that is about to be loaded."""
+        self._memory.expect(state)
 
     # -- what the loops ask of a model -----------------------------------------------------------
 
@@ -151,8 +208,8 @@ class LightningGuest(Guest):
 
     def configure_optimizers(self) -> Any:
         """Return what the module returns."""
-        found = self.hooks.call_module("configure_optimizers")
-        return with_scheduler_hook(found, self.hooks, automatic=self.automatic_optimization)
+        found = self._calls.call_module("configure_optimizers")
+        return with_scheduler_hook(found, self._calls, automatic=self.automatic_optimization)
 
     # -- names of weights: those of the module ---------------------------------------------------
 
@@ -200,59 +257,65 @@ class LightningGuest(Guest):
 
         @functools.wraps(method)
         def step(*args: Any, **kwargs: Any) -> Any:
-            made = self.hooks.call_module(name, *args, **kwargs)
-            return self.hooks.in_turns(name, made) if isinstance(made, Generator) else made
+            made = self._calls.call_module(name, *args, **kwargs)
+            return self._calls.in_turns(name, made) if isinstance(made, Generator) else made
 
         self.__dict__[name] = step
 
     def _data(self, name: str) -> Any:
         """Return a method of data module or module that makes loaders; None if there is none."""
-        overridden = self.hooks.library.is_overridden
-        for thing in (self.hooks.datamodule, self.module):
-            if overridden(name, thing):
+        for thing in (self._calls.datamodule, self.module):
+            if self._calls.library.is_overridden(name, thing):
                 return getattr(thing, name)
         return None
 
+    def _training_data(self, source: Any, combined: Any, context: Context, *, given: bool) -> Any:
+        """Return what the fit makes its training loader of, and what hooks may ask for it before."""
+        if source is None:
+            return None
+        made = TrainingSource(source, context, combined)
+        self._standing.take_training_source(made)
+        several = is_several(source) or isinstance(source, combined)
+        return source if given and not several else made
+
+    def _validation_data(self, source: Any) -> Any:
+        """Return the validation data; None where the module has no step for them, or there are none."""
+        overridden = self._calls.library.is_overridden
+        if source is None or is_nothing(source):
+            return None
+        if not overridden("validation_step", self.module):
+            warnings.warn(
+                f"There are validation data, and {type(self).__name__} has no validation_step: the validation is left "
+                "out, as in Lightning. Write one, or give no data.",
+                LeftOutWarning,
+                stacklevel=2,
+            )
+            return None
+        return source
+
     def _transfer(self, batch: Any) -> Any:
         """Move a batch to the device by the hooks that Lightning has for it."""
-        context, call = self._view.context, self.hooks.call_data
+        context, call = self._standing.context, self._calls.call_data
         where = context.dataloader_idx
         batch = call("on_before_batch_transfer", batch, where)
-        overridden = self.hooks.library.is_overridden
-        things = (self.hooks.datamodule, self.module)
-        if any(overridden("transfer_batch_to_device", thing) for thing in things):
+        if self._calls.any_has("transfer_batch_to_device"):
             batch = call("transfer_batch_to_device", batch, context.device, where)
         elif context.device.type != "cpu":
             batch = to_device(batch, context.device)
         return call("on_after_batch_transfer", batch, where)
 
 
-class _Once:
-    """A source of data whose loader may be asked for before the fit takes it."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-        self._made: Any = None
-
-    def __call__(self) -> Any:
-        """Return the loader: that which was asked for before, later a new one."""
-        made, self._made = self._made, None
-        return as_loader(self._source) if made is None else made
-
-    def loader(self) -> Any:
-        """Return the loader that the fit is going to take."""
-        if self._made is None:
-            self._made = as_loader(self._source)
-        return self._made
+def _several(given: Any) -> list[Any]:
+    if given is None or given is False:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _refuse_combined(source: Any) -> None:
-    several = isinstance(source, Mapping) or type(source).__name__ == "CombinedLoader"
-    listed = isinstance(source, list | tuple) and all(
-        isinstance(one, torch.utils.data.DataLoader) for one in source
-    )
-    if several or (listed and source):
-        raise NotSupported(
-            "Several training loaders at once (Lightning's CombinedLoader) cannot be resumed exactly. Give one "
-            "loader over a data set that combines them, such as torch.utils.data.StackDataset."
-        )
+def _refuse_callbacks(callbacks: Sequence[Any]) -> None:
+    for one in callbacks:
+        for base in type(one).__mro__:
+            if base.__name__ in _INSTEAD:
+                raise NotSupported(
+                    f"{type(one).__name__} runs Lightning's own trainer, which never runs here. "
+                    f"{_INSTEAD[base.__name__]}. See docs/migration.md."
+                )

@@ -29,6 +29,10 @@ class NotSupported(LightningError):
     """A module is written in a way that cannot run here."""
 
 
+class BadLightningFile(LightningError):
+    """A file cannot be read as a checkpoint of Lightning, or is one of another model."""
+
+
 class HooksNotCalledWarning(UserWarning):
     """A loop of the tree calls hooks neither of the module nor of its callbacks."""
 

@@ -1,27 +1,26 @@
-"""What a LightningModule takes for Lightning's strategy and precision plugin: backward and step."""
+"""What a LightningModule takes for Lightning's strategy, accelerator and precision plugin."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from statemachine_trainer.integrations.lightning.calls import HookCalls
 from statemachine_trainer.integrations.lightning.library import NotAvailable
-
-if TYPE_CHECKING:
-    from statemachine_trainer.integrations.lightning.view import TrainerView
+from statemachine_trainer.integrations.lightning.standing import Standing
+from statemachine_trainer.parallel import to_device
 
 
 class StrategyView:
     """Runs backward passes and optimizer steps with the hooks around them, in one process.
 
     Args:
-        view: What the module takes for Lightning's trainer.
+        standing: Where the run stands.
+        calls: Calls the hooks.
 
     Attributes:
         overflows: Steps that the gradient scaler has left out.
@@ -30,12 +29,20 @@ class StrategyView:
 
     handles_gradient_accumulation = False
     is_global_zero = True
+    global_rank = local_rank = node_rank = 0
+    world_size = 1
+    restore_checkpoint_after_setup = False
+    lightning_restore_optimizer = True
+    launcher = None
+    parallel_devices = None
 
-    def __init__(self, view: TrainerView) -> None:
-        self._view = view
+    def __init__(self, standing: Standing, calls: HookCalls) -> None:
+        self._standing = standing
+        self._calls = calls
         self.overflows = 0
         self.clip: Callable[[Optimizer], None] | None = None
         self._wrapped: list[Any] = []
+        self._plugins: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         raise NotAvailable(
@@ -49,18 +56,19 @@ class StrategyView:
         self, loss: torch.Tensor, optimizer: Any = None, *args: Any, **kwargs: Any
     ) -> None:
         """Propagate a loss backward by the module's `backward`, with the hooks before and after."""
-        hooks, scaler = self._view.hooks, self._view.context.precision.scaler
+        calls, scaler = self._calls, self._standing.context.precision.scaler
         loss = loss if scaler is None else scaler.scale(loss)
-        hooks.call("on_before_backward", loss)
-        hooks.call_module("backward", loss, *args, **kwargs)
-        hooks.call("on_after_backward")
+        calls.call("on_before_backward", loss)
+        calls.call_module("backward", loss, *args, **kwargs)
+        calls.call("on_after_backward")
 
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
     ) -> Any:
         """Step an optimizer; the closure runs first, then the hooks that look at its gradients."""
-        scaler = self._view.context.precision.scaler
-        if scaler is not None and not self._view.context.manual:
+        context = self._standing.context
+        scaler = context.precision.scaler
+        if scaler is not None and not context.manual:
             return self._scaled_step(optimizer, closure, scaler)
 
         def closure_with_hooks() -> Any:
@@ -91,8 +99,8 @@ class StrategyView:
         return result
 
     def _before_step(self, optimizer: Optimizer) -> None:
-        self._view.hooks.call("on_before_optimizer_step", optimizer)
-        if self.clip is not None and not self._view.context.manual:
+        self._calls.call("on_before_optimizer_step", optimizer)
+        if self.clip is not None and not self._standing.context.manual:
             self.clip(optimizer)
 
     def clip_gradients(
@@ -110,38 +118,93 @@ class StrategyView:
     # -- optimizers ------------------------------------------------------------------------------
 
     @property
+    def optimizers(self) -> list[Optimizer]:
+        return self._standing.fitting.optimizers
+
+    @property
     def _lightning_optimizers(self) -> list[Any]:
-        return [self.wrapped(optimizer) for optimizer in self._view.optimizers]
+        return [self.wrapped(optimizer) for optimizer in self.optimizers]
 
     def wrapped(self, optimizer: Optimizer) -> Any:
         """Return Lightning's wrapper of an optimizer, always the same one."""
         for known in self._wrapped:
             if known.optimizer is optimizer:
                 return known
-        living = self._view.optimizers
+        living = self.optimizers
         self._wrapped = [one for one in self._wrapped if any(one.optimizer is o for o in living)]
-        made = self._view.library.get("core.optimizer:LightningOptimizer")(optimizer)
+        made = self._standing.library.get("core.optimizer:LightningOptimizer")(optimizer)
         made._strategy = self
         self._wrapped.append(made)
         return made
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the state of an optimizer, as a Lightning checkpoint has it."""
+        return dict(getattr(optimizer, "optimizer", optimizer).state_dict())
 
     # -- one process -----------------------------------------------------------------------------
 
     @property
     def lightning_module(self) -> Any:
-        return self._view.module
+        return self._standing.module
 
     @property
     def model(self) -> Any:
-        return self._view.module
+        return self._standing.module
 
     @property
-    def precision_plugin(self) -> StrategyView:
-        return self
+    def precision_plugin(self) -> Any:
+        """Lightning's plugin for the precision of the run; gradients are clipped here."""
+        plugin = self._plugins.get(self.precision)
+        if plugin is None:
+            plugin = self._plugins[self.precision] = self._make_plugin(self.precision)
+            plugin.clip_gradients = self.clip_gradients
+        return plugin
+
+    def _make_plugin(self, precision: str) -> Any:
+        get = self._standing.library.get
+        if precision == "32-true":
+            return get("plugins:Precision")()
+        return get("plugins:MixedPrecision")(precision, self.root_device.type, self.scaler)
+
+    @property
+    def precision(self) -> str:
+        """Lightning's name of the precision: "32-true", "bf16-mixed" or "16-mixed"."""
+        names = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+        if not self._standing.has_begun:
+            return "32-true"
+        name = self._standing.context.precision.name
+        return names.get(name, name)
+
+    @property
+    def scaler(self) -> Any:
+        return self._standing.context.precision.scaler if self._standing.has_begun else None
+
+    @property
+    def accelerator(self) -> Any:
+        """Lightning's accelerator for the device of the run."""
+        kinds = {"cuda": "CUDAAccelerator", "mps": "MPSAccelerator"}
+        name = kinds.get(self.root_device.type, "CPUAccelerator")
+        return self._standing.library.get(f"accelerators:{name}")()
 
     @property
     def root_device(self) -> torch.device:
-        return self._view.context.device
+        if not self._standing.has_begun:
+            return torch.device("cpu")
+        return self._standing.context.device
+
+    def batch_to_device(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        """Move a batch to a device; that of the run unless told."""
+        return to_device(batch, self.root_device if device is None else device)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the weights of the module."""
+        return dict(self._standing.module.state_dict())
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load the weights of a Lightning checkpoint into the module."""
+        self._standing.module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
     def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
         return tensor
@@ -162,54 +225,3 @@ class StrategyView:
     def remove_checkpoint(self, filepath: str | Path) -> None:
         """Remove a file that `save_checkpoint` has written."""
         Path(filepath).unlink(missing_ok=True)
-
-
-# -- Checkpoints in Lightning's own format --------------------------------------------------------
-
-
-def write_checkpoint(view: TrainerView, path: Path, *, weights_only: bool) -> None:
-    """Write what `LightningModule.load_from_checkpoint` reads.
-
-    The file holds pickled objects: hyper-parameters may be of any class.
-
-    Args:
-        view: What the module takes for Lightning's trainer.
-        path: Of the file; its folder is made if need be.
-        weights_only: Leave out optimizers, schedulers and callbacks.
-    """
-    module, hooks = view.module, view.hooks
-    checkpoint: dict[str, Any] = {
-        "epoch": view.current_epoch,
-        "global_step": view.global_step,
-        "pytorch-lightning_version": view.library.version,
-        "state_dict": module.state_dict(),
-        "loops": {},
-    }
-    if not weights_only:
-        states = {one.state_key: one.state_dict() for one in hooks.callbacks}
-        checkpoint["callbacks"] = {key: state for key, state in states.items() if state}
-        checkpoint["optimizer_states"] = [one.state_dict() for one in view.optimizers]
-        configs = view.lr_scheduler_configs
-        checkpoint["lr_schedulers"] = [one.scheduler.state_dict() for one in configs]
-    if getattr(module, "hparams", None):
-        checkpoint[module.CHECKPOINT_HYPER_PARAMS_NAME] = getattr(module, "_hparams_name", "kwargs")
-        checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = dict(module.hparams)
-    for callback in hooks.callbacks:
-        callback.on_save_checkpoint(view, module, checkpoint)
-    module.on_save_checkpoint(checkpoint)
-    _write(checkpoint, path)
-
-
-def _write(tree: dict[str, Any], path: Path) -> None:
-    """Write a file that is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(tree, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

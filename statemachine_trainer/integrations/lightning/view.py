@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-import torch
 from torch.optim import Optimizer
 
-from statemachine_trainer.data import length_of, limit_batches
-from statemachine_trainer.integrations.lightning.hooks import Results, known_metrics
-from statemachine_trainer.integrations.lightning.library import Library, NotAvailable
-from statemachine_trainer.integrations.lightning.strategy import StrategyView, write_checkpoint
-from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.integrations.lightning.calls import HookCalls
+from statemachine_trainer.integrations.lightning.files import LightningFiles
+from statemachine_trainer.integrations.lightning.library import NotAvailable
+from statemachine_trainer.integrations.lightning.lightning_loops import (
+    EvaluationLoopView,
+    FitLoopView,
+    PredictionLoopView,
+    batches_of,
+    limit_of,
+)
+from statemachine_trainer.integrations.lightning.loggers import LoggerConnector
+from statemachine_trainer.integrations.lightning.results import Results, as_tensors, known_metrics
+from statemachine_trainer.integrations.lightning.scheduler_configs import SchedulerConfigs
+from statemachine_trainer.integrations.lightning.standing import Standing
+from statemachine_trainer.integrations.lightning.strategy import StrategyView
 
-if TYPE_CHECKING:
-    from statemachine_trainer.integrations.lightning.adapter import LightningGuest
-    from statemachine_trainer.integrations.lightning.hooks import Hooks
-    from statemachine_trainer.loops.context import Context
-
-_STAGES: Final = {
-    "fit": "FITTING",
-    "validate": "VALIDATING",
-    "test": "TESTING",
-    "predict": "PREDICTING",
-}
 _HINTS: Final = {
     "fit": "call `trainer.fit` of the trainer you have made",
-    "fit_loop": "the loops are `trainer.owner.loop`, and `trainer.owner.graph()` shows them",
-    "lightning_module_state_dict": "use `module.state_dict()`",
-    "profiler": "use torch.profiler",
+    "validate": "call `trainer.validate` of the trainer you have made",
+    "test": "call `trainer.test` of the trainer you have made",
+    "predict": "call `trainer.predict` of the trainer you have made",
     "tuner": "set the learning rate or batch size yourself",
-    "checkpoint_callback": "use `statemachine_trainer.Trainer(checkpoints=...)`",
 }
 
 
@@ -43,44 +41,52 @@ class TrainerView:
     `owner` is our trainer itself, with all that it can do.
 
     Args:
-        guest: The adapter of the module.
-        module: The LightningModule.
-        library: Where it comes from.
+        standing: Where the run stands.
+        calls: Calls hooks, and knows the callbacks.
+        strategy: Backward passes and steps.
+        files: Makes checkpoints in Lightning's format.
+        connector: Hands metrics on to loggers.
     """
 
-    hooks: Hooks
-
-    fast_dev_run = False
     barebones = False
-    world_size = 1
+    ckpt_path: str | None = None
+    distributed_sampler_kwargs = None
+    enable_autolog_hparams = True
+    fast_dev_run = False
     global_rank = 0
+    interrupted = False
+    is_global_zero = True
     local_rank = 0
     node_rank = 0
     num_devices = 1
     num_nodes = 1
-    is_global_zero = True
-    logger = None
-    log_dir = None
-    progress_bar_callback = None
-    checkpoint_callback = None
-    early_stopping_callback = None
-    overfit_batches = 0
-    log_every_n_steps = 1
-    ckpt_path = None
+    overfit_batches = 0.0
     received_sigterm = False
-    enable_validation = True
+    world_size = 1
+    _detect_anomaly = False
+    _model_registry = None
 
-    def __init__(self, guest: LightningGuest, module: Any, library: Library) -> None:
-        self.guest = guest
-        self.module = module
-        self.library = library
-        self.strategy = StrategyView(self)
-        self.stage = "fit"
-        self.loggers: list[Any] = []
+    def __init__(
+        self,
+        standing: Standing,
+        calls: HookCalls,
+        strategy: StrategyView,
+        files: LightningFiles,
+        connector: LoggerConnector,
+    ) -> None:
+        self._standing = standing
+        self._calls = calls
+        self._files = files
+        self._logger_connector = connector
+        self.strategy = strategy
         self.default_root_dir = str(Path.cwd())
-        self._contexts: dict[str, Context] = {}
-        self._within = ""
-        self._train: Any = None
+        validation = EvaluationLoopView(standing, "validation", "validate_loop")
+        self.fit_loop = FitLoopView(standing, validation)
+        self.validate_loop = validation
+        self.test_loop = EvaluationLoopView(standing, "test", "test_loop")
+        self.predict_loop = PredictionLoopView(standing)
+        self.profiler = standing.library.get("profilers:PassThroughProfiler")()
+        self._added_metrics: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         hint = _HINTS.get(name, "`trainer.owner` is the trainer that runs")
@@ -90,152 +96,114 @@ class TrainerView:
 
     # -- where the run stands --------------------------------------------------------------------
 
-    def begin(self, context: Context, stage: str, train: Any = None) -> None:
-        """Take up the context of a run."""
-        self._contexts[stage] = context
-        self.stage, self._within = stage, stage
-        if stage == "fit":
-            self._train = train
-
-    def enter_stage(self, path: str) -> None:
-        """Note from the path of a state what the trainer is doing."""
-        root = path.partition(".")[0]
-        self.stage = root if root in _STAGES else self.stage
-        self._within = path
-
-    @property
-    def context(self) -> Context:
-        """The context of the present stage."""
-        return self._contexts[self.stage]
-
     @property
     def owner(self) -> Any:
         """The trainer that runs."""
-        return self.context.trainer
-
-    @property
-    def has_fitted(self) -> bool:
-        """Whether a fit has begun."""
-        return "fit" in self._contexts
-
-    @property
-    def _fitting(self) -> Context:
-        return self._contexts.get("fit") or self.context
+        return self._standing.owner
 
     @property
     def state(self) -> Any:
-        """`state.fn` and `state.stage`, as callbacks compare them."""
-        functions = self.library.get("trainer.states:TrainerFn")
-        return SimpleNamespace(fn=functions[_STAGES[self.stage]], stage=self._running_stage)
-
-    @property
-    def _running_stage(self) -> Any:
-        stages = self.library.get("trainer.states:RunningStage")
-        if self.sanity_checking:
-            return stages.SANITY_CHECKING
-        if self.validating:
-            return stages.VALIDATING
-        names = {"fit": "TRAINING", "test": "TESTING", "predict": "PREDICTING"}
-        return stages[names[self.stage]]
+        """`state.fn`, `state.stage` and `state.status`, as callbacks compare them."""
+        get = self._standing.library.get
+        status = get("trainer.states:TrainerStatus").RUNNING
+        stage = self._standing.running_stage
+        made: Any = get("trainer.states:TrainerState")(status, self._standing.function, stage)
+        return made
 
     @property
     def sanity_checking(self) -> bool:
-        return "sanity" in self._within.split(".")
+        return self._standing.sanity_checking
 
     @property
     def validating(self) -> bool:
-        return self.stage == "validate" or "validation" in self._within.split(".")
+        return self._standing.validating
 
     @property
     def testing(self) -> bool:
-        return self.stage == "test"
+        return self._standing.stage == "test"
 
     @property
     def predicting(self) -> bool:
-        return self.stage == "predict"
+        return self._standing.stage == "predict"
 
     @property
     def training(self) -> bool:
-        return self.stage == "fit" and not self.validating and not self.sanity_checking
+        return self._standing.stage == "fit" and not self.validating and not self.sanity_checking
 
     @property
     def evaluating(self) -> bool:
-        return self.stage in ("validate", "test")
+        """Whether a validation, sanity check or test runs."""
+        return self.validating or self.sanity_checking or self.testing
 
     # -- counters and limits ---------------------------------------------------------------------
 
     @property
     def current_epoch(self) -> int:
-        return self._fitting.counts.epoch
+        return self._standing.fitting.counts.epoch
 
     @property
     def global_step(self) -> int:
         """Optimizer steps of all optimizers, as Lightning counts them."""
-        return sum(slot.steps for slot in self._fitting.slots)
+        return self.fit_loop.epoch_loop.global_step
 
     @property
-    def max_epochs(self) -> int:
-        most = self._fitting.trainer.loop.limits().max_epochs
-        return -1 if most is None else int(most)
+    def max_epochs(self) -> int | None:
+        return self.fit_loop.max_epochs
 
     @property
     def min_epochs(self) -> int:
-        return self._fitting.limits.min_epochs
+        return self.fit_loop.min_epochs
 
     @property
     def max_steps(self) -> int:
-        most = self._fitting.trainer.loop.limits().max_steps
-        return -1 if most is None else int(most)
+        return self.fit_loop.max_steps
 
     @property
     def min_steps(self) -> int:
-        return self._fitting.limits.min_steps
+        return self.fit_loop.min_steps
 
     @property
     def num_training_batches(self) -> float:
         """Batches in a training epoch; infinity where nobody knows."""
-        loader = self.train_dataloader
-        epoch = self._loop("limit_batches", "reload_every")
-        limit = getattr(epoch, "limit_batches", None)
-        known = limit_batches(limit, length_of(loader), "train")
-        return math.inf if known is None else known
+        return self._standing.training_batches
 
     @property
     def num_val_batches(self) -> list[float]:
-        return [_length(feed.loader) for _, feed in self.context.validation]
+        return batches_of(self._standing, "validation")
 
     @property
     def num_sanity_val_batches(self) -> list[float]:
-        most = self._fitting.trainer.loop.sanity_batches
-        return [n if most == -1 else min(n, most) for n in self.num_val_batches]
+        most = self.num_sanity_val_steps
+        return [min(n, most) for n in self.num_val_batches]
 
     @property
     def num_test_batches(self) -> list[float]:
-        return self.num_val_batches
+        return batches_of(self._standing, "test")
 
     @property
     def num_predict_batches(self) -> list[float]:
-        return self.num_val_batches
+        return batches_of(self._standing, "predict")
 
     @property
     def is_last_batch(self) -> bool:
         """Whether the batch in flight is the last of the epoch, where its length is known."""
-        return self._fitting.batch_idx + 1 == self.num_training_batches
+        return self._standing.fitting.batch_idx + 1 == self.num_training_batches
 
     @property
     def estimated_stepping_batches(self) -> float:
         """Optimizer steps of the whole fit, as far as its limits and the data tell."""
-        if self.max_epochs == -1 or math.isinf(self.num_training_batches):
+        epochs = self.max_epochs or -1
+        if epochs == -1 or math.isinf(self.num_training_batches):
             return math.inf if self.max_steps == -1 else self.max_steps
         per_epoch = math.ceil(self.num_training_batches / self.accumulate_grad_batches)
-        steps = per_epoch * max(self.max_epochs, 1)
+        steps = per_epoch * max(epochs, 1)
         return steps if self.max_steps == -1 else min(steps, self.max_steps)
 
     @property
     def should_stop(self) -> bool:
         """Whether the fit was asked to stop; setting it asks for that, or takes it back."""
         posted = "stop" in self.owner.driver.posted
-        return posted or self.context.stopping
+        return posted or self._standing.context.stopping
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
@@ -248,136 +216,219 @@ class TrainerView:
 
     @property
     def accumulate_grad_batches(self) -> int:
-        loop = self._loop("accumulate")
-        value = getattr(loop, "accumulate", 1)
-        if isinstance(value, int):
-            return value
-        epoch = self.current_epoch
-        return int(value[max((start for start in value if start <= epoch), default=min(value))])
+        return self._standing.accumulate_grad_batches
 
     @accumulate_grad_batches.setter
     def accumulate_grad_batches(self, value: int) -> None:
-        loop: Any = self._loop("accumulate")
-        loop.accumulate = value
+        self._standing.set_accumulate(value)
 
     @property
     def gradient_clip_val(self) -> float | None:
-        loop = self._loop("clip_norm", "clip_value")
-        norm, value = getattr(loop, "clip_norm", None), getattr(loop, "clip_value", None)
+        norm: float | None = self._standing.setting("clip_norm", beside="clip_value")
+        value: float | None = self._standing.setting("clip_value", beside="clip_norm")
         return value if norm is None else norm
 
     @property
     def gradient_clip_algorithm(self) -> Any:
-        loop = self._loop("clip_norm", "clip_value")
-        by_value = getattr(loop, "clip_norm", None) is None
-        return (
-            None
-            if self.gradient_clip_val is None
-            else self.clip_algorithm("value" if by_value else "norm")
-        )
+        if self.gradient_clip_val is None:
+            return None
+        norm = self._standing.setting("clip_norm", beside="clip_value")
+        return self.clip_algorithm("value" if norm is None else "norm")
 
     def clip_algorithm(self, name: str | None) -> Any:
         """Return the member of Lightning's enumeration."""
-        return None if name is None else self.library.get("utilities:GradClipAlgorithmType")(name)
+        get = self._standing.library.get
+        return None if name is None else get("utilities:GradClipAlgorithmType")(name)
 
     @property
     def val_check_interval(self) -> float:
         """Fraction of an epoch, or a number of batches."""
-        every = self._interval
+        every = self._standing.setting("validate_every")
         if every is not None and every.unit == "epoch":
             return float(every.n) if every.is_fraction else 1.0
         return 1.0 if every is None else every.n
 
     @property
-    def check_val_every_n_epoch(self) -> int:
-        loop = self._loop("validate_epochs")
-        return int(getattr(loop, "validate_epochs", 1))
+    def val_check_batch(self) -> float:
+        """Batches from one validation to the next; infinity where nobody knows."""
+        every = self.val_check_interval
+        if isinstance(every, int):
+            return every
+        batches = self.num_training_batches
+        return batches if math.isinf(batches) else max(1, int(batches * every))
 
     @property
-    def _interval(self) -> Any:
-        return getattr(self._loop("validate_every"), "validate_every", None)
+    def check_val_every_n_epoch(self) -> int:
+        return int(self._standing.setting("validate_epochs", 1))
+
+    @property
+    def num_sanity_val_steps(self) -> float:
+        most = self._standing.fitting.trainer.loop.sanity_batches
+        return math.inf if most == -1 else most
+
+    @property
+    def limit_train_batches(self) -> float:
+        limit = self._standing.setting("limit_batches", beside="reload_every")
+        return 1.0 if limit is None else limit
+
+    @property
+    def limit_val_batches(self) -> float:
+        return _limit(limit_of(self._standing, "validation"))
+
+    @property
+    def limit_test_batches(self) -> float:
+        return _limit(limit_of(self._standing, "test"))
+
+    @property
+    def limit_predict_batches(self) -> float:
+        return _limit(limit_of(self._standing, "predict"))
+
+    @property
+    def reload_dataloaders_every_n_epochs(self) -> int:
+        return int(self._standing.setting("reload_every", 0))
+
+    @property
+    def log_every_n_steps(self) -> int:
+        return self._logger_connector.every
+
+    @property
+    def enable_validation(self) -> bool:
+        return bool(self._standing.fitting.validation) and self.limit_val_batches > 0
+
+    # -- where it computes -----------------------------------------------------------------------
 
     @property
     def precision(self) -> str:
-        return self.context.precision.name
+        return self.strategy.precision
+
+    @property
+    def precision_plugin(self) -> Any:
+        return self.strategy.precision_plugin
+
+    @property
+    def scaler(self) -> Any:
+        return self.strategy.scaler
+
+    @property
+    def accelerator(self) -> Any:
+        return self.strategy.accelerator
+
+    @property
+    def device_ids(self) -> list[int]:
+        return [self.strategy.root_device.index or 0]
+
+    def init_module(self, empty_init: bool | None = None) -> Any:
+        """Return a context in which modules are made on the device of the run."""
+        return self.strategy.root_device
 
     # -- parts -----------------------------------------------------------------------------------
 
     @property
     def lightning_module(self) -> Any:
-        return self.module
+        return self._standing.module
 
     @property
     def model(self) -> Any:
-        return self.module
+        return self._standing.module
 
     @property
     def datamodule(self) -> Any:
-        return self.hooks.datamodule
+        return self._calls.datamodule
 
     @property
     def callbacks(self) -> list[Any]:
-        return self.hooks.callbacks
+        return self._calls.callbacks
+
+    def _callbacks_of(self, path: str) -> list[Any]:
+        kind = self._standing.library.get(path)
+        return [one for one in self._calls.callbacks if isinstance(one, kind)]
+
+    @property
+    def checkpoint_callbacks(self) -> list[Any]:
+        return self._callbacks_of("callbacks:Checkpoint")
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def early_stopping_callbacks(self) -> list[Any]:
+        return self._callbacks_of("callbacks:EarlyStopping")
+
+    @property
+    def early_stopping_callback(self) -> Any:
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def progress_bar_callback(self) -> Any:
+        return next(iter(self._callbacks_of("callbacks:ProgressBar")), None)
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        return self._fitting.optimizers
+        return self._standing.fitting.optimizers
 
     @property
-    def lr_scheduler_configs(self) -> list[Any]:
-        """Schedulers with their settings, as Lightning keeps them."""
-        make = self.library.get("utilities.types:LRSchedulerConfig")
-        return [
-            make(
-                getattr(one.scheduler, "scheduler", one.scheduler),
-                name=one.name,
-                interval=one.interval,
-                frequency=one.frequency,
-                reduce_on_plateau=one.monitor is not None,
-                monitor=one.monitor,
-                strict=one.strict,
-            )
-            for slot in self._fitting.slots
-            for one in slot.schedulers
-        ]
-
-    @property
-    def precision_plugin(self) -> StrategyView:
-        return self.strategy
+    def lr_scheduler_configs(self) -> SchedulerConfigs:
+        """Schedulers with their settings, as Lightning keeps them; the list may be changed."""
+        make = self._standing.library.get("utilities.types:LRSchedulerConfig")
+        return SchedulerConfigs(self._standing.fitting.slots, make)
 
     @property
     def train_dataloader(self) -> Any:
         """The training loader, made now if it was given as a function."""
-        feed = self._fitting.train
-        return self._train.loader() if feed is None else feed.loader
+        return self._standing.train_dataloader
 
     @property
     def val_dataloaders(self) -> Any:
-        loaders = [feed.loader for _, feed in self.context.validation]
-        return loaders[0] if len(loaders) == 1 else loaders or None
+        return self._loaders(self.validate_loop)
 
     @property
     def test_dataloaders(self) -> Any:
-        return self.val_dataloaders
+        return self._loaders(self.test_loop)
 
     @property
     def predict_dataloaders(self) -> Any:
-        return self.val_dataloaders
+        return self._loaders(self.predict_loop)
 
-    # -- metrics ---------------------------------------------------------------------------------
-
-    @property
-    def callback_metrics(self) -> dict[str, torch.Tensor]:
-        """What was logged, as tensors; within a pass the values so far."""
-        return {name: torch.tensor(value) for name, value in known_metrics(self.context).items()}
+    def _loaders(self, loop: EvaluationLoopView) -> Any:
+        loaders = [feed.loader for _, feed in loop._feeds]
+        return loaders[0] if len(loaders) == 1 else loaders or None
 
     @property
-    def logged_metrics(self) -> dict[str, torch.Tensor]:
-        return self.callback_metrics
+    def _active_loop(self) -> Any:
+        inner = {
+            "validate": self.validate_loop, "test": self.test_loop, "predict": self.predict_loop,
+        }  # fmt: skip
+        return inner.get(self._standing.stage, self.fit_loop)
+
+    @property
+    def _evaluation_loop(self) -> Any:
+        return self.test_loop if self.testing else self.validate_loop
+
+    @property
+    def _data_connector(self) -> Any:
+        selector = self._standing.library.get("trainer.connectors.data_connector:_DataHookSelector")
+        return SimpleNamespace(_datahook_selector=selector(self.model, self.datamodule))
+
+    @property
+    def _accelerator_connector(self) -> Any:
+        return SimpleNamespace(is_distributed=False, use_distributed_sampler=False)
+
+    # -- metrics and loggers ---------------------------------------------------------------------
+
+    @property
+    def callback_metrics(self) -> dict[str, Any]:
+        """What was logged, as tensors; within a pass the values so far. What is added to it stays."""
+        known = as_tensors(known_metrics(self._standing.context))
+        return _Metrics({**self._added_metrics, **known}, self._added_metrics)
+
+    @property
+    def logged_metrics(self) -> dict[str, Any]:
+        return as_tensors(known_metrics(self._standing.context))
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
-        context = self.context
+        context = self._standing.context
         return {
             **context.train_metrics.newest("prog_bar"),
             **context.validation_metrics.newest("prog_bar"),
@@ -385,49 +436,62 @@ class TrainerView:
 
     @property
     def _results(self) -> Results | None:
-        return None if self.stage == "predict" else Results(self.context)
+        return None if self.predicting else self._logger_connector.results
 
     @property
-    def _logger_connector(self) -> Any:
-        return _Connector()
+    def loggers(self) -> list[Any]:
+        return self._logger_connector.loggers
+
+    @loggers.setter
+    def loggers(self, loggers: list[Any] | None) -> None:
+        self._logger_connector.loggers = list(loggers or [])
 
     @property
-    def _accelerator_connector(self) -> Any:
-        return SimpleNamespace(is_distributed=False)
+    def logger(self) -> Any:
+        return next(iter(self.loggers), None)
+
+    @logger.setter
+    def logger(self, logger: Any) -> None:
+        self.loggers = [logger] if logger else []
+
+    @property
+    def log_dir(self) -> str | None:
+        """The folder of the first logger, else that of the script."""
+        if not self.loggers:
+            return self.default_root_dir
+        found: str | None = getattr(self.logger, "log_dir", None) or self.logger.save_dir
+        return found
 
     # -- writing ---------------------------------------------------------------------------------
 
     def save_checkpoint(
         self, filepath: str | Path, weights_only: bool | None = False, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint that Lightning can read (`load_from_checkpoint`).
+        """Write a checkpoint that Lightning can read (`load_from_checkpoint`, `fit(ckpt_path=...)`).
 
         For going on exactly where a run was stopped use `statemachine_trainer.Trainer(checkpoints=...)`.
         """
-        write_checkpoint(self, Path(filepath), weights_only=bool(weights_only))
+        self._files.write(Path(filepath), weights_only=bool(weights_only))
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         print(*args, **kwargs)
 
-    def _loop(self, *settings: str) -> Loop | None:
-        """Find the loop of the fit that has these settings."""
-        root: Loop = self._fitting.trainer.loop
-        for _, loop in root.walk():
-            if all(hasattr(loop, name) for name in settings):
-                return loop
-        return None
+
+class _Metrics(dict[str, Any]):
+    """Metrics of the moment; what a callback adds is kept for the next time that they are asked for."""
+
+    def __init__(self, known: Mapping[str, Any], added: dict[str, Any]) -> None:
+        super().__init__(known)
+        self._added = added
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self._added[name] = value
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
 
 
-class _Connector:
-    """The little that `LightningModule.log` asks of Lightning's logger connector."""
-
-    _current_fx: str | None = None
-
-    def should_reset_tensors(self, fx: str) -> bool:
-        """Tell that nothing is to be reset: a pass begins with an empty table."""
-        return False
-
-
-def _length(loader: Any) -> float:
-    known = length_of(loader)
-    return math.inf if known is None else known
+def _limit(limit: float | None) -> float:
+    return 1.0 if limit is None else limit

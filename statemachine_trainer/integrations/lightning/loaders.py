@@ -1,0 +1,211 @@
+"""Several loaders at once, as Lightning combines them, with the place of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.utils._pytree import tree_unflatten
+from torch.utils.data import DataLoader, Dataset
+
+from statemachine_trainer.data import END, Feed, as_loader
+from statemachine_trainer.loops.context import Context
+
+
+class CombinedBatches:
+    """Reads what Lightning's `CombinedLoader` reads, in the same order, and knows where each loader stands.
+
+    Args:
+        combined: A `CombinedLoader` of any mode.
+        context: The context of the run, whose trainer reads loaders exactly.
+    """
+
+    def __init__(self, combined: Any, context: Context) -> None:
+        self.combined = combined
+        self._feeds: list[Feed] = [
+            context.equipment.feed(as_loader(one, f"train/{index}"), f"train/{index}")
+            for index, one in enumerate(combined.flattened)
+        ]
+        self._mode: str = combined._mode
+        self._epoch = 0
+        self._ended: list[bool] = []
+        self._running = self._goes_on = False
+
+    @property
+    def iterables(self) -> Any:
+        """The loaders in the structure in which they were given."""
+        return self.combined.iterables
+
+    def __len__(self) -> int:
+        lengths = [feed.length for feed in self._feeds]
+        known = [length for length in lengths if length is not None]
+        if len(known) < len(lengths):
+            raise TypeError("The length of one of the loaders is not known.")
+        if self._mode == "sequential":
+            return sum(known)
+        return min(known) if self._mode == "min_size" else max(known)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the number of the pass that begins next."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self._goes_on:
+            for feed in self._feeds:
+                feed.begin(self._epoch)
+            self._ended = [False] * len(self._feeds)
+            if self._mode != "sequential":  # Lightning opens all before it reads from one
+                for feed in self._feeds:
+                    feed.open()
+        self._running, self._goes_on = True, False
+        return self
+
+    def __next__(self) -> Any:
+        batch = getattr(self, f"_next_{self._mode}")()
+        if batch is END:
+            self._running = False
+            for feed in self._feeds:
+                feed.close()
+            raise StopIteration
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where each of the loaders stands."""
+        return {
+            "feeds": [feed.state_dict() for feed in self._feeds],
+            "ended": list(self._ended),
+            "running": self._running,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where a state was taken; the next pass goes on from there."""
+        for feed, saved in zip(self._feeds, state["feeds"], strict=True):
+            feed.load_state_dict(saved)
+        self._ended = list(state["ended"])
+        self._running = self._goes_on = state["running"]
+
+    # -- modes -----------------------------------------------------------------------------------
+
+    def _next_max_size_cycle(self) -> Any:
+        batches = []
+        for index, feed in enumerate(self._feeds):
+            batch = feed.next_batch()
+            if batch is END:
+                self._ended[index] = True
+                if all(self._ended):
+                    return END
+                feed.begin(self._epoch)
+                batch = feed.next_batch()
+            batches.append(batch)
+        return self._structured(batches)
+
+    def _next_min_size(self) -> Any:
+        batches = []
+        for feed in self._feeds:
+            batch = feed.next_batch()
+            if batch is END:
+                return END
+            batches.append(batch)
+        return self._structured(batches)
+
+    def _next_max_size(self) -> Any:
+        batches = []
+        for index, feed in enumerate(self._feeds):
+            batch = END if self._ended[index] else feed.next_batch()
+            self._ended[index] = batch is END
+            batches.append(None if batch is END else batch)
+        return END if all(self._ended) else self._structured(batches)
+
+    def _next_sequential(self) -> Any:
+        for index, feed in enumerate(self._feeds):
+            if not self._ended[index]:
+                batch = feed.next_batch()
+                if batch is not END:
+                    return batch
+                self._ended[index] = True
+        return END
+
+    def _structured(self, batches: list[Any]) -> Any:
+        return tree_unflatten(batches, self.combined._spec)
+
+
+class TrainingSource:
+    """The training data of a LightningModule, which a hook may ask for before the fit takes them.
+
+    Args:
+        source: As it was given to `fit`, or a method that makes loaders.
+        context: The context of the fit.
+        combined_loader: Lightning's class.
+    """
+
+    def __init__(self, source: Any, context: Context, combined_loader: Any) -> None:
+        self._source = source
+        self._context = context
+        self._combined_loader = combined_loader
+        self._made: Any = None
+
+    def __call__(self) -> Any:
+        """Return the loader: that which was asked for before, later a new one."""
+        made, self._made = self._made, None
+        return self._make() if made is None else made
+
+    def loader(self) -> Any:
+        """Return the loader that the fit is going to take."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def _make(self) -> Any:
+        source = self._source
+        if (
+            callable(source)
+            and not isinstance(source, DataLoader | Dataset)
+            and not hasattr(source, "__iter__")
+        ):
+            source = source()
+        if is_several(source):
+            source = self._combined_loader(source, "max_size_cycle")
+        if isinstance(source, self._combined_loader):
+            return CombinedBatches(source, self._context)
+        return as_loader(source)
+
+
+def is_several(source: Any) -> bool:
+    """Whether training data are several loaders, in a dict or a list, to be read at once."""
+    if isinstance(source, Mapping):
+        return True
+    return (
+        isinstance(source, list | tuple)
+        and bool(source)
+        and all(
+            isinstance(one, DataLoader | Dataset | Mapping) or is_several(one) for one in source
+        )
+    )
+
+
+def evaluation_source(source: Any, context: Context, combined_loader: Any) -> Any:
+    """Return evaluation data as the trainer takes them: loaders one after the other, or one combined one.
+
+    Args:
+        source: As given, or a method that makes loaders.
+        context: The context of the run.
+        combined_loader: Lightning's class.
+    """
+
+    def settle(given: Any) -> Any:
+        if given is None or is_nothing(given):
+            return {}  # no loaders by name: none
+        if isinstance(given, combined_loader):
+            if given._mode == "sequential":
+                return list(given.flattened)
+            return CombinedBatches(given, context)
+        return given
+
+    if callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+        return lambda: settle(source())
+    return settle(source)
+
+
+def is_nothing(source: Any) -> bool:
+    """Whether an empty list of loaders was given, which in Lightning is none."""
+    return isinstance(source, list | tuple | dict) and not source
