@@ -45,7 +45,7 @@ def in_group(
         process.wait()
 
 
-def wait_until(true: Callable[[], bool], longest: float = 60.0) -> None:
+def wait_until(true: Callable[[], bool], longest: float = 100.0) -> None:
     """Wait for something that has to come about within so many seconds."""
     end = time.monotonic() + longest
     while not true():

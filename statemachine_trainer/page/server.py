@@ -39,6 +39,7 @@ class Page:
             import uvicorn
 
             from statemachine_trainer.page.app import make_app
+            from statemachine_trainer.page.connections import ACCEPTED_AT_ONCE, BoundedProtocol
         except ModuleNotFoundError as error:
             raise PageError(
                 f"The page needs the package {error.name!r}: "
@@ -50,7 +51,14 @@ class Page:
         token = secrets.token_urlsafe(24)
         self.url = f"http://{HOST}:{self.port}/?token={token}"
         app = make_app(source, token=token, port=self.port)
-        settings = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off")
+        settings = uvicorn.Config(
+            app,
+            http=BoundedProtocol,
+            backlog=ACCEPTED_AT_ONCE,
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+        )
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._serve, name="page", daemon=True)
         self._thread.start()
@@ -132,7 +140,7 @@ def _listening(port: int) -> socket.socket:
         raise PageError(
             f"Port {port} cannot be served ({error}). Leave it out to get a free one."
         ) from error
-    found.listen(16)
+    found.listen(128)
     return found
 
 

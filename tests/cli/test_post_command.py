@@ -17,6 +17,9 @@ from tests.page.processes import training
 from tests.page.runs import Run
 from tests.processes import ROOT
 
+LONGEST = 100
+"""Seconds within which a request has been heeded; longer is a hang."""
+
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 
 
@@ -40,7 +43,9 @@ def folder(run: Run) -> Path:
 
 
 def answer(*arguments: object) -> str:
-    done = smt("post", *arguments)
+    """What became of a request; on a busy machine that may take its time."""
+    patience = () if "--wait" in arguments else ("--wait", LONGEST)
+    done = smt("post", *arguments, *patience)
     assert done.exit_code == 0, done.output
     return done.stdout.strip()
 
@@ -111,7 +116,7 @@ def test_nobody_listens_where_the_run_is_paused_and_its_process_gone(tmp_path: P
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
-        timeout=60,
+        timeout=110,
     )
     assert not list(tmp_path.glob("requests*"))
     assert "The run was paused" in refusal(tmp_path, "stop")
@@ -150,7 +155,7 @@ def test_asking_does_not_wait_for_torch(tmp_path: Path) -> None:
             env={**os.environ},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=110,
         )
     assert done.returncode == 0
     assert done.stdout.startswith("The run is held before fit.")

@@ -190,7 +190,7 @@ def test_reading_runs_and_black_boxes_does_not_wait_for_torch(runs: Path) -> Non
             env={**os.environ},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=110,
         )
         assert done.returncode == 0
         assert done.stderr.splitlines()[-1] == "False False"

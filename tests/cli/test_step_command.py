@@ -137,7 +137,7 @@ def test_at_a_terminal_lines_are_remembered_and_interrupts_pause(
         ["-m", "statemachine_trainer", "step", f"{script}:make_endless"],
         cwd=str(ROOT),
         env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "dumb"},
-        timeout=60,
+        timeout=110,
         encoding="utf-8",
     )
     try:

@@ -353,7 +353,7 @@ def test_a_folder_in_which_another_process_is_running_is_refused(tmp_path: Path)
 
 def test_ranks_that_part_are_found_at_the_first_transition_that_differs(tmp_path: Path) -> None:
     with training(tmp_path, "go", rank=0) as one, training(tmp_path, "part", rank=1) as other:
-        assert one.wait(60) == other.wait(60) == 0
+        assert one.wait(100) == other.wait(100) == 0
     rings = read_blackbox(tmp_path)
     assert [ring.rank for ring in rings] == [0, 1]
     parting = find_parting(rings)
@@ -365,7 +365,7 @@ def test_ranks_that_part_are_found_at_the_first_transition_that_differs(tmp_path
 
 def test_ranks_that_do_the_same_have_not_parted_even_if_one_is_behind(tmp_path: Path) -> None:
     with training(tmp_path, "go", rank=0) as one, training(tmp_path, "kill", rank=1) as other:
-        assert (one.wait(60), other.wait(60)) == (0, -9)
+        assert (one.wait(100), other.wait(100)) == (0, -9)
     rings = read_blackbox(tmp_path)
     assert [ring.status for ring in rings] == ["ended", "killed"]
     assert len(rings[0]) > len(rings[1]) + 20

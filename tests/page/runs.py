@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from statemachine_trainer import Trainer
+from statemachine_trainer.control.hold import Hold
 
-DEADLINE = 20.0
-"""Seconds within which what is waited for has come."""
+DEADLINE = 100.0
+"""Seconds within which what is waited for has come, also on a busy machine; longer is a hang."""
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -63,8 +64,9 @@ class Run:
         return 0 if context is None else int(context.counts.batch)
 
     def end(self) -> None:
-        """Let it stop at its next boundary."""
+        """Let it stop at its next boundary, also if a test that failed has left it held."""
         if self.thread.is_alive():
+            Hold.of(self.trainer.driver).go_on()
             self.trainer.stop()
             self.thread.join(DEADLINE)
         assert not self.thread.is_alive()

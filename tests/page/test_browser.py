@@ -12,7 +12,7 @@ from statemachine_trainer.page import Page
 from tests.page.runs import Run, until
 
 expect = pytest.importorskip("playwright.sync_api").expect
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=100_000)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_validate_and_checkpoint_are_done_at_the_next_boundary_that_takes_them(
 def test_stop_ends_the_fit_and_then_every_button_is_greyed(shown: Any, run: Run) -> None:
     run.begin()
     shown.click("#button-stop")
-    run.thread.join(20)
+    run.thread.join(100)
     mood(shown, "^ended")
     for name in ("pause", "step", "continue", "validate", "checkpoint", "stop"):
         assert shown.is_disabled(f"#button-{name}")

@@ -22,7 +22,7 @@ class Client:
         self.cookie = ""
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.putrequest(method, path, skip_host=True)
         sent = {"Host": f"127.0.0.1:{self.port}", "Cookie": self.cookie, **headers}
         for name, value in sent.items():
@@ -92,7 +92,7 @@ def test_buttons_are_pressed_by_post_alone_and_only_where_they_are_not_greyed(
     assert "There is no button or event 'format'" in client.body
     origin = f"http://127.0.0.1:{client.port}"
     assert client.ask("/press/stop", "POST", Origin=origin).status == 200
-    run.thread.join(20)
+    run.thread.join(100)
     assert run.trainer.path is None
 
 

@@ -19,7 +19,7 @@ from tests.page.processes import process, steps_in, training
 from tests.page.runs import Run, until
 
 expect = pytest.importorskip("playwright.sync_api").expect
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=100_000)
 
 BUTTONS = ("pause", "step", "continue", "validate", "checkpoint", "stop")
 
@@ -146,7 +146,7 @@ def test_smt_watch_gives_the_address_of_the_run_s_own_page_while_there_is_one(
     command = ("-m", "statemachine_trainer", "watch", str(folder))
     log = tmp_path / "watch.log"
     with process(*command, log=log) as watching:
-        assert watching.wait(30) == 0
+        assert watching.wait(100) == 0
     assert log.read_text().strip() == page.url
     page.close()
     assert left_in(folder) is None
@@ -154,7 +154,7 @@ def test_smt_watch_gives_the_address_of_the_run_s_own_page_while_there_is_one(
         until(lambda: "http://127.0.0.1:" in log.read_text(), "an address")
         assert log.read_text().strip() != page.url
         watching.send_signal(signal.SIGINT)
-        assert watching.wait(30) == 0
+        assert watching.wait(100) == 0
 
 
 def test_a_run_that_is_held_when_watching_ends_is_not_forgotten(
@@ -169,5 +169,5 @@ def test_a_run_that_is_held_when_watching_ends_is_not_forgotten(
         FolderRun(folder).press("pause")
         until(lambda: FolderRun(folder).is_held(), "that it is held")
         watching.send_signal(signal.SIGINT)
-        assert watching.wait(30) == 0
+        assert watching.wait(100) == 0
         assert f"smt post {folder} continue" in log.read_text()
