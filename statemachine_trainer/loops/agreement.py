@@ -398,7 +398,8 @@ class Windows:
         loop = self._loop()
         size = None if loop is None else loop.window_size()
         slot = self._context.slots[self._context.optimizer_idx]
-        return size is None or slot.window + 1 >= size
+        open_size = slot.window and slot.size  # a window ends with the size that it began with
+        return size is None or slot.window + 1 >= (open_size or size)
 
     def average_open(self) -> None:
         """Average the gradients of windows that the end of the data has left open. A collective."""

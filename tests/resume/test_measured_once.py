@@ -32,7 +32,8 @@ class Watched(nn.Module):
     def training_step(self, batch: torch.Tensor, batch_idx: int, trainer: Trainer) -> torch.Tensor:
         if trainer.epoch % 2 == 0:
             log("now_and_then", 1.0 / (trainer.epoch + 1))
-        return (self.layer(batch) - 1).pow(2).mean()
+        loss: torch.Tensor = (self.layer(batch) - 1).pow(2).mean()
+        return loss
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         self.looks += 1
