@@ -35,12 +35,13 @@ from statemachine_trainer.running.arguments import (
     callbacks_given,
     check_seed,
     checkpoints_given,
+    fresh_given,
     loops_given,
     recorder_given,
 )
 from statemachine_trainer.running.audit import Audit
 from statemachine_trainer.running.drivers import Drivers, context_of
-from statemachine_trainer.running.fit_state import FitState
+from statemachine_trainer.running.fit_state import FitState, Fresh
 from statemachine_trainer.running.session import Session
 from statemachine_trainer.running.subscribing import subscribe
 
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FIT = ("model", "train", "validation", "loss", "optimizer", "restart", "resume", "until")
+_FIT = ("model", "train", "validation", "loss", "optimizer", "restart", "resume", "fresh", "until")
 _EVALUATION = ("model", "data", "loss")
 
 
@@ -149,6 +150,7 @@ class Trainer:
         optimizer: MakeOptimizer | None = None,
         restart: bool = False,
         resume: str | Path | None = None,
+        fresh: Fresh | Iterable[Fresh] = (),
         until: Until = None,
         **unknown: Never,
     ) -> Mapping[str, float]:
@@ -169,7 +171,10 @@ class Trainer:
             restart: Begin anew instead of going on.
             resume: Go on from a checkpoint: "auto" (the newest of this trainer's checkpoints; the first
                 start if there is none yet), a folder of checkpoints, or one checkpoint. A fit that a
-                limit had ended goes on if that limit was raised.
+                limit or early stopping had ended goes on if the limit was raised, or the patience.
+            fresh: What the script gives instead of the checkpoint: "optimizer" (what it has learned, and
+                its settings), "schedulers" (with the learning rates that they set), "callbacks". Weights,
+                counters and the place in the data are the checkpoint's.
             until: Pause there; see `run`.
             **unknown: None; names of other trainers get an error that says ours.
 
@@ -185,11 +190,17 @@ class Trainer:
             EarlierRun: The folder of the checkpoints is that of another run.
             SnapshotMismatch, StateMismatch, DataChanged: The checkpoint is of another model, loop tree or
                 data.
-            Interrupted: A signal of the system stopped the run, with a checkpoint.
+            Interrupted: A signal of the operating system stopped the run, with a checkpoint.
+
+        Warns:
+            SettingsChanged: The checkpoint was written with other settings; it lists each with both values,
+                and says which one holds.
         """
         check_arguments("fit", unknown, _FIT)
-        given = Given(model, train, validation, loss, optimizer)
-        return self._session.fit(given, restart=restart, resume=resume, until=until)
+        given = Given(
+            model, train, validation, loss, optimizer, restart, resume, fresh_given(fresh, resume)
+        )
+        return self._session.fit(given, until)
 
     def resume(
         self,
@@ -233,13 +244,16 @@ class Trainer:
         optimizer: MakeOptimizer | None = None,
         restart: bool = False,
         resume: str | Path | None = None,
+        fresh: Fresh | Iterable[Fresh] = (),
     ) -> None:
         """Get a fit ready to run, up to the boundary before its first state; then `run`, `step` or `moments`.
 
         Takes what `fit` takes. Where a fit of the same model is paused, nothing changes.
         """
-        given = Given(model, train, validation, loss, optimizer)
-        self._session.start(given, restart=restart, resume=resume)
+        given = Given(
+            model, train, validation, loss, optimizer, restart, resume, fresh_given(fresh, resume)
+        )
+        self._session.start(given)
 
     def validate(
         self,

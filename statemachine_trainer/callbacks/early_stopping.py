@@ -86,13 +86,25 @@ class EarlyStopping:
         self.best_epoch: int | None = None
         self.waited = 0
         self.reason: str | None = None
+        self._no_number = False
         self._looked_at: tuple[int, ...] | None = None
 
     def on_fit(self, trainer: Any) -> None:
-        """Begin anew with a new run; where an ended fit is continued, with full patience."""
+        """Begin anew with a new run.
+
+        A fit that ended otherwise, or that has more patience now, goes on waiting where it stood. One
+        that this has ended begins with full patience.
+        """
         if trainer.context.counts.batch == 0:
             self.reset()
-        self.waited, self.reason = 0, None
+        if self.asks_to_stop:
+            self.waited = 0
+        self.reason, self._no_number = None, False
+
+    @property
+    def asks_to_stop(self) -> bool:
+        """Whether it has asked the fit to stop, and with the present patience would again."""
+        return self.reason is not None and (self._no_number or self.waited >= self.patience)
 
     def on_exit_fit(self, trainer: Any, moment: Moment) -> None:
         """Warn of a fit in which there was nothing to look at."""
@@ -118,6 +130,7 @@ class EarlyStopping:
         if value is None:
             return
         if self.check_finite and not math.isfinite(value):
+            self._no_number = True
             self._stop(trainer, f"{self.monitor} is {value}")
         elif self._improves(value):
             self.best, self.best_epoch, self.waited = value, trainer.context.counts.epoch, 0
@@ -133,6 +146,7 @@ class EarlyStopping:
             "best_epoch": self.best_epoch,
             "waited": self.waited,
             "reason": self.reason,
+            "no_number": self._no_number,
             "looked_at": self._looked_at,
         }
 
@@ -142,6 +156,7 @@ class EarlyStopping:
         self.best_epoch = state["best_epoch"]
         self.waited = state["waited"]
         self.reason = state["reason"]
+        self._no_number = state.get("no_number", False)
         looked_at = state["looked_at"]
         self._looked_at = None if looked_at is None else tuple(looked_at)
 

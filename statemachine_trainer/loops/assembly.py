@@ -194,6 +194,7 @@ def assemble_evaluation(
     if data is None:
         raise NothingToDo(f"{_STAGES[step]} needs data: {_STAGES[step]}(model, loader).")
     context.validation = equipment.feeds(data, step.removesuffix("_step"))
+    context.log_table = context.validation_metrics  # receivers may log before the first batch
     return context
 
 

@@ -287,7 +287,7 @@ class Context:
 
     def _measured_now(self) -> dict[str, float]:
         """Return the metrics of the passes that are going on."""
-        found = self.train_metrics.compute()
+        found = {} if self.train_metrics.over else self.train_metrics.compute()
         if self.log_table is self.validation_metrics:
             found.update(self.validation_metrics.compute())
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -30,6 +30,11 @@ from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch, Unwr
 
 _PLAIN: Final = saved_as("plain")
 _TENSORS: Final = saved_as("tensors")
+
+_SCHEDULED: Final = (
+    "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum",
+)  # fmt: skip
+"""What schedulers write into the groups of an optimizer."""
 
 _handed: ContextVar[list[Any]] = ContextVar("statemachine_trainer_handed_state")
 
@@ -82,6 +87,7 @@ def context_state(context: Context) -> dict[str, Any]:
         "on_device": {name: _places(context, getattr(context, name)) for name in _TENSORS},
         "metrics": {name: table.state_dict() for name, table in tables.items()},
         "logging": logging,
+        "metrics_over": context.train_metrics.over,
         "train": None if context.train is None else context.train.state_dict(),
         "validation": [feed.state_dict() for _, feed in context.validation],
         "others": {
@@ -140,10 +146,17 @@ def _trainable(model: nn.Module, names: Set[str]) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def load_context_state(context: Context, state: Mapping[str, Any]) -> None:
+def load_context_state(
+    context: Context, state: Mapping[str, Any], fresh: Collection[str] = ()
+) -> None:
     """Bring a freshly assembled context into a saved state; generators of random numbers come last.
 
     The run takes over the tensors of the tree: a tree is good for one loading.
+
+    Args:
+        context: The context.
+        state: What `context_state` returned.
+        fresh: What stays as it was assembled: "optimizer", "schedulers".
 
     Raises:
         SnapshotMismatch: Model, optimizers or loaders are not those of the checkpoint.
@@ -152,7 +165,7 @@ def load_context_state(context: Context, state: Mapping[str, Any]) -> None:
     _check_loaders(context, state)
     load_module_state(context.model, state["model"])
     load_torchmetrics_state(context.model, state["torchmetrics"])
-    _load_slots(context, state["optimizers"])
+    _load_slots(context, state["optimizers"], fresh)
     context.precision.load_state_dict(state["precision"])
     context.counts.load_state_dict(state["counts"])
     # Names that the state lacks are those of later versions, which begin with their first values.
@@ -167,6 +180,7 @@ def load_context_state(context: Context, state: Mapping[str, Any]) -> None:
     tables = {"train": context.train_metrics, "validation": context.validation_metrics}
     for name, table in tables.items():
         table.load_state_dict(state["metrics"][name])
+    context.train_metrics.over = state.get("metrics_over")  # None: of an earlier version
     context.log_table = tables.get(state["logging"])
     if state["train"] is not None:
         context.train.load_state_dict(state["train"])
@@ -301,25 +315,52 @@ def _like(fresh: Any, saved: Any) -> Any:
     return saved
 
 
-def _load_slots(context: Context, saved: list[dict[str, Any]]) -> None:
-    names = {id(p): name for name, p in PlainNames(context.model).parameters()}
-    ours = [_outline(slot, names) for slot in context.slots]
-    theirs = [{name: one[name] for name in ("kind", "parameters", "kinds")} for one in saved]
-    if ours != theirs:
-        raise SnapshotMismatch(
-            f"The checkpoint is of other optimizers: {_difference(theirs, ours)}. Return the same "
-            "ones from configure_optimizers, over the same parameters in the same order."
-        )
-    for slot, state in zip(context.slots, saved, strict=True):
-        _load_optimizer(slot.optimizer, state["optimizer"])
+def _load_slots(context: Context, saved: Sequence[dict[str, Any]], fresh: Collection[str]) -> None:
+    _check_slots(context, saved, fresh)
+    for slot, state in zip(context.slots, saved, strict="optimizer" not in fresh):
+        given = [dict(group) for group in slot.optimizer.param_groups]
+        if "optimizer" not in fresh:
+            _load_optimizer(slot.optimizer, state["optimizer"])
         slot.steps, slot.window = state["steps"], state["window"]
         slot.size = state.get("size", 0)
         # Schedulers warn if they are stepped before their optimizer, and ask this attribute.
         slot.optimizer._opt_called = bool(slot.steps)  # type: ignore[attr-defined]
+        if "schedulers" in fresh:
+            for group, was in zip(slot.optimizer.param_groups, given, strict=True):
+                group.update({key: was[key] for key in _SCHEDULED if key in was})
+            continue
         for one, scheduler in zip(slot.schedulers, state["schedulers"], strict=True):
             one.scheduler.load_state_dict(_like(one.scheduler.state_dict(), scheduler))
+            if "optimizer" in fresh:
+                _set_rates(slot.optimizer, one.scheduler)
         for one, seen in zip(slot.schedulers, state.get("seen", ()), strict=False):
             one.seen = seen
+
+
+def _check_slots(context: Context, saved: Sequence[dict[str, Any]], fresh: Collection[str]) -> None:
+    """Refuse optimizers and schedulers of another kind, as far as their state is to be loaded."""
+    if "optimizer" in fresh and "schedulers" in fresh:
+        return
+    names = {id(p): name for name, p in PlainNames(context.model).parameters()}
+    parts = ["kinds"] if "optimizer" in fresh else ["kind", "parameters"]
+    if "schedulers" not in fresh and "kinds" not in parts:
+        parts.append("kinds")
+    whole = ("kind", "parameters", "kinds")
+    ours = [_outline(slot, names) for slot in context.slots]
+    theirs = [{name: one[name] for name in whole} for one in saved]
+    if [[one[p] for p in parts] for one in ours] != [[one[p] for p in parts] for one in theirs]:
+        raise SnapshotMismatch(
+            f"The checkpoint is of other optimizers: {_difference(theirs, ours)}. Return the same "
+            "ones from configure_optimizers, over the same parameters in the same order. Or take the "
+            'weights and the data alone: fit(..., fresh=("optimizer", "schedulers")).'
+        )
+
+
+def _set_rates(optimizer: Optimizer, scheduler: Any) -> None:
+    """Set the learning rates of a fresh optimizer to those of a scheduler that goes on."""
+    rates = getattr(scheduler, "_last_lr", None) or ()
+    for group, rate in zip(optimizer.param_groups, rates, strict=False):
+        group["lr"] = rate
 
 
 def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

@@ -103,7 +103,8 @@ class EvaluationLoop(TrainingLoop):
         """
         self.leave_training()
         table = self.table()
-        table.begin()
+        if self.context.log_table is not table:  # else a receiver has logged something already
+            table.begin()
         self.context.log_table = table
         if not self.feeds():
             warnings.warn(

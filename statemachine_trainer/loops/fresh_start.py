@@ -39,6 +39,7 @@ def begin_fit(context: Context) -> None:
     context.precision = Precision(context.equipment.precision_name, context.device)
     context.train_metrics.begin()
     context.validation_metrics.begin()
+    context.log_table = context.train_metrics  # receivers may log before the first epoch
 
 
 def renew(

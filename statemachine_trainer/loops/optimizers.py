@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ _CONFIG_KEYS: Final = {"optimizer", "lr_scheduler", "frequency", "monitor"}
 _SCHEDULER_KEYS: Final = {
     "scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau",
 }  # fmt: skip
+_MOVING: Final = {"last_epoch", "best", "num_bad_epochs", "cooldown_counter", "optimizer"}
 _ACCEPTED: Final = (
     "an optimizer, a list of optimizers, two lists (optimizers, schedulers), a dict with "
     "'optimizer' and 'lr_scheduler', a list of such dicts, or None"
@@ -45,6 +47,7 @@ class Scheduler:
         strict: Whether a monitored metric that does not exist is an error.
         name: For messages and loggers.
         seen: When the monitored value that it was last stepped with was measured.
+        configured: What it was set to when it was made.
     """
 
     scheduler: Any
@@ -54,6 +57,7 @@ class Scheduler:
     strict: bool = True
     name: str | None = None
     seen: tuple[int, int, int] | None = None
+    configured: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -72,6 +76,7 @@ class OptimizerSlot:
             configured it.
         scheduled_by: The phase that gave it its schedulers; None if they came with it.
         takes_closure: Whether it evaluates the loss itself, several times a step (LBFGS).
+        configured: What its groups of parameters were set to when it was made.
     """
 
     optimizer: Optimizer
@@ -82,6 +87,7 @@ class OptimizerSlot:
     size: int = 0
     others: list[Optimizer] = field(default_factory=list)
     takes_closure: bool = False
+    configured: list[dict[str, Any]] = field(default_factory=list)
     made_by: tuple[str, str] | None = None
     scheduled_by: tuple[str, str] | None = None
 
@@ -127,7 +133,22 @@ def read_optimizers(returned: Any) -> list[OptimizerSlot]:
     for slot in slots:
         slot.others = [other.optimizer for other in slots if other is not slot]
         slot.takes_closure = _needs_argument(type(slot.optimizer).step, "closure")
+        slot.configured = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in slot.optimizer.param_groups
+        ]
+        for one in slot.schedulers:
+            one.configured = _settings_of_scheduler(one.scheduler)
     return slots
+
+
+def _settings_of_scheduler(scheduler: Any) -> dict[str, Any]:
+    """Return the attributes of a scheduler, without those that say where it stands."""
+    return {
+        name: copy.copy(value)
+        for name, value in getattr(scheduler, "__dict__", {}).items()
+        if not name.startswith("_") and name not in _MOVING
+    }
 
 
 def _parameters(optimizer: Optimizer) -> list[torch.nn.Parameter]:

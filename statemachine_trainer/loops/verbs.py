@@ -41,7 +41,10 @@ def begin_epoch(context: Context) -> None:
     context.read_clock()
     context.counts.begin_epoch()
     context.stopping = context.finished = False
-    context.train_metrics.begin()
+    if (
+        context.train_metrics.over is not False
+    ):  # else a receiver has logged something for this epoch already
+        context.train_metrics.begin()
     context.log_table, context.log_suffix = context.train_metrics, ""
 
 
@@ -63,6 +66,7 @@ def end_epoch(loop: EndsEpochs, context: Context, *, over: bool, schedulers: boo
     if over:
         context.train.close()
     context.keep_results(context.train_metrics.compute())
+    context.train_metrics.over = True
     context.counts.epoch += 1
     loop.scheduled = 0
 

@@ -143,18 +143,22 @@ class Recorder:
                     f"(`smt post {path} stop`), wait for its end, or choose another folder."
                 )
 
-    def begin(self, checkpoint: Path | None, *, keeps_record: bool) -> None:
+    def begin(self, checkpoint: Path | None, *, keeps_record: bool, ended: bool = False) -> None:
         """Begin to record a fit that begins, or goes on from a checkpoint.
 
         Args:
             checkpoint: The checkpoint; of another folder, the run begins in this one. None: it begins.
             keeps_record: Whether `run.json` is to be kept here: nobody else does.
+            ended: Whether the fit had ended at that checkpoint, and stays so: its black box and its
+                record say that already.
         """
         root = self.folder.path
         self.close()
         self._keeps_record = keeps_record and rank_of_process() == 0
         if rank_of_process() == 0:
             self._begin_journal(checkpoint)
+        if ended:
+            return
         if self._keeps_record:
             event = "started" if checkpoint is None else "resumed"
             facts = {} if checkpoint is None else {"checkpoint": str(checkpoint)}

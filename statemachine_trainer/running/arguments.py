@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -23,7 +23,9 @@ from statemachine_trainer.loops.steps import Loss, MakeOptimizer
 from statemachine_trainer.machine.errors import BadReceiver
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.observe.recorder import Recorder, RunFolder
+from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.drivers import Drivers
+from statemachine_trainer.running.fit_state import Fresh
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Given:
         validation: The validation data, of one or several loaders.
         loss: For a plain model.
         optimizer: For a model that configures none.
+        restart: Begin anew, whatever there is to go on with.
+        resume: Where to look for a checkpoint to go on from.
+        fresh: What is not taken from that checkpoint.
     """
 
     model: nn.Module | None = None
@@ -43,6 +48,9 @@ class Given:
     validation: Any = None
     loss: Loss | None = None
     optimizer: MakeOptimizer | None = None
+    restart: bool = False
+    resume: str | Path | None = None
+    fresh: tuple[Fresh, ...] = ()
 
     @property
     def model_alone(self) -> bool:
@@ -99,6 +107,27 @@ def check_seed(seed: object) -> None:
     """
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise SettingError(f"seed={seed!r}: use a whole number, or None to leave the seeds alone.")
+
+
+def fresh_given(fresh: object, resume: object) -> tuple[Fresh, ...]:
+    """Return what `fit(..., fresh=...)` means.
+
+    Raises:
+        SettingError: It names something else, or there is no checkpoint to take the rest from.
+    """
+    names = (fresh,) if isinstance(fresh, str) else fresh
+    names = [*names] if isinstance(names, Iterable) else [names]
+    if not all(isinstance(one, str) and one in get_args(Fresh) for one in names):
+        raise SettingError(
+            f"fresh={fresh!r}: name what the script gives instead of the checkpoint, such as "
+            'fresh=("optimizer", "schedulers"). There is also "callbacks".'
+        )
+    if names and resume is None and not wants_resume():
+        raise SettingError(
+            f"fresh={fresh!r} says what not to take from a checkpoint, and none was named: "
+            'fit(..., resume="auto", fresh=...).'
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def check_loss(loss: object) -> None:

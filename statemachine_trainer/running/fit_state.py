@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.checkpoints import Host as HostOfCheckpoints
@@ -28,8 +28,18 @@ from statemachine_trainer.running.audit import (
 )
 from statemachine_trainer.running.drivers import context_of, loops_around_state, take_limits
 from statemachine_trainer.running.reachable import Roots, roots_besides_model_and_data
+from statemachine_trainer.running.settings_record import (
+    Change,
+    Settings,
+    changes,
+    keep_what_holds,
+    settings_of_run,
+)
 from statemachine_trainer.snapshot.held import own_states, restore_own
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
+
+Fresh = Literal["optimizer", "schedulers", "callbacks"]
+"""What a fit that goes on from a checkpoint may take from its script instead."""
 
 # -- What the parts need of the trainer -----------------------------------------------------------
 
@@ -63,6 +73,7 @@ class FitState:
         self._host = host
         self._driver = driver
         self._callbacks = callbacks
+        self._fresh: tuple[Fresh, ...] = ()
 
     def write(self) -> dict[str, Any]:
         """Return the whole state at this boundary.
@@ -77,6 +88,9 @@ class FitState:
         return {
             "machine": self._driver.state_dict(),
             "context": context_state(context),
+            "settings": self._settings(context),
+            "fresh": list(self._fresh),
+            "stopped_by": [type(one).__qualname__ for one in self._who_asks_to_stop()],
             "callbacks": [
                 {"kind": type(one).__qualname__, "state": one.state_dict()}
                 for one in self.stateful_callbacks()
@@ -113,11 +127,18 @@ class FitState:
     def _roots(self, context: Context) -> Roots:
         return roots_besides_model_and_data(self._host.board, self._driver, context)
 
-    def read(self, state: Mapping[str, Any]) -> None:
+    def read(self, state: Mapping[str, Any], fresh: Sequence[Fresh] = ()) -> list[Change]:
         """Bring a fit that was started with the same model and data into a state.
 
         The machine comes first, for loops know by where it stands what to restore; the context comes
         last but for the checkpoints, for it ends with the generators of random numbers.
+
+        Args:
+            state: What `write` returned.
+            fresh: What is not taken from it.
+
+        Returns:
+            The settings that differ between the state and this fit.
 
         Raises:
             NotStarted: There is no fit.
@@ -128,14 +149,51 @@ class FitState:
             raise NotStarted("Start a fit first: start(model, loader), then load its state.")
         driver.load_state_dict(state["machine"])
         context.steps.expect(state["context"])
-        self._read_callbacks(state["callbacks"])
-        self._read_context(context, state["context"])
+        remake_optimizers(context, driver.root, state["context"])
+        was = state.get("settings", {})  # an earlier version wrote none
+        now = self._settings(context)
+        self._fresh = tuple(fresh)
+        if fresh and self._was_taken(state, was, now):
+            fresh = ()
+        if "callbacks" not in fresh:
+            self._read_callbacks(state["callbacks"])
+        for loop in loops_around_state(driver):
+            in_training(loop).restore()
+        take_limits(driver, context)
+        load_context_state(context, state["context"], fresh)
         if self._host.checkpoints is not None:
             self._host.checkpoints.load_state_dict(state["checkpoints"])
         # Earlier versions held those of the model and the data alone.
         missing = restore_own(self._roots(context), state.get("generators", {}))
         if missing:
             warnings.warn(not_there(missing, "callbacks and loops"), NotExact, stacklevel=2)
+        keep_what_holds(context, was, fresh)
+        return [*changes(was, now, fresh)]
+
+    def _was_taken(
+        self, state: Mapping[str, Any], was: Mapping[str, Settings], now: Mapping[str, Settings]
+    ) -> bool:
+        """Whether the run has begun with this very script's own already, and was only stopped since.
+
+        A script that is started again and again says the same each time.
+        """
+        same = list(self._fresh) == state.get("fresh") and self._kinds() == _kinds_in(state)
+        return same and was["optimizers"] == now["optimizers"]
+
+    def begin(self) -> None:
+        """Note that a fit begins that takes nothing from a checkpoint."""
+        self._fresh = ()
+
+    def still_stopped(self, state: Mapping[str, Any]) -> bool:
+        """Whether callbacks had ended the fit of a state, and one of them would end it again."""
+        return not state.get("stopped_by") or bool(self._who_asks_to_stop())
+
+    def _settings(self, context: Context) -> dict[str, Settings]:
+        root = self._driver.root.walk(self._driver.name)
+        return settings_of_run(root, self.stateful_callbacks(), context)
+
+    def _who_asks_to_stop(self) -> list[Any]:
+        return [one for one in self.stateful_callbacks() if getattr(one, "asks_to_stop", False)]
 
     def stateful_callbacks(self) -> list[Any]:
         """Return the callbacks that have a state: those given first, then in the order of their subscription.
@@ -158,20 +216,20 @@ class FitState:
         return list(found.values())
 
     def _read_callbacks(self, saved: Sequence[Mapping[str, Any]]) -> None:
-        ours = self.stateful_callbacks()
-        kinds = [type(one).__qualname__ for one in ours]
+        ours, kinds = self.stateful_callbacks(), self._kinds()
         if kinds != [one["kind"] for one in saved]:
             raise SnapshotMismatch(
                 f"The checkpoint has the state of the callbacks {[one['kind'] for one in saved]}, this trainer has "
-                f"{kinds}. Give the same callbacks in the same order."
+                f"{kinds}. Give the same callbacks in the same order, or begin with new ones: "
+                'fit(..., fresh=("callbacks",)).'
             )
         for one, was in zip(ours, saved, strict=True):
             one.load_state_dict(was["state"])
 
-    def _read_context(self, context: Context, saved: Mapping[str, Any]) -> None:
-        driver = self._driver
-        remake_optimizers(context, driver.root, saved)
-        for loop in loops_around_state(driver):
-            in_training(loop).restore()
-        take_limits(driver, context)
-        load_context_state(context, saved)
+    def _kinds(self) -> list[str]:
+        return [type(one).__qualname__ for one in self.stateful_callbacks()]
+
+
+def _kinds_in(state: Mapping[str, Any]) -> list[str]:
+    """Return the kinds of the callbacks that a state holds."""
+    return [one["kind"] for one in state["callbacks"]]

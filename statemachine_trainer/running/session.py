@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import torch
@@ -32,7 +32,8 @@ from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
 from statemachine_trainer.running.drivers import Drivers, context_of, take_limits
-from statemachine_trainer.running.fit_state import FitState, Host
+from statemachine_trainer.running.fit_state import FitState, Fresh, Host
+from statemachine_trainer.running.settings_record import tell_changes
 from statemachine_trainer.running.subscribing import subscribe
 from statemachine_trainer.snapshot import Loaded
 from statemachine_trainer.snapshot.ranked import do_together
@@ -78,24 +79,20 @@ class Session:
         self._owner = owner
         self._listening: Steps | None = None
 
-    def fit(
-        self, given: Given, *, restart: bool, resume: str | Path | None, until: Until
-    ) -> Mapping[str, float]:
+    def fit(self, given: Given, until: Until) -> Mapping[str, float]:
         """Start a fit and run it; see `start` and `run`. Returns the metrics known at the end."""
-        self.start(given, restart=restart, resume=resume)
+        self.start(given)
         if self._fit.path is not None:  # what was resumed may have been at its end
             self.run(until)
         return self._drivers.context.read_metrics()
 
     # -- starting a fit --------------------------------------------------------------------------
 
-    def start(self, given: Given, *, restart: bool, resume: str | Path | None) -> None:
+    def start(self, given: Given) -> None:
         """Begin a fit, or go on with the one that there is.
 
         Args:
-            given: What to train, and with what.
-            restart: Begin anew, whatever there is to go on with.
-            resume: Where to look for a checkpoint to go on from.
+            given: What to train, with what, and from where.
 
         Raises:
             AlreadyRunning: A fit is running.
@@ -109,18 +106,16 @@ class Session:
         known = context_of(self._fit)
         self._fit.check_at_rest("start")
         check_loss(given.loss)
-        with self._taking_folder(anew=known is None or restart or resume is not None):
-            self._start(given, known, restart=restart, resume=resume)
+        with self._taking_folder(anew=known is None or given.restart or given.resume is not None):
+            self._start(given, known)
 
-    def _start(
-        self, given: Given, known: Context | None, *, restart: bool, resume: str | Path | None
-    ) -> None:
+    def _start(self, given: Given, known: Context | None) -> None:
         driver = self._fit
         if self._recorder is not None and known is None:
             self._recorder.check_free()
-        if goes_on_from(given.model, resume):
-            resume = None
-        loaded = self._checkpoint_to_go_on_from(resume, restart=restart, begun=known is not None)
+        if goes_on_from(given.model, given.resume):
+            given = replace(given, resume=None)
+        loaded = self._checkpoint_to_go_on_from(given, begun=known is not None)
         handed = take_handed_state() if loaded is None else None
         model = given.model
         if model is None:
@@ -128,9 +123,9 @@ class Session:
                 raise NothingToDo("fit needs a model: fit(model, loader).")
             model = known.steps.whole
         self._drivers.active = driver
-        anew = restart or loaded is not None or handed is not None
+        anew = given.restart or loaded is not None or handed is not None
         if known is None or anew or model is not known.steps.whole:
-            self._begin(model, given, loaded, handed, restart=restart)
+            self._begin(model, given, loaded, handed)
         elif driver.path is None:
             self._go_on(known, given)
         elif not given.model_alone:
@@ -139,13 +134,11 @@ class Session:
                 "with `fit(..., restart=True)`."
             )
 
-    def _checkpoint_to_go_on_from(
-        self, resume: str | Path | None, *, restart: bool, begun: bool
-    ) -> Loaded | None:
+    def _checkpoint_to_go_on_from(self, given: Given, *, begun: bool) -> Loaded | None:
         """Find what `resume` names. Where nothing is said, `smt resume` means "auto" for a first start."""
-        checkpoints = self._host.checkpoints
+        checkpoints, resume = self._host.checkpoints, given.resume
         store = None if checkpoints is None else checkpoints.store
-        if resume is None and store is not None and not begun and not restart:
+        if resume is None and store is not None and not begun and not given.restart:
             resume = "auto" if wants_resume() else None
         return None if resume is None else find_checkpoint(store, resume)
 
@@ -158,9 +151,7 @@ class Session:
         if self._recorder is not None:
             self._recorder.go_on()
 
-    def _begin(
-        self, model: nn.Module, given: Given, loaded: Loaded | None, handed: Any, *, restart: bool
-    ) -> None:
+    def _begin(self, model: nn.Module, given: Given, loaded: Loaded | None, handed: Any) -> None:
         """Begin a fit with a context of its own, and from a state, if there is one.
 
         Args:
@@ -168,27 +159,31 @@ class Session:
             given: The data, and how to train.
             loaded: The checkpoint that it goes on from, if there is one.
             handed: A state that it goes on from instead, and that is none of the trainer's checkpoints.
-            restart: Set aside the checkpoints of an earlier run, where they would be refused.
         """
         state: Any = handed if loaded is None else loaded.tree
+        checkpoint = None if loaded is None else loaded.path
         context = self._assemble(model, given)
         noting = self._host.checkpoints if handed is None else None
-        if noting is not None and not restart:
+        if noting is not None and not given.restart:
             noting.check_folder(loaded)
         if self._recorder is not None:
             self._recorder.close()
         self._share(context)
         with self.in_charge(self._fit):
             if state is not None:
-                self._load(state)
+                self._load(
+                    state, given.fresh, "the state" if checkpoint is None else checkpoint.name
+                )
             if noting is not None:
                 self._state.check_writable()
-                noting.note_start(loaded, restart=restart)
+                noting.note_start(loaded, restart=given.restart)
             if state is None:
+                self._state.begin()
                 self._fit.start()
         if self._recorder is not None:
-            checkpoint = None if loaded is None else loaded.path
-            self._recorder.begin(checkpoint, keeps_record=self._host.checkpoints is None)
+            keeps_record = self._host.checkpoints is None
+            ended = self._fit.path is None
+            self._recorder.begin(checkpoint, keeps_record=keeps_record, ended=ended)
 
     def _assemble(self, model: nn.Module, given: Given) -> Context:
         """Make the context of a fit, and refuse one that would never end, or is over already."""
@@ -232,18 +227,33 @@ class Session:
         intervals.append(self._host.checkpoints)
         return any(getattr(getattr(i, "every", None), "unit", None) == "sample" for i in intervals)
 
-    def _load(self, state: Mapping[str, Any]) -> None:
-        """Stand where a state was taken; if a limit had ended that fit and now is higher, begin again."""
+    def _load(self, state: Mapping[str, Any], fresh: tuple[Fresh, ...], source: object) -> None:
+        """Stand where a state was taken, and tell which settings are others now.
+
+        If a limit or a callback had ended that fit, and would not end it now, it begins again.
+
+        Args:
+            state: The state.
+            fresh: What is not taken from it.
+            source: Where it comes from, for the message.
+        """
         driver = self._fit
         try:
-            self._host.load_state_dict(state)
+            found = self._state.read(state, fresh)
         except BaseException:
             driver.share(None)  # half a state is nothing to go on with
             raise
-        context, saved = context_of(driver), state["checkpoints"]
-        ended = driver.path is None and saved is not None and saved["limit"] is not None
-        if ended and context is not None and context.limit_reached is None:
+        if driver.path is None and self._may_go_on(state):
             driver.start()
+        tell_changes(found, source, ended=driver.path is None)
+
+    def _may_go_on(self, state: Mapping[str, Any]) -> bool:
+        """Whether a fit that has ended would not have ended with the present settings."""
+        context, saved = context_of(self._fit), state["checkpoints"]
+        limited = saved is not None and saved["limit"] is not None
+        if context is None or context.limit_reached is not None:
+            return False
+        return limited or not self._state.still_stopped(state)
 
     # -- running what was started ----------------------------------------------------------------
 

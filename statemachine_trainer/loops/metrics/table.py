@@ -86,15 +86,21 @@ class Metrics(Mapping[str, float]):
     Args:
         owner: The model. Metric objects that are attributes of it are found again by their place
             when a saved state is loaded.
+
+    Attributes:
+        over: Whether the pass has ended. What is logged then begins the next one, as receivers do at
+            the start of an epoch. None where that is not known.
     """
 
     def __init__(self, owner: nn.Module | None = None) -> None:
         self._owner = owner
         self._entries: dict[str, Number | Held | Pending] = {}
         self._numbers: dict[str, float] | None = None
+        self.over: bool | None = False
 
     def begin(self) -> None:
         """Empties the table for a new pass and resets the metric objects logged in the last one."""
+        self.over = False
         for entry in self._entries.values():
             if isinstance(entry, Held):
                 entry.metric.reset()
@@ -155,6 +161,8 @@ class Metrics(Mapping[str, float]):
             BadMetricValue: Not one number; or a weight that is negative or no Python number.
             MetricConflict: The name was logged before with another `reduce` or metric object.
         """
+        if self.over:
+            self.begin()
         number: float | None = None
         if isinstance(value, (float, int)):
             number = value
@@ -193,6 +201,8 @@ class Metrics(Mapping[str, float]):
             settings: As for `log`.
         """
         if is_metric(values):
+            if self.over:
+                self.begin()
             keys = values.keys() if hasattr(values, "keys") else [type(values).__name__]
             reduce = settings.pop("reduce", "mean")
             settings.pop("batch_size", None)

@@ -1,0 +1,267 @@
+"""The settings of a run, as its checkpoints hold them, and what a script that resumes it has changed.
+
+A checkpoint fits a script if models, loops, optimizers and data are of the same kind. Their settings may
+differ all the same: each difference is told once, with what was, what is, and which of the two holds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.intervals import Every
+from statemachine_trainer.loops.loop_errors import LikelyMistake
+from statemachine_trainer.machine.errors import level_of_caller
+from statemachine_trainer.machine.loop import Loop
+
+Settings = dict[str, dict[str, str]]
+"""Settings as text, by whose they are and by name."""
+
+_PLAIN: Final = (
+    bool, int, float, complex, str, bytes, type(None), Enum, timedelta, pathlib.PurePath, Every,
+    torch.device, torch.dtype,
+)  # fmt: skip
+_LIMITS: Final = {"max_epochs", "min_epochs", "max_steps", "min_steps", "max_batches", "max_time"}
+_LONGEST: Final = 500
+_MISSING: Final = object()
+
+
+class SettingsChanged(LikelyMistake):
+    """A run goes on with other settings than those that its checkpoint was written with."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs between a checkpoint and the script that resumes it.
+
+    Attributes:
+        owner: Whose it is, such as "fit.epoch.batch.optimizer (OptimizerLoop)".
+        name: Its name.
+        was: Its value in the checkpoint, as text; None if there was no such setting.
+        now: Its value in the script; None if there is none.
+        holds: Which of the two holds, and how to choose the other one.
+    """
+
+    owner: str
+    name: str
+    was: str | None
+    now: str | None
+    holds: str
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether it says how long a fit goes on: who changes that means to."""
+        return self.name in _LIMITS
+
+    def __str__(self) -> str:
+        was = "was not there" if self.was is None else f"was {self.was}"
+        now = "is not there now" if self.now is None else f"is {self.now} now"
+        return f"{self.owner}: {self.name} {was}, {now}. {self.holds}"
+
+
+# -- Reading settings -----------------------------------------------------------------------------
+
+
+def settings_of_run(
+    loops: Iterable[tuple[str, Loop]], callbacks: Sequence[object], context: Context
+) -> dict[str, Settings]:
+    """Read the settings of all that a run is made of.
+
+    Args:
+        loops: The loops of the fit by their paths.
+        callbacks: Those that have a state.
+        context: What the loops share.
+    """
+    equipment = context.equipment
+    return {
+        "loops": {f"{path} ({type(loop).__name__})": _settings_of(loop) for path, loop in loops},
+        "callbacks": {
+            f"callback {place} ({type(one).__name__})": _settings_of(one)
+            for place, one in enumerate(callbacks)
+        },
+        "trainer": {
+            "the trainer": {
+                "seed": repr(equipment.seed),
+                "seed_samples": repr(equipment.seed_samples),
+                "prefetch": repr(equipment.prefetch),
+            }
+        },
+        "model": _settings_of_model(context),
+        "optimizers": _settings_of_optimizers(context),
+    }
+
+
+def _settings_of(thing: object) -> dict[str, str]:
+    """Read the settings of an object: what its constructor takes, and it keeps under the same name."""
+    found: dict[str, str] = {}
+    for kind in type(thing).__mro__[:-1]:
+        if "__init__" not in vars(kind):
+            continue
+        for one in inspect.signature(vars(kind)["__init__"]).parameters.values():
+            if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.name == "self":
+                continue
+            try:
+                value = getattr(thing, one.name, _MISSING)
+            except Exception:  # a place for a loop, or a property that is not ready
+                continue
+            text = _as_text(value)
+            if text is not None:
+                found.setdefault(one.name, text)
+    return found
+
+
+def _settings_of_model(context: Context) -> Settings:
+    """Read what torch's own layers are set to, such as the `p` of a Dropout, and a loss."""
+    found = {
+        f"model.{name} ({type(module).__name__})".replace("model. ", "model "): constants
+        for name, module in context.model.named_modules()
+        if (constants := _constants(module))
+    }
+    loss = context.steps.given[0]
+    if isinstance(loss, nn.Module) and (constants := _constants(loss)):
+        found[f"loss ({type(loss).__name__})"] = constants
+    return found
+
+
+def _constants(module: nn.Module) -> dict[str, str]:
+    """Read the attributes that a layer of torch declares to be constant."""
+    if not type(module).__module__.startswith("torch.nn."):
+        return {}
+    names = getattr(module, "__constants__", ())
+    texts = {name: _as_text(getattr(module, name, _MISSING)) for name in names}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _settings_of_optimizers(context: Context) -> Settings:
+    """Read what optimizers and schedulers were set to when they were made."""
+    found: Settings = {}
+    for index, slot in enumerate(context.slots):
+        kind = type(slot.optimizer).__name__
+        for place, group in enumerate(slot.configured):
+            found[f"optimizer {index} ({kind}), group {place}"] = _texts(group)
+        for one in slot.schedulers:
+            whose = f"{type(one.scheduler).__name__} of optimizer {index}"
+            found[whose] = _texts(one.configured)
+            own = {name: getattr(one, name) for name in ("interval", "frequency", "monitor")}
+            found[f"the use of {whose}"] = _texts(own)
+    return found
+
+
+def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    texts = {name: _as_text(value) for name, value in settings.items()}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _as_text(value: object) -> str | None:
+    """Return a plain value as text; None for what is more than that."""
+    if not _is_plain(value):
+        return None
+    text = repr(value)
+    return text if len(text) <= _LONGEST else text[:_LONGEST]
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple | set | frozenset):
+        return len(value) <= _LONGEST and all(_is_plain(one) for one in value)
+    if isinstance(value, Mapping):
+        return len(value) <= _LONGEST and all(
+            _is_plain(key) and _is_plain(one) for key, one in value.items()
+        )
+    return isinstance(value, _PLAIN)
+
+
+# -- Comparing ------------------------------------------------------------------------------------
+
+
+def changes(
+    was: Mapping[str, Settings], now: Mapping[str, Settings], fresh: Sequence[str]
+) -> Iterator[Change]:
+    """Find what differs between the settings of a checkpoint and those of a script.
+
+    Args:
+        was: Those of the checkpoint.
+        now: Those of the script.
+        fresh: What the script takes none of from the checkpoint.
+    """
+    for part, ours in now.items():
+        theirs = was.get(part, {})
+        for owner in (one for one in ours if one in theirs):
+            names = [*dict.fromkeys([*theirs[owner], *ours[owner]])]
+            for name in names:
+                before, here = theirs[owner].get(name), ours[owner].get(name)
+                if before != here:
+                    yield Change(owner, name, before, here, _holds(part, owner, name, fresh))
+
+
+def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
+    if part == "optimizers":
+        if owner.startswith("the use of "):
+            return "The script's holds; for the checkpoint's set it there."
+        which = "optimizer" if owner.startswith("optimizer ") else "schedulers"
+        if which in fresh:
+            return f"The script's holds, by fresh={tuple(fresh)!r}."
+        return f"The checkpoint's holds; for the script's say fit(..., fresh=({which!r},))."
+    if name == "seed":
+        return "The random numbers of the checkpoint hold; a new run takes the script's."
+    if part == "model":
+        return "The script's holds; for the checkpoint's write it there."
+    return "The script's holds; for the checkpoint's set it there."
+
+
+def keep_what_holds(context: Context, was: Mapping[str, Settings], fresh: Sequence[str]) -> None:
+    """Note for later checkpoints what optimizers and schedulers are set to that went on from one."""
+    theirs = was.get("optimizers", {})
+    for index, slot in enumerate(context.slots):
+        kind = type(slot.optimizer).__name__
+        if "optimizer" not in fresh:
+            for place, group in enumerate(slot.configured):
+                group.update(_as_read(theirs.get(f"optimizer {index} ({kind}), group {place}", {})))
+        if "schedulers" not in fresh:
+            for one in slot.schedulers:
+                whose = f"{type(one.scheduler).__name__} of optimizer {index}"
+                one.configured.update(_as_read(theirs.get(whose, {})))
+
+
+class _Read(str):
+    """A value as it was read from a checkpoint, already text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _as_read(texts: Mapping[str, str]) -> dict[str, Any]:
+    return {name: _Read(text) for name, text in texts.items()}
+
+
+def tell_changes(found: Sequence[Change], source: object, *, ended: bool) -> None:
+    """Warn of changed settings, once for all of them. New limits alone are no surprise.
+
+    Args:
+        found: What differs.
+        source: What the run goes on from.
+        ended: Whether the run had ended, and stays so.
+
+    Warns:
+        SettingsChanged: There are some.
+    """
+    if all(one.is_limit for one in found) and not (found and ended):
+        return
+    lines = "".join(f"\n  - {one}" for one in found)
+    note = "\nThe run had ended and stays so: none of this lets it go on." if ended else ""
+    warnings.warn(
+        f"The run goes on from {source} with other settings:{lines}{note}",
+        SettingsChanged,
+        stacklevel=level_of_caller(),
+    )

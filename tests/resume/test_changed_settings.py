@@ -1,0 +1,264 @@
+"""What a script has changed since a checkpoint was written is told, with which of the two values holds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+
+from statemachine_trainer import EarlyStopping, Run, Trainer, log
+from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.running.settings_record import SettingsChanged
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
+
+BATCHES = [torch.ones(4, 2)] * 4
+MakeScheduler = Callable[[Optimizer], Any]
+
+
+class Net(nn.Module):
+    def __init__(
+        self,
+        optimizer: Callable[..., Optimizer] = SGD,
+        scheduler: MakeScheduler | None = None,
+        *,
+        dropout: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(2, 1), nn.Dropout(dropout))
+        self.make: Any = lambda: optimizer(self.parameters(), **{"lr": 0.1, **settings})
+        self.scheduler = scheduler
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        loss: torch.Tensor = (self.layers(batch) - 1).pow(2).mean()
+        return loss
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        log("val", 1.0)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make()
+        if self.scheduler is None:
+            return optimizer
+        config = {"scheduler": self.scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def make_trainer(folder: Path, epochs: int = 1, **settings: Any) -> Trainer:
+    return Trainer(max_epochs=epochs, progress=False, checkpoints=folder, **settings)
+
+
+def rates(trainer: Trainer) -> list[float]:
+    """Note the learning rate at the start of each batch from now on."""
+    found: list[float] = []
+    trainer.on("batch_start", lambda trainer: found.append(rate(trainer)))
+    return found
+
+
+def rate(trainer: Trainer) -> float:
+    return round(float(trainer.context.optimizers[0].param_groups[0]["lr"]), 6)
+
+
+@contextmanager
+def changes(*lines: str) -> Iterator[None]:
+    """Expect one warning, of just these changes."""
+    with pytest.warns(SettingsChanged) as caught:
+        yield
+    (one,) = [w for w in caught if w.category is SettingsChanged]
+    found = [line.strip("- \n") for line in str(one.message).splitlines()[1:]]
+    assert [line for line in found if line.startswith(lines)] == found
+    assert len(found) == len(lines)
+
+
+def test_a_learning_rate_of_the_script_is_told_and_that_of_the_checkpoint_holds(
+    tmp_path: Path,
+) -> None:
+    make_trainer(tmp_path).fit(Net(), BATCHES)
+    trainer = make_trainer(tmp_path, 2)
+    noted = rates(trainer)
+    with changes(
+        "fit (FitLoop): max_epochs was 1, is 2 now. The script's holds",
+        "optimizer 0 (SGD), group 0: lr was 0.1, is 0.001 now. The checkpoint's holds; for the "
+        "script's say fit(..., fresh=('optimizer',)).",
+    ):
+        trainer.fit(Net(lr=0.001), BATCHES, resume="auto")
+    assert noted == [0.1] * 4
+
+
+def test_what_holds_is_told_once_and_not_after_it_was_taken_over(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit(Net(), BATCHES)
+    with pytest.warns(SettingsChanged):
+        make_trainer(tmp_path, 2).fit(Net(weight_decay=0.5), BATCHES, resume="auto")
+    make_trainer(tmp_path, 3).fit(Net(), BATCHES, resume="auto")  # that of the first holds still
+
+
+def test_fresh_takes_the_optimizer_of_the_script(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit(Net(Adam), BATCHES)
+    trainer = make_trainer(tmp_path, 2)
+    noted = rates(trainer)
+    model = Net(lr=0.001)  # of another class
+    trainer.fit(model, BATCHES, resume="auto", fresh=("optimizer",))
+    assert noted == [0.001] * 4
+    assert trainer.steps == 8
+
+
+def test_the_horizon_of_a_scheduler_is_told_and_fresh_takes_the_new_one(tmp_path: Path) -> None:
+    def cosine(steps: int) -> MakeScheduler:
+        return lambda optimizer: CosineAnnealingLR(optimizer, T_max=steps)
+
+    make_trainer(tmp_path / "a").fit(Net(scheduler=cosine(4)), BATCHES)
+    trainer = make_trainer(tmp_path / "a", 2)
+    with changes("fit (FitLoop)", "CosineAnnealingLR of optimizer 0: T_max was 4, is 12 now"):
+        trainer.fit(Net(scheduler=cosine(12)), BATCHES, resume="auto")
+
+    make_trainer(tmp_path / "b").fit(Net(scheduler=cosine(4)), BATCHES)
+    trainer = make_trainer(tmp_path / "b", 2)
+    noted = rates(trainer)
+    with pytest.warns(
+        SettingsChanged, match="T_max was 4, is 12 now. The script's holds, by fresh="
+    ):
+        trainer.fit(Net(scheduler=cosine(12)), BATCHES, resume="auto", fresh="schedulers")
+    assert noted[:2] == [0.1, 0.098296]
+
+
+def test_schedulers_go_on_with_a_fresh_optimizer(tmp_path: Path) -> None:
+    def halving(optimizer: Optimizer) -> StepLR:
+        return StepLR(optimizer, 1, 0.5)
+
+    make_trainer(tmp_path).fit(Net(scheduler=halving), BATCHES)
+    trainer = make_trainer(tmp_path, 2)
+    noted = rates(trainer)
+    trainer.fit(Net(Adam, halving), BATCHES, resume="auto", fresh=("optimizer",))
+    assert noted == [0.00625, 0.003125, 0.001563, 0.000781]
+
+
+def test_a_script_that_is_started_again_takes_its_own_once(tmp_path: Path) -> None:
+    """Else each restart after a preemption would throw away what the optimizer has learned."""
+    make_trainer(tmp_path).fit(Net(Adam), BATCHES)
+    whole = make_trainer(tmp_path, 2)
+    model = Net(Adam, lr=0.01)
+    with pytest.warns(SettingsChanged):
+        whole.fit(model, BATCHES, resume="auto", fresh=("optimizer",), until="batch:batch_done")
+    whole.checkpoint()
+    whole.run()
+
+    restarted = make_trainer(tmp_path, 2)
+    again = Net(Adam, lr=0.01)
+    newest = sorted(tmp_path.glob("0*"))[1]
+    restarted = Trainer(max_epochs=2, progress=False)
+    restarted.fit(again, BATCHES, resume=newest, fresh=("optimizer",))
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("fresh", ["weights", ("optimizer", "data"), 1, None, [("optimizer",)]])
+def test_fresh_names_what_there_is(fresh: Any, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="fresh="):
+        make_trainer(tmp_path).fit(Net(), BATCHES, resume="auto", fresh=fresh)
+
+
+def test_fresh_needs_a_checkpoint_to_take_the_rest_from(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="none was named"):
+        make_trainer(tmp_path).fit(Net(), BATCHES, fresh=("optimizer",))
+
+
+@pytest.mark.parametrize(
+    "settings, line",
+    [
+        (
+            {"accumulate": 2},
+            "fit.epoch.batch.optimizer (OptimizerLoop): accumulate was 1, is 2 now",
+        ),
+        (
+            {"clip_norm": 1.0},
+            "fit.epoch.batch.optimizer (OptimizerLoop): clip_norm was None, is 1.0",
+        ),
+        ({"seed": 7}, "the trainer: seed was None, is 7 now. The random numbers of the checkpoint"),
+        ({"validate_epochs": 2}, "fit.epoch (EpochLoop): validate_epochs was 1, is 2 now"),
+        ({"limit_train_batches": 3}, "fit.epoch (EpochLoop): limit_batches was None, is 3 now"),
+    ],
+)
+def test_settings_of_loops_and_of_the_trainer_are_the_scripts(
+    settings: dict[str, Any], line: str, tmp_path: Path
+) -> None:
+    make_trainer(tmp_path).fit(Net(), BATCHES)
+    with changes("fit (FitLoop)", line):
+        make_trainer(tmp_path, 2, **settings).fit(Net(), BATCHES, resume="auto")
+
+
+def test_what_layers_are_set_to_is_told(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit(Net(), BATCHES)
+    with changes("fit (FitLoop)", "model.layers.1 (Dropout): p was 0.0, is 0.5 now. The script's"):
+        make_trainer(tmp_path, 2).fit(Net(dropout=0.5), BATCHES, resume="auto")
+
+
+def test_more_epochs_alone_are_no_surprise(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit(Net(), BATCHES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_trainer(tmp_path, 2).fit(Net(), BATCHES, resume="auto")
+
+
+# -- Runs that early stopping has ended -----------------------------------------------------------
+
+
+def stopped_run(folder: Path) -> None:
+    trainer = make_trainer(folder, 20, callbacks=[EarlyStopping("val", patience=2)])
+    trainer.fit(Net(), BATCHES, BATCHES[:1])
+    assert trainer.epoch == 3
+
+
+def test_with_more_patience_a_run_goes_on_as_if_it_always_had_it(tmp_path: Path) -> None:
+    stopped_run(tmp_path)
+    stopping = EarlyStopping("val", patience=5)
+    trainer = make_trainer(tmp_path, 20, callbacks=[stopping])
+    with changes("callback 0 (EarlyStopping): patience was 2, is 5 now. The script's holds"):
+        trainer.fit(Net(), BATCHES, BATCHES[:1], resume="auto")
+    assert (trainer.epoch, stopping.waited) == (6, 5)
+
+
+def test_without_early_stopping_it_goes_on_if_that_is_said(tmp_path: Path) -> None:
+    stopped_run(tmp_path)
+    with pytest.raises(SnapshotMismatch, match=r'fresh=\("callbacks",\)'):
+        make_trainer(tmp_path, 5).fit(Net(), BATCHES, BATCHES[:1], resume="auto")
+    trainer = make_trainer(tmp_path, 5)
+    trainer.fit(Net(), BATCHES, BATCHES[:1], resume="auto", fresh=("callbacks",))
+    assert trainer.epoch == 5
+
+
+def test_with_the_same_patience_it_stays_ended_and_more_epochs_are_told_to_change_nothing(
+    tmp_path: Path,
+) -> None:
+    stopped_run(tmp_path)
+    trainer = make_trainer(tmp_path, 30, callbacks=[EarlyStopping("val", patience=2)])
+    with pytest.warns(SettingsChanged, match="had ended and stays so"):
+        trainer.fit(Net(), BATCHES, BATCHES[:1], resume="auto")
+    assert trainer.epoch == 3
+
+
+def test_patience_goes_on_where_a_limit_had_ended_the_run(tmp_path: Path) -> None:
+    for epochs in (2, 5):
+        stopping = EarlyStopping("val", patience=2)
+        trainer = make_trainer(tmp_path, epochs, callbacks=[stopping])
+        trainer.fit(Net(), BATCHES, BATCHES[:1], resume="auto")
+    assert trainer.epoch == 3  # the best in the first epoch, and two that are no better
+
+
+def test_a_run_that_has_ended_stays_ended_when_it_is_started_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        trainer = make_trainer(tmp_path)
+        trainer.fit(Net(), BATCHES, resume="auto")
+        del trainer
+        assert Run(tmp_path).status == "ended"
+    trainer = make_trainer(tmp_path, 2)
+    trainer.fit(Net(), BATCHES, resume="auto", until="batch_end")
+    assert Run(tmp_path).status == "paused"
