@@ -28,7 +28,8 @@ class EpochLoop(TrainingLoop):
 
     An epoch that is cut short by `stop` or by a limit is validated at its end, whatever the
     interval. Its data stay where they are: a later fit goes on with them. `end_epoch` gives up the
-    rest of the pass; the epoch is validated if its end is a moment of the interval.
+    rest of the pass; the epoch is validated if its end is a moment of the interval. Posted when the
+    epoch is about to end anyway, it changes nothing, and the next epoch is a whole one.
 
     Args:
         validate_every: When to validate: an int (batches, counted over the run), a float (fraction
@@ -54,7 +55,8 @@ class EpochLoop(TrainingLoop):
         ["validate", "fetch", "validation"],
         ["validation_done", "validation", "fetch"],
         ["exhausted", "fetch", "drain"],
-        ["end_epoch", "fetch", "drain"],
+        ["end_epoch", "fetch", "ending"],
+        ["cut", "ending", "drain"],
         ["timeout", "fetch", "stopping"],
         ["stop", "fetch", "stopping", "may_stop"],
         ["stopped", "stopping", "drain"],
@@ -62,9 +64,11 @@ class EpochLoop(TrainingLoop):
         ["flushed", "batch", "drain"],
         ["validate", "drain", "validation"],
         ["drained", "drain", "epoch_end"],
+        ["end_epoch", "epoch_end", None],
     )
     outcomes = ("epoch_done",)
-    posted = ("end_epoch",)
+    # `validate` is an answer of `fetch` and `drain` as well: without this they would not take it.
+    posted = ("end_epoch", "validate")
 
     batch: Loop = place(BatchLoop)
     validation: Loop = place(ValidationLoop)
@@ -135,7 +139,7 @@ class EpochLoop(TrainingLoop):
         """Get the next batch and move it to the device, unless something else comes first."""
         context = self.context
         if self.draining or context.finished or context.counts.batch_in_epoch == self.limit:
-            return "exhausted"
+            return self._exhausted()
         if context.limits is not self._limits:
             self._look_at_limits()
         if self._watchful:
@@ -148,22 +152,26 @@ class EpochLoop(TrainingLoop):
             if batch is END:
                 batch = self._batch_of_next_pass()
                 if batch is END:
-                    return "exhausted"
+                    return self._exhausted()
             context.batch = batch
         if self.holding or (context.transfer is not None and not context.train.moves):
             move_batch(self, context)
         context.batch_idx = context.counts.batch_in_epoch
         return "fetched"
 
+    def ending(self) -> Literal["cut"]:
+        """Note that there are no more batches in this epoch."""
+        self.draining = True
+        return "cut"
+
     def stopping(self) -> Literal["stopped"]:
         """Note that the fit ends with this epoch."""
-        self.context.stopping = True
+        self.context.stopping = self.draining = True
         return "stopped"
 
     def drain(self) -> Literal["flush", "validate", "drained"]:
         """See to what is left when the data have ended: open windows, then the last validation."""
         context = self.context
-        self.draining = True
         # Asked anew each time: the step of the last window may be the one that reaches a limit.
         context.stopping = context.stopping or self._at_limit()
         if context.open_windows:
@@ -196,6 +204,12 @@ class EpochLoop(TrainingLoop):
     def may_stop(self) -> bool:
         """Guard of `stop`: the least number of epochs and steps is done."""
         return self.context.may_stop
+
+    def _exhausted(self) -> Literal["exhausted"]:
+        # Noted before `drain` works: a validation that is posted in between comes back to `fetch`,
+        # which must not go on with the data then.
+        self.draining = True
+        return "exhausted"
 
     def _begin_pass(self) -> None:
         context = self.context
@@ -258,7 +272,7 @@ class EpochLoop(TrainingLoop):
     def _interruption(self) -> Literal["exhausted", "validate", "timeout"] | None:
         context = self.context
         if self._at_limit():
-            return "exhausted"
+            return self._exhausted()
         most = context.limits.max_seconds
         if most is not None and context.read_clock() >= most and context.may_stop:
             return "timeout"

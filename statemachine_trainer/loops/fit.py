@@ -13,7 +13,11 @@ from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.evaluation import SanityLoop
 from statemachine_trainer.loops.intervals import Counts
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.mistakes import warn_of_no_validation, warn_of_nothing_learned
+from statemachine_trainer.loops.mistakes import (
+    warn_of_no_validation,
+    warn_of_nothing_learned,
+    warn_of_posted_too_late,
+)
 from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.machine.loop import Loop, place
 
@@ -55,8 +59,10 @@ class FitLoop(TrainingLoop):
         ["epoch_done", "epoch", "next_epoch"],
         ["epochs_done", "next_epoch", "fit_end"],
         ["stop", "next_epoch", "fit_end", "may_stop"],
+        ["end_epoch", "next_epoch", None],  # of an epoch that is over: the next is no empty one
     )
     outcomes = ("fit_done",)
+    posted = ("end_epoch",)
 
     sanity: Loop = place(SanityLoop)
     epoch: Loop = place(EpochLoop)
@@ -152,6 +158,7 @@ class FitLoop(TrainingLoop):
         """The fit is over; what it found is in the context."""
         if len([*self.outwards()]) == 1:  # of several fits a later one may validate
             warn_of_no_validation(self.context, self.epoch)
+            warn_of_posted_too_late(self.context)
         return "fit_done"
 
     def may_stop(self) -> bool:

@@ -41,6 +41,10 @@ class NeverValidated(LikelyMistake):
     """A fit had validation data and ended without a validation."""
 
 
+class NeverTaken(LikelyMistake):
+    """A validation was asked for after the last epoch, where nothing takes it any more."""
+
+
 class SharedName(LikelyMistake):
     """Training and validation log under one name, so that one of the two is not seen."""
 
@@ -129,6 +133,17 @@ def warn_of_no_validation(context: Context, epoch: Loop) -> None:
         f"without a validation, though it was given data for one. It validates {when}. Make "
         "validate_every or validate_epochs smaller, or leave the validation data out.",
         NeverValidated,
+    )
+
+
+def warn_of_posted_too_late(context: Context) -> None:
+    """Warn at the end of a fit if a validation was posted that no epoch is left for."""
+    if context.trainer is None or "validate" not in context.trainer.driver.posted:
+        return
+    _warn(
+        "'validate' was posted after the last epoch had been validated, and the fit has ended: it was "
+        "not taken. Post it before the epoch ends, or call trainer.validate(model, data).",
+        NeverTaken,
     )
 
 

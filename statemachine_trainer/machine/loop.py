@@ -92,7 +92,9 @@ class Loop:
             elsewhere the transitions of the parent say it, and this narrows it.
         entries: Entry points: `{event: state}` makes a transition on that event into this loop
             begin at that state instead of `initial`.
-        posted: Events that reach this loop from outside (`post`) besides the usual ones.
+        posted: Events that reach this loop from outside (`post`), besides "stop", "validate",
+            "checkpoint" and "pause". An event that a state of the loop answers with itself is taken
+            from outside only if it is listed here.
         context: What the loops of one machine share; given by the machine.
 
     Every annotated name of the class that is not a state is a field of its state: it is reset when

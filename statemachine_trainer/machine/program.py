@@ -16,7 +16,7 @@ from statemachine_trainer.machine.declaration import is_transient
 from statemachine_trainer.machine.fields import RUN, UNSET, Field
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import ENTER, EXIT, Call, Moment, Receiver, Signal
-from statemachine_trainer.machine.verify import END, LoopPlan
+from statemachine_trainer.machine.verify import END, POSTED_EVENTS, LoopPlan
 
 Action = Callable[[], None]
 Work = Callable[[], object]
@@ -252,9 +252,10 @@ class Program:
         self._resets = _resets(chart.plan)
         self._methods: dict[str, Work] = {}
         self.nodes = {path: (reuse or {}).get(path) or Node() for path in chart.leaves()}
-        self._edges = {path: dict(self._edges_of(path)) for path in self.nodes}
-        posted = {event for plan in chart.plan.walk() for event in plan.posted_events()}
-        self.postable = posted & set(chart.events)
+        plans = {plan.path: plan for plan in chart.plan.walk()}
+        self._edges = {path: dict(self._edges_of(path, None)) for path in self.nodes}
+        self._posted = {path: dict(self._edges_of(path, plans)) for path in self.nodes}
+        self.postable = {event for edges in self._posted.values() for event in edges}
         first = chart.initial_leaf(chart.plan.path)
         self.start = Edge(
             self.nodes[first],
@@ -272,23 +273,18 @@ class Program:
             node.path, node.work = path, self._methods[path]
             node.transient, node.may_rest = is_transient(node.work), answers.may_rest
             node.edges = {event: edges[event] for event in answers.events}
-            node.posted = {e: edge for e, edge in edges.items() if e in self.postable}
+            node.posted = self._posted[path]
         for signal in self._signals.values():
             signal.forget_watchers()
         self.start.watch(None)
-        for path, edges in self._edges.items():
-            for first in edges.values():
-                edge: Edge | None = first
-                while edge is not None:
-                    edge.watch(self.nodes[path])
-                    edge = edge.otherwise
+        for path, edge in self._all_edges():
+            edge.watch(self.nodes[path])
 
     def retire(self) -> None:
         """Let whoever is on an edge of this program find anew whom to call: it is watched no more."""
-        for first in (self.start, *(e for edges in self._edges.values() for e in edges.values())):
-            edge: Edge | None = first
-            while edge is not None:
-                edge.calls, edge = None, edge.otherwise
+        self.start.calls = None
+        for _, edge in self._all_edges():
+            edge.calls = None
 
     def equip(self, probes: Iterable[Probe]) -> None:
         """Put probes around the work of every state, the first one innermost."""
@@ -298,17 +294,38 @@ class Program:
                 work = probe(path, work)
             node.work = work
 
-    def _edges_of(self, leaf: str) -> Iterator[tuple[str, Edge]]:
+    def _all_edges(self) -> Iterator[tuple[str, Edge]]:
+        """Yield every edge, alternatives included, with the path of the state that it leaves."""
+        for table in (self._edges, self._posted):
+            for path, edges in table.items():
+                for first in edges.values():
+                    edge: Edge | None = first
+                    while edge is not None:
+                        yield path, edge
+                        edge = edge.otherwise
+
+    def _edges_of(
+        self, leaf: str, posted: Mapping[str, LoopPlan] | None
+    ) -> Iterator[tuple[str, Edge]]:
+        """Yield each event that has an edge from a leaf.
+
+        Args:
+            leaf: Path of the state.
+            posted: Plans of the loops by path, to find the edges for posted events; None for those
+                that an answer takes.
+        """
         for event in self._chart.events:
-            edge = self._edge(leaf, event)
+            edge = self._edge(leaf, event, posted)
             if edge is not None:
                 yield event, edge
 
-    def _edge(self, leaf: str, event: str) -> Edge | None:
+    def _edge(self, leaf: str, event: str, posted: Mapping[str, LoopPlan] | None) -> Edge | None:
         """Chain the transitions for an event as the machine tries them, the leaf's first."""
         table = self._chart.events[event].transitions
         found: Edge | None = None
         for path in _inwards(leaf):
+            if posted is not None and not _takes_posted(posted, path, event):
+                continue
             for transition in reversed(table.get(path, ())):
                 found = self._compile(leaf, event, transition, found)
         return found
@@ -390,6 +407,15 @@ class _Way:
 
 def _ignoring_event(reset: Action, _event_data: Any) -> None:
     reset()
+
+
+def _takes_posted(plans: Mapping[str, LoopPlan], path: str, event: str) -> bool:
+    """Tell whether the transitions declared for a state or loop may be taken by a posted event."""
+    owner, _, state = path.rpartition(SEPARATOR)
+    if owner:
+        return plans[owner].takes_posted(state, event)
+    root = plans[path]  # its outcomes, which end the machine
+    return event in root.loop.posted or (event in POSTED_EVENTS and event not in root.origins)
 
 
 def _plain(function: Any) -> Callable[[], object]:

@@ -171,6 +171,15 @@ class LoopPlan:
         """Return the events that may reach this loop from outside."""
         return {*POSTED_EVENTS, *self.loop.posted}
 
+    def takes_posted(self, state: str, event: str) -> bool:
+        """Tell whether the transitions on an event from this state may be taken by a posted one.
+
+        Those for the state's own answer may not, unless the loop lists the event in `posted`.
+        """
+        if event in self.loop.posted:
+            return True
+        return event in POSTED_EVENTS and event not in self.given_by(state)
+
     def handles(self, state: str, event: str) -> bool:
         """Tell whether this event from this state is taken whatever conditions say."""
         return any((t.source, t.event, t.guards) == (state, event, ()) for t in self.transitions)
