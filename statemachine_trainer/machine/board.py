@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, overload
 
 from statemachine_trainer.machine.chart import Chart
+from statemachine_trainer.machine.declaration import plain_text
 from statemachine_trainer.machine.errors import (
     AmbiguousSignal,
     BadReceiver,
@@ -67,6 +68,7 @@ class SignalBoard:
         old = self._charts.get(root, {})
         signals = {name: old.get(name) or Signal(name) for name in _signal_names(chart)}
         charts = {**self._charts, root: signals}
+        self._watches = [one for one in self._watches if one.active]
         everyone = [*self.subscriptions, *self._watches]
         found = [(one, _found_again(one, charts)) for one in everyone]
         for one, left in found:
@@ -166,6 +168,7 @@ class SignalBoard:
 
     def resolve(self, name: str) -> list[Signal]:
         """Return the signals that a name or pattern stands for, at least one."""
+        name = plain_text(name)
         found = _lookup(name, self._charts)
         if found:
             return found
@@ -178,6 +181,7 @@ class SignalBoard:
                 f"{name!r} is an event, not a state. Subscribe to its transition: {shown}."
             )
         if kind and _lookup(path, self._charts):
+            _refuse_inner(name, names)
             kinds = {n.rpartition(":")[2] for n in names if _ends_with(n.partition(":")[0], path)}
             raise UnknownSignal(f"{path!r} has no signal {kind!r}. {suggest(kind, kinds)}")
         raise UnknownSignal(f"Nothing is called {name!r}. {_suggest_state(name, self._charts)}")
@@ -288,6 +292,21 @@ class SignalBoard:
         except UnknownSignal:
             pass
         return False
+
+
+def _refuse_inner(name: str, names: Iterable[str]) -> None:
+    """Name the signal of the loop around it, where an event leaves the loop of a state."""
+    path, _, event = name.partition(":")
+    paths = {p for n in names if _ends_with(p := n.partition(":")[0], path)}
+    around = sorted(
+        n for n in names
+        if n.endswith(f":{event}") and any(p.startswith(f"{n.partition(':')[0]}.") for p in paths)
+    )  # fmt: skip
+    if around:
+        raise UnknownSignal(
+            f"{path!r} has no transition on {event!r}: the event leaves its loop, and the transition is "
+            f"that of the loop. Subscribe to {around[-1]!r}."
+        )
 
 
 def _lookup(name: str, charts: Mapping[str, Signals]) -> list[Signal]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from transitions.extensions.nesting import HierarchicalMachine, NestedState
+from transitions.extensions.nesting import HierarchicalMachine, NestedState, NestedTransition
 
 from statemachine_trainer.machine.declaration import Guard
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
@@ -17,6 +17,38 @@ class ChartState(NestedState):
     """A state of our charts. The separator is set here, so that nobody else's machine changes."""
 
     separator = SEPARATOR
+
+
+class ChartTransition(NestedTransition):
+    """A transition that leaves its source, also where it leads back into it by an entry point.
+
+    The library stays in a state when it goes to one inside. Here an entry point only says where a
+    loop begins: it is left and entered all the same.
+    """
+
+    def _resolve_transition(self, event_data: Any) -> Any:
+        dest: str | None = self.dest
+        if dest is None or not leads_inside(self.source, dest):
+            return super()._resolve_transition(event_data)
+        # A transition from the loop to itself, as if the states on the way to `dest` were initial.
+        names = dest.removeprefix(f"{self.source}{SEPARATOR}").split(SEPARATOR)
+        state, before = event_data.machine.get_state(self.source), []
+        try:
+            for name in names:
+                before.append((state, state.initial))
+                state.initial = name
+                state = state.states[name]
+            self.dest = self.source
+            return super()._resolve_transition(event_data)
+        finally:
+            self.dest = dest
+            for state, initial in before:
+                state.initial = initial
+
+
+def leads_inside(source: str, dest: str | None) -> bool:
+    """Tell whether a transition of a loop leads to a state inside it, by an entry point."""
+    return dest is not None and dest.startswith(f"{source}{SEPARATOR}")
 
 
 class Chart(HierarchicalMachine):
@@ -30,6 +62,7 @@ class Chart(HierarchicalMachine):
     """
 
     state_cls = ChartState
+    transition_cls = ChartTransition
 
     def __init__(self, root: Loop, name: str) -> None:
         self.plan: LoopPlan = plan_tree(root, name)

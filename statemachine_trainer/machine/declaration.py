@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 import types
 import typing
@@ -41,6 +42,14 @@ class Transition:
     guards: tuple[Guard, ...] = ()
     implied: bool = False
     """Whether the source was not named but is one of those that `"*"` stands for."""
+
+
+def plain_text(name: Any) -> Any:
+    """Return a name as plain text where it is a member of a `StrEnum`, and anything else as it is.
+
+    The library `transitions` takes members of an enum for states of another kind.
+    """
+    return str.__str__(name) if isinstance(name, str) else name
 
 
 def transient(state: F) -> F:
@@ -99,10 +108,14 @@ def _is_one_transition(declared: object) -> bool:
 def _expand(owner: type, entry: Declared, states: Sequence[str]) -> Iterable[Transition]:
     where = f"{owner.__name__}.transitions, entry {entry!r}"
     event, source, dest, conditions, unless = _parts(where, entry)
+    event, source, dest = plain_text(event), plain_text(source), plain_text(dest)
+    for one in (event, dest, *(source if isinstance(source, list | tuple) else (source,))):
+        _refuse_enum(one, where, MalformedTransition)
     every = source == ANY_STATE
     sources = states if every else [source] if isinstance(source, str) else source
     if not isinstance(sources, Sequence) or not (sources or every):
         raise MalformedTransition(f"{where}: the source is a state, a list of states or '*'.")
+    sources = [plain_text(one) for one in sources]
     texts = [event, *sources] + ([] if dest is None else [dest])
     if not all(isinstance(text, str) for text in texts):
         raise MalformedTransition(
@@ -116,6 +129,15 @@ def _expand(owner: type, entry: Declared, states: Sequence[str]) -> Iterable[Tra
     )
     for one in sources:
         yield Transition(event, one, one if dest == SAME_STATE else dest, guards, every)
+
+
+def _refuse_enum(name: object, where: str, error: type[Exception]) -> None:
+    if isinstance(name, enum.Enum) and not isinstance(name, str):
+        kind = type(name).__name__
+        raise error(
+            f"{where}: {kind}.{name.name} is a member of an enum that is no text. Names of states and "
+            f"events are texts: derive {kind} from `enum.StrEnum`."
+        )
 
 
 def _parts(where: str, entry: Declared) -> Sequence[Any]:
@@ -144,12 +166,12 @@ def _guards(where: str, tests: Any, *, expected: bool) -> Iterable[Guard]:
             raise MalformedTransition(
                 f"{where}: a condition is the name of a method or a callable."
             )
-        yield Guard(test, expected)
+        yield Guard(plain_text(test), expected)
 
 
 def declared_names(declared: Iterable[Any], initial: str | None) -> list[str]:
     """Return the names of states in `transitions`, the initial one first, without judging them."""
-    names: dict[str, None] = {initial: None} if isinstance(initial, str) else {}
+    names: dict[str, None] = {plain_text(initial): None} if isinstance(initial, str) else {}
     for entry in declared if isinstance(declared, Iterable) else ():
         if isinstance(entry, Mapping):
             source, dest = entry.get("source"), entry.get("dest")
@@ -159,7 +181,7 @@ def declared_names(declared: Iterable[Any], initial: str | None) -> list[str]:
             continue
         for name in (*(source if isinstance(source, list | tuple) else [source]), dest):
             if isinstance(name, str) and name not in (ANY_STATE, SAME_STATE):
-                names[name] = None
+                names[plain_text(name)] = None
     return list(names)
 
 
@@ -236,12 +258,13 @@ def _from_annotation(annotation: Any, path: str) -> Answers:
         elif typing.get_origin(part) is Literal:
             todo[:0] = typing.get_args(part)
         elif isinstance(part, str):
-            events[part] = None
+            events[plain_text(part)] = None
         elif typing.get_origin(part) in (typing.Union, types.UnionType):
             todo[:0] = typing.get_args(part)
         elif hasattr(part, "__value__"):  # an alias made by the `type` statement of Python 3.12
             todo.insert(0, part.__value__)
         else:
+            _refuse_enum(part, f"The return annotation of state {path!r}", UndeclaredEvents)
             raise UndeclaredEvents(
                 f"The return annotation of state {path!r} holds {part!r}. Write the events it may "
                 'answer with as `Literal["one", "other"]` (with `| None` if it may rest).'

@@ -7,8 +7,15 @@ from typing import Any, Protocol
 
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.chart import Chart
+from statemachine_trainer.machine.declaration import plain_text
 from statemachine_trainer.machine.engine import Engine
-from statemachine_trainer.machine.errors import LoopInUse, NotStarted, UnknownEvent, suggest
+from statemachine_trainer.machine.errors import (
+    LoopInUse,
+    LoopUsedTwice,
+    NotStarted,
+    UnknownEvent,
+    suggest,
+)
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.program import Edge, Probe, Program, wire
 from statemachine_trainer.machine.signals import Moment
@@ -77,6 +84,7 @@ class Driver(Engine):
         self.post_to: Posting | None = None
         self._probes: list[Probe] = []
         self._program: Program | None = None
+        self._tree: list[tuple[str, Loop, Loop | None]] = []
         self.rebuild()
         root._driver = self
 
@@ -115,6 +123,7 @@ class Driver(Engine):
 
         Fields begin anew; posted events, requests and an unfinished transition are forgotten.
         """
+        self._check_own("start")
         with self._running("start", finish=False):
             for _, loop in self.root.walk():
                 loop.reset_fields()
@@ -200,7 +209,7 @@ class Driver(Engine):
                 f"{suggest(event, self.program.postable)}"
             )
         if event not in self._posted:
-            self._posted.append(event)
+            self._posted.append(plain_text(event))
         self._attention = True
 
     def withdraw(self, event: str) -> None:
@@ -274,6 +283,7 @@ class Driver(Engine):
         wire(chart, signals, self.sender, self._end)
         chart.follow(self._position, self._moved_by_library, self._moving)
         self.machine = chart
+        self._tree = [(path, loop, loop._parent) for path, loop in self.root.walk(self.name)]
         self.share(self.context)
 
     def share(self, context: Any) -> None:
@@ -318,6 +328,7 @@ class Driver(Engine):
         Raises:
             StateMismatch: It was taken from another loop tree; the message lists the differences.
         """
+        self._check_own("load a state into")
         with self._running("load a state into", finish=False):
             check_state(state, self.root, self.name, self.program)
             for path, loop in self.root.walk(self.name):
@@ -346,9 +357,28 @@ class Driver(Engine):
     def _check_ready(self, what: str) -> None:
         if self._owner is not None:
             raise self._already_running(what)
+        self._check_own(what)
         if self._node is None and not self._pending:
             ended = f"it has ended with {self.outcome!r}" if self.outcome else "it was not started"
             raise NotStarted(f"Nothing to {what} in {self.name!r}: {ended}. Call start() first.")
+
+    def _check_own(self, what: str) -> None:
+        """Refuse to run loops that have been put into another machine since.
+
+        They share that one's context and its fields are theirs: what this machine did with them would
+        be told nowhere.
+        """
+        for path, loop, parent in self._tree:
+            elsewhere = (
+                loop._driver is not self if loop is self.root else loop._parent is not parent
+            )
+            if elsewhere or (loop is self.root and loop._parent is not None):
+                kind = type(loop).__name__
+                raise LoopUsedTwice(
+                    f"Cannot {what} the machine {self.name!r}: its {kind} at {path!r} has been put into "
+                    "another machine since, and the state of one loop cannot serve two. Make a second "
+                    f"{kind} for each (copy.deepcopy makes one)."
+                )
 
     def check_at_rest(self, what: str) -> None:
         """Refuse to do something while a state or a receiver is being called.

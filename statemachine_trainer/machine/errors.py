@@ -55,7 +55,7 @@ class NoWayOut(LoopDefinitionError):
 
 
 class LoopUsedTwice(LoopDefinitionError):
-    """One loop instance in two places of a tree: its state could not be told apart."""
+    """One loop instance in two places of a tree, or in two machines: its state could not be told apart."""
 
 
 class MissingLoop(LoopDefinitionError):

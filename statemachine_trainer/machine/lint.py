@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-import dis
-import functools
 import inspect
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from types import CodeType
 from typing import Any, Final
 
 from statemachine_trainer.machine.errors import (
@@ -18,8 +17,18 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.loop import Loop, Place
+from statemachine_trainer.machine.source import (
+    attributes_changed,
+    attributes_set,
+    is_empty,
+    on_self,
+    own_nodes,
+    returned,
+    source_of,
+)
 
 _DECLARATIONS: Final = ("initial", "transitions", "outcomes", "entries", "posted")
+_CONTAINERS: Final = (list, dict, set, deque, bytearray)
 _READ_BY_THE_MACHINE: Final = (
     "places", "is_place", "declared", "loops_inside", "walk", "outwards", "find", "place_of",
     "replace", "check_fits", "put", "fill", "stand_in",
@@ -76,7 +85,7 @@ def check_fields(loop: Loop, path: str) -> None:
         ReservedName: `__init__` sets `context`.
     """
     cls = type(loop)
-    names = sorted(_sets(inspect.getattr_static(cls, "__init__", None)))
+    names = sorted(attributes_set(inspect.getattr_static(cls, "__init__", None)))
     if "context" in names:
         raise ReservedName(
             f"`__init__` of loop {path!r} ({cls.__name__}) sets `self.context`, and the machine "
@@ -146,13 +155,15 @@ def check_left_out(cls: type[Loop], path: str, states: Sequence[str], guards: se
                 )
 
 
-def check_state(method: Callable[..., object], cls: type[Loop], path: str) -> None:
-    """Compare what a state method does with what its loop declares.
+def check_state(method: Callable[..., object], loop: Loop, path: str) -> None:
+    """Compare what a state method does, and the methods that it calls, with what its loop declares.
 
     Raises:
         LoopDefinitionError: It keeps something in an attribute that is no field.
     """
-    for name in sorted(_sets(method)):
+    cls = type(loop)
+    parts = _with_helpers(method, cls)
+    for name in sorted(set().union(*map(attributes_set, parts))):
         known = inspect.getattr_static(cls, name, None)
         if name.startswith("_") or name in cls._fields or inspect.isdatadescriptor(known):
             continue
@@ -164,6 +175,47 @@ def check_state(method: Callable[..., object], cls: type[Loop], path: str) -> No
             "reset when the loop is entered and written down with each snapshot (or begin its name "
             "with an underscore if it can be lost)."
         )
+    for name in sorted(set().union(*map(attributes_changed, parts))):
+        value = vars(loop).get(name)
+        if name.startswith("_") or name in cls._fields or not isinstance(value, _CONTAINERS):
+            continue
+        kind = type(value).__name__
+        raise LoopDefinitionError(
+            f"State {path!r} ({cls.__name__}) changes the {kind} `self.{name}`, which is no field: a "
+            f"resumed run would have it as `__init__` makes it. Declare it in the class, "
+            f'`{name}: {kind} = field(factory={kind})` (with `scope="run"` if no entry is to empty '
+            "it), and take it out of `__init__` (or begin its name with an underscore if it can be "
+            "lost)."
+        )
+
+
+def check_hooks(cls: type[Loop], path: str, states: Sequence[str], events: Sequence[str]) -> None:
+    """Refuse methods that look like receivers: nobody calls those of a loop.
+
+    Raises:
+        LoopDefinitionError: There is a method `on_<state>`, `on_enter_...`, `on_exit_...`,
+            `before_<event>` or `after_<event>`.
+    """
+    for base in _beside_the_transitions(cls):
+        for name, value in vars(base).items():
+            if name in states or not inspect.isfunction(value):
+                continue
+            kind, _, rest = name.partition("_")
+            entered = name.startswith(("on_enter_", "on_exit_"))
+            if entered or (kind == "on" and rest in states):
+                signal = rest.removeprefix("enter_")
+                if rest.startswith("exit_"):
+                    signal = f"{rest.removeprefix('exit_')}:exit"
+            elif kind in ("before", "after") and rest in events:
+                signal = f"STATE:{rest}"
+            else:
+                continue
+            raise LoopDefinitionError(
+                f"Nobody calls `{name}` of loop {path!r} ({cls.__name__}): a loop has states, and "
+                f"receivers are subscribed to their signals. Do its work in the state itself, or "
+                f"subscribe it: `trainer.on({signal!r}, ...)`. Begin its name with an underscore if "
+                "you call it yourself."
+            )
 
 
 def check_answers(
@@ -176,10 +228,10 @@ def check_answers(
     Raises:
         UndeclaredEvents: It returns an event that it does not declare, or nothing at all.
     """
-    code = _code_of(method)
-    if code is None or code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE):
+    source = source_of(method)
+    if source is None:
         return
-    constants, others = _returned(code)
+    constants, others = returned(source)
     said = ", ".join(f'"{event}"' for event in events)
     for constant in constants:
         if isinstance(constant, str) and constant not in events:
@@ -188,7 +240,7 @@ def check_answers(
                 f"declares {said}. {suggest(constant, events)} Return one of these, or add the "
                 f'event: `-> Literal[{said}, "{constant}"]`.'
             )
-    if not others and constants == {None} and not _is_empty(code):
+    if not others and constants == {None} and not is_empty(source):
         raise UndeclaredEvents(
             f"State {path!r} ({cls.__name__}.{name}) never returns an event, so the loop would not "
             f'go on from it. End it with `return "{events[0]}"`.'
@@ -220,69 +272,17 @@ def _answers(value: Any) -> bool:
     return value.__code__.co_argcount == 1 and "Literal[" in str(annotation)
 
 
-def _code_of(function: object) -> CodeType | None:
-    """Return the code of a function that is called as it stands; None of one that is wrapped."""
-    function = getattr(function, "__func__", function)
-    if not inspect.isfunction(function) or hasattr(function, "__wrapped__"):
-        return None
-    return function.__code__
-
-
-def _sets(function: object) -> frozenset[str]:
-    """Return the attributes that a method sets on its first argument."""
-    code = _code_of(function)
-    return frozenset() if code is None else _stored(code)
-
-
-@functools.cache
-def _stored(code: CodeType) -> frozenset[str]:
-    if not code.co_argcount:
-        return frozenset()
-    own, found = code.co_varnames[0], set()
-    steps = list(dis.get_instructions(code))
-    for number, one in enumerate(steps):
-        before = steps[max(number - 2, 0) : number]
-        plain = one.opname == "STORE_ATTR" and _loads(before[-1:], own)
-        # `self.n += 1` reads the attribute of a copy of `self`, and stores it much later.
-        augmented = (
-            one.opname == "LOAD_ATTR"
-            and [step.opname for step in before[1:]] == ["COPY"]
-            and _loads(before[:1], own)
-        )
-        if plain or augmented:
-            found.add(str(one.argval))
-    return frozenset(found)
-
-
-def _loads(steps: list[dis.Instruction], name: str) -> bool:
-    """Whether the one instruction puts the variable of this name on top of the stack."""
-    if not steps or not steps[0].opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
-        return False
-    loaded = steps[0].argval  # from Python 3.13 on two names may be loaded at once
-    return bool(name == (loaded[-1] if isinstance(loaded, tuple) else loaded))
-
-
-@functools.cache
-def _is_empty(code: CodeType) -> bool:
-    """Whether there is nothing in a function but `...`, `pass` or a docstring."""
-    idle = ("RESUME", "NOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST")
-    return all(one.opname in idle for one in dis.get_instructions(code))
-
-
-@functools.cache
-def _returned(code: CodeType) -> tuple[frozenset[object], bool]:
-    """Return the constants that code returns, and whether it returns anything else as well."""
-    steps = list(dis.get_instructions(code))
-    at = {one.offset: one for one in steps}
-    constants: set[object] = set()
-    others = False
-    for one, after in zip(steps, [*steps[1:], None], strict=True):
-        # `return "a" if x else "b"` jumps to the one return with its first constant.
-        jumps = after is not None and after.opname == "JUMP_FORWARD"
-        goal = at.get(after.argval) if after is not None and jumps else after
-        returned = goal is not None and goal.opname == "RETURN_VALUE"
-        if one.opname == "RETURN_CONST" or (one.opname == "LOAD_CONST" and returned):
-            constants.add(one.argval)
-        elif returned and one.opname != "JUMP_FORWARD":
-            others = True
-    return frozenset(constants), others
+def _with_helpers(method: Callable[..., object], cls: type[Loop]) -> list[Callable[..., object]]:
+    """Return a state method and the methods of its class that it calls, or that these call."""
+    found: dict[str, Callable[..., object]] = {}
+    todo = [method]
+    while todo:
+        source = source_of(function := todo.pop())
+        found[getattr(function, "__name__", "")] = function
+        for node in [] if source is None else own_nodes(source):
+            name = on_self(node.func, source) if source and isinstance(node, ast.Call) else None
+            helper = None if name is None else inspect.getattr_static(cls, name, None)
+            inherited = name in vars(Loop)
+            if inspect.isfunction(helper) and not inherited and helper.__name__ not in found:
+                todo.append(helper)
+    return list(found.values())

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar, cast
 
-from statemachine_trainer.machine.declaration import Declared, declared_names
+from statemachine_trainer.machine.declaration import Declared, declared_names, plain_text
 from statemachine_trainer.machine.errors import (
     CannotBuild,
     LoopDefinitionError,
@@ -124,6 +124,7 @@ class Loop:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _plain_names(cls)
         states = declared_names(cls.transitions, getattr(cls, "initial", None))
         for name in states:
             _check_state(cls, name)
@@ -200,6 +201,7 @@ class Loop:
         Raises:
             UnknownLoop: None has it, or more than one.
         """
+        name = plain_text(name)
         paths = [_join(path, key) for path, loop in self.walk() for key in loop.places()]
         if name in paths:
             return name
@@ -364,6 +366,18 @@ class Loop:
         for loop in self._loops.values():
             if loop._parent is None:  # a shallow copy shares its loops with the original
                 loop._parent = self
+
+
+def _plain_names(cls: type[Loop]) -> None:
+    """Write members of a `StrEnum` in what a class declares as plain text."""
+    body = vars(cls)
+    if "initial" in body:
+        cls.initial = plain_text(body["initial"])
+    for name in ("outcomes", "posted"):
+        if isinstance(body.get(name), list | tuple):
+            setattr(cls, name, tuple(plain_text(one) for one in body[name]))
+    if isinstance(body.get("entries"), dict):
+        cls.entries = {plain_text(k): plain_text(v) for k, v in body["entries"].items()}
 
 
 def _check_positions(cls: type[Loop], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
-from statemachine_trainer.machine.chart import Chart, Condition
+from statemachine_trainer.machine.chart import Chart, Condition, leads_inside
 from statemachine_trainer.machine.declaration import is_transient
 from statemachine_trainer.machine.fields import RUN, UNSET, Field
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
@@ -336,6 +336,8 @@ class Program:
         steps: list[Step] = []
         if dest is not None:
             kept = _kept(leaf.split(SEPARATOR), dest.split(SEPARATOR))
+            if leads_inside(source, dest):
+                kept = source.count(SEPARATOR)  # the loop is left, and entered at its entry point
             for path in reversed(_inwards(leaf)[kept:]):
                 steps.append(self._emission(path, EXIT, event, leaf, target))
             if target != END:

@@ -310,7 +310,9 @@ class Subscription:
         self.connect_to([])
 
     def connect_to(self, signals: list[Signal]) -> None:
-        """Leave the signals of before and listen to these."""
+        """Leave the signals of before and listen to these. Once it is cancelled it listens to none."""
+        if not self.active:
+            signals = []
         for signal in self._signals:
             if signal not in signals:
                 signal.disconnect(self)

@@ -32,6 +32,7 @@ from statemachine_trainer.machine.lint import (
     check_answers,
     check_class,
     check_fields,
+    check_hooks,
     check_left_out,
     check_scopes,
     check_state,
@@ -129,6 +130,8 @@ def methods_of(cls: type[Loop]) -> list[str]:
 
 POSTED_EVENTS = ("stop", "validate", "checkpoint", "pause")
 """Events that any loop may have a transition for because they come from outside."""
+
+_OF_THE_LIBRARY = ("state", "to_state")
 
 END = "end"
 """Name of the final state beside the root loop."""
@@ -252,6 +255,7 @@ def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> 
             plan.answers[state] = _read_state(loop, state, here)
     guards = {str(guard.test) for t in plan.transitions for guard in t.guards}
     check_left_out(type(loop), path, states, guards)
+    check_hooks(type(loop), path, states, [t.event for t in plan.transitions])
     _narrow_wildcards(plan)
     for check in (_check_guards, _check_entries, _check_events, _check_reachable):
         check(plan)
@@ -265,7 +269,7 @@ def _read_state(loop: Loop, state: str, path: str) -> Answers:
     cls, method = type(loop), getattr(loop, state)
     _check_call(method, f"State {path!r} ({cls.__name__}.{state})")
     answers = read_answers(cls, state, path)
-    check_state(method, cls, path)
+    check_state(method, loop, path)
     if not answers.may_rest:
         check_answers(method, state, cls, path, answers.events)
     return answers
@@ -348,11 +352,14 @@ def _check_names(plan: LoopPlan) -> None:
             raise ReservedName(
                 f"{name!r} in loop {plan.path!r} ({plan.kind}) is no identifier; paths need one."
             )
-    for name in events:
-        if name in (ENTER, EXIT):
+    for name in [*events, *loop.outcomes]:
+        if name in (ENTER, EXIT, *_OF_THE_LIBRARY):
+            whose = (
+                "of a signal" if name in (ENTER, EXIT) else "that the library `transitions` keeps"
+            )
             raise ReservedName(
-                f"The event {name!r} in loop {plan.path!r} ({plan.kind}) is the name of a signal. "
-                "Call it something else."
+                f"The event {name!r} in loop {plan.path!r} ({plan.kind}) is the name {whose}. Call it "
+                "something else."
             )
 
 

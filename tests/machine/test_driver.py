@@ -21,7 +21,7 @@ from statemachine_trainer.machine.errors import (
     UnknownEvent,
     UnknownSignal,
 )
-from tests.machine.kit import WHOLE_RUN, Epoch, Fit, fit_driver, path_of
+from tests.machine.kit import WHOLE_RUN, Batch, Epoch, Fit, fit_driver, path_of
 
 FETCH = "fit.epoch.fetch"
 
@@ -728,3 +728,24 @@ def test_what_a_run_is_to_stop_at_must_be_a_name_or_a_condition() -> None:
         driver.run(until)
     with pytest.raises(BadReceiver, match="until=3"):
         driver.moments(until)
+
+
+@pytest.mark.parametrize("until", ["fetch", lambda _s, moment: moment.state == "fetch"])
+def test_a_goal_that_was_met_stops_no_later_run_after_a_swap(until: Any) -> None:
+    driver = fit_driver()
+    driver.run(until=until)
+    driver.root["batch"] = Batch()
+    assert driver.run() == "fit_done"
+
+
+def test_a_subscription_that_was_cancelled_stays_so_after_a_swap() -> None:
+    driver, heard = fit_driver(), []
+    listening = driver.board.on("fetch", heard.append)
+    watching = driver.board.watch("fetch", heard.append)
+    listening.cancel()
+    watching.cancel()
+    driver.root["batch"] = Batch()
+    assert driver.run() == "fit_done"
+    assert heard == []
+    watching.connect_to([driver.board.signal("fetch")])
+    assert watching.signals == []

@@ -5,6 +5,7 @@ What `refuse` is given are the words that somebody who reads the message needs.
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from statemachine_trainer import FitLoop, Trainer
 from statemachine_trainer.machine import Driver, Loop, field, place
 from statemachine_trainer.machine.errors import (
+    LoopDefinitionError,
     PlaceNotNamed,
     StateMachineError,
     UnexpectedEvent,
@@ -612,3 +614,113 @@ def test_a_setting_that_is_misspelt_or_given_twice() -> None:
 def test_an_event_that_nobody_takes_is_not_posted() -> None:
     with pytest.raises(StateMachineError, match=r"'stopp'\. Did you mean 'stop'"):
         make_trainer().post("stopp")
+
+
+# -- state that no snapshot holds, and methods that nobody calls ----------------------------------
+
+
+def two_state_loop(**body: Any) -> type[Loop]:
+    class Two(Loop):
+        initial = "first"
+        transitions = [["go", "first", "second"]]
+        outcomes = ("done",)
+
+        def first(self) -> Literal["go"]:
+            return "go"
+
+        def second(self) -> Literal["done"]:
+            return "done"
+
+    return type("Derived", (Two,), body)
+
+
+class KeepsList(Loop):
+    initial = "work"
+    outcomes = ("done",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+        self.names = {"a": 1}
+        self.fixed = [1, 2]
+
+    def work(self) -> Literal["done"]:
+        self.seen.append(sum(self.fixed) + len(self.names))
+        return "done"
+
+
+class KeepsDict(KeepsList):
+    def work(self) -> Literal["done"]:
+        self.names["b"] = 2
+        return "done"
+
+
+class KeepsByHelper(KeepsList):
+    def work(self) -> Literal["done"]:
+        self.note()
+        return "done"
+
+    def note(self) -> None:
+        self.seen += [1]
+
+
+class ChangesByHelper(KeepsList):
+    def work(self) -> Literal["done"]:
+        self.note()
+        return "done"
+
+    def note(self) -> None:
+        self.seen.extend([1])
+
+
+@pytest.mark.parametrize(
+    "cls, name",
+    [(KeepsList, "seen"), (KeepsDict, "names"), (KeepsByHelper, "seen"), (ChangesByHelper, "seen")],
+)
+def test_a_container_that_a_state_changes_and_no_snapshot_holds(cls: type[Loop], name: str) -> None:
+    with pytest.raises(LoopDefinitionError, match=rf"`?self\.{name}`?, which is no field"):
+        Driver(cls())
+
+
+def test_a_container_that_is_a_field_or_only_read_is_as_it_should_be() -> None:
+    class Keeps(Loop):
+        initial = "work"
+        outcomes = ("done",)
+        seen: list[int] = field(factory=list)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fixed = [1, 2]
+            self._cache: dict[int, int] = {}
+
+        def work(self) -> Literal["done"]:
+            self.seen.append(self.fixed[0])
+            self._cache[1] = 2
+            return "done"
+
+    Driver(Keeps())
+
+
+@pytest.mark.parametrize(
+    "method, way",
+    [
+        ("on_enter_second", "trainer.on('second', "),
+        ("on_exit_first", "trainer.on('first:exit', "),
+        ("on_second", "trainer.on('second', "),
+        ("on_enter_secnd", "trainer.on('secnd', "),
+        ("before_go", "trainer.on('STATE:go', "),
+        ("after_go", "trainer.on('STATE:go', "),
+    ],
+)
+def test_a_method_of_a_loop_that_looks_like_a_receiver(method: str, way: str) -> None:
+    def hook(self: Loop) -> None: ...
+
+    with pytest.raises(LoopDefinitionError, match=re.escape(way)):
+        Driver(two_state_loop(**{method: hook})())
+
+
+def test_other_methods_of_such_names_are_left_alone() -> None:
+    def hook(self: Loop) -> None: ...
+
+    for method in ("on_time", "before_long", "_on_enter_second", "once"):
+        Driver(two_state_loop(**{method: hook})())
