@@ -106,7 +106,7 @@ def _check_validation(fit: Fit, asked: Sequence[str], where: object) -> None:
         assert fit.validations, where
 
 
-PAIRS = [*itertools.permutations(EVENTS[:3], 2)]
+PAIRS: list[tuple[str, ...]] = [*itertools.permutations(EVENTS[:3], 2)]
 
 
 @pytest.mark.parametrize("asked", PAIRS, ids="-".join)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -78,7 +78,7 @@ def test_members_of_an_enum_of_texts_are_names(names: Any) -> None:
 def test_members_of_another_enum_are_refused_with_a_way_out() -> None:
     class Wrong(Loop):
         initial = "first"
-        transitions: Any = [["go", Number.FIRST, "second"]]
+        transitions: ClassVar[Any] = [["go", Number.FIRST, "second"]]
         outcomes = ("done",)
 
         def first(self) -> Literal["go"]:
@@ -111,7 +111,7 @@ def two_states(event: str) -> Loop:
     def finish(self: Loop) -> Literal["done"]:
         return "done"
 
-    work.__annotations__["return"] = Literal[event]  # type: ignore[valid-type]
+    work.__annotations__["return"] = Literal[event]
     body: dict[str, Any] = {"initial": "work", "transitions": [[event, "work", "finish"]]}
     body |= {"outcomes": ("done",), "work": work, "finish": finish}
     kind = type("Two", (Loop,), body)
