@@ -8,12 +8,15 @@ out, since a call more is what users would pay: `EpochLoop.fetch`, `OptimizerLoo
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol
 
 import torch
 
 from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.metrics.sizes import UnclearBatchSize, why_unclear
 from statemachine_trainer.loops.optimizers import OptimizerSlot, step_scaled, step_schedulers
+from statemachine_trainer.machine.errors import level_of_caller
 
 
 class HoldsBatch(Protocol):
@@ -88,9 +91,20 @@ def count_batch(context: Context) -> None:
 
 
 def count_samples(context: Context) -> None:
-    """Count the samples of the batch in flight."""
+    """Count the samples of the batch in flight.
+
+    Warns:
+        UnclearBatchSize: The first batch does not say clearly how many it holds.
+    """
     assert context.sample_size is not None
     size = context.sample_size(context.batch) or 0
+    if size and not context.counts.sample and (why := why_unclear(context.batch, size)):
+        warnings.warn(
+            f"Samples are counted, and {why}. So the first batch counts as {size}. Let intervals go by "
+            "batches or steps if that is wrong.",
+            UnclearBatchSize,
+            stacklevel=level_of_caller(),
+        )
     context.counts.sample += size
     context.counts.sample_in_epoch += size
 

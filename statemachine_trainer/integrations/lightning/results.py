@@ -10,7 +10,7 @@ import torch
 from statemachine_trainer.integrations.lightning.library import NotSupported
 from statemachine_trainer.integrations.lightning.standing import Standing
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.metrics.table import Metrics, batch_size_of, is_metric
+from statemachine_trainer.loops.metrics.table import Metrics, is_metric
 
 _REDUCTIONS: Final = {"mean": "mean", "avg": "mean", "sum": "sum", "min": "min", "max": "max"}
 _OUTSIDE: Final = ("on_fit_start", "on_train_start")
@@ -81,7 +81,7 @@ class Results:
             if isinstance(batch_size, torch.Tensor):
                 batch_size = batch_size.item()
             if reduce == "mean" and batch_size is None:
-                batch_size = batch_size_of(context.split)
+                batch_size = table.weight_of(context.split, name)
             settings = {"batch_size": batch_size, "reduce": reduce, "prog_bar": prog_bar}
             for one in (whole, epoch) if forked else (whole,):
                 table.log(one, value, **settings)

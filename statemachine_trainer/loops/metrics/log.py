@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+from torch import Tensor
 
 from statemachine_trainer.loops.loop_errors import TrainingError
-from statemachine_trainer.loops.metrics.table import Metrics, batch_size_of
+from statemachine_trainer.loops.metrics.table import Metrics, is_metric
 
 
 class NotLogging(TrainingError):
@@ -29,6 +31,7 @@ class LogContext(Protocol):
     split: Any
 
 
+_NUMBERS: Final = frozenset((Tensor, float, int))
 _current: ContextVar[LogContext | None] = ContextVar("statemachine_trainer_log", default=None)
 
 
@@ -64,8 +67,13 @@ def log(name: str, value: Any, *, batch_size: int | None = None, **settings: Any
         raise NotLogging(
             f"log({name!r}, ...) was called outside of fit, validate, test or predict."
         )
-    if batch_size is None and target.split is not None:
-        batch_size = batch_size_of(target.split)
+    if (
+        batch_size is None
+        and target.split is not None
+        and (value.__class__ in _NUMBERS or not is_metric(value))
+        and (not settings or settings.get("reduce", "mean") == "mean")
+    ):
+        batch_size = target.log_table.weight_of(target.split, name)
     target.log_table.log(name + target.log_suffix, value, batch_size=batch_size, **settings)
 
 

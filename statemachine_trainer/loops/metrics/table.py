@@ -7,11 +7,11 @@ Objects of torchmetrics, and all that look like them, keep their state and are a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import Literal, TypedDict, Unpack, cast
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from statemachine_trainer.loops.loop_errors import (
     BadMetricValue,
@@ -43,8 +43,8 @@ from statemachine_trainer.loops.metrics.objects import (
     metric_state,
     torchmetrics_state,
 )
-from statemachine_trainer.machine.errors import suggest
-from statemachine_trainer.parallel.containers import parts
+from statemachine_trainer.loops.metrics.sizes import UnclearBatchSize, batch_size_of, why_unclear
+from statemachine_trainer.machine.errors import level_of_caller, suggest
 
 __all__ = [
     "BadMetricValue",
@@ -56,6 +56,7 @@ __all__ = [
     "Metrics",
     "Reduce",
     "Shown",
+    "UnclearBatchSize",
     "UnknownMetric",
     "UnsavableMetric",
     "batch_size_of",
@@ -97,6 +98,7 @@ class Metrics(Mapping[str, float]):
         self._entries: dict[str, Number | Held | Pending] = {}
         self._numbers: dict[str, float] | None = None
         self.over: bool | None = False
+        self._told_of_size = False
 
     def begin(self) -> None:
         """Empties the table for a new pass and resets the metric objects logged in the last one."""
@@ -186,6 +188,35 @@ class Metrics(Mapping[str, float]):
             entry.add(number, weight)
         else:
             entry.add_on_device(name, cast(Tensor, value), weight)
+
+    def weight_of(self, batch: Any, name: str) -> int | None:
+        """The number of samples in a batch, as the weight of a value in a mean; None if unknown.
+
+        Args:
+            batch: The batch that the value is of.
+            name: Of the metric, for the warning.
+
+        Warns:
+            UnclearBatchSize: The batch does not say it clearly. Told once.
+        """
+        if batch.__class__ is list or batch.__class__ is tuple:
+            # What is usual, and asked in every batch: a pair of tensors of one size.
+            sizes = {
+                one.shape[0] if one.__class__ is Tensor and one.ndim else None for one in batch
+            }
+            if len(sizes) == 1 and None not in sizes:
+                return sizes.pop()
+        size = batch_size_of(batch)
+        if not self._told_of_size and (why := why_unclear(batch, size)):
+            self._told_of_size = True
+            warnings.warn(
+                f"The mean of {name!r} is weighted by the samples of each batch, and {why}. So "
+                f"{'every batch counts the same' if size is None else f'this one counts as {size}'}. Say "
+                f"how many it holds: log({name!r}, value, batch_size=...).",
+                UnclearBatchSize,
+                stacklevel=level_of_caller(),
+            )
+        return size
 
     def log_dict(
         self,
@@ -368,24 +399,3 @@ class Metrics(Mapping[str, float]):
 
     def _unknown(self, name: str) -> UnknownMetric:
         return UnknownMetric(f"No metric {name!r} in this pass. {suggest(name, self._entries)}")
-
-
-def batch_size_of(batch: object) -> int | None:
-    """The number of samples in a batch: the first dimension of the first tensor that has one.
-
-    Looks depth first through mappings, lists, tuples and dataclasses, and takes for a tensor all
-    that has `shape` and `to`. None when there is none.
-    """
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.dim() else None
-    if isinstance(batch, PackedSequence):
-        return int(batch.batch_sizes[0])
-    inside = parts(batch)
-    if inside is not None:
-        for part in inside:
-            size = batch_size_of(part)
-            if size is not None:
-                return size
-        return None
-    shape = getattr(batch, "shape", None)
-    return int(shape[0]) if hasattr(batch, "to") and isinstance(shape, tuple) and shape else None

@@ -1,0 +1,110 @@
+"""How many samples a batch holds, and whether that is clear."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from statemachine_trainer.parallel.containers import leaves_with_paths, parts
+
+
+class UnclearBatchSize(UserWarning):
+    """The parts of a batch differ in their number of samples, or it does not tell any."""
+
+
+def batch_size_of(batch: object) -> int | None:
+    """The number of samples in a batch: the first dimension of the first tensor that has one.
+
+    Looks depth first through mappings, lists, tuples and dataclasses, and takes for a tensor all
+    that has `shape` and `to`. A batch without tensors holds as many samples as its first list of
+    texts; graphs tell it by `num_graphs`. None when there is nothing of that.
+    """
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.dim() else None
+    size = _first_dimension(batch)
+    return size if size is not None else _number_of_texts(batch)
+
+
+def _first_dimension(batch: object) -> int | None:
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.dim() else None
+    if isinstance(batch, PackedSequence):
+        return int(batch.batch_sizes[0])
+    inside = parts(batch)
+    if inside is not None:
+        for part in inside:
+            size = _first_dimension(part)
+            if size is not None:
+                return size
+        return None
+    graphs = getattr(batch, "num_graphs", None)
+    if isinstance(graphs, int):
+        return graphs
+    shape = getattr(batch, "shape", None)
+    return int(shape[0]) if hasattr(batch, "to") and isinstance(shape, tuple) and shape else None
+
+
+def _number_of_texts(batch: object) -> int | None:
+    inside = parts(batch)
+    if inside is None:
+        return None
+    if isinstance(batch, list | tuple) and batch and all(isinstance(one, str) for one in batch):
+        return len(batch)
+    return next((n for part in inside if (n := _number_of_texts(part)) is not None), None)
+
+
+def why_unclear(batch: object, size: int | None) -> str:
+    """Say why the size of a batch is not clear; "" if it is.
+
+    Args:
+        batch: The batch.
+        size: What `batch_size_of` found.
+    """
+    if size is None:
+        if (
+            parts(batch) is not None
+            or batch is None
+            or isinstance(batch, Tensor | str | int | float)
+        ):
+            return ""
+        return f"a {type(batch).__name__} does not tell how many samples it holds"
+    sizes: set[int] = set()
+    _collect(batch, sizes)
+    if len(sizes) < 2:
+        return ""
+    said: dict[int, str] = {}
+    for path, leaf in leaves_with_paths(
+        batch, "batch", lambda one: isinstance(one, PackedSequence)
+    ):
+        one = _first_dimension(leaf)
+        if one is not None:
+            said.setdefault(one, path)
+    listed = [f"{path} has {one}" for one, path in said.items()][:3]
+    others = sorted(sizes - said.keys())
+    listed += [f"there is a list of {one}" for one in others[: 3 - len(listed)]]
+    return f"{' and '.join(listed)} along the first dimension"
+
+
+def _collect(batch: object, sizes: set[int]) -> None:
+    """Find every number that might be the number of samples."""
+    if isinstance(batch, Tensor):
+        if batch.dim():
+            sizes.add(batch.shape[0])
+        return
+    inside = None if isinstance(batch, PackedSequence) else parts(batch)
+    if inside is None:
+        size = _first_dimension(batch)
+        if size is not None:
+            sizes.add(size)
+        return
+    for part in inside:
+        _collect(part, sizes)
+    if isinstance(batch, list | tuple) and len(batch) > 1 and _is_record(batch[0]):
+        sizes.add(len(batch))  # one record for each sample
+
+
+def _is_record(value: object) -> bool:
+    return isinstance(value, Mapping) or dataclasses.is_dataclass(value)
