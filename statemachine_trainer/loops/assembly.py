@@ -142,7 +142,8 @@ def assemble_fit(
         RanksDiffer: Of several ranks, one was given something else.
     """
     context = equipment.context(model, trainer, loss, optimizer)
-    context.steps.get("training_step")
+    if any(loop.steps_optimizers or loop.by_hand for _, loop in training_loops(root)):
+        context.steps.get("training_step")  # others find out when they call it
     train, validation = context.steps.arrive("fit", train, validation)
     begin_fit(context)
     context.manual = _settle_optimization(root, context)
@@ -151,7 +152,7 @@ def assemble_fit(
             f"{type(model).__name__}.configure_optimizers returned no optimizer. Return one, or "
             "set `automatic_optimization = False` and train by hand in training_step."
         )
-    look_for_mistakes(context)
+    look_for_mistakes(context, validation)
     if any(loop.counts_samples for _, loop in training_loops(root)):
         context.sample_size = batch_size_of
     replace_data(context, train, validation)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 
 from statemachine_trainer.data import END, Feed, limit_batches
 from statemachine_trainer.loops.base import TrainingLoop, check_limit, training_loops, whole_number
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.loop_errors import MetricConflict
+from statemachine_trainer.loops.loop_errors import MetricConflict, TrainingError
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.metrics.weights import fingerprint_of_weights
@@ -32,6 +32,18 @@ from statemachine_trainer.snapshot.rng import (
 
 class NothingToEvaluate(UserWarning):
     """A validation that was asked for where there are no validation data."""
+
+
+class GradientsOff(TrainingError):
+    """A step of an evaluation asks for gradients, and there are none."""
+
+
+_ASKED_FOR_GRADIENTS: Final = (
+    "does not require grad",
+    "Differentiated Tensors",
+    "does not have a grad_fn",
+)
+"""What torch says where a backward pass finds no graph."""
 
 
 class EvaluationLoop(TrainingLoop):
@@ -153,9 +165,27 @@ class EvaluationLoop(TrainingLoop):
         context = self.context
         if context.model.training:
             self.leave_training()
+        context.output = self.call_step()
+
+    def call_step(self) -> Any:
+        """Call the step on the batch, without gradients, in the precision of the run.
+
+        Raises:
+            GradientsOff: It asked for gradients.
+        """
+        context = self.context
         step = context.steps.get(self.step_name)
-        with torch.no_grad(), context.precision.context():
-            context.output = step(context.batch, context.batch_idx)
+        try:
+            with torch.no_grad(), context.precision.context():
+                return step(context.batch, context.batch_idx)
+        except RuntimeError as error:
+            if not any(said in str(error) for said in _ASKED_FOR_GRADIENTS):
+                raise
+            raise GradientsOff(
+                f"{self.step_name} asks for gradients, and an evaluation runs without them (under "
+                "torch.no_grad()). Write `with torch.enable_grad():` around the part of it that needs "
+                f"them, its forward pass included. (torch: {error})"
+            ) from error
 
     def finish(self) -> None:
         """Keep the metrics and go back to training mode.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable
+from typing import Final
 
 from torch import nn
 
@@ -49,10 +50,21 @@ class SharedName(LikelyMistake):
     """Training and validation log under one name, so that one of the two is not seen."""
 
 
-def look_for_mistakes(context: Context) -> None:
+_WAYS: Final = {
+    **UNCALLED,
+    "val_dataloader": "fit(model, train, validation=model.val_dataloader())",
+}
+"""What does the work of methods that nobody calls."""
+
+
+def look_for_mistakes(context: Context, validation: object = None) -> None:
     """Look at a fit that was just put together.
 
     Models of other libraries have their own ways and are left alone.
+
+    Args:
+        context: What the loops of the run share.
+        validation: The validation data as they were given.
 
     Raises:
         OptimizerError: An optimizer updates no parameter of the model.
@@ -78,8 +90,10 @@ def look_for_mistakes(context: Context) -> None:
                 SchedulerNotReturned,
             )
     uncalled = [name for name in UNCALLED if callable(getattr(type(model), name, None))]
+    if validation is None and callable(getattr(type(model), "val_dataloader", None)):
+        uncalled.append("val_dataloader")
     if uncalled:
-        ways = "; ".join(f"{name}: {UNCALLED[name]}" for name in uncalled)
+        ways = "; ".join(f"{name}: {_WAYS[name]}" for name in uncalled)
         _warn(
             f"{type(model).__name__} has methods with names of Lightning's that are not called here. "
             f"What does their work: {ways}. See docs/migration.md.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
 
 from statemachine_trainer.loops import CustomLoop, FitLoop, log
-from statemachine_trainer.loops.loop_errors import StepOutputError
+from statemachine_trainer.loops.loop_errors import ModelError, StepOutputError
 from statemachine_trainer.loops.recipes.custom import OutOfTurn
 from statemachine_trainer.machine.errors import UnhandledEvent
 from statemachine_trainer.testing import assert_resumable
@@ -208,3 +208,39 @@ def make_trainer() -> Trainer:
 def test_gradients_that_add_up_are_resumed_to_the_same_bits_at_every_boundary() -> None:
     report = assert_resumable(make_trainer, exhaustive=True)
     assert len(report.tried) == report.possible > 15
+
+
+def test_a_loop_that_never_calls_the_training_step_asks_for_none() -> None:
+    class Own(CustomLoop):
+        initial = "epoch_start"
+        transitions = (
+            ["epoch_started", "epoch_start", "fetch"],
+            ["fetched", "fetch", "work"],
+            ["done", "work", "fetch"],
+            ["exhausted", "fetch", "epoch_end"],
+        )
+        outcomes = ("epoch_done",)
+
+        asks: ClassVar[bool] = False
+
+        def work(self) -> Literal["done"]:
+            context = self.context
+            own = self.training_loss() if self.asks else context.model(context.batch).pow(2).mean()
+            self.backward(own)
+            self.optimizer_step()
+            self.end_batch()
+            return "done"
+
+    class Layer(nn.Linear):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return SGD(self.parameters(), 0.1)
+
+    def fit() -> Trainer:
+        trainer = Trainer(FitLoop(max_epochs=1, epoch=Own()), progress=False, device="cpu")
+        trainer.fit(Layer(2, 1), [torch.ones(4, 2)] * 2)
+        return trainer
+
+    assert fit().context.counts.step == 2
+    Own.asks = True
+    with pytest.raises(ModelError, match="no training_step"):
+        fit()

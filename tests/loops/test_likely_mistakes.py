@@ -267,3 +267,14 @@ def test_all_of_them_can_be_switched_off_at_once() -> None:
         NothingLearned, SchedulerNotReturned, SharedName, SteppedByEpochs,
     )  # fmt: skip
     assert all(issubclass(kind, LikelyMistake) for kind in kinds)
+
+
+def test_a_loader_of_the_model_that_nobody_asks_for_is_told() -> None:
+    class Provides(Validated):
+        def val_dataloader(self) -> Any:
+            return make_batches(1)
+
+    with pytest.warns(NeverCalled, match=r"validation=model\.val_dataloader\(\)"):
+        make_trainer().fit(Provides(), make_batches(1))
+    model = Provides()
+    make_trainer().fit(model, make_batches(1), model.val_dataloader())

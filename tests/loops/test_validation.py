@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from statemachine_trainer.loops.evaluation import GradientsOff
 from statemachine_trainer.loops.loop_errors import ModelError, NothingToDo
 from statemachine_trainer.loops.metrics.log import log
+from statemachine_trainer.trainer import Trainer
 from tests.loops.outer_kit import Model, Trace, make_trainer, numbered
 
 
@@ -250,3 +252,43 @@ def test_a_plain_model_logs_its_loss() -> None:
     loss = nn.functional.mse_loss
     assert trainer.validate(model, data, loss=loss) == {"val_loss": 0.0}
     assert trainer.test(model, data, loss=loss) == {"test_loss": 0.0}
+
+
+class Adapts(nn.Module):
+    """Takes a step of gradients in its validation, as meta-learning does."""
+
+    def __init__(self, *, says_so: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.says_so = says_so
+
+    def _adapted(self, batch: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(self.says_so or torch.is_grad_enabled()):
+            loss = self.layer(batch).pow(2).mean()
+            gradient: torch.Tensor = torch.autograd.grad(loss, self.layer.weight)[0]
+        norm: torch.Tensor = gradient.norm()
+        return norm
+
+    def validation_step(self, batch: torch.Tensor) -> None:
+        log("norm", self._adapted(batch))
+
+    predict_step = test_step = validation_step
+
+
+@pytest.mark.parametrize("what", ["validate", "test", "predict"])
+def test_gradients_in_an_evaluation_are_an_error_that_says_what_to_write(what: str) -> None:
+    data = [torch.ones(3, 2)]
+    trainer = Trainer(progress=False, device="cpu")
+    with pytest.raises(GradientsOff, match=r"_step asks.*with torch\.enable_grad\(\):"):
+        getattr(trainer, what)(Adapts(says_so=False), data)
+    getattr(Trainer(progress=False, device="cpu"), what)(Adapts(says_so=True), data)
+
+
+def test_other_errors_of_torch_in_an_evaluation_are_left_as_they_are() -> None:
+    class Broken(Adapts):
+        def validation_step(self, batch: torch.Tensor) -> None:
+            torch.zeros(2) @ torch.zeros(3)
+
+    with pytest.raises(RuntimeError, match="size") as caught:
+        Trainer(progress=False, device="cpu").validate(Broken(says_so=True), [torch.ones(3, 2)])
+    assert type(caught.value) is RuntimeError

@@ -233,12 +233,10 @@ class PoolLoop(EvaluationLoop, states="pool", answer="predicted", outcome="pool_
     def evaluate(self) -> None:
         """Predict the batch, as often as asked for."""
         context = self.context
-        step = context.steps.get(self.step_name)
         dropout = nullcontext() if self.mc_samples == 1 else _dropout_on(context.model)
         with torch.no_grad(), context.precision.context(), dropout:
             every = [
-                self._checked(self.probabilities(step(context.batch, context.batch_idx)))
-                for _ in range(self.mc_samples)
+                self._checked(self.probabilities(self.call_step())) for _ in range(self.mc_samples)
             ]
         self.found.append(torch.stack(every, dim=2) if self.mc_samples > 1 else every[0])
 
