@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -15,13 +14,8 @@ from typing import Any, Literal, Protocol
 
 from statemachine_trainer import run_record
 from statemachine_trainer.callbacks.finding import NoCheckpoint, find_checkpoint
-from statemachine_trainer.callbacks.interruption import (
-    WARNINGS,
-    Heed,
-    Interrupted,
-    heeding,
-    raise_interruption,
-)
+from statemachine_trainer.callbacks.interruption import WARNINGS, Interrupted
+from statemachine_trainer.callbacks.stop import Stop
 from statemachine_trainer.callbacks.unmeasured import (
     all_has_run,
     refuse_unmeasured,
@@ -63,7 +57,6 @@ __all__ = [
     "find_checkpoint",
 ]
 
-_log = logging.getLogger(__name__)
 _LAST = -1000
 _BATCH_IN_FLIGHT = re.compile(
     r"context\.in_flight\.(batch|splits?|kept_hiddens|output|loss|aside)\b"
@@ -149,9 +142,8 @@ class Checkpoints:
         self._due = False
         self._told_of_weights = False
         self._postponed_at: int | None = None
-        self._handling = self._stopped = False
-        self._wanted = self._stop_agreed = False
-        self._heed: Heed | None = None
+        self._wanted = False
+        self._stop = Stop(lambda: self._running, self._write_to_stop)
         self._host: Host | None = None
         self._owner: Ownership | None = None
         self._driver: Driver | None = None
@@ -460,76 +452,37 @@ class Checkpoints:
         if _keeps_record() and (self._owner is None or self._owner.held):
             run_record.note(self.store.root, event, self.store.versions, **facts)
 
-    # -- signals of the system -------------------------------------------------------------------
+    # -- signals of the operating system ---------------------------------------------------------
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Heed the signals of the system while the block runs the fit; then wait for the disk.
+        """Heed the signals of the operating system while the block runs the fit; then wait for the disk.
 
         Raises:
             Interrupted: One came; the machine stands at the boundary that was written.
         """
-        self._stopped = self._stop_agreed = False
-        ranks = Ranks.here()
-        with heeding(self._ask_to_stop) if self.on_signals else _deaf() as heed:
-            self._heed = heed
+        stop = self._stop
+        with stop.listening(self.on_signals):
             try:
                 yield
-                if ranks is None or self._running.path is None:  # a rank may be paused alone
-                    heed.signum = _heard_by_any(ranks, heed.signum)
-                    if heed.signum is not None and not self._stopped:
-                        self._stop_at_rest()
+                stop.finish(written_at_end=self.at_end)
                 self.store.wait()
             except BaseException as error:
                 self._note_end("failed", error=f"{type(error).__name__}: {error}"[:500])
                 raise
-            finally:
-                self._heed = None
-        if heed.signum is not None:
+        if stop.came is not None:
             self._running.take_pause()  # it stands still: a pause would end the next `run` at once
-            self._note_end("stopped", signal=heed.signum, checkpoint=str(self.last))
-            _log.warning("%s", Interrupted(heed.signum, self.last))
-            if self._stopped:  # torchrun ends the others once it sees that one has ended
-                _heard_by_any(ranks, None)
-            raise_interruption(heed.signum, self.last)
+            self._note_end("stopped", signal=stop.came, checkpoint=str(self.last))
+            stop.end_run(self.last)
         if self._running.path is None:
             self._note_end("ended", outcome=self._running.outcome)
 
-    def _ask_to_stop(self) -> None:
-        """Called by the handler: the work is done at the next boundary, never at whatever line was running."""
-        if Ranks.here() is not None:
-            return  # the others hear of it where all of them meet, and stop there too
-        self._handling = True
-        try:
-            self._running.at_boundary(self._stop)
-        finally:
-            self._handling = False
-
-    def _stop(self) -> None:
-        driver = self._running
-        if self._heed is None or self._heed.signum is None:
-            return  # an error was faster, and the run that was to be stopped is over
-        if self._handling:  # the machine is at rest, about to run, or it has just returned
-            driver.pause()
-            return
+    def _write_to_stop(self) -> bool:
         try:
             self.store.wait()
         except WriteFailed as error:  # of the one before: this one is wanted all the more
             warnings.warn(f"{error}", RuntimeWarning, stacklevel=2)
-        if self._has_written():
-            self._stopped = True
-            driver.pause()
-        else:
-            driver.at_boundary(self._stop)
-
-    def _stop_at_rest(self) -> None:
-        """Write a checkpoint after a signal that came when the machine was not running."""
-        driver = self._running
-        if driver.path is None and self.at_end:
-            return  # the fit had ended, and that was written
-        driver.at_boundary(self._stop)
-        while not self._stopped and driver.path is not None:
-            driver.run()
+        return self._has_written()
 
     # -- several ranks ---------------------------------------------------------------------------
 
@@ -542,16 +495,15 @@ class Checkpoints:
         wanted = self._wanted
         if wanted:  # else a thread may be setting it just now
             self._wanted = False
-        return (0 if self._heed is None else self._heed.signum or 0), wanted
+        return self._stop.signum or 0, wanted
 
     def agreed(self, signum: int, wanted: bool) -> None:
         """Do at the next boundary, as all ranks do, what was asked for at any of them."""
         if wanted:
             self._wanted = False
             self._running.at_boundary(self._write)
-        if signum and self._heed is not None and not self._stop_agreed:
-            self._heed.signum, self._stop_agreed = signum, True
-            self._running.at_boundary(self._stop)
+        if signum:
+            self._stop.agree(signum)
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -576,17 +528,7 @@ class _Candidate:
     metadata: dict[str, object]
 
 
-def _heard_by_any(ranks: Ranks | None, signum: int | None) -> int | None:
-    """Return the signal that any rank heard; None if none did. A collective."""
-    return signum if ranks is None else int(ranks.largest([signum or 0])[0]) or None
-
-
 def _keeps_record() -> bool:
     """Whether this process writes `run.json`: it is alone, or rank 0."""
     ranks = Ranks.here()
     return ranks is None or ranks.rank == 0
-
-
-@contextmanager
-def _deaf() -> Iterator[Heed]:
-    yield Heed(lambda: None)

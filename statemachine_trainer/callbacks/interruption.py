@@ -1,4 +1,4 @@
-"""What a warning of the system does to a run: it stops at its next boundary."""
+"""Signals of the operating system that ask a run to stop."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from statemachine_trainer.files import shown
 
 WARNINGS = ("SIGTERM", "SIGUSR1", "SIGINT")
-"""Signals of the system that stop a run at its next boundary, with a checkpoint."""
+"""Signals that stop a run at its next boundary, with a checkpoint."""
 
 _NOTICE = b"\nStopping at the next boundary, with a checkpoint. Ctrl-C once more stops at once.\n"
 
 
 class Interrupted(SystemExit):
-    """A signal of the system stopped the run; a checkpoint was written.
+    """A signal of the operating system stopped the run; a checkpoint was written.
 
     Leaves the process with the exit code 128 + the number of the signal, as shells and schedulers
     expect. Caught, the trainer stands at the boundary that was written, and `run()` goes on.
@@ -44,7 +45,7 @@ class Interrupted(SystemExit):
 
 
 class Heed:
-    """Notes signals of the system. Made by `heeding`.
+    """Notes signals of the operating system. Made by `heeding`.
 
     Attributes:
         signum: Number of the first one that came; None while none has.
@@ -73,7 +74,7 @@ class Heed:
 
 @contextmanager
 def heeding(ask_to_stop: Callable[[], None]) -> Iterator[Heed]:
-    """Heed the signals in `WARNINGS` while the block runs; afterwards the handlers are as before.
+    """Note the signals in `WARNINGS` while the block runs; afterwards the handlers are as before.
 
     Only in the main thread, which is the one that Python runs handlers in, and only those signals
     that nobody else handles: a handler of the user's own stays, and so does `nohup`.
@@ -98,7 +99,7 @@ def heeding(ask_to_stop: Callable[[], None]) -> Iterator[Heed]:
             signal.signal(number, handler)
 
 
-def raise_interruption(signum: int, checkpoint: Path | None) -> None:
+def raise_interruption(signum: int, checkpoint: Path | None) -> NoReturn:
     """End the run as the signal asks for.
 
     Raises:
