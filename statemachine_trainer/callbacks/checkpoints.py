@@ -6,8 +6,6 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,6 +13,12 @@ from typing import Any, Literal, Protocol
 from statemachine_trainer import run_record
 from statemachine_trainer.callbacks.finding import NoCheckpoint, find_checkpoint
 from statemachine_trainer.callbacks.interruption import WARNINGS, Interrupted
+from statemachine_trainer.callbacks.measured import (
+    OtherWeights,
+    metrics_of_this_moment,
+    of_other_weights,
+    would_keep,
+)
 from statemachine_trainer.callbacks.stop import Stop
 from statemachine_trainer.callbacks.unmeasured import (
     all_has_run,
@@ -29,10 +33,9 @@ from statemachine_trainer.loops.intervals import (
     parse_interval,
     see_that_samples_are_counted,
 )
-from statemachine_trainer.loops.loop_errors import LikelyMistake, SettingError
-from statemachine_trainer.loops.metrics.weights import fingerprint_of_weights
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import NotStarted, UnknownSignal, level_of_caller
+from statemachine_trainer.machine.errors import NotStarted, UnknownSignal
 from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import (
@@ -45,7 +48,6 @@ from statemachine_trainer.snapshot import (
     WriteFailed,
 )
 from statemachine_trainer.snapshot.ranked import save_together
-from statemachine_trainer.snapshot.retention import Kept
 from statemachine_trainer.version import __version__
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "EarlierRun",
     "Interrupted",
     "NoCheckpoint",
+    "OtherWeights",
     "find_checkpoint",
 ]
 
@@ -65,10 +68,6 @@ _BATCH_IN_FLIGHT = re.compile(
 
 class EarlierRun(NotACheckpoint):
     """A run begins anew in a folder that holds the checkpoints of another one."""
-
-
-class OtherWeights(LikelyMistake):
-    """A checkpoint holds other weights than those that its metrics were measured with."""
 
 
 class Host(Protocol):
@@ -296,7 +295,7 @@ class Checkpoints:
     def _metadata(self) -> dict[str, Any]:
         context = self._context
         counts = context.counts
-        now = self._metrics()
+        now = metrics_of_this_moment(context)
         return {
             "state": self._running.path,
             "epoch": counts.epoch,
@@ -309,67 +308,26 @@ class Checkpoints:
             "of_other_weights": self._of_other_weights(now),
         }
 
-    def _metrics(self) -> dict[str, float]:
-        """Return the metrics that were measured at this very moment of the run."""
-        context = self._context
-        return {
-            name: value
-            for name, value in context.results.items()
-            if name in context.measured and context.measured[name][1:] == context.moment
-        }
-
     def _of_other_weights(self, now: Collection[str]) -> list[str]:
-        """Return which metrics of this moment were measured with weights that are not written.
-
-        A callback that puts in an average for the validation takes it out again after it.
-
-        Warns:
-            OtherWeights: The first time that there are some.
-        """
-        context = self._context
-        if context.validated_at != context.moment or context.validated_weights is None:
-            return []
-        found = [name for name in context.validation_metrics.compute() if name in now]
-        if not found or fingerprint_of_weights(context.model) == context.validated_weights:
-            return []
-        if not self._told_of_weights:
-            self._told_of_weights = True
-            warnings.warn(
-                f"{found[0]!r} was measured with other weights than those of the model now, which a "
-                "checkpoint holds: something replaced them for the validation, such as an average. "
-                "The metrics of such a checkpoint are not those of its weights; its manifest names "
-                "them under 'of_other_weights'. What was measured is in the state of the callback "
-                "that replaced them.",
-                OtherWeights,
-                stacklevel=level_of_caller(),
-            )
+        found = of_other_weights(self._context, now, tell=not self._told_of_weights)
+        self._told_of_weights = self._told_of_weights or bool(found)
         return found
 
     def _is_among_the_best(self, measured: Iterable[str]) -> bool:
         """Whether a checkpoint of this moment would be kept for a metric that was just measured."""
         measured = set(measured)
         rules = [rule for rule in self._best() if rule.metric in measured]
-        return bool(rules) and self._would_be_kept(rules)
+        if not rules:
+            return False
+        ranks, now = Ranks.here(), metrics_of_this_moment(self._context)
+        if ranks is None:
+            return would_keep(self.store, rules, now)
+        # The others may see the folder at another moment.
+        return bool(ranks.from_first(ranks.rank == 0 and would_keep(self.store, rules, now)))
 
     def _best(self) -> tuple[Best, ...]:
         best = self.store.retention.best
         return best if isinstance(best, tuple) else (best,)
-
-    def _would_be_kept(self, rules: list[Best]) -> bool:
-        ranks = Ranks.here()
-        if ranks is None:
-            return self._would_keep(rules)
-        # The others may see the folder at another moment.
-        return bool(ranks.from_first(ranks.rank == 0 and self._would_keep(rules)))
-
-    def _would_keep(self, rules: list[Best]) -> bool:
-        self.store.wait()
-        present = [one for one in self.store.list() if one.damage is None]
-        candidates: list[Kept] = [
-            *present,
-            _Candidate(datetime.now(UTC), {"metrics": self._metrics()}),
-        ]
-        return any(len(present) in rule.choose(candidates) for rule in rules)
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -518,14 +476,6 @@ class Checkpoints:
     def _context(self) -> Context:
         context: Context = self._running.context
         return context
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A checkpoint that might be written."""
-
-    created: datetime
-    metadata: dict[str, object]
 
 
 def _keeps_record() -> bool:

@@ -1,0 +1,76 @@
+"""Which metrics belong to a checkpoint: when they were measured, and with which weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.loop_errors import LikelyMistake
+from statemachine_trainer.loops.metrics.weights import fingerprint_of_weights
+from statemachine_trainer.machine.errors import level_of_caller
+from statemachine_trainer.snapshot import Best, Store
+from statemachine_trainer.snapshot.retention import Kept
+
+
+class OtherWeights(LikelyMistake):
+    """A checkpoint holds other weights than those that its metrics were measured with."""
+
+
+def metrics_of_this_moment(context: Context) -> dict[str, float]:
+    """Return the metrics that were measured at this very moment of the run."""
+    return {
+        name: value
+        for name, value in context.results.items()
+        if name in context.measured and context.measured[name][1:] == context.moment
+    }
+
+
+def of_other_weights(context: Context, now: Collection[str], *, tell: bool) -> list[str]:
+    """Return which metrics of this moment were measured with weights that are not written.
+
+    A callback that puts in an average for the validation takes it out again after it.
+
+    Args:
+        context: What the loops of the run share.
+        now: Names of the metrics of this moment.
+        tell: Whether to warn of them.
+
+    Warns:
+        OtherWeights: There are some.
+    """
+    if context.validated_at != context.moment or context.validated_weights is None:
+        return []
+    found = [name for name in context.validation_metrics.compute() if name in now]
+    if not found or fingerprint_of_weights(context.model) == context.validated_weights:
+        return []
+    if tell:
+        warnings.warn(
+            f"{found[0]!r} was measured with other weights than those of the model now, which a "
+            "checkpoint holds: something replaced them for the validation, such as an average. "
+            "The metrics of such a checkpoint are not those of its weights; its manifest names "
+            "them under 'of_other_weights'. What was measured is in the state of the callback "
+            "that replaced them.",
+            OtherWeights,
+            stacklevel=level_of_caller(),
+        )
+    return found
+
+
+def would_keep(store: Store, rules: Sequence[Best], metrics: Mapping[str, float]) -> bool:
+    """Whether one of the rules would keep a checkpoint with these metrics, if it were written now."""
+    store.wait()
+    present = [one for one in store.list() if one.damage is None]
+    candidate = _Candidate(datetime.now(UTC), {"metrics": dict(metrics)})
+    candidates: list[Kept] = [*present, candidate]
+    return any(len(present) in rule.choose(candidates) for rule in rules)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A checkpoint that might be written."""
+
+    created: datetime
+    metadata: dict[str, object]
