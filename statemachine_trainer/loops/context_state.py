@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +17,8 @@ from statemachine_trainer.data.generators import not_there
 from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context, saved_as
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
-from statemachine_trainer.loops.optimizers import OptimizerSlot, Scheduler
+from statemachine_trainer.loops.optimizers import OptimizerSlot
+from statemachine_trainer.loops.scheduler_state import load_scheduler_state, scheduler_state
 from statemachine_trainer.machine.fields import copied
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves, to_device
@@ -26,7 +26,7 @@ from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.held import own_states, restore_own
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
 from statemachine_trainer.snapshot.rng import devices_in_use, restore_rng, rng_state
-from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch, Unwritable
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
 _PLAIN: Final = saved_as("plain")
 _TENSORS: Final = saved_as("tensors")
@@ -263,7 +263,7 @@ def _slot_states(context: Context) -> Iterator[dict[str, Any]]:
             "scheduled_by": slot.scheduled_by,
             "seen": [one.seen for one in slot.schedulers],
             "schedulers": [
-                _scheduler_state(one, f"{where}[{number}]")
+                scheduler_state(one, f"{where}[{number}]")
                 for number, one in enumerate(slot.schedulers)
             ],
         }
@@ -284,37 +284,6 @@ def _outline(slot: OptimizerSlot, names: Mapping[int, str]) -> dict[str, Any]:
     }
 
 
-def _scheduler_state(one: Scheduler, where: str) -> Any:
-    if not hasattr(one.scheduler, "state_dict") or not hasattr(one.scheduler, "load_state_dict"):
-        raise Unwritable(
-            where,
-            f"the scheduler {type(one.scheduler).__name__} cannot say where it stands",
-            "give it `state_dict` and `load_state_dict`",
-        )
-    return _plain(one.scheduler.state_dict())
-
-
-def _plain(tree: Any) -> Any:
-    """Make plain dicts of what is more than that, as the milestones of a `MultiStepLR` are."""
-    if isinstance(tree, Mapping):
-        return {key: _plain(one) for key, one in tree.items()}
-    if type(tree) in (list, tuple):
-        return type(tree)(_plain(one) for one in tree)
-    return tree
-
-
-def _like(fresh: Any, saved: Any) -> Any:
-    """Make a copy of a saved tree, its dicts of the kinds that they are in a fresh one."""
-    if isinstance(saved, Mapping):
-        inside = fresh if isinstance(fresh, Mapping) else {}
-        made = {key: _like(inside.get(key), one) for key, one in saved.items()}
-        return Counter(made) if isinstance(fresh, Counter) else made
-    if type(saved) in (list, tuple):
-        others = fresh if type(fresh) is type(saved) and len(fresh) == len(saved) else saved
-        return type(saved)(_like(one, other) for one, other in zip(others, saved, strict=True))
-    return saved
-
-
 def _load_slots(context: Context, saved: Sequence[dict[str, Any]], fresh: Collection[str]) -> None:
     _check_slots(context, saved, fresh)
     for slot, state in zip(context.slots, saved, strict="optimizer" not in fresh):
@@ -330,7 +299,7 @@ def _load_slots(context: Context, saved: Sequence[dict[str, Any]], fresh: Collec
                 group.update({key: was[key] for key in _SCHEDULED if key in was})
             continue
         for one, scheduler in zip(slot.schedulers, state["schedulers"], strict=True):
-            one.scheduler.load_state_dict(_like(one.scheduler.state_dict(), scheduler))
+            load_scheduler_state(one, scheduler)
             if "optimizer" in fresh:
                 _set_rates(slot.optimizer, one.scheduler)
         for one, seen in zip(slot.schedulers, state.get("seen", ()), strict=False):

@@ -7,13 +7,14 @@ and names in files are those of a model without wrappers. All knowledge of wrapp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from functools import lru_cache
 from types import FunctionType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from statemachine_trainer.parallel.parallel_errors import UnsupportedWrapper
 from statemachine_trainer.parallel.wrapped import Wrapped
@@ -119,7 +120,7 @@ class PlainNames:
     def state_dict(self) -> dict[str, Any]:
         """Return the `state_dict` of the model under plain names, with the versions of its modules."""
         state = self._model.state_dict()
-        return self._renamed(state, self.of) if self._inner else state
+        return self._renamed(state) if self._inner else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, of this model or of one with other wrappers.
@@ -129,7 +130,8 @@ class PlainNames:
         """
         own = self._model.state_dict()
         here = {self.of(name): name for name in own}
-        moved = {here.get(name, name): value for name, value in self.known(state).items()}
+        moved = {name: one for name, one in own.items() if is_lazy(one)}  # in no saved state
+        moved.update((here.get(name, name), value) for name, value in self.known(state).items())
         metadata = getattr(state, _METADATA, None)
         if metadata is not None:
             # With the versions of modules torch tells old forms of their states.
@@ -171,15 +173,13 @@ class PlainNames:
         plain = self.of(name)
         return plain if plain in mine else _uncompiled(name)
 
-    @staticmethod
-    def _renamed(state: Any, rename: Any) -> Any:
-        made = type(state)((rename(name), value) for name, value in state.items())
+    def _renamed(self, state: Any) -> Any:
+        made = type(state)((self.of(name), value) for name, value in state.items())
         metadata = getattr(state, _METADATA, None)
         if metadata is not None:
             # Of a wrapper and the module in it the inner one comes later, and counts.
-            setattr(
-                made, _METADATA, type(metadata)((rename(n), one) for n, one in metadata.items())
-            )
+            versions = type(metadata)((self.of(name), one) for name, one in metadata.items())
+            setattr(made, _METADATA, versions)
         return made
 
 
@@ -199,11 +199,11 @@ def _refuse_fsdp(model: nn.Module) -> None:
 
 def _wrapper(module: nn.Module) -> str:
     """Return the full name of the class by which a module is a wrapper; "" if it is none."""
-    return _wrapper_of(type(module))
+    return _wrapper_of(cast(Hashable, type(module)))
 
 
 @lru_cache(maxsize=1024)
-def _wrapper_of(kind: type) -> str:
+def _wrapper_of(kind: Any) -> str:
     return next((name for name in map(_name, kind.__mro__) if name in _INNER), "")
 
 

@@ -31,9 +31,11 @@ def module_state(module: nn.Module, *, grads: bool) -> dict[str, Any]:
     """
     names = PlainNames(module)
     weights = names.state_dict()  # no dict of ours: it carries the versions of the modules
+    _drop_lazy(weights)
+    _write_once(weights)
     return {
         "weights": weights,
-        "buffers": {name: b for name, b in names.buffers() if name not in weights},
+        "buffers": {n: b for n, b in names.buffers() if n not in weights and not is_lazy(b)},
         "requires_grad": {name: p.requires_grad for name, p in names.parameters()},
         "training": {name: m.training for name, m in names.modules()},
         "grads": _grads(names) if grads else {},
@@ -52,9 +54,13 @@ def load_module_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     load_module_weights(module, state["weights"])
     _load_buffers(module, names.known(state["weights"]), names.known(state["buffers"]))
     for name, parameter in names.parameters():
-        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
-        grad = grads.get(name)
-        parameter.grad = None if grad is None else _unpacked(grad).to(parameter.device, copy=True)
+        needs = flags.get(name, parameter.requires_grad)
+        if parameter.requires_grad != needs:
+            parameter.requires_grad_(needs)
+        if not is_lazy(parameter):
+            grad = grads.get(name)
+            moved = None if grad is None else _unpacked(grad).to(parameter.device, copy=True)
+            parameter.grad = moved
     for name, inner in names.modules():
         inner.training = training.get(name, inner.training)
 
@@ -89,13 +95,28 @@ def load_module_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
         raise _of_another_model(module, changed)
 
 
+def _drop_lazy(weights: dict[str, Any]) -> None:
+    """Leave out what gets its shape, and its numbers, with the first batch."""
+    for name in [name for name, one in weights.items() if is_lazy(one)]:
+        del weights[name]
+
+
+def _write_once(weights: dict[str, Any]) -> None:
+    """Put one tensor under all the names of a tied one, so that a file holds it once."""
+    known: dict[tuple[Any, ...], torch.Tensor] = {}
+    for name, one in weights.items():
+        if isinstance(one, torch.Tensor) and one.layout is torch.strided and one.numel():
+            memory = one.device, one.data_ptr(), one.dtype, tuple(one.shape), one.stride()
+            weights[name] = known.setdefault(memory, one)
+
+
 def _differences(
     own: Mapping[str, Any], saved: Mapping[str, Any], *, shared_only: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Yield the names whose tensors differ in shape or type, or are missing on a side, and how."""
     for name in sorted(own.keys() | saved.keys()):
         if name not in own or name not in saved:
-            if not shared_only:
+            if not shared_only and not (name in own and is_lazy(own[name])):
                 yield name, f"{name!r} is only in the {'model' if name in own else 'checkpoint'}"
             continue
         ours, theirs = own[name], saved[name]
@@ -169,7 +190,7 @@ def _load_buffers(
 ) -> None:
     """Load the buffers that are not in the `state_dict`; they may come, go and change shape."""
     names = PlainNames(module)
-    own = {name: b for name, b in names.buffers() if name not in weights}
+    own = {n: b for n, b in names.buffers() if n not in weights and not is_lazy(b)}
     owners = dict(names.modules(wrappers=False))
     place = next((one.device for one in module.parameters()), torch.device("cpu"))
 

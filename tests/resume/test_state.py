@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.ao.quantization import FakeQuantize, MovingAveragePerChannelMinMaxObserver
-from torch.optim.lr_scheduler import ConstantLR, MultiStepLR, SequentialLR
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, MultiStepLR, SequentialLR
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.machine.errors import StateMismatch
@@ -252,6 +252,105 @@ def test_observers_of_quantization_take_the_shapes_that_they_had() -> None:
     one_by_one(lambda: started(quiet(max_epochs=2), Quantized()), "fetch", "batch_end")
 
 
+def test_layers_that_take_their_shape_from_the_first_batch_are_saved_before_and_after_it() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.LazyLinear(5)
+            self.norm = nn.LazyBatchNorm1d()
+            self.head = nn.LazyLinear(3)
+
+        def training_step(self, batch: Any) -> torch.Tensor:
+            return F.cross_entropy(self.head(self.norm(self.body(batch[0]))), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=0.1)
+
+    one_by_one(lambda: started(quiet(seed=1), Lazy()), "fit_start", "fetch", "batch_end")
+
+
+def test_a_tied_weight_is_written_once_and_stays_tied() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(3, 4)
+            self.head = nn.Linear(4, 3, bias=False)
+            self.head.weight = self.words.weight
+
+        def training_step(self, batch: Any) -> torch.Tensor:
+            return F.cross_entropy(self.head(self.words(batch[1])), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return sgd(self)
+
+    def make_trainer() -> Trainer:
+        return started(quiet(), Tied())
+
+    document = Written.of(make_trainer().state_dict())
+    assert sum("weight" in name for name in document.tensors) == 1
+    one_by_one(make_trainer, "fetch", "batch_end")
+
+
+class Warmup(LRScheduler):
+    """Holds the scheduler that follows it, as such classes do."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, after: LRScheduler) -> None:
+        self.after = [after]
+        self.owner = optimizer
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        if self.last_epoch >= 2:
+            return [float(one) for one in self.after[0].get_last_lr()]
+        return [float(one) * (self.last_epoch + 1) / 2 for one in self.base_lrs]
+
+    def step(self, epoch: int | None = None) -> None:
+        if self.last_epoch >= 2:
+            self.after[0].step()
+        super().step()
+
+
+def warming_up(model: Any) -> Any:
+    optimizer = sgd(model)
+    scheduler = Warmup(optimizer, MultiStepLR(optimizer, [1, 2]))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@pytest.mark.parametrize("precision", ["32", "fp16"])
+def test_a_scheduler_that_holds_another_one_goes_on(precision: str) -> None:
+    one_by_one(lambda: started(quiet(max_epochs=2, precision=precision), net(warming_up)), "fetch")
+
+
+def test_a_scheduler_that_holds_something_else_than_it_did_is_refused() -> None:
+    def other(model: Any) -> Any:
+        optimizer = sgd(model)
+        scheduler = Warmup(optimizer, ConstantLR(optimizer))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    state = started(quiet(), net(warming_up)).state_dict()
+    with pytest.raises(SnapshotMismatch, match="held a MultiStepLR"):
+        resumed(lambda: started(quiet(), net(other)), state)
+
+
+def test_what_no_checkpoint_could_hold_is_refused_before_training_begins(tmp_path: Any) -> None:
+    class Guessing(MultiStepLR):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.guess = lambda: 0.1
+            super().__init__(optimizer, [1])
+
+    def configure(model: Any) -> Any:
+        optimizer = sgd(model)
+        return [optimizer], [Guessing(optimizer)]
+
+    with pytest.raises(Unwritable, match=r"schedulers\[0\].guess"):
+        started(quiet(checkpoints=tmp_path / "run"), net(configure))
+    assert not [*tmp_path.rglob("*.json")]
+    started(quiet(), net(configure))
+
+
 class Scaled(nn.Module):
     """Loads in a way of its own: takes a scale of any shape, and does without one."""
 
@@ -264,7 +363,7 @@ class Scaled(nn.Module):
     def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
         scale = state.setdefault(f"{prefix}scale", self.scale)
         self.scale = torch.ones_like(scale, dtype=self.scale.dtype)
-        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state, prefix, *rest)
 
 
 def test_what_a_module_takes_that_loads_in_its_own_way_is_taken() -> None:

@@ -1,0 +1,89 @@
+"""Where a learning rate scheduler stands, as plain data: also of one that holds other schedulers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+from torch.optim import Optimizer
+
+from statemachine_trainer.loops.optimizers import Scheduler
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch, Unwritable
+
+_OBJECT: Final = "$object"
+_STATE: Final = "$state"
+
+
+def scheduler_state(one: Scheduler, where: str) -> Any:
+    """Return the state of a scheduler.
+
+    Objects in it that have a state of their own are written by that: a warm-up, for instance, holds
+    the scheduler that follows it. Of optimizers only the place is noted.
+
+    Args:
+        one: The scheduler.
+        where: Its address, for the error.
+
+    Raises:
+        Unwritable: It cannot say where it stands.
+    """
+    if not _has_state(one.scheduler):
+        raise Unwritable(
+            where,
+            f"the scheduler {type(one.scheduler).__name__} cannot say where it stands",
+            "give it `state_dict` and `load_state_dict`",
+        )
+    return _plain(one.scheduler.state_dict())
+
+
+def load_scheduler_state(one: Scheduler, saved: Any) -> None:
+    """Bring a scheduler into a state that `scheduler_state` returned.
+
+    Raises:
+        SnapshotMismatch: It holds another object, or none, where the saved one held one.
+    """
+    one.scheduler.load_state_dict(_like(one.scheduler.state_dict(), saved))
+
+
+def _has_state(value: object) -> bool:
+    return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+
+
+def _plain(tree: Any) -> Any:
+    """Make plain dicts of what is more than that, as the milestones of a `MultiStepLR` are."""
+    if isinstance(tree, Mapping):
+        return {key: _plain(one) for key, one in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_plain(one) for one in tree)
+    if isinstance(tree, Optimizer):  # it is saved by itself
+        return {_OBJECT: type(tree).__qualname__}
+    if _has_state(tree):
+        return {_OBJECT: type(tree).__qualname__, _STATE: _plain(tree.state_dict())}
+    return tree
+
+
+def _like(fresh: Any, saved: Any) -> Any:
+    """Make a copy of a saved tree, its dicts and objects those that they are in a fresh one."""
+    if isinstance(saved, Mapping) and _OBJECT in saved:
+        return _object(fresh, saved)
+    if isinstance(saved, Mapping):
+        inside = fresh if isinstance(fresh, Mapping) else {}
+        made = {key: _like(inside.get(key), one) for key, one in saved.items()}
+        return Counter(made) if isinstance(fresh, Counter) else made
+    if type(saved) in (list, tuple):
+        others = fresh if type(fresh) is type(saved) and len(fresh) == len(saved) else saved
+        return type(saved)(_like(one, other) for one, other in zip(others, saved, strict=True))
+    return saved
+
+
+def _object(fresh: Any, saved: Mapping[str, Any]) -> Any:
+    kind = type(fresh).__qualname__
+    if kind != saved[_OBJECT]:
+        raise SnapshotMismatch(
+            f"A scheduler held a {saved[_OBJECT]} when it was saved, and holds a {kind} here. Make "
+            "the same schedulers in configure_optimizers."
+        )
+    if _STATE in saved:
+        fresh.load_state_dict(_like(fresh.state_dict(), saved[_STATE]))
+    return fresh
