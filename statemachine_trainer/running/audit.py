@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from torch import nn
-from torch.nn.parameter import is_lazy
 
 from statemachine_trainer.data import Feed
 from statemachine_trainer.loops.context import Context
@@ -116,7 +112,6 @@ def audit(board: SignalBoard, driver: Driver, context: Context) -> Audit:
             why = "written and put back by its path"
             found.items.append(Item(path, kind_of(place.generator), "held", why))
     _finish(found, search)
-    found.items += _lazy(context.model)
     return found
 
 
@@ -151,11 +146,10 @@ def check_writable(driver: Driver, context: Context, callbacks: list[Any]) -> No
         Unwritable: A scheduler, a metric object, a callback or a field of a loop holds something that no
             checkpoint can hold.
     """
-    lazy = any(map(is_lazy, context.model.parameters()))
     encode(
         {
             "machine": driver.state_dict(),
-            "context": {} if lazy else lasting_state(context),
+            "context": lasting_state(context),
             "callbacks": [
                 {"state": one.state_dict()}
                 for one in callbacks
@@ -211,11 +205,3 @@ def _finish(found: Audit, search: Search) -> None:
         f"Of the {count} elements of {path} the first of each type were looked at."
         for path, count in search.sampled.items()
     ]
-
-
-def _lazy(model: nn.Module) -> Iterator[Item]:
-    for name, module in model.named_modules():
-        if any(map(is_lazy, module.parameters(recurse=False))):
-            path = f"model.{name}" if name else "model"
-            why = "no checkpoint before the first batch; run one through the model before `fit`"
-            yield Item(path, "a lazy layer, which has no shape yet", "not held", why)

@@ -23,6 +23,7 @@ from statemachine_trainer.loops.intervals import Every
 from statemachine_trainer.loops.loop_errors import LikelyMistake
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.parallel.wrappers import PlainNames
 
 Settings = dict[str, dict[str, str]]
 """Settings as text, by whose they are and by name."""
@@ -124,7 +125,7 @@ def _settings_of_model(context: Context) -> Settings:
     """Read what torch's own layers are set to, such as the `p` of a Dropout, and a loss."""
     found = {
         f"model.{name} ({type(module).__name__})".replace("model. ", "model "): constants
-        for name, module in context.model.named_modules()
+        for name, module in PlainNames(context.model).modules(wrappers=False)
         if (constants := _constants(module))
     }
     loss = context.steps.given[0]

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from statemachine_trainer.parallel.wrappers import PlainNames
@@ -90,6 +91,7 @@ def load_module_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
         raise _of_another_model(
             module, [text for _, text in _differences(own, saved)] or [str(error)]
         ) from error
+    _finish_lazy(module)
     changed = [text for _, text in _differences(names.state_dict(), saved, shared_only=True)]
     if changed:
         raise _of_another_model(module, changed)
@@ -129,6 +131,35 @@ def _differences(
             yield name, f"{name!r} has shape {was}, here {now}"
         elif ours.dtype != theirs.dtype:
             yield name, f"{name!r} is {theirs.dtype}, here {ours.dtype}"
+
+
+def _finish_lazy(module: nn.Module) -> None:
+    """Make lazy layers that got their shape with the weights what a first batch makes of them.
+
+    Torch does so with their next batch, and leaves some of their sizes at 0.
+    """
+    for one in module.modules():
+        if (
+            isinstance(one, LazyModuleMixin)
+            and _of_torch(one)
+            and not one.has_uninitialized_params()
+        ):
+            layer: Any = one
+            sized = layer.running_mean if layer.weight is None else layer.weight
+            if sized is None:
+                continue
+            shape = sized.shape
+            if hasattr(layer, "num_features"):
+                layer.num_features = shape[0]
+            elif hasattr(layer, "in_features"):
+                layer.in_features = shape[1]
+            elif hasattr(layer, "in_channels"):
+                layer.in_channels = shape[0] if layer.transposed else shape[1] * layer.groups
+            layer._infer_parameters(layer, (torch.empty(1, shape[-1]),))
+
+
+def _of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def _that_load_otherwise(names: PlainNames) -> list[str]:
