@@ -65,7 +65,7 @@ def remedy(value: object) -> str:
     """What to do about a value that cannot be written."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return "define its class at the top level of a module, or write its ._asdict()"
-    if is_lazy(value):
+    if isinstance(value, torch.Tensor) and is_lazy(value):
         return "a lazy layer has no shape yet: run one batch through the model before `fit`"
     if isinstance(value, enum.Enum):
         return "write its .value or its .name"
