@@ -476,7 +476,11 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """Epochs done in this fit; within an epoch, its number from 0."""
+        """Epochs done in this fit; within an epoch, its number from 0. Before the first fit it is 0."""
+        if (
+            self._drivers.active.context is None
+        ):  # a function that makes loaders may ask while a fit starts
+            return 0
         return self._drivers.counting.counts.epoch
 
     @property

@@ -17,6 +17,7 @@ from statemachine_trainer.loops.context_state import (
     load_context_state,
     remake_optimizers,
 )
+from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted
@@ -159,6 +160,7 @@ class FitState:
             self._read_callbacks(state["callbacks"])
         for loop in loops_around_state(driver):
             in_training(loop).restore()
+        _make_loaders_anew(driver, context, state["context"])
         take_limits(driver, context)
         load_context_state(context, state["context"], fresh)
         if self._host.checkpoints is not None:
@@ -233,3 +235,17 @@ class FitState:
 def _kinds_in(state: Mapping[str, Any]) -> list[str]:
     """Return the kinds of the callbacks that a state holds."""
     return [one["kind"] for one in state["callbacks"]]
+
+
+def _make_loaders_anew(driver: Driver, context: Context, saved: Mapping[str, Any]) -> None:
+    """Call the functions that make loaders as often, and at the same epochs, as the saved run did.
+
+    They may make other loaders in other epochs: by the number of the epoch, or by a count of their own.
+    """
+    loops = [one for _, one in driver.root.walk() if isinstance(one, EpochLoop)]
+    every = next((one.reload_every for one in loops if one.reload_every), 0)
+    if not every or context.reload_data is None or saved["train"] is None:
+        return
+    for epoch in range(every, saved["train"]["epoch"] + 1, every):
+        context.counts.epoch = epoch  # counters are loaded later
+        context.reload_data()

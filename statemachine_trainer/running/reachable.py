@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,9 @@ def roots_besides_model_and_data(board: SignalBoard, driver: Driver, context: Co
         *((f"loop {path}", loop) for path, loop in driver.root.walk(driver.name)),
         *_schedulers(context),
     ]
+    for name, source in zip(("train", "validation"), context.sources, strict=True):
+        if isinstance(source, FunctionType | MethodType | partial):
+            found.append((f"function for {name}", source))
     if context.steps.given[0] is not None:
         found.append(("loss", context.steps.given[0]))
     roots: Roots = {}
