@@ -289,7 +289,7 @@ class Search:
         for name, value in _named(thing):
             if name in without:
                 continue
-            if self._notice is not None and way.told:
+            if self._notice is not None and is_users(kind.__module__):
                 self._notice(path, thing, name, value)
             self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
         if self._code and is_users(kind.__module__) and id(kind) not in self._seen:
@@ -402,7 +402,7 @@ class Search:
     def _variable(
         self, function: object, path: str, name: str, value: object, step: Step, way: _Way
     ) -> None:
-        if self._notice is not None and way.told:
+        if self._notice is not None and is_users(getattr(function, "__module__", None)):
             self._notice(path, function, name, value)
         self._offer(value, f"{path}({name})", step, way)
 
@@ -428,7 +428,7 @@ class Search:
             value = space.get(name)
             if name in space and not _is_a(value, types.ModuleType):
                 holder = f"global {home}"
-                if self._notice is not None and way.told:
+                if self._notice is not None:
                     self._notice(holder, space, name, value)
                 if holder in self._wanted:
                     self.holders[holder] = space
@@ -475,9 +475,11 @@ class Search:
         elif _is_a(value, (classmethod, staticmethod)):
             self._later.append((value.__func__, f"{path}.{name}", Step(path, "other", name), way))
         elif _is_a(value, types.FunctionType):
+            if self._notice is not None:
+                self._notice(path, base, name, value)
             self._later.append((value, f"{path}.{name}", Step(path, "other", name), way))
         elif not (name.startswith("__") and name.endswith("__")):
-            if self._notice is not None and way.told:
+            if self._notice is not None:
                 self._notice(path, base, name, value)
             if type(value) not in _ATOMS:
                 self._later.append((value, f"{path}.{name}", Step(path, "attribute", name), way))

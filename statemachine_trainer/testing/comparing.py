@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from statemachine_trainer.testing.hidden import compare_hidden, hidden_state
+from statemachine_trainer.testing.hidden import compare_hidden, hidden_state, settled
 from statemachine_trainer.testing.recording import Recording
 from statemachine_trainer.testing.testing_errors import NotResumable
 from statemachine_trainer.testing.trees import differences, digest
@@ -71,10 +71,11 @@ def only_in_processes(
     recording: Recording, stops: Sequence[int], at_end: list[str]
 ) -> NotResumable:
     """Return the error for a run that came out differently in fresh processes only."""
-    told = (
-        "a global variable, a class attribute or a cache of a module, which only this process has"
-    )
-    return _error(recording, stops, len(recording.boundaries) - 1, at_end, [told])
+    told = recording.kept_in_process + [
+        f"{one}, whose order differs from process to process" for one in recording.hash_ordered
+    ]
+    unknown = "a cache of a module or another thing that only this process has"
+    return _error(recording, stops, len(recording.boundaries) - 1, at_end, told or [unknown])
 
 
 def _first(recording: Recording, run: Run, until: int) -> tuple[int, list[str]] | None:
@@ -101,9 +102,13 @@ def _first(recording: Recording, run: Run, until: int) -> tuple[int, list[str]] 
 
 
 def _suspects(recording: Recording, run: Run) -> list[str]:
-    """Compare what no state holds, right after the run was resumed."""
-    undisturbed = recording.run_to(run.position)
-    return compare_hidden(hidden_state(undisturbed.trainer), hidden_state(run.trainer))
+    """Compare what no state holds, right after the run was resumed.
+
+    What differs between two undisturbed runs as well (a time, the name of a folder) is no state.
+    """
+    one, other = (hidden_state(recording.run_to(run.position).trainer) for _ in range(2))
+    told = compare_hidden(settled(one, other), hidden_state(run.trainer))
+    return told + recording.kept_in_process
 
 
 def _error(

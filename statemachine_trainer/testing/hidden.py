@@ -1,159 +1,202 @@
 """What a run keeps where no state holds it: the usual reason why it cannot be resumed.
 
-Looked at are the attributes of the loops, the callbacks, the model, the data and the schedulers, and
-what functions that receive signals close over. Values that plain Python can compare are compared.
+The search that looks for generators (`snapshot.search`) visits all that a fit reaches. Here the plain
+values on its way are compared: attributes, closure variables, class attributes and globals.
 """
 
 from __future__ import annotations
 
 import random
+import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from statemachine_trainer.data.generators import parts_of
+from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.running.reachable import (
+    Roots,
+    feeds_of,
+    roots_besides_model_and_data,
+    roots_of_feed,
+)
+from statemachine_trainer.snapshot.search import Search, is_users, named_values
 from statemachine_trainer.testing.trees import digest, shown
 
 Value = tuple[str, str]
 """The digest of a value, and the value in a few words."""
 
 Hidden = dict[tuple[str, str], Value]
-"""What was found: (owner and attribute in words, what to do about it) to the value."""
+"""What was found: (what it is, in words; what to do about it) to the value."""
 
 _DEPTH = 3
 _MOST_ELEMENTS = 1_000_000
-_OF_LOOPS = {"_loops", "_declared", "_stands_for", "_parent", "_driver", "context"}
+_OF_LOOPS = {"_loops", "_defaulted", "_parent", "_driver", "context"}
 _OF_MODULES = frozenset(vars(nn.Module())) | {"log"}
 _NOTHING = object()
 
+_IN_LOOP = "declare it as an annotated field of the class, `name: type = default`"
+_IN_CALLBACK = "give the callback `state_dict` and `load_state_dict`"
+_IN_STATEFUL = "its `state_dict` leaves it out"
+_IN_FUNCTION = "keep it in a callback object with `state_dict` and `load_state_dict`"
+_IN_MODEL = "make it a buffer, or give the module `get_extra_state` and `set_extra_state`"
+_IN_DATA = "give it `state_dict` and `load_state_dict`, or let it follow from the index and epoch"
+_IN_PROCESS = "a new process begins it anew; keep it in an object with a state of its own"
+
 
 def hidden_state(trainer: Any) -> Hidden:
-    """Return the attributes that may be state and that no snapshot holds, by owner."""
-    found: Hidden = {}
-    for owner, name, value, remedy in _everything(trainer):
-        content = _plain(value)
-        if content is not _NOTHING:
-            found[f"{name!r} of {owner}", remedy] = digest(content), shown(value)
-    return found
+    """Return what may be state and is in no snapshot: attributes, and variables of closures."""
+    return _values(_roots(trainer), _in_objects)
 
 
 def hidden_in_callbacks(trainer: Any) -> Hidden:
     """Return the attributes of the callbacks that have no `state_dict`."""
-    found: Hidden = {}
-    for owner, name, value, remedy in _of_callbacks(trainer, stateful=False):
-        content = _plain(value)
-        if content is not _NOTHING:
-            found[f"{name!r} of {owner}", remedy] = digest(content), shown(value)
-    return found
+    found = roots_besides_model_and_data(trainer.board, trainer.driver, trainer.context)
+    roots = {
+        name: thing
+        for name, thing in found.items()
+        if name.startswith("callback ") and not _has_state(thing)
+    }
+    return {key: one for key, one in _values(roots, _in_objects).items() if key[1] == _IN_CALLBACK}
+
+
+def hidden_in_process(trainer: Any) -> Hidden:
+    """Return the globals and the class attributes that the code of the run may read."""
+    return _values(_roots(trainer), _in_process)
+
+
+def hash_ordered(trainer: Any) -> list[str]:
+    """Return what may have another order in another process: sets of strings, and code that makes sets."""
+    found: dict[str, None] = {}
+
+    def note(path: str, _holder: object, name: str, value: object) -> None:
+        kind = type(value)
+        if kind in (set, frozenset) and _is_hash_ordered(value):
+            found[f"the set {path}.{name}"] = None
+        elif kind is types.FunctionType:
+            assert isinstance(value, types.FunctionType)
+            if is_users(value.__module__) and _makes_sets(value.__code__):
+                found[f"the code of {value.__qualname__}"] = None
+
+    roots = _roots(trainer)
+    for name, thing in roots.items():
+        note(name, None, "", thing)
+    Search(roots, notice=note)
+    return [*found]
 
 
 def compare_hidden(expected: Hidden, found: Hidden) -> list[str]:
-    """Say which attributes differ between two runs at the same boundary, and what to do."""
+    """Say what differs between two runs at the same boundary, and what to do."""
     told = []
     for key in expected.keys() & found.keys():
         (ours, was), (theirs, now) = expected[key], found[key]
         if ours != theirs:
             what, remedy = key
-            told.append(f"attribute {what} is {was} undisturbed and {now} resumed: {remedy}")
+            told.append(f"{what} is {was} undisturbed and {now} resumed: {remedy}")
     told += [
-        f"attribute {what} is {value[1]} undisturbed and is not there resumed: {remedy}"
+        f"{what} is {value[1]} undisturbed and is not there resumed: {remedy}"
         for (what, remedy), value in expected.items()
         if (what, remedy) not in found
     ]
     return sorted(told)
 
 
-def _everything(trainer: Any) -> Iterator[tuple[str, str, Any, str]]:
-    yield from _of_loops(trainer)
-    yield from _of_callbacks(trainer, stateful=True)
-    yield from _of_callbacks(trainer, stateful=False)
-    yield from _of_functions(trainer)
-    yield from _of_model(trainer)
-    yield from _of_data(trainer)
-    yield from _of_optimizers(trainer)
+def settled(hidden: Hidden, other: Hidden) -> Hidden:
+    """Leave out what two undisturbed runs do not have in common, such as times and addresses."""
+    return {key: one for key, one in hidden.items() if other.get(key, one)[0] == one[0]}
 
 
-def _of_loops(trainer: Any) -> Iterator[tuple[str, str, Any, str]]:
-    for path, loop in trainer.loop.walk(trainer.driver.name):
-        ignored = {*loop._fields, *_OF_LOOPS}
-        remedy = "declare it as an annotated field of the class, `name: type = default`"
-        for name, value in vars(loop).items():
-            if name not in ignored:
-                yield f"the loop {path} ({type(loop).__name__})", name, value, remedy
+def changed(before: Hidden, after: Hidden) -> list[str]:
+    """Say what changed in the course of a run."""
+    return sorted(
+        f"{what} changes in the course of a run, from {before[what, remedy][1]} to {value[1]}: {remedy}"
+        for (what, remedy), value in after.items()
+        if (what, remedy) in before and before[what, remedy][0] != value[0]
+    )
 
 
-def _of_callbacks(trainer: Any, *, stateful: bool) -> Iterator[tuple[str, str, Any, str]]:
-    remedy = "give the callback `state_dict` and `load_state_dict`"
-    if stateful:
-        remedy = "its `state_dict` leaves it out"
-    for owner in _owners(trainer):
-        has_state = hasattr(owner, "state_dict") and hasattr(owner, "load_state_dict")
-        if has_state is stateful:
-            for name, value in _attributes(owner).items():
-                yield f"the callback {type(owner).__name__}", name, value, remedy
-
-
-def _owners(trainer: Any) -> list[Any]:
-    """Objects with receivers, each once, without the model and what belongs to this package."""
-    found: dict[int, Any] = {}
-    for one in trainer.board.subscriptions:
-        owner = getattr(one.receiver, "__self__", None)
-        ours = type(owner).__module__.startswith("statemachine_trainer.")
-        if owner is not None and not isinstance(owner, nn.Module) and not ours:
-            found.setdefault(id(owner), owner)
-    return list(found.values())
-
-
-def _of_functions(trainer: Any) -> Iterator[tuple[str, str, Any, str]]:
-    remedy = "keep it in a callback object with `state_dict` and `load_state_dict`"
-    for one in trainer.board.subscriptions:
-        function = one.receiver
-        cells = getattr(function, "__closure__", None) or ()
-        names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-        for name, cell in zip(names, cells, strict=True):
-            try:
-                yield f"the function {function.__qualname__}", name, cell.cell_contents, remedy
-            except ValueError:  # nothing in it yet
-                continue
-
-
-def _of_model(trainer: Any) -> Iterator[tuple[str, str, Any, str]]:
-    remedy = "make it a buffer, or give the module `get_extra_state` and `set_extra_state`"
-    for path, module in trainer.context.model.named_modules():
-        owner = f"the module {path or 'at the top of the model'} ({type(module).__name__})"
-        for name, value in vars(module).items():
-            if name not in _OF_MODULES:
-                yield owner, name, value, remedy
-
-
-def _of_data(trainer: Any) -> Iterator[tuple[str, str, Any, str]]:
+def _roots(trainer: Any) -> Roots:
     context = trainer.context
-    remedy = "give it `state_dict` and `load_state_dict`, or let it follow from the index and epoch"
-    feeds = [] if context.train is None else [("train", context.train)]
-    for called, feed in [*feeds, *context.validation]:
-        for place, part in parts_of(feed.loader).items():
-            if type(part).__module__.startswith("torch."):
-                continue
-            for name, value in _attributes(part).items():
-                yield f"the {place} of {called!r} ({type(part).__name__})", name, value, remedy
+    roots: Roots = {"model": context.model}
+    for name, feed in feeds_of(context):
+        roots |= roots_of_feed(name, feed)
+    fit = trainer.driver
+    return roots | roots_besides_model_and_data(trainer.board, fit, context)
 
 
-def _of_optimizers(trainer: Any) -> Iterator[tuple[str, str, Any, str]]:
-    remedy = "its `state_dict` leaves it out"
-    for slot in trainer.context.slots:
-        for part in (slot.optimizer, *(one.scheduler for one in slot.schedulers)):
-            if not type(part).__module__.startswith("torch."):
-                for name, value in _attributes(part).items():
-                    if name not in ("state", "param_groups", "defaults"):
-                        yield type(part).__name__, name, value, remedy
+def _values(roots: Roots, words: Any) -> Hidden:
+    found: Hidden = {}
+
+    def note(path: str, holder: object, name: str, value: object) -> None:
+        told = words(roots, path, holder, name)
+        if told is None:
+            return
+        content = _plain(value)
+        if content is not _NOTHING:
+            found[told] = digest(content), shown(value)
+
+    Search(roots, notice=note)
+    return found
 
 
-def _attributes(owner: object) -> Mapping[str, Any]:
-    return getattr(owner, "__dict__", {})
+def _in_process(_roots: Roots, path: str, holder: object, name: str) -> tuple[str, str] | None:
+    if path.startswith("global "):
+        return f"global {name!r} of the module {path.removeprefix('global ')}", _IN_PROCESS
+    if isinstance(holder, type):
+        return f"attribute {name!r} of the {path}", _IN_PROCESS
+    return None
+
+
+def _in_objects(roots: Roots, path: str, holder: object, name: str) -> tuple[str, str] | None:
+    """Name a value by its holder, and say what to do about it."""
+    if path.startswith("global ") or isinstance(holder, type):
+        return None
+    kind = type(holder)
+    root = max((one for one in roots if path.startswith(one)), key=len, default="")
+    at_root = path == root
+    if isinstance(holder, types.FunctionType):
+        return f"attribute {name!r} of the function {holder.__qualname__}", _IN_FUNCTION
+    if isinstance(holder, Loop):
+        hides = name not in holder._fields and name not in _OF_LOOPS
+        owner = f"the {path} ({kind.__name__})" if at_root else path
+        return (f"attribute {name!r} of {owner}", _IN_LOOP) if hides else None
+    if isinstance(holder, nn.Module):
+        if name in _OF_MODULES:
+            return None
+        place = path.removeprefix("model").removeprefix(".") or "at the top of the model"
+        return f"attribute {name!r} of the module {place} ({kind.__name__})", _IN_MODEL
+    if root.startswith("callback "):
+        remedy = _IN_STATEFUL if _has_state(roots[root]) else _IN_CALLBACK
+        owner = f"the {root}" if at_root else path
+        return f"attribute {name!r} of {owner}", remedy
+    if root.startswith(("optimizer ", "scheduler ")):
+        known = name in ("state", "param_groups", "defaults")
+        return None if known else (f"attribute {name!r} of {path}", _IN_STATEFUL)
+    called, _, part = root.partition(".")
+    owner = f"the {part} of {called!r} ({kind.__name__})" if at_root and part else path
+    return f"attribute {name!r} of {owner}", _IN_DATA
+
+
+def _has_state(thing: object) -> bool:
+    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
+
+
+def _is_hash_ordered(value: Any) -> bool:
+    return len(value) > 1 and not all(type(one) in (int, bool) for one in value)
+
+
+def _makes_sets(code: types.CodeType) -> bool:
+    if {"set", "frozenset", "hash"} & {*code.co_names}:
+        return True
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType) and _makes_sets(constant):
+            return True
+        if isinstance(constant, frozenset) and _is_hash_ordered(constant):
+            return True
+    return False
 
 
 def _plain(value: object, depth: int = _DEPTH) -> Any:
@@ -187,6 +230,5 @@ def _object(value: object, depth: int) -> Any:
     if type(value).__module__ in ("itertools", "collections", "datetime", "fractions", "decimal"):
         return repr(value)
     known = type(value).__module__.partition(".")[0] in ("torch", "statemachine_trainer")
-    if known or not _attributes(value):
-        return _NOTHING
-    return _plain(dict(_attributes(value)), depth - 1)
+    inside = {} if known else named_values(value)
+    return _plain(inside, depth - 1) if inside else _NOTHING

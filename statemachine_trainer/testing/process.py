@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from statemachine_trainer.testing.recording import Recording, seed_all
 from statemachine_trainer.testing.testing_errors import FreshProcessFailed, NotImportable
 from statemachine_trainer.testing.watched_runs import Run
 
-# -- Finding the function that makes a trainer ----------------------------------------------------
+_MODULE = "statemachine_trainer.testing.process"
+_RUN, _END, _RESULT = "run", "end", "result.json"
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,7 @@ def _not_importable(function: Any, why: str) -> NotImportable:
     )
 
 
-_MODULE = "statemachine_trainer.testing.process"
-_RUN, _END, _RESULT = "run", "end", "result.json"
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Ended:
     """A run that went through other processes to its end.
 
@@ -152,13 +148,15 @@ def run_in_processes(recording: Recording, stops: Sequence[int]) -> Ended:
 def _go_on(address: Address, folder: Path, position: int, until: int | None) -> dict[str, Any]:
     """Start the process that goes on from the newest checkpoint, and wait for it."""
     request = {
-        "make_trainer": dataclasses.asdict(address),
+        "make_trainer": asdict(address),
         "folder": str(folder),
         "position": position,
         "until": until,
         "threads": torch.get_num_threads(),
     }
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # Sets of strings have another order than here, the same at each try.
+    environment["PYTHONHASHSEED"] = str(1 + (os.environ.get("PYTHONHASHSEED") == "1"))
     done = subprocess.run(
         [sys.executable, "-m", _MODULE],
         input=json.dumps(request),

@@ -10,6 +10,7 @@ import torch
 
 from statemachine_trainer.snapshot import Unwritable
 from statemachine_trainer.snapshot.written import Written
+from statemachine_trainer.testing.hidden import changed, hash_ordered, hidden_in_process
 from statemachine_trainer.testing.testing_errors import NotRepeatable
 from statemachine_trainer.testing.trees import comparable, differences, digest
 from statemachine_trainer.testing.watched_runs import Boundary, MakeTrainer, Run
@@ -32,6 +33,8 @@ class Recording:
         metrics: The metrics at the end.
         digests: Of the state at each boundary; None at those that cannot be written down.
         unwritable: Boundaries at which the batch in flight is of a class that no checkpoint holds.
+        kept_in_process: Globals and class attributes that changed in the course of the run, in words.
+        hash_ordered: What may have another order in another process, in words.
 
     Raises:
         NotRepeatable: The two runs differ.
@@ -41,7 +44,10 @@ class Recording:
     def __init__(self, make_trainer: MakeTrainer) -> None:
         self.make_trainer = make_trainer
         run = self._begin()
+        before = hidden_in_process(run.trainer)
+        self.hash_ordered = hash_ordered(run.trainer)
         self.boundaries: list[Boundary] = list(run.boundaries())
+        self.kept_in_process = changed(before, hidden_in_process(run.trainer))
         self.signals = run.signals
         self.end = run.state()
         self.outcome = run.trainer.driver.outcome
@@ -115,7 +121,7 @@ class Recording:
             f"Two runs that nobody interrupted differ. First at boundary {number}: {told}. Let "
             "make_trainer build everything anew, and let nothing follow from the time, the order of "
             "sets or an unseeded generator. (python's, numpy's and torch's global generators are "
-            "seeded here.)"
+            "seeded here.)" + "".join(f" The {one}." for one in self.kept_in_process)
         )
 
     def _written(self, run: Run) -> dict[str, Any]:

@@ -22,11 +22,15 @@ from statemachine_trainer.testing.testing_errors import (
     HiddenState,
     HypothesisMissing,
     NoStopPoint,
+    NotImportable,
     NotResumable,
 )
 from statemachine_trainer.testing.watched_runs import MakeTrainer, Run
 
-# -- The report -----------------------------------------------------------------------------------
+_EXAMPLES = 20
+_EXAMPLES_IN_PROCESSES = 3
+
+Choose = Callable[[Sequence[int]], None]
 
 
 @dataclass
@@ -39,6 +43,7 @@ class Report:
         unwritable: Those at which the batch in flight is of a class that no checkpoint holds.
         tried: Numbers of the boundaries at which a run was stopped and resumed.
         runs: Resumed runs.
+        processes: Those of them that went on in a process of their own.
     """
 
     boundaries: int
@@ -46,6 +51,7 @@ class Report:
     unwritable: int
     tried: set[int] = field(default_factory=set)
     runs: int = 0
+    processes: int = 0
 
     @property
     def possible(self) -> int:
@@ -57,11 +63,7 @@ class Report:
             f"{len(self.tried)} of {self.possible} stop points tried in {self.runs} resumed runs, "
             f"all exact ({self.boundaries} boundaries, {self.transient} transient, "
             f"{self.unwritable} not writable)"
-        )
-
-
-_EXAMPLES = 20
-_EXAMPLES_IN_PROCESSES = 3
+        ) + (f", {self.processes} of them in fresh processes" if self.processes else "")
 
 
 def assert_resumable(
@@ -72,7 +74,7 @@ def assert_resumable(
     stops_per_run: int = 1,
     stops: Iterable[int] | None = None,
     seed: int | None = None,
-    fresh_process: bool = False,
+    fresh_process: bool | None = None,
 ) -> Report:
     """Prove that a training set-up can be stopped anywhere and resumed to the same bits.
 
@@ -98,7 +100,9 @@ def assert_resumable(
         seed: Choose the boundaries with a generator of this seed; None lets hypothesis choose, which
             looks for the simplest stop that fails.
         fresh_process: Go on in another interpreter, from a checkpoint on disk. Then `make_trainer`
-            must be a function at the top of a module.
+            must be a function at the top of a module. None does so for one run more, with another
+            seed for hashes, where it can matter and can be done: where globals or class attributes
+            change in the course of a run, or code goes through sets of strings.
 
     Returns:
         What was tried.
@@ -111,13 +115,14 @@ def assert_resumable(
         Unwritable: The state holds something that no checkpoint can hold.
 
     Warns:
-        HiddenState: The run came out the same, but a callback without `state_dict` did not.
+        HiddenState: The run came out the same, but a callback without `state_dict` did not; or globals
+            change, and no other process can find `make_trainer`.
     """
     if fresh_process:
         Address.of(make_trainer)  # an error now, and not after the undisturbed run
     with isolated_rng():
         recording = Recording(make_trainer)
-        trials = Trials(recording, fresh_process)
+        trials = Trials(recording, bool(fresh_process))
         points = recording.stop_points
         try:
             if stops is not None:
@@ -126,9 +131,11 @@ def assert_resumable(
                 for number in points:
                     trials([number])
             else:
-                wanted = examples or default_examples.get() or _default(fresh_process)
+                wanted = examples or default_examples.get() or _default(bool(fresh_process))
                 choose = _by_hypothesis if seed is None else _by_seed
                 choose(trials, points, wanted, stops_per_run, seed or 0)
+            if fresh_process is None and stops is None:
+                trials.try_a_fresh_process(points[len(points) // 2])
         except _Different as different:
             error = trials.explain(different)
         else:
@@ -173,6 +180,30 @@ class Trials:
         self.report.tried.update(stops)
         self.report.runs += 1
 
+    def try_a_fresh_process(self, stop: int) -> None:
+        """Go on in another process too, where that can matter.
+
+        Raises:
+            _Different: The run came out differently.
+        """
+        recording = self.recording
+        if not (recording.kept_in_process or recording.hash_ordered):
+            return
+        try:
+            Address.of(recording.make_trainer)
+        except NotImportable as error:
+            if recording.kept_in_process:
+                warnings.warn(
+                    f"The {'; the '.join(recording.kept_in_process)}. Whether that matters was not "
+                    f"tried: {error}",
+                    HiddenState,
+                    stacklevel=_level_of_caller(),
+                )
+            return
+        self._try_in_processes([stop])
+        self.report.tried.add(stop)
+        self.report.runs += 1
+
     def explain(self, different: _Different) -> NotResumable:
         """Return the error that names the first difference."""
         if different.only_in_processes:
@@ -202,6 +233,7 @@ class Trials:
 
     def _try_in_processes(self, stops: Sequence[int]) -> None:
         done = run_in_processes(self.recording, stops)
+        self.report.processes += 1
         told = compare_end(
             self.recording, stops[0], done.signals, done.outcome, done.end, done.metrics
         )
@@ -251,9 +283,6 @@ def scramble(*salt: int) -> None:
 
 def _default(fresh_process: bool) -> int:
     return _EXAMPLES_IN_PROCESSES if fresh_process else _EXAMPLES
-
-
-Choose = Callable[[Sequence[int]], None]
 
 
 def _by_seed(try_stops: Choose, points: list[int], examples: int, most: int, seed: int) -> None:

@@ -54,7 +54,9 @@ def at_random(_trainer: Trainer) -> MakeLoader:
 
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("maker", [by_epoch, by_a_count_of_its_own, at_random])
-def test_a_resumed_run_makes_the_same_loaders(maker: Callable[[Trainer], MakeLoader], every: int) -> None:
+def test_a_resumed_run_makes_the_same_loaders(
+    maker: Callable[[Trainer], MakeLoader], every: int
+) -> None:
     def make() -> Trainer:
         torch.manual_seed(0)
         trainer = Trainer(max_epochs=4, progress=False, reload_every=every, device="cpu")
