@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Never, TypeVar, overload
+from typing import Any, Literal, Never, Protocol, Self, TypeVar, overload
 
 import torch
 from torch import nn
@@ -45,13 +45,32 @@ from statemachine_trainer.running.fit_state import FitState, Fresh
 from statemachine_trainer.running.session import Session
 from statemachine_trainer.running.subscribing import subscribe
 
-if TYPE_CHECKING:
-    from statemachine_trainer.page import Page
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FIT = ("model", "train", "validation", "loss", "optimizer", "restart", "resume", "fresh", "until")
 _EVALUATION = ("model", "data", "loss")
+
+
+class ServedPage(Protocol):
+    """A live page that is being served; see `statemachine_trainer.page.Page`.
+
+    Attributes:
+        url: The address to open. Whoever has it can steer the run.
+    """
+
+    url: str
+
+    def wait(self) -> None:
+        """Serve until the process is told to stop."""
+        ...
+
+    def close(self) -> None:
+        """End the page. A run that it held goes on."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
 
 
 class Trainer:
@@ -137,6 +156,17 @@ class Trainer:
         if self._recorder is not None:
             self._recorder.owner = owner
         return owner
+
+    def __repr__(self) -> str:
+        driver, checkpoints = self.driver, self.checkpoints
+        context = context_of(driver)
+        loop = type(driver.root).__name__
+        where = (
+            "not started" if context is None else driver.path or f"ended with {driver.outcome!r}"
+        )
+        counts = "" if context is None else f", epoch {self.epoch}, step {self.steps}"
+        folder = "" if checkpoints is None else f", checkpoints in {str(checkpoints.store.root)!r}"
+        return f"<Trainer of {driver.name!r} ({loop}): {where}{counts}{folder}>"
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -535,7 +565,7 @@ class Trainer:
         """The folder of the run; None if nothing of it is kept."""
         return None if self._recorder is None else self._recorder.folder.path
 
-    def serve(self, *, port: int = 0, open_browser: bool = False) -> Page:
+    def serve(self, *, port: int = 0, open_browser: bool = False) -> ServedPage:
         """Serve a live page of the fit, for this machine alone; see `statemachine_trainer.page.serve`."""
         from statemachine_trainer.page import serve
 

@@ -46,8 +46,7 @@ def as_loader(source: Source, name: str = "train") -> Iterable[Any]:
     if isinstance(source, (torch.Tensor, np.ndarray)):
         raise BadSource(
             f"{name!r} is a bare {type(source).__name__} of shape {tuple(source.shape)}, which "
-            "does not say how it is batched. Give DataLoader(TensorDataset(inputs, targets), "
-            "batch_size=32, shuffle=True)."
+            f"does not say how it is batched. Give {_way_to_batch(name)}."
         )
     if isinstance(source, Dataset):
         _warn_of_single_samples(source, name)
@@ -115,6 +114,18 @@ def _warn_of_single_samples(data: Dataset[Any], name: str) -> None:
         UnbatchedData,
         stacklevel=level_of_caller(),
     )
+
+
+def _way_to_batch(name: str) -> str:
+    """Return how tensors are given in batches: shuffled in training, and only then."""
+    if name == "train":
+        return "DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True)"
+    if name.partition("/")[0] == "predict":
+        return (
+            "a loader without shuffle=True, so that predictions stand in the order of the data: "
+            "DataLoader(inputs, batch_size=32)"
+        )
+    return "DataLoader(TensorDataset(inputs, targets), batch_size=32)"
 
 
 def _is_torch(loader: Any) -> bool:

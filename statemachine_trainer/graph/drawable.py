@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from statemachine_trainer.machine.errors import suggest
 
 if TYPE_CHECKING:
-    from statemachine_trainer.graph import Style, Theme
     from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.graph.model import BadOption, UnknownFormat
+from statemachine_trainer.graph.style import Style, Theme
 
 SUFFIXES = {
     ".mmd": "mermaid",

@@ -21,7 +21,7 @@ from statemachine_trainer.loops.loop_errors import (
 )
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.metrics.table import Metrics, batch_size_of
-from statemachine_trainer.loops.mistakes import look_for_mistakes
+from statemachine_trainer.loops.mistakes import look_for_mistakes, warn_of_shuffled_predictions
 from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.loops.steps import Loss, MakeOptimizer
 from statemachine_trainer.machine.loop import Loop
@@ -195,6 +195,8 @@ def assemble_evaluation(
     if data is None:
         raise NothingToDo(f"{_STAGES[step]} needs data: {_STAGES[step]}(model, loader).")
     context.validation = equipment.feeds(data, step.removesuffix("_step"))
+    if step == "predict_step":
+        warn_of_shuffled_predictions(context)
     context.log_table = context.validation_metrics  # receivers may log before the first batch
     return context
 

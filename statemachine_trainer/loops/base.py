@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from statemachine_trainer.data import Feed, limit_batches
 from statemachine_trainer.loops.context import Context, Limits
+from statemachine_trainer.loops.intervals import Counts
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.optimizers import OptimizerSlot
 from statemachine_trainer.machine.loop import Loop
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from statemachine_trainer.loops.intervals import Counts
-    from statemachine_trainer.loops.optimizers import OptimizerSlot
 
 
 class TrainingLoop(Loop):

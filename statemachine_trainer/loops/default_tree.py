@@ -76,6 +76,10 @@ def check_names(settings: Mapping[str, Any]) -> None:
             raise SettingError(
                 f"There is no setting {name!r} here; it is called {foreign_names.SETTINGS[name]}."
             )
+        if name in foreign_names.NOT_HERE:
+            raise SettingError(
+                f"There is no setting {name!r} here. {foreign_names.NOT_HERE[name]}. See docs/migration.md."
+            )
         if name not in known_settings():
             raise SettingError(f"There is no setting {name!r}. {suggest(name, known_settings())}")
 

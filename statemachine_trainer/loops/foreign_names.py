@@ -19,21 +19,70 @@ SETTINGS: Final = {
     "limit_val_batches": "limit_validation_batches",
     "reload_dataloaders_every_n_epochs": "reload_every",
     "accelerator": "device",
+    "devices": "device, of one device; with several, torchrun starts a process for each",
+    "gpus": "device, such as device='cuda'",
     "enable_progress_bar": "progress",
+    "progress_bar_refresh_rate": "progress, which takes Progress(per_second=...)",
     "enable_checkpointing": "checkpoints",
+    "checkpoint_callback": "checkpoints",
     "default_root_dir": "checkpoints, or run",
+    "weights_save_path": "checkpoints",
     "resume_from_checkpoint": "resume, an argument of fit",
     "logger": "callbacks: a tracker is one, such as callbacks=[TensorBoard('runs/mine')] from "
     "statemachine_trainer.integrations.trackers; run='runs/mine' keeps a journal without any",
+    "log_every_n_steps": "log_every, a setting of the folder of the run: run=RunFolder('runs/mine', "
+    "log_every=50); trackers have every=",
+    "flush_logs_every_n_steps": "log_every, a setting of RunFolder",
     "profiler": "trainer.profile()",
     "fast_dev_run": "limit_train_batches=n, limit_validation_batches=n, max_steps=n",
     "overfit_batches": "limit_train_batches=n with a loader that does not shuffle",
     "detect_anomaly": "torch.autograd.set_detect_anomaly(True)",
+    "terminate_on_nan": "nonfinite_loss='raise'",
+    "amp_backend": "precision",
+    "amp_level": "precision",
     "num_train_epochs": "max_epochs",
     "gradient_accumulation_steps": "accumulate",
     "max_grad_norm": "clip_norm",
 }
-"""Settings of a trainer."""
+"""Settings of other trainers that there are here, and what they are called."""
+
+_TORCHRUN: Final = (
+    "A model that several processes train is wrapped by DistributedDataParallel and started by "
+    "torchrun; see docs/ranks.md"
+)
+NOT_HERE: Final = {
+    "strategy": _TORCHRUN,
+    "num_nodes": _TORCHRUN,
+    "num_processes": _TORCHRUN,
+    "distributed_backend": _TORCHRUN,
+    "tpu_cores": "TPUs are not supported. Say device='cpu' or device='cuda'",
+    "ipus": "IPUs are not supported. Say device='cpu' or device='cuda'",
+    "auto_select_gpus": "Name the device: device='cuda:1'",
+    "plugins": "There are none. Put a loop of your own in a place of the tree, or subscribe to signals",
+    "sync_batchnorm": "Convert the model before it is wrapped: "
+    "torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)",
+    "use_distributed_sampler": "Samplers are never replaced. Give the loader a DistributedSampler",
+    "replace_sampler_ddp": "Samplers are never replaced. Give the loader a DistributedSampler",
+    "prepare_data_per_node": "Prepare the data in the script, before fit",
+    "deterministic": "Say seed=... here, and torch.use_deterministic_algorithms(True) in the script",
+    "benchmark": "Set torch.backends.cudnn.benchmark in the script",
+    "inference_mode": "Evaluations run under torch.no_grad(). Within a step "
+    "`with torch.enable_grad():` switches gradients on",
+    "barebones": "Say progress=False, and leave out checkpoints and run: what is not asked for costs nothing",
+    "enable_model_summary": "None is printed. `print(model)` shows the layers, `trainer.graph()` the loop",
+    "weights_summary": "None is printed. `print(model)` shows the layers, `trainer.graph()` the loop",
+    "enable_autolog_hparams": "Nothing is logged by itself. Trackers log the settings that they are given",
+    "model_registry": "There is none. Checkpoints are folders, and load_weights reads one",
+    "track_grad_norm": "Log it in a receiver: trainer.on('optimizer_step', function)",
+    "log_gpu_memory": "Log torch.cuda.max_memory_allocated() in a receiver of 'epoch_end'",
+    "auto_scale_batch_size": "Choose batch_size of the loader; accumulate=n makes larger batches of small ones",
+    "auto_lr_find": "Try rates in short fits: max_steps=100 for each",
+    "stochastic_weight_avg": "Average in a callback, with torch.optim.swa_utils.AveragedModel",
+    "multiple_trainloader_mode": "Give an iterable of batches of all loaders, such as zip in a class of your own",
+    "move_metrics_to_cpu": "Metrics are read when somebody looks, not before",
+    "process_position": "Bars are placed by rich",
+}
+"""Settings of other trainers that there are none of here, and what to do."""
 
 _ARGUMENTS: Final = {
     "train_dataloaders": "train",
@@ -43,6 +92,7 @@ _ARGUMENTS: Final = {
     "val_dataloader": "validation",
     "val_loader": "validation",
     "dataloaders": "data",
+    "test_dataloaders": "data",
     "datamodule": "train and validation, as in fit(model, train=datamodule.train_dataloader(), "
     "validation=datamodule.val_dataloader()); a LightningModule takes it whole: "
     "lightning.module(lit, datamodule=datamodule)",
@@ -52,7 +102,23 @@ _ARGUMENTS: Final = {
     "epochs": "max_epochs, a setting of the Trainer",
     "max_epochs": "max_epochs, a setting of the Trainer",
 }
-"""Arguments of `fit` and of the evaluations."""
+"""Arguments of `fit`, and of the evaluations as far as the next list has no other answer for them."""
+
+_WEIGHTS: Final = (
+    "Load the weights first: load_weights(model, 'runs/name') takes those of the newest checkpoint, "
+    "or of the one that is named"
+)
+_OF_EVALUATIONS: Final = {
+    "ckpt_path": _WEIGHTS,
+    "resume": _WEIGHTS,
+    "checkpoint": _WEIGHTS,
+    "datamodule": "Give its loader as data, such as data=datamodule.test_dataloader(); a LightningModule "
+    "takes it whole: lightning.module(lit, datamodule=datamodule)",
+    "verbose": "Nothing is printed; the metrics are returned",
+    "return_predictions": "The predictions are returned; a receiver of 'predict_step:exit' sees each",
+    "weights_only": "Checkpoints are read without pickle",
+}
+"""Arguments of evaluations elsewhere, and what to do here."""
 
 HOOKS: Final = {
     "on_train_start": "fit_start",
@@ -106,9 +172,13 @@ def check_arguments(function: str, unknown: Iterable[str], known: Iterable[str])
     Raises:
         UnknownArgument: There is one.
     """
+    known = list(known)
     for name in unknown:
-        ours = _ARGUMENTS.get(name)
-        advice = f"It is called {ours}." if ours else suggest(name, known)
+        ours, instead = _ARGUMENTS.get(name), _OF_EVALUATIONS.get(name)
+        if instead and ("train" not in known or ours is None):
+            advice = f"{instead}."
+        else:
+            advice = f"It is called {ours}." if ours else suggest(name, known)
         raise UnknownArgument(f"{function}() has no argument {name!r}. {advice}")
 
 

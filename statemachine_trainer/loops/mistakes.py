@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from torch import nn
+from torch.utils.data import RandomSampler
 
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.foreign_names import UNCALLED
@@ -44,6 +45,10 @@ class NeverValidated(LikelyMistake):
 
 class NeverTaken(LikelyMistake):
     """A validation was asked for after the last epoch, where nothing takes it any more."""
+
+
+class ShuffledPredictions(LikelyMistake):
+    """Predictions are asked for of data in an order of chance."""
 
 
 class SharedName(LikelyMistake):
@@ -159,6 +164,21 @@ def warn_of_posted_too_late(context: Context) -> None:
         "not taken. Post it before the epoch ends, or call trainer.validate(model, data).",
         NeverTaken,
     )
+
+
+def warn_of_shuffled_predictions(context: Context) -> None:
+    """Warn of predictions in the order of a loader that shuffles.
+
+    Warns:
+        ShuffledPredictions: A loader does.
+    """
+    for name, feed in context.validation:
+        if isinstance(getattr(feed.loader, "sampler", None), RandomSampler):
+            _warn(
+                f"The loader {name!r} shuffles, so the predictions are not in the order of the data, and "
+                "nothing tells which belongs to what. Give predict a loader without shuffle=True.",
+                ShuffledPredictions,
+            )
 
 
 def warn_of_shared_names(context: Context, validated: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from statemachine_trainer.control.processes import rank_of_process
 from statemachine_trainer.loops.base import in_training
@@ -17,8 +17,6 @@ from statemachine_trainer.observe.epoch_table import MetricsTable, format_clock,
 from statemachine_trainer.observe.screens import Bar, Screen, screen_for
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from statemachine_trainer.loops.context import Context
     from statemachine_trainer.machine.board import SignalBoard
     from statemachine_trainer.machine.signals import Subscription
@@ -30,6 +28,20 @@ _EVALUATIONS: Final = {
     "predict": "prediction",
 }
 """What the states of an evaluation are called (`sanity_start`, ...), and what people call it."""
+
+
+class Console(Protocol):
+    """A console of rich: `rich.console.Console`. Importing it takes time that hidden bars need not pay."""
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether it can show what moves."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Characters in a line."""
+        ...
 
 
 class Progress:
@@ -73,7 +85,7 @@ class Progress:
         goes on showing. Of several ranks rank 0 shows its progress.
         """
         hidden = self._screen is not None or rank_of_process() > 0
-        screen = None if hidden else screen_for(self._console)
+        screen = None if hidden else screen_for(cast(Any, self._console))
         if screen is None or not self._open(screen):
             yield
             return

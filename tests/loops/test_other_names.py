@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import pytest
 
-from statemachine_trainer.loops.foreign_names import HOOKS
+from statemachine_trainer import Trainer
+from statemachine_trainer.loops.default_tree import known_settings
+from statemachine_trainer.loops.foreign_names import HOOKS, NOT_HERE, SETTINGS
 from statemachine_trainer.loops.loop_errors import SettingError, UnknownArgument
 from statemachine_trainer.machine.errors import UnknownSignal
 from tests.loops.inner_kit import Regression, make_batches, make_trainer
@@ -74,3 +78,47 @@ def test_an_unknown_name_that_is_nobody_s_hook_is_not_explained() -> None:
     with pytest.raises(UnknownSignal) as caught:
         make_trainer().on("epoch_ends", print)
     assert "Lightning" not in str(caught.value)
+
+
+def flags_of_lightning() -> list[str]:
+    trainer = pytest.importorskip("lightning.pytorch").Trainer
+    return [name for name in inspect.signature(trainer.__init__).parameters if name != "self"]
+
+
+def test_each_flag_of_lightning_s_trainer_is_a_setting_or_has_an_answer() -> None:
+    own = {*known_settings(), *inspect.signature(Trainer.__init__).parameters}
+    answered = {*SETTINGS, *NOT_HERE}
+    assert [name for name in flags_of_lightning() if name not in own | answered] == []
+    assert not own & answered
+    assert not set(SETTINGS) & set(NOT_HERE)
+
+
+@pytest.mark.parametrize(
+    "name, answer",
+    [
+        ("strategy", "DistributedDataParallel"),
+        ("track_grad_norm", "optimizer_step"),
+        ("log_every_n_steps", "log_every"),
+        ("amp_backend", "precision"),
+        ("auto_scale_batch_size", "batch_size of the loader"),
+        ("deterministic", "use_deterministic_algorithms"),
+    ],
+)
+def test_a_flag_is_answered_with_what_does_its_work(name: str, answer: str) -> None:
+    with pytest.raises(SettingError, match=answer):
+        Trainer(**{name: True})
+
+
+@pytest.mark.parametrize("setting", sorted(SETTINGS.values()))
+def test_a_setting_that_is_offered_instead_exists(setting: str) -> None:
+    own = {*known_settings(), *inspect.signature(Trainer.__init__).parameters}
+    elsewhere = {"resume", "log_every", "trainer", "torch"}
+    assert re.match(r"\w+", setting)[0] in own | elsewhere  # type: ignore[index]
+
+
+@pytest.mark.parametrize("call", ["validate", "test", "predict"])
+@pytest.mark.parametrize("name", ["ckpt_path", "resume"])
+def test_an_evaluation_of_a_checkpoint_loads_its_weights_first(call: str, name: str) -> None:
+    arguments: Any = {name: "best"}
+    with pytest.raises(UnknownArgument, match=r"load_weights\(model, 'runs/name'\)"):
+        getattr(make_trainer(), call)(Regression(), make_batches(2), **arguments)

@@ -94,3 +94,13 @@ def test_a_prediction_that_raised_goes_on_and_loses_none() -> None:
     trainer.run()
     assert numbers(trainer.driver.root.predictions[0]) == [1.0, 2.0, 3.0]  # type: ignore[attr-defined]
     assert model.training
+
+
+def test_predictions_of_a_loader_that_shuffles_are_warned_of() -> None:
+    data = TensorDataset(torch.arange(8.0).unsqueeze(1))
+    with pytest.warns(ShuffledPredictions, match="not in the order of the data"):
+        Trainer(progress=False).predict(nn.Identity(), DataLoader(data, 4, shuffle=True))
+    with pytest.raises(
+        BadSource, match=r"without shuffle=True.*DataLoader\(inputs, batch_size=32\)"
+    ):
+        Trainer(progress=False).predict(nn.Identity(), torch.arange(8.0))

@@ -24,7 +24,7 @@ def fingerprint_of_weights(model: nn.Module) -> str:
     samples = []
     with torch.no_grad():
         for parameter in model.parameters():
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
+            if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
                 continue
             local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
             flat = local.detach().reshape(-1)
