@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from statemachine_trainer.data import BadSource
 from statemachine_trainer.loops import PredictionLoop
+from statemachine_trainer.loops.mistakes import ShuffledPredictions
 from statemachine_trainer.machine import Driver
+from statemachine_trainer.trainer import Trainer
 from tests.loops.outer_kit import Model, Unsized, make_trainer, numbered
 
 
