@@ -8,129 +8,56 @@ The names below are imported when they are first used, so that `statemachine_tra
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from statemachine_trainer.lazy import public_names
 from statemachine_trainer.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
-    from statemachine_trainer.graph import Graph, graph_of
-    from statemachine_trainer.loops import (
-        ActiveLearningLoop,
-        BatchLoop,
-        ClosureLoop,
-        CompiledStep,
-        CustomLoop,
-        EpochLoop,
-        EvaluationLoop,
-        FitLoop,
-        KFoldLoop,
-        LabelFolder,
-        ManualLoop,
-        OptimizerLoop,
-        Phase,
-        PhasesLoop,
-        PredictionLoop,
-        SAMLoop,
-        SanityLoop,
-        TestLoop,
-        TrainingLoop,
-        Turn,
-        TurnDone,
-        ValidationLoop,
-        YieldingLoop,
-        every,
-        log,
-        log_dict,
-    )
-    from statemachine_trainer.machine import Driver, Loop, Moment, field, place, transient
-    from statemachine_trainer.machine.errors import StateMachineError
-    from statemachine_trainer.observe import MetricsTable, Progress, Run
-    from statemachine_trainer.observe.recorder import RunFolder
-    from statemachine_trainer.snapshot import Best, Retention
-    from statemachine_trainer.snapshot.store import load_weights
-    from statemachine_trainer.trainer import Trainer
+    from statemachine_trainer.callbacks import Checkpoints as Checkpoints
+    from statemachine_trainer.callbacks import EarlyStopping as EarlyStopping
+    from statemachine_trainer.graph import Graph as Graph
+    from statemachine_trainer.graph import graph_of as graph_of
+    from statemachine_trainer.loops import ActiveLearningLoop as ActiveLearningLoop
+    from statemachine_trainer.loops import BatchLoop as BatchLoop
+    from statemachine_trainer.loops import ClosureLoop as ClosureLoop
+    from statemachine_trainer.loops import CompiledStep as CompiledStep
+    from statemachine_trainer.loops import CustomLoop as CustomLoop
+    from statemachine_trainer.loops import EpochLoop as EpochLoop
+    from statemachine_trainer.loops import EvaluationLoop as EvaluationLoop
+    from statemachine_trainer.loops import FitLoop as FitLoop
+    from statemachine_trainer.loops import KFoldLoop as KFoldLoop
+    from statemachine_trainer.loops import LabelFolder as LabelFolder
+    from statemachine_trainer.loops import ManualLoop as ManualLoop
+    from statemachine_trainer.loops import OptimizerLoop as OptimizerLoop
+    from statemachine_trainer.loops import Phase as Phase
+    from statemachine_trainer.loops import PhasesLoop as PhasesLoop
+    from statemachine_trainer.loops import PredictionLoop as PredictionLoop
+    from statemachine_trainer.loops import SAMLoop as SAMLoop
+    from statemachine_trainer.loops import SanityLoop as SanityLoop
+    from statemachine_trainer.loops import TestLoop as TestLoop
+    from statemachine_trainer.loops import TrainingLoop as TrainingLoop
+    from statemachine_trainer.loops import Turn as Turn
+    from statemachine_trainer.loops import TurnDone as TurnDone
+    from statemachine_trainer.loops import ValidationLoop as ValidationLoop
+    from statemachine_trainer.loops import YieldingLoop as YieldingLoop
+    from statemachine_trainer.loops import every as every
+    from statemachine_trainer.loops import log as log
+    from statemachine_trainer.loops import log_dict as log_dict
+    from statemachine_trainer.machine import Driver as Driver
+    from statemachine_trainer.machine import Loop as Loop
+    from statemachine_trainer.machine import Moment as Moment
+    from statemachine_trainer.machine import field as field
+    from statemachine_trainer.machine import place as place
+    from statemachine_trainer.machine import transient as transient
+    from statemachine_trainer.machine.errors import StateMachineError as StateMachineError
+    from statemachine_trainer.observe import MetricsTable as MetricsTable
+    from statemachine_trainer.observe import Progress as Progress
+    from statemachine_trainer.observe import Run as Run
+    from statemachine_trainer.observe.recorder import RunFolder as RunFolder
+    from statemachine_trainer.snapshot import Best as Best
+    from statemachine_trainer.snapshot import Retention as Retention
+    from statemachine_trainer.snapshot.store import load_weights as load_weights
+    from statemachine_trainer.trainer import Trainer as Trainer
 
-_HOMES = {
-    **dict.fromkeys(
-        ("Driver", "Loop", "Moment", "field", "place", "transient"), "statemachine_trainer.machine"
-    ),
-    **dict.fromkeys(("Graph", "graph_of"), "statemachine_trainer.graph"),
-    "StateMachineError": "statemachine_trainer.machine.errors",
-    "Trainer": "statemachine_trainer.trainer",
-    **dict.fromkeys(("Checkpoints", "EarlyStopping"), "statemachine_trainer.callbacks"),
-    **dict.fromkeys(("MetricsTable", "Progress", "Run"), "statemachine_trainer.observe"),
-    "RunFolder": "statemachine_trainer.observe.recorder",
-    **dict.fromkeys(("Best", "Retention"), "statemachine_trainer.snapshot"),
-    "load_weights": "statemachine_trainer.snapshot.store",
-    **dict.fromkeys(
-        (
-            "ActiveLearningLoop", "CustomLoop", "KFoldLoop", "LabelFolder", "Phase", "PhasesLoop",
-            "BatchLoop", "EpochLoop", "EvaluationLoop", "FitLoop", "ManualLoop", "OptimizerLoop", "PredictionLoop",
-            "SanityLoop", "TestLoop", "TrainingLoop", "ValidationLoop", "every", "log", "log_dict",
-            "ClosureLoop", "CompiledStep", "SAMLoop", "Turn", "TurnDone", "YieldingLoop",
-        ),
-        "statemachine_trainer.loops",
-    ),
-}  # fmt: skip
-
-__all__ = [
-    "ActiveLearningLoop",
-    "BatchLoop",
-    "Best",
-    "Checkpoints",
-    "ClosureLoop",
-    "CompiledStep",
-    "CustomLoop",
-    "Driver",
-    "EarlyStopping",
-    "EpochLoop",
-    "EvaluationLoop",
-    "FitLoop",
-    "Graph",
-    "KFoldLoop",
-    "LabelFolder",
-    "Loop",
-    "ManualLoop",
-    "MetricsTable",
-    "Moment",
-    "OptimizerLoop",
-    "Phase",
-    "PhasesLoop",
-    "PredictionLoop",
-    "Progress",
-    "Retention",
-    "Run",
-    "RunFolder",
-    "SAMLoop",
-    "SanityLoop",
-    "StateMachineError",
-    "TestLoop",
-    "Trainer",
-    "TrainingLoop",
-    "Turn",
-    "TurnDone",
-    "ValidationLoop",
-    "YieldingLoop",
-    "every",
-    "field",
-    "graph_of",
-    "load_weights",
-    "log",
-    "log_dict",
-    "place",
-    "transient",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = public_names(__name__)

@@ -148,6 +148,10 @@ class Checkpoints:
         self._driver: Driver | None = None
         self._subscriptions: list[Subscription] = []
 
+    def __repr__(self) -> str:
+        last = "" if self.last is None else f", last={self.last.name!r}"
+        return f"Checkpoints({str(self.store.root)!r}, every={self.every!r}{last})"
+
     # -- when ------------------------------------------------------------------------------------
 
     def attach(self, host: Host, driver: Driver) -> None:

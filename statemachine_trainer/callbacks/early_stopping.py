@@ -80,6 +80,12 @@ class EarlyStopping:
         # The one method `on_<state>` that it has: a loop tree without the other state is fine.
         setattr(self, f"on_{check}", self.look)
 
+    def __repr__(self) -> str:
+        best = "" if self.best is None else f", best={self.best:.6g} in epoch {self.best_epoch}"
+        return (
+            f"EarlyStopping({self.monitor!r}, patience={self.patience}, waited={self.waited}{best})"
+        )
+
     def reset(self) -> None:
         """Forget everything, as at the beginning of a new run (or of a new fold)."""
         self.best: float | None = None

@@ -50,6 +50,10 @@ class Graph(Drawable):
     current: str | None = None
     final: GraphState = field(default_factory=lambda: GraphState(END, END, "final"))
 
+    def __repr__(self) -> str:
+        standing = "" if self.current is None else f", in {self.current!r}"
+        return f"<Graph {self.name!r}: {len(self.edges)} edges{standing}>"
+
     @classmethod
     def of(
         cls, chart: Chart, *, current: str | None = None, receivers: Receivers | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+import reprlib
 from collections.abc import Iterator
 
 from statemachine_trainer.data import Feed, limit_batches
@@ -23,6 +25,16 @@ class TrainingLoop(Loop):
     """
 
     context: Context
+
+    def __repr__(self) -> str:
+        """Return the settings that are not the defaults, as in `FitLoop(max_epochs=3)`."""
+        shown = []
+        for one in inspect.signature(type(self).__init__).parameters.values():
+            value = vars(self).get(one.name, vars(self).get(f"_{one.name}", one.default))
+            text = reprlib.repr(value)
+            if one.kind is one.KEYWORD_ONLY and text != repr(one.default):
+                shown.append(f"{one.name}={text}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     # -- how long it trains ----------------------------------------------------------------------
 

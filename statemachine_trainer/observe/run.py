@@ -106,6 +106,9 @@ class Run:
                 "black box. Runs are recorded with Trainer(run='runs/name') or checkpoints='...'."
             )
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
     @overload
     def metrics(self, name: str, *, part: Part | None = None) -> list[Point]: ...
     @overload

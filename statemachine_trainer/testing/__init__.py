@@ -11,49 +11,20 @@ pytest, and must not import torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from statemachine_trainer.lazy import public_names
 
 if TYPE_CHECKING:
-    from statemachine_trainer.testing.resuming import Report, assert_resumable
-    from statemachine_trainer.testing.testing_errors import (
-        FreshProcessFailed,
-        HiddenState,
-        HypothesisMissing,
-        NoStopPoint,
-        NotImportable,
-        NotReady,
-        NotRepeatable,
-        NotResumable,
-    )
+    from statemachine_trainer.testing.resuming import Report as Report
+    from statemachine_trainer.testing.resuming import assert_resumable as assert_resumable
+    from statemachine_trainer.testing.testing_errors import FreshProcessFailed as FreshProcessFailed
+    from statemachine_trainer.testing.testing_errors import HiddenState as HiddenState
+    from statemachine_trainer.testing.testing_errors import HypothesisMissing as HypothesisMissing
+    from statemachine_trainer.testing.testing_errors import NoStopPoint as NoStopPoint
+    from statemachine_trainer.testing.testing_errors import NotImportable as NotImportable
+    from statemachine_trainer.testing.testing_errors import NotReady as NotReady
+    from statemachine_trainer.testing.testing_errors import NotRepeatable as NotRepeatable
+    from statemachine_trainer.testing.testing_errors import NotResumable as NotResumable
 
-__all__ = [
-    "FreshProcessFailed",
-    "HiddenState",
-    "HypothesisMissing",
-    "NoStopPoint",
-    "NotImportable",
-    "NotReady",
-    "NotRepeatable",
-    "NotResumable",
-    "Report",
-    "assert_resumable",
-]
-
-_HOMES = {
-    **dict.fromkeys(__all__, "statemachine_trainer.testing.testing_errors"),
-    "Report": "statemachine_trainer.testing.resuming",
-    "assert_resumable": "statemachine_trainer.testing.resuming",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = public_names(__name__)
