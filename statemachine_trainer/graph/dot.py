@@ -8,8 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any, Literal
 
-from statemachine_trainer.graph.graph import Graph
-from statemachine_trainer.graph.model import GraphEdge, GraphState
+from statemachine_trainer.graph.model import (
+    END,
+    SEPARATOR,
+    GraphData,
+    GraphEdge,
+    GraphState,
+    StateMachineError,
+)
 from statemachine_trainer.graph.style import (
     HEAT,
     ON_RUNNING,
@@ -20,9 +26,6 @@ from statemachine_trainer.graph.style import (
     Style,
     edge_keys,
 )
-from statemachine_trainer.machine.errors import StateMachineError
-from statemachine_trainer.machine.loop import SEPARATOR
-from statemachine_trainer.machine.verify import END
 
 FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
 # Told apart without colours too: by the style of the line, and by the sign before the label.
@@ -37,7 +40,7 @@ HOTTEST = 0.75
 Attributes = Mapping[str, str]
 
 
-def render(graph: Graph, style: Style, palette: Palette, *, pixels: float | None = None) -> str:
+def render(graph: GraphData, style: Style, palette: Palette, *, pixels: float | None = None) -> str:
     """Return a graph in the DOT language.
 
     Args:
@@ -60,7 +63,7 @@ def edge_id(number: int) -> str:
 
 
 class _Drawing:
-    def __init__(self, graph: Graph, palette: Palette, style: Style) -> None:
+    def __init__(self, graph: GraphData, palette: Palette, style: Style) -> None:
         self.graph, self.palette, self.style = graph, palette, style
         self.states = {state.path: state for state in graph.states()}
         self.changes = [style.edges.get(key) for key in edge_keys(graph.edges)]

@@ -7,14 +7,12 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict, Unpack
 
+from statemachine_trainer.graph import dot, html, mermaid, svg
+from statemachine_trainer.graph.model import BadOption, GraphData, UnknownFormat, UnknownPath
+from statemachine_trainer.graph.style import DARK, LIGHT, THEMES, Palette, Style, Theme
 from statemachine_trainer.machine.errors import suggest
-
-if TYPE_CHECKING:
-    from statemachine_trainer.graph.graph import Graph
-from statemachine_trainer.graph.model import BadOption, UnknownFormat
-from statemachine_trainer.graph.style import Style, Theme
 
 SUFFIXES = {
     ".mmd": "mermaid",
@@ -39,23 +37,39 @@ class HasHeat(Protocol):
 Heat = Mapping[str, float] | HasHeat
 
 
+class Look(TypedDict, total=False):
+    """The options that all pictures have.
+
+    Attributes:
+        heat: How hot states are, from 0 to 1, by path, or a profile. A closed loop is as hot as the
+            hottest state in it. Paths that the graph does not have are skipped, as long as it has
+            one.
+        running: Path of the running state, in place of the one that the graph knows.
+        legend: Whether the picture explains its signs; it does unless told otherwise.
+        theme: "light", "dark", or "auto", which follows the reader's system where the format can.
+    """
+
+    heat: Heat | None
+    running: str | None
+    legend: bool
+    theme: Theme
+
+
 class Drawable:
     """Draws itself: as Mermaid and DOT with nothing else, as SVG, PNG and HTML by pygraphviz.
 
-    All take the same options:
+    Pictures take the options of `Look`. In a notebook a picture follows the notebook's theme.
 
-    - `heat`: how hot states are, from 0 to 1, by path, or a profile; a closed loop is as hot as the
-      hottest state in it. Paths that the graph does not have are skipped, as long as it has one.
-    - `running`: path of the running state, in place of the one that the graph knows.
-    - `legend`: whether the picture explains its signs.
-    - `theme`: "light", "dark", or "auto", which follows the reader's system where the format can. In
-      a notebook a picture follows the notebook.
+    Raises:
+        BadOption: An option that there is not, or one with a value that means nothing.
+        UnknownPath: The graph has no state `running`, or none that `heat` names.
+        GraphvizMissing: For SVG, PNG and HTML: pygraphviz is not installed.
     """
 
     __slots__ = ()
 
     @abstractmethod
-    def _drawing(self) -> tuple[Graph, Style]:
+    def _drawing(self) -> tuple[GraphData, Style]:
         """Return the graph to be drawn, and what is marked on it."""
 
     @abstractmethod
@@ -63,112 +77,46 @@ class Drawable:
         """Return it as data that JSON can hold."""
 
     def to_mermaid(self, *, direction: Literal["TB", "LR"] = "TB", outcomes: bool = True) -> str:
-        """Return a Mermaid state diagram; see `machine.mermaid.render`.
+        """Return a Mermaid state diagram; see `graph.mermaid.render`.
 
         Raises:
             BadOption: The direction is neither of these.
         """
-        from statemachine_trainer.graph.mermaid import render
-
         graph, style = self._drawing()
-        return render(graph, direction=direction, outcomes=outcomes, style=style)
+        return mermaid.render(graph, direction=direction, outcomes=outcomes, style=style)
 
-    def to_dot(
-        self,
-        *,
-        heat: Heat | None = None,
-        running: str | None = None,
-        legend: bool = True,
-        theme: Theme = "light",
-    ) -> str:
-        """Return the picture in the language of Graphviz, for `dot -Tpdf` and the like.
+    def to_dot(self, **look: Unpack[Look]) -> str:
+        """Return the picture in the language of Graphviz, for `dot -Tpdf` and the like; light."""
+        graph, style, theme = self._dressed("light", look)
+        return dot.render(graph, style, _palette(theme))
 
-        Raises:
-            BadOption: `heat` or `theme` means nothing.
-            UnknownPath: The graph has no state `running`, or none that `heat` names.
-        """
-        from statemachine_trainer.graph import dot
-        from statemachine_trainer.graph.style import DARK, LIGHT
+    def to_svg(self, **look: Unpack[Look]) -> str:
+        """Return an SVG element whose groups say what they show; see `graph.svg.render`."""
+        return svg.render(*self._dressed("auto", look))
 
-        colours = DARK if _checked(theme) == "dark" else LIGHT
-        return dot.render(*self._dressed(heat, running, legend), colours)
+    def to_png(self, *, pixels_per_inch: float = 144, **look: Unpack[Look]) -> bytes:
+        """Return a bitmap; light unless told otherwise."""
+        graph, style, theme = self._dressed("light", look)
+        text = dot.render(graph, style, _palette(theme), pixels=pixels_per_inch)
+        return dot.lay_out(text, "png")
 
-    def to_svg(
-        self,
-        *,
-        heat: Heat | None = None,
-        running: str | None = None,
-        legend: bool = True,
-        theme: Theme = "auto",
-    ) -> str:
-        """Return an SVG element whose groups say what they show; see `machine.drawing.svg.render`.
-
-        Raises:
-            GraphvizMissing: pygraphviz is not installed.
-            BadOption: `heat` or `theme` means nothing.
-            UnknownPath: The graph has no state `running`, or none that `heat` names.
-        """
-        from statemachine_trainer.graph import svg
-
-        return svg.render(*self._dressed(heat, running, legend), _checked(theme))
-
-    def to_png(
-        self,
-        *,
-        heat: Heat | None = None,
-        running: str | None = None,
-        legend: bool = True,
-        theme: Theme = "light",
-        pixels_per_inch: float = 144,
-    ) -> bytes:
-        """Return a bitmap.
-
-        Raises:
-            GraphvizMissing: pygraphviz is not installed.
-            BadOption: `heat` or `theme` means nothing.
-            UnknownPath: The graph has no state `running`, or none that `heat` names.
-        """
-        from statemachine_trainer.graph import dot
-        from statemachine_trainer.graph.style import DARK, LIGHT
-
-        colours = DARK if _checked(theme) == "dark" else LIGHT
-        graph, style = self._dressed(heat, running, legend)
-        return dot.lay_out(dot.render(graph, style, colours, pixels=pixels_per_inch), "png")
-
-    def to_html(
-        self,
-        *,
-        heat: Heat | None = None,
-        running: str | None = None,
-        legend: bool = True,
-        theme: Theme = "auto",
-    ) -> str:
-        """Return a page that holds the picture and its text, and works offline.
-
-        Raises:
-            GraphvizMissing: pygraphviz is not installed.
-            BadOption: `heat` or `theme` means nothing.
-            UnknownPath: The graph has no state `running`, or none that `heat` names.
-        """
-        from statemachine_trainer.graph import html
-
-        dressed = self._dressed(heat, running, legend)
-        return html.render(*dressed, _checked(theme), outline=str(self))
+    def to_html(self, **look: Unpack[Look]) -> str:
+        """Return a page that holds the picture and its text, and works offline."""
+        return html.render(*self._dressed("auto", look), outline=str(self))
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write the picture to a file, in the format that its ending tells.
 
         Args:
             path: A name that ends in .svg, .png, .html, .dot, .gv, .mmd, .mermaid, .json or .txt.
-            **options: Those of `to_svg`, `to_png` and so on; JSON and text have none.
+            **options: Those of `Look` and of `to_png` or `to_mermaid`; JSON and text have none.
 
         Returns:
             The path.
 
         Raises:
             UnknownFormat: The ending is none of these.
-            BadOption, UnknownPath: An option means nothing, or not for this graph.
-            GraphvizMissing: The format needs pygraphviz, which is not installed.
+            BadOption, UnknownPath, GraphvizMissing: As for the method that draws this format.
         """
         path = Path(path)
         form = SUFFIXES.get(path.suffix.lower())
@@ -190,11 +138,21 @@ class Drawable:
             path.write_text(drawn, encoding="utf-8")
         return path
 
-    def _dressed(self, heat: Heat | None, running: str | None, legend: bool) -> tuple[Graph, Style]:
+    def _dressed(self, theme: Theme, look: Look) -> tuple[GraphData, Style, Theme]:
+        """Read the options: return what is drawn, what is marked on it, and the theme."""
+        for name in look:
+            if name not in Look.__annotations__:
+                raise BadOption(
+                    f"A picture has no option {name!r}. {suggest(name, Look.__annotations__)}"
+                )
         graph, style = self._drawing()
+        running, legend = look.get("running"), look.get("legend", True)
         if running is not None:
             graph = graph.at(running)
-        return graph, replace(style, heat=_heat_on(graph, heat), legend=legend)
+        chosen = look.get("theme", theme)
+        if chosen not in THEMES:
+            raise BadOption(f"theme={chosen!r} is no theme. {suggest(str(chosen), THEMES)}")
+        return graph, replace(style, heat=_heat_on(graph, look.get("heat")), legend=legend), chosen
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """Show a picture in a notebook: by Graphviz, or without it in those that know Mermaid.
@@ -202,11 +160,8 @@ class Drawable:
         As HTML it is light or dark as the notebook is; a bare SVG would be an image there, which
         knows nothing of the page around it. That is for exports which take images alone.
         """
-        from statemachine_trainer.graph import html
-        from statemachine_trainer.graph.dot import is_installed
-
         text = str(self)
-        if is_installed():
+        if dot.is_installed():
             picture = self.to_svg()
             return {
                 "text/html": html.inline(picture, text),
@@ -222,15 +177,11 @@ class Drawable:
         }
 
 
-def _checked(theme: Theme) -> Theme:
-    from statemachine_trainer.graph import THEMES
-
-    if theme not in THEMES:
-        raise BadOption(f"theme={theme!r} is no theme. {suggest(str(theme), THEMES)}")
-    return theme
+def _palette(theme: Theme) -> Palette:
+    return DARK if theme == "dark" else LIGHT
 
 
-def _heat_on(graph: Graph, heat: Heat | None) -> Mapping[str, float]:
+def _heat_on(graph: GraphData, heat: Heat | None) -> Mapping[str, float]:
     """Return what `heat=` means for a graph, which may show only a part of what it names."""
     if heat is None:
         return {}
@@ -239,8 +190,6 @@ def _heat_on(graph: Graph, heat: Heat | None) -> Mapping[str, float]:
     # A closed loop, as a state that has none inside, stands for what is inside it.
     closed = tuple(f"{state.path}." for state in graph.states() if not state.children)
     if found and not any(path in paths or path.startswith(closed) for path in found):
-        from statemachine_trainer.graph.model import UnknownPath
-
         first = next(iter(found))
         raise UnknownPath(
             f"heat= names no state of the graph {graph.name!r}; its first is {first!r}. "

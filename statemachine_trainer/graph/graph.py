@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from statemachine_trainer.graph.drawable import Drawable
+from statemachine_trainer.graph.extraction import events_let_go, extract
 from statemachine_trainer.graph.model import (
+    END,
+    SEPARATOR,
     BadOption,
+    GraphData,
     GraphEdge,
     GraphState,
     Receivers,
-    UnknownPath,
-    _closed,
-    _visible,
 )
 from statemachine_trainer.graph.style import SIGNS, Change, EdgeKey, Style, edge_keys
 from statemachine_trainer.machine.chart import Chart
@@ -25,34 +26,15 @@ from statemachine_trainer.machine.errors import (
     UnknownLoop,
     suggest,
 )
-from statemachine_trainer.machine.loop import SEPARATOR, Loop
-from statemachine_trainer.machine.verify import END
+from statemachine_trainer.machine.loop import Loop
 
 
 @dataclass(frozen=True, slots=True)
-class Graph(Drawable):
+class Graph(GraphData, Drawable):
     """The states and transitions of a machine, and where it stands.
 
-    It draws itself, see `machine.picture.Drawable`; a notebook shows the picture. `str(graph)` is an
-    outline.
-
-    Attributes:
-        name: Name of the root.
-        root: The outermost loop, with all states inside.
-        edges: All transitions, in the order of the tree; the root's outcomes lead to `final`.
-        current: Path of the running state.
-        final: The state beside the root in which the machine ends.
+    It draws itself, see `Drawable`; a notebook shows the picture. `str(graph)` is an outline.
     """
-
-    name: str
-    root: GraphState
-    edges: tuple[GraphEdge, ...]
-    current: str | None = None
-    final: GraphState = field(default_factory=lambda: GraphState(END, END, "final"))
-
-    def __repr__(self) -> str:
-        standing = "" if self.current is None else f", in {self.current!r}"
-        return f"<Graph {self.name!r}: {len(self.edges)} edges{standing}>"
 
     @classmethod
     def of(
@@ -70,30 +52,9 @@ class Graph(Drawable):
         Raises:
             UnknownPath: The chart has no state `current`.
         """
-        from statemachine_trainer.graph.extraction import extract
-
         root, edges = extract(chart, receivers or {})
         graph = cls(root.name, root, edges)
         return graph if current is None else graph.at(current)
-
-    def at(self, path: str | None) -> Graph:
-        """Return the graph with another running state; with None, there is none.
-
-        Raises:
-            UnknownPath: The graph has no such state.
-        """
-        paths = [state.path for state in self.states()]
-        if path is not None and path not in paths:
-            raise UnknownPath(
-                f"The machine {self.name!r} has no state {path!r} to show as the running one. "
-                f"{suggest(path, paths)}"
-            )
-        return replace(self, current=path)
-
-    def states(self) -> Iterator[GraphState]:
-        """Yield every state that the graph shows, the root first and the final one last."""
-        yield from self.root.walk()
-        yield self.final
 
     def collapse(self, depth: int) -> Graph:
         """Return the graph with loops deeper than `depth` closed; at 0 the root itself is.
@@ -148,11 +109,13 @@ class Graph(Drawable):
         }
 
     def __str__(self) -> str:
-        return "\n".join(self._outline(self.root, 0))
+        return self.outline()
 
-    def _drawing(self) -> tuple[Graph, Style]:
-        from statemachine_trainer.graph import Style
+    def __repr__(self) -> str:
+        standing = "" if self.current is None else f", in {self.current!r}"
+        return f"<Graph {self.name!r}: {len(self.edges)} edges{standing}>"
 
+    def _drawing(self) -> tuple[GraphData, Style]:
         return self, Style()
 
     def _showing(self, root: GraphState, edges: Sequence[GraphEdge]) -> Graph:
@@ -166,30 +129,6 @@ class Graph(Drawable):
         current = None if self.current is None else _visible(self.current, shown)
         return Graph(root.name, root, tuple(kept), current, self.final)
 
-    def _outline(self, state: GraphState, depth: int) -> Iterator[str]:
-        text = f"{'  ' * depth}{state.name}"
-        if state.kind == "loop":
-            text += f" ({state.loop})"
-        marks = {
-            "running": state.path == self.current,
-            "transient": state.transient,
-            "rests": state.resting,
-        }
-        text += "".join(f" [{mark}]" for mark, applies in marks.items() if applies)
-        around = state.path.rpartition(SEPARATOR)[0] + SEPARATOR
-        steps = [
-            f"{e.label} -> {e.target.removeprefix(around)}"
-            for e in self.edges
-            if e.source == state.path
-        ]
-        if state is not self.root and state.leaving:
-            steps.append(f"leaves on {', '.join(state.leaving)}")
-        heard = {"entry": state.on_enter, "exit": state.on_exit}
-        steps += [f"{kind} / {', '.join(labels)}" for kind, labels in heard.items() if labels]
-        yield f"{text}: {'; '.join(steps)}" if steps else text
-        for child in state.children:
-            yield from self._outline(child, depth + 1)
-
 
 def graph_of(loop: Loop, name: str = "loop") -> Graph:
     """Return the graph of a loop that is in no machine.
@@ -200,8 +139,6 @@ def graph_of(loop: Loop, name: str = "loop") -> Graph:
     Raises:
         LoopDefinitionError: The loop tree does not hold together.
     """
-    from statemachine_trainer.graph.extraction import events_let_go
-
     try:
         chart = Chart(loop, name)
     except UnhandledEvent:
@@ -212,6 +149,18 @@ def graph_of(loop: Loop, name: str = "loop") -> Graph:
         root.outcomes = tuple(events_let_go(loop, name))
         chart = Chart(root, name)
     return Graph.of(chart)
+
+
+def _closed(state: GraphState, depth: int) -> GraphState:
+    inside = tuple(_closed(child, depth - 1) for child in state.children) if depth > 0 else ()
+    return replace(state, children=inside)
+
+
+def _visible(path: str, shown: set[str]) -> str | None:
+    """Return the innermost of the shown states that a path lies in."""
+    while path and path not in shown:
+        path = path.rpartition(SEPARATOR)[0]
+    return path or None
 
 
 # -- What is different between two graphs ---------------------------------------------------------
@@ -314,7 +263,10 @@ class GraphDiff(Drawable):
                 was = f" (was {before[key].label})" if change == "changed" else ""
                 yield f"{SIGNS[change]}{edge.source}: {edge.label} -> {edge.target}{was}"
 
-    def _drawing(self) -> tuple[Graph, Style]:
+    def __repr__(self) -> str:
+        return f"<GraphDiff: {len(self.states)} states and {len(self.edges)} transitions changed>"
+
+    def _drawing(self) -> tuple[GraphData, Style]:
         return self.union, Style(states=self.states, edges=self.edges)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from statemachine_trainer.graph import svg
-from statemachine_trainer.graph.graph import Graph
+from statemachine_trainer.graph.model import GraphData
 from statemachine_trainer.graph.style import DARK, LIGHT, Style, Theme, css_variables
 
 PAGE = """<!DOCTYPE html>
@@ -61,7 +61,7 @@ DARK_PAGES = (
 )
 
 
-def render(graph: Graph, style: Style, theme: Theme = "auto", *, outline: str = "") -> str:
+def render(graph: GraphData, style: Style, theme: Theme = "auto", *, outline: str = "") -> str:
     """Return a graph as a page that works offline; an edge stands out under the pointer.
 
     Args:
@@ -80,7 +80,7 @@ def render(graph: Graph, style: Style, theme: Theme = "auto", *, outline: str = 
         title=escape(graph.name),
         colours="\n".join(rules),
         picture=svg.render(graph, style, theme),
-        outline=escape(outline or str(graph)),
+        outline=escape(outline or graph.outline()),
     )
 
 

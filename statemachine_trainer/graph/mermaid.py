@@ -6,11 +6,15 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from statemachine_trainer.graph import SIGNS, Change, Style, edge_keys
-from statemachine_trainer.graph.graph import Graph
-from statemachine_trainer.graph.model import BadOption, GraphEdge, GraphState
-from statemachine_trainer.machine.loop import SEPARATOR
-from statemachine_trainer.machine.verify import END
+from statemachine_trainer.graph.model import (
+    END,
+    SEPARATOR,
+    BadOption,
+    GraphData,
+    GraphEdge,
+    GraphState,
+)
+from statemachine_trainer.graph.style import SIGNS, Change, Style, edge_keys
 
 FINAL = "[*]"
 # Only the running state has a fill, and then a text colour too: all must be legible on dark pages.
@@ -30,7 +34,7 @@ KEYWORDS = {
 
 
 def render(
-    graph: Graph,
+    graph: GraphData,
     *,
     direction: Literal["TB", "LR"] = "TB",
     outcomes: bool = True,
@@ -58,7 +62,7 @@ def render(
 
 
 class _Diagram:
-    def __init__(self, graph: Graph, direction: str, outcomes: bool, style: Style) -> None:
+    def __init__(self, graph: GraphData, direction: str, outcomes: bool, style: Style) -> None:
         self.graph = graph
         self.became = style.states
         self.outcomes = outcomes

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
-from statemachine_trainer.machine.errors import (
-    StateMachineError,
-)
-from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.errors import StateMachineError as StateMachineError
+from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.loop import SEPARATOR as SEPARATOR
+from statemachine_trainer.machine.verify import END as END
 
-if TYPE_CHECKING:
-    pass
+Kind = Literal["state", "loop", "final"]
+Receivers = Mapping[str, Sequence[str]]
 
 
 class BadOption(StateMachineError):
@@ -21,12 +21,6 @@ class BadOption(StateMachineError):
 
 class UnknownFormat(StateMachineError):
     """A picture was to be written to a file whose ending tells no format."""
-
-
-Kind = Literal["state", "loop", "final"]
-
-
-Receivers = Mapping[str, Sequence[str]]
 
 
 class UnknownPath(StateMachineError):
@@ -65,7 +59,7 @@ class GraphState:
     leaving: tuple[str, ...] = ()
     on_enter: tuple[str, ...] = ()
     on_exit: tuple[str, ...] = ()
-    children: tuple[GraphState, ...] = ()
+    children: tuple[GraphState, ...] = field(default=(), repr=False)
 
     def walk(self) -> Iterator[GraphState]:
         """Yield this state and all inside it, outer ones first."""
@@ -122,16 +116,70 @@ class GraphEdge:
         return _plain(self)
 
 
-def _closed(state: GraphState, depth: int) -> GraphState:
-    inside = tuple(_closed(child, depth - 1) for child in state.children) if depth > 0 else ()
-    return replace(state, children=inside)
+@dataclass(frozen=True, slots=True)
+class GraphData:
+    """A graph as plain data: all that a renderer needs.
 
+    Attributes:
+        name: Name of the root.
+        root: The outermost loop, with all states inside.
+        edges: All transitions, in the order of the tree; the root's outcomes lead to `final`.
+        current: Path of the running state.
+        final: The state beside the root in which the machine ends.
+    """
 
-def _visible(path: str, shown: set[str]) -> str | None:
-    """Return the innermost of the shown states that a path lies in."""
-    while path and path not in shown:
-        path = path.rpartition(SEPARATOR)[0]
-    return path or None
+    name: str
+    root: GraphState
+    edges: tuple[GraphEdge, ...]
+    current: str | None = None
+    final: GraphState = field(default_factory=lambda: GraphState(END, END, "final"))
+
+    def states(self) -> Iterator[GraphState]:
+        """Yield every state that the graph shows, the root first and the final one last."""
+        yield from self.root.walk()
+        yield self.final
+
+    def at(self, path: str | None) -> Self:
+        """Return the graph with another running state; with None, there is none.
+
+        Raises:
+            UnknownPath: The graph has no such state.
+        """
+        paths = [state.path for state in self.states()]
+        if path is not None and path not in paths:
+            raise UnknownPath(
+                f"The machine {self.name!r} has no state {path!r} to show as the running one. "
+                f"{suggest(path, paths)}"
+            )
+        return replace(self, current=path)
+
+    def outline(self) -> str:
+        """Return the graph as text, a line for each state."""
+        return "\n".join(self._outline(self.root, 0))
+
+    def _outline(self, state: GraphState, depth: int) -> Iterator[str]:
+        text = f"{'  ' * depth}{state.name}"
+        if state.kind == "loop":
+            text += f" ({state.loop})"
+        marks = {
+            "running": state.path == self.current,
+            "transient": state.transient,
+            "rests": state.resting,
+        }
+        text += "".join(f" [{mark}]" for mark, applies in marks.items() if applies)
+        around = state.path.rpartition(SEPARATOR)[0] + SEPARATOR
+        steps = [
+            f"{e.label} -> {e.target.removeprefix(around)}"
+            for e in self.edges
+            if e.source == state.path
+        ]
+        if state is not self.root and state.leaving:
+            steps.append(f"leaves on {', '.join(state.leaving)}")
+        heard = {"entry": state.on_enter, "exit": state.on_exit}
+        steps += [f"{kind} / {', '.join(labels)}" for kind, labels in heard.items() if labels]
+        yield f"{text}: {'; '.join(steps)}" if steps else text
+        for child in state.children:
+            yield from self._outline(child, depth + 1)
 
 
 def _plain(one: GraphState | GraphEdge) -> dict[str, Any]:

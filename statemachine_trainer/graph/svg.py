@@ -8,8 +8,7 @@ from xml.etree import ElementTree
 
 from statemachine_trainer.graph import dot
 from statemachine_trainer.graph.dot import lay_out
-from statemachine_trainer.graph.graph import Graph
-from statemachine_trainer.graph.model import GraphEdge, GraphState
+from statemachine_trainer.graph.model import GraphData, GraphEdge, GraphState
 from statemachine_trainer.graph.style import (
     DARK,
     LIGHT,
@@ -23,7 +22,7 @@ SVG = "http://www.w3.org/2000/svg"
 Element = ElementTree.Element
 
 
-def render(graph: Graph, style: Style, theme: Theme = "auto") -> str:
+def render(graph: GraphData, style: Style, theme: Theme = "auto") -> str:
     """Return a graph as an SVG element, to be a file or part of a page.
 
     Each state and loop is a `<g data-path="fit.epoch">`; each edge a `<g>` with `data-source`,
@@ -58,7 +57,7 @@ def render(graph: Graph, style: Style, theme: Theme = "auto") -> str:
     return out.getvalue() + "\n"
 
 
-def _name(root: Element, graph: Graph) -> None:
+def _name(root: Element, graph: GraphData) -> None:
     """Say in each group what it shows, in place of Graphviz's own ids and titles."""
     states = {dot.state_id(state.path): state for state in graph.states()}
     edges = {dot.edge_id(number): edge for number, edge in enumerate(graph.edges)}

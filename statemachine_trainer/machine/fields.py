@@ -36,12 +36,14 @@ class Field:
         scope: Name of the enclosing loop whose entry resets the field, "run" for never, or None for
             the loop that declares it.
         name: Name of the field, for messages.
+        saved: Whether snapshots hold it. One that they do not hold begins anew when one is loaded.
     """
 
     default: Any = UNSET
     factory: Callable[[], Any] | None = None
     scope: str | None = None
     name: str = ""
+    saved: bool = True
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -61,6 +63,7 @@ def field(
     *,
     factory: Callable[[], T] | None = None,
     scope: str | None = None,
+    saved: bool = True,
 ) -> T:
     """Declare a field of a loop that needs more than a plain default.
 
@@ -72,7 +75,15 @@ def field(
         default: The value after a reset. Must not be a list, dict or set: use `factory`.
         factory: Called without arguments for the value after a reset.
         scope: Name of the loop whose entry resets the field; None means the loop itself.
+        saved: Whether snapshots hold it. Say False of what can be found anew, such as a handle or a
+            cache: it begins with its default when a snapshot is loaded.
+
+    Raises:
+        LoopDefinitionError: A default and a factory, a factory that cannot be called, or `saved` that
+            is neither True nor False.
     """
+    if not isinstance(saved, bool):
+        raise LoopDefinitionError(f"field(saved={saved!r}): say True or False.")
     if factory is not None and not isinstance(default, _Unset):
         raise LoopDefinitionError("field() takes a default or a factory, not both.")
     if factory is not None and not callable(factory):
@@ -80,7 +91,7 @@ def field(
             f"field(factory={factory!r}): a factory is called without arguments for each new "
             "value, as `list` is."
         )
-    return Field(default, factory, scope)  # type: ignore[return-value]
+    return Field(default, factory, scope, saved=saved)  # type: ignore[return-value]
 
 
 def fields_of(cls: type, ignored: Collection[str]) -> dict[str, Field]:

@@ -23,6 +23,7 @@ from statemachine_trainer.machine.swap import (
     StatePolicy,
     has_setting,
     names_given,
+    settings_taken,
     swap,
 )
 
@@ -148,7 +149,14 @@ class Loop:
         return loop
 
     def __init__(self, **loops: Loop | type[Loop]) -> None:
-        """Fill places of this loop: `EpochLoop(batch=MyBatchLoop())`, an instance or a class."""
+        """Fill places of this loop: `EpochLoop(batch=MyBatchLoop())`, an instance or a class.
+
+        Raises:
+            UnknownLoop: It has neither a setting nor a place of this name.
+        """
+        for name in loops:
+            if not self.is_place(name):
+                _check_known(self, name)
         swap(self, loops, "reset")
 
     # -- the loops inside ------------------------------------------------------------------------
@@ -347,12 +355,13 @@ class Loop:
                 values.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fields that have a value; containers are copied."""
+        """Return the fields that are saved and have a value; containers are copied."""
         values = self.__dict__
-        return {name: copied(values[name]) for name in self._fields if name in values}
+        saved = (name for name, declared in self._fields.items() if declared.saved)
+        return {name: copied(values[name]) for name in saved if name in values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the fields from what `state_dict` returned; fields missing in it are reset."""
+        """Set the fields from what `state_dict` returned; fields missing in it begin anew."""
         self.reset_fields()
         self.__dict__.update((n, copied(v)) for n, v in state.items() if n in self._fields)
 
@@ -378,6 +387,18 @@ def _plain_names(cls: type[Loop]) -> None:
             setattr(cls, name, tuple(plain_text(one) for one in body[name]))
     if isinstance(body.get("entries"), dict):
         cls.entries = {plain_text(k): plain_text(v) for k, v in body["entries"].items()}
+
+
+def _check_known(loop: Loop, name: str) -> None:
+    """Refuse an argument that is no place below a loop: it may be a setting that is misspelt."""
+    paths = [_join(path, key) for path, inner in loop.walk() for key in inner.places()]
+    if any(path == name or path.endswith(f"{SEPARATOR}{name}") for path in paths):
+        return
+    settings = [one.name for one in settings_taken(type(loop))]
+    raise UnknownLoop(
+        f"{type(loop).__name__} has neither a setting nor a place for a loop called {name!r}. "
+        f"{suggest(name, [*settings, *paths])}"
+    )
 
 
 def _check_positions(cls: type[Loop], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

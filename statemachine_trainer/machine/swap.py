@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from statemachine_trainer.machine.errors import CannotBuild, LoopDefinitionError, level_of_caller
+from statemachine_trainer.machine.fields import copied
 
 if TYPE_CHECKING:
     from statemachine_trainer.machine.loop import Loop
@@ -238,7 +239,7 @@ class _Swap:
 
     def _note(self, key: str, old: Loop, new: Loop) -> None:
         if self.state == "keep":
-            values = old.state_dict()
+            values = {name: copied(vars(old)[name]) for name in old._fields if name in vars(old)}
             vars(new).update((name, values[name]) for name in new._fields if name in values)
         self._replaced.append((key, old, new))
 

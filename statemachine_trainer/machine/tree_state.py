@@ -60,6 +60,6 @@ def _differences_of_loop(path: str, saved: Mapping[str, Any], loop: Loop) -> Ite
         if name not in loop._fields:
             yield f"field {name!r} of loop {path!r} is unknown here"
     for name, field in loop._fields.items():
-        begins = field.default is not UNSET or field.factory is not None
+        begins = field.saved and (field.default is not UNSET or field.factory is not None)
         if begins and name not in values:
             yield f"field {name!r} of loop {path!r} is not in the saved state"

@@ -278,3 +278,29 @@ def test_the_state_is_plain_data() -> None:
     driver.board.on("check", lambda: None, every=2)
     driver.run()
     assert plain(driver.state_dict())
+
+
+def test_a_field_that_is_not_saved_is_in_no_snapshot_and_begins_anew_when_one_is_loaded() -> None:
+    class Keeps(Loop):
+        initial = "work"
+        outcomes = ("done",)
+        found: list[int] = field(factory=list, saved=False, scope="run")
+        count: int = 0
+
+        def work(self) -> Literal["done"]:
+            self.found.append(1)
+            self.count += 1
+            return "done"
+
+    driver = Driver(Keeps(), name="keeps")
+    driver.start()
+    driver.run()
+    state = driver.state_dict()
+    assert state["loops"]["keeps"]["fields"] == {"count": 1}
+    driver.load_state_dict(state)
+    assert (driver.root.count, driver.root.found) == (1, [])  # type: ignore[attr-defined]
+
+
+def test_whether_a_field_is_saved_is_true_or_false() -> None:
+    with pytest.raises(LoopDefinitionError, match="saved='no'"):
+        field(0, saved="no")  # type: ignore[arg-type]

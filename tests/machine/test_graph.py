@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from statemachine_trainer.graph.graph import Graph, graph_of
-from statemachine_trainer.graph.model import GraphEdge, UnknownPath
+from statemachine_trainer.graph.model import BadOption, GraphEdge, UnknownPath
 from statemachine_trainer.machine import Chart, Loop, place, transient
 from statemachine_trainer.machine.errors import ImpossibleEvent, UnhandledEvent, UnknownLoop
 
@@ -255,3 +256,15 @@ def test_a_graph_is_saved_as_data_too(tmp_path: Path) -> None:
     graph = graph_of(Fit(), "fit")
     path = graph.save(tmp_path / "graph.json")
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(graph.to_dict()))
+
+
+def test_a_graph_says_in_a_line_what_it_is() -> None:
+    graph = fit_graph("fit.close")
+    assert re.fullmatch(r"<Graph 'fit': \d+ edges, in 'fit.close'>", repr(graph))
+    assert repr(graph.diff(graph)) == "<GraphDiff: 0 states and 0 transitions changed>"
+    assert len(repr(graph.root)) < 600
+
+
+def test_an_option_that_no_picture_has_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(BadOption, match=r"no option 'themes'.*Did you mean 'theme'"):
+        fit_graph().to_dot(themes="dark")  # type: ignore[call-arg]
