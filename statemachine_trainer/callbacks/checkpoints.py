@@ -27,12 +27,11 @@ from statemachine_trainer.callbacks.unmeasured import (
     was_validated,
 )
 from statemachine_trainer.control.ownership import Ownership
-from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.intervals import (
-    Ticker,
+from statemachine_trainer.intervals import (
+    Interval,
     parse_interval,
-    see_that_samples_are_counted,
 )
+from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted, UnknownSignal
@@ -137,7 +136,7 @@ class Checkpoints:
         self.on_signals = on_signals
         self.last: Path | None = None
         self.on_written: Callable[[Path], object] | None = None
-        self._ticker = Ticker(self.every)
+        self._interval = Interval(self.every)
         self._due = False
         self._told_of_weights = False
         self._postponed_at: int | None = None
@@ -207,11 +206,7 @@ class Checkpoints:
 
     def _look(self, ended: Literal["epoch", "run"] | None = None) -> None:
         context = self._context
-        if self.every.unit == "second":
-            context.read_clock()
-        elif self.every.unit == "sample":
-            see_that_samples_are_counted(context, self.every)
-        if self._ticker.due(context.counts, ended):
+        if self._interval.due(context, ended):
             self._due = True
 
     def _write_if_due(self) -> None:
@@ -340,7 +335,7 @@ class Checkpoints:
         ended = self._driver is not None and self._driver.path is None
         return {
             "interval": repr(self.every),
-            "ticker": dict(self._ticker.state_dict()),
+            "ticker": dict(self._interval.state_dict()),
             "due": self._due,
             "limit": self._context.limit_reached if ended else None,
         }
@@ -353,14 +348,14 @@ class Checkpoints:
         """
         self.begin()
         if state is None or state["interval"] != repr(self.every):
-            self._ticker = Ticker(self.every, self._context.counts)
+            self._interval = Interval(self.every, self._context.counts)
         else:
-            self._ticker.load_state_dict(state["ticker"])
+            self._interval.load_state_dict(state["ticker"])
             self._due = state["due"]
 
     def begin(self) -> None:
         """Forget what the interval remembers: a new run begins."""
-        self._ticker = Ticker(self.every)
+        self._interval = Interval(self.every)
         self._due, self._postponed_at = False, None
 
     def belong_to(self, owner: Ownership) -> None:

@@ -1,5 +1,6 @@
 """The loops of training, each a state machine that can be swapped for another."""
 
+from statemachine_trainer.intervals import Every, every
 from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.batch import BatchLoop
 from statemachine_trainer.loops.compiled import CompiledStep, NotCompiled
@@ -13,7 +14,6 @@ from statemachine_trainer.loops.evaluation import (
     ValidationLoop,
 )
 from statemachine_trainer.loops.fit import FitLoop
-from statemachine_trainer.loops.intervals import Every, every
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.metrics.log import log, log_dict
 from statemachine_trainer.loops.optimizer import OptimizerLoop

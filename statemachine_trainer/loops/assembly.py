@@ -20,7 +20,7 @@ from statemachine_trainer.loops.loop_errors import (
     SettingError,
 )
 from statemachine_trainer.loops.manual import ManualLoop
-from statemachine_trainer.loops.metrics.table import Metrics, batch_size_of
+from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.mistakes import look_for_mistakes, warn_of_shuffled_predictions
 from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.loops.steps import Loss, MakeOptimizer
@@ -154,7 +154,7 @@ def assemble_fit(
         )
     look_for_mistakes(context, validation)
     if any(loop.counts_samples for _, loop in training_loops(root)):
-        context.sample_size = batch_size_of
+        context.count_samples()
     replace_data(context, train, validation)
     equipment.agreement = agree(trainer, context, equipment.agreement)
     return context

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from statemachine_trainer.data import Feed
-from statemachine_trainer.loops.intervals import Counts
+from statemachine_trainer.intervals import Counts
+from statemachine_trainer.loops.metrics.sizes import batch_size_of
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.optimizers import OptimizerSlot, Turns
 from statemachine_trainer.parallel import Precision
@@ -373,6 +374,13 @@ class Context:
         """Count no seconds while the run is paused."""
         self.read_clock()
         self._clock_started = None
+
+    def count_samples(self) -> bool:
+        """Count samples from here on, which takes time; tell whether they were counted already."""
+        counted = self.sample_size is not None
+        if not counted:
+            self.sample_size = batch_size_of
+        return counted
 
     def read_clock(self) -> float:
         """Bring the seconds in `counts` up to date and return those of the run."""

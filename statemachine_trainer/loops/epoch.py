@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from statemachine_trainer.data import END, limit_batches
+from statemachine_trainer.intervals import Every, Interval, parse_interval
 from statemachine_trainer.loops.base import TrainingLoop, check_limit, whole_number
 from statemachine_trainer.loops.batch import BatchLoop
 from statemachine_trainer.loops.context import Limits
 from statemachine_trainer.loops.evaluation import ValidationLoop
-from statemachine_trainer.loops.intervals import Every, Ticker, parse_interval
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.metrics.table import batch_size_of
 from statemachine_trainer.loops.verbs import begin_epoch, end_epoch, move_batch
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop, place
@@ -84,7 +83,7 @@ class EpochLoop(TrainingLoop):
     """Whether something but the data may interrupt the epoch, by the limits last looked at: they are
     another object whenever they were read anew."""
 
-    _ticker: Ticker | None = None
+    _ticker: Interval | None = None
     """Decides by the interval. What it remembers is in the field `ticker`, written when it fires:
     what it learns between two firings follows from the counters."""
 
@@ -255,7 +254,7 @@ class EpochLoop(TrainingLoop):
         if limits.max_steps is not None and context.counts.step >= limits.max_steps:
             context.finished = True
         if self.counts_samples:
-            context.sample_size = batch_size_of
+            context.count_samples()
         self._begin_ticker()
         self._watchful = (
             context.finished
@@ -294,7 +293,7 @@ class EpochLoop(TrainingLoop):
         """Go on with the interval as it stood, or begin counting here if it is new."""
         every, remembered = self.validate_every, self.ticker
         if remembered is None or remembered["interval"] != repr(every):
-            self._ticker = Ticker(every, self.context.counts)
+            self._ticker = Interval(every, self.context.counts)
             self._remember()
 
     def _remember(self) -> None:
@@ -309,7 +308,7 @@ class EpochLoop(TrainingLoop):
         if ended:
             counts = replace(counts, epoch=counts.epoch + 1)
         if self._ticker is None:
-            self._ticker = Ticker(self.validate_every)
+            self._ticker = Interval(self.validate_every)
             self._ticker.load_state_dict(self.ticker)  # type: ignore[arg-type]
         due = self._ticker.due(counts, "epoch" if ended else None)
         if due:

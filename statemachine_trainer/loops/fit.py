@@ -7,11 +7,11 @@ import math
 import re
 from typing import Any, Literal
 
+from statemachine_trainer.intervals import Counts
 from statemachine_trainer.loops.base import TrainingLoop, in_training, whole_number
 from statemachine_trainer.loops.context import Limits
 from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.evaluation import SanityLoop
-from statemachine_trainer.loops.intervals import Counts
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.mistakes import (
     warn_of_no_validation,

@@ -9,9 +9,9 @@ from typing import Final
 from torch import nn
 from torch.utils.data import RandomSampler
 
+from statemachine_trainer.intervals import Every
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.foreign_names import UNCALLED
-from statemachine_trainer.loops.intervals import Every
 from statemachine_trainer.loops.loop_errors import LikelyMistake, OptimizerError
 from statemachine_trainer.loops.metrics.table import Metrics, UnknownMetric
 from statemachine_trainer.loops.optimizers import OptimizerSlot

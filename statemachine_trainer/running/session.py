@@ -20,7 +20,6 @@ from statemachine_trainer.loops.evaluation import abandon_loops, undisturbed
 from statemachine_trainer.loops.guest import goes_on_from
 from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.loops.metrics.log import log, logging_to
-from statemachine_trainer.loops.metrics.table import batch_size_of
 from statemachine_trainer.loops.steps import Loss, Steps, hooks_of
 from statemachine_trainer.machine.driver import Driver, Until
 from statemachine_trainer.machine.errors import NotStarted
@@ -210,7 +209,7 @@ class Session:
         """Let the loops of the fit work on a context, and its model listen."""
         abandon_loops(self._fit.root)
         if self._samples_are_counted():
-            context.sample_size = batch_size_of
+            context.count_samples()
         self._fit.share(context)
         self._listen(context.steps)
 

@@ -18,8 +18,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from statemachine_trainer.intervals import Every
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.intervals import Every
 from statemachine_trainer.loops.loop_errors import LikelyMistake
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from statemachine_trainer.intervals import Every, Interval
 from statemachine_trainer.loops.foreign_names import advice_on_hooks
-from statemachine_trainer.loops.intervals import CountedInterval, Every
 from statemachine_trainer.machine.board import NOT_GIVEN, SignalBoard
 from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.running.arguments import check_made
@@ -32,7 +32,7 @@ def subscribe(board: SignalBoard, name: Any, receiver: Any = NOT_GIVEN, /, **opt
     check_made(name)
     interval = options.get("every")
     if isinstance(interval, Every | str | float | timedelta):
-        options["every"] = CountedInterval(interval)
+        options["every"] = Interval(interval)
     try:
         return board.on(name, receiver, **options)
     except UnknownSignal as error:

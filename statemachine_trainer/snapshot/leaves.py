@@ -275,9 +275,11 @@ _PACKAGE = "statemachine_trainer"
 _MOVED: Mapping[Name, str] = {
     (f"{_PACKAGE}.{before}", name): f"{_PACKAGE}.{now}"
     for name, before, now in (
-        ("Counts", "loops.every", "loops.intervals"),
+        ("Counts", "loops.every", "intervals"),
+        ("Counts", "loops.intervals", "intervals"),
         ("EpochRecord", "observe.table", "observe.epoch_table"),
-        ("Every", "loops.every", "loops.intervals"),
+        ("Every", "loops.every", "intervals"),
+        ("Every", "loops.intervals", "intervals"),
         ("Graph", "machine.graph", "graph.graph"),
         ("GraphEdge", "machine.graph", "graph.model"),
         ("GraphState", "machine.graph", "graph.model"),

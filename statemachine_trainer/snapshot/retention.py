@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal, Protocol
+from datetime import datetime, timedelta
+from typing import Literal, Protocol, cast
 
 import numpy as np
 
+from statemachine_trainer.intervals import Every, IntervalError, parse_interval
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotError
 
 
@@ -99,6 +100,26 @@ class KeepEvery:
         if self.unit not in ("step", "epoch", "minute"):
             raise BadRetention(f"KeepEvery(unit={self.unit!r}): choose 'step', 'epoch' or 'minute'")
 
+    @classmethod
+    def of(cls, interval: object) -> KeepEvery:
+        """Make the rule of any interval: `every(1000, "step")`, "2 epochs", "30min".
+
+        Raises:
+            BadRetention: It is none, or counts what a checkpoint does not tell.
+        """
+        try:
+            every = parse_interval(interval, "every")
+        except IntervalError as error:
+            raise BadRetention(f"Retention: {error}") from None
+        if every.unit == "second":
+            return cls(every.n / 60, "minute")
+        if every.unit not in ("step", "epoch") or every.is_fraction:
+            raise BadRetention(
+                f"Retention(every={interval!r}): what is kept for ever is counted in steps, epochs or "
+                "seconds, such as every(1000, 'step'), '2 epochs' or '1h'."
+            )
+        return cls(every.n, every.unit)
+
     def choose(self, checkpoints: Sequence[Kept]) -> set[int]:
         """The places, in `checkpoints`, of those to keep; the oldest is at place 0."""
         first: dict[int, int] = {}
@@ -126,7 +147,8 @@ class Retention:
     Args:
         last: how many of the newest; None keeps all
         best: the best by one metric, or by each of several
-        every: some for ever
+        every: some for ever: an interval of steps, epochs or time, such as `every(1000, "step")`,
+            "2 epochs" or "1h", a `KeepEvery`, or several of them
 
     Raises:
         BadRetention: a value out of its range, or something that is no such rule
@@ -134,9 +156,14 @@ class Retention:
 
     last: int | None = 3
     best: Best | tuple[Best, ...] = ()
-    every: KeepEvery | tuple[KeepEvery, ...] = ()
+    every: (
+        KeepEvery | Every | str | timedelta | tuple[KeepEvery | Every | str | timedelta, ...]
+    ) = ()
 
     def __post_init__(self) -> None:
+        given = self.every if isinstance(self.every, tuple) else (self.every,)
+        rules = tuple(one if isinstance(one, KeepEvery) else KeepEvery.of(one) for one in given)
+        object.__setattr__(self, "every", rules if isinstance(self.every, tuple) else rules[0])
         if self.last is not None and not _is_whole(self.last):
             raise BadRetention(
                 f"Retention(last={self.last!r}): use a whole number from 1, or None for all"
@@ -144,20 +171,20 @@ class Retention:
         if self.last is not None and self.last < 1:
             raise BadRetention(f"Retention(last={self.last}): the newest is always kept; use 1")
         _check_rules("best", self.best, Best)
-        _check_rules("every", self.every, KeepEvery)
 
     def choose(self, checkpoints: Sequence[Kept]) -> set[int]:
         """The places, in `checkpoints`, of those to keep; the oldest is at place 0."""
         count = len(checkpoints)
         newest = count if self.last is None else min(self.last, count)
         kept = set(range(count - newest, count))
-        for rule in (*_several(self.best), *_several(self.every)):
+        every = cast("KeepEvery | tuple[KeepEvery, ...]", self.every)
+        for rule in (*_several(self.best), *_several(every)):
             kept |= rule.choose(checkpoints)
         return kept
 
 
-def _check_rules(name: str, given: object, kind: type[Best] | type[KeepEvery]) -> None:
-    """Refuse what is no rule of this kind, such as `every(10, "step")`, an interval of the loops."""
+def _check_rules(name: str, given: object, kind: type[Best]) -> None:
+    """Refuse what is no rule of this kind."""
     for one in given if isinstance(given, tuple) else (given,):
         if not isinstance(one, kind):
             rule = kind.__name__

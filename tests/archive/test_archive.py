@@ -68,6 +68,6 @@ def test_an_interval_that_was_saved_where_it_stood_before_is_the_same_interval()
     from statemachine_trainer import every
 
     (kind, inside) = leaves.record_of(every(100, "step")) or ((), {})
-    assert kind == ("statemachine_trainer.loops.intervals", "Every")
+    assert kind == ("statemachine_trainer.intervals", "Every")
     old = ["statemachine_trainer.loops.every", "Every", inside]
     assert decode({"tree": {"$record": old}, "tensors": {}}, {}) == every(100, "step")  # type: ignore[dict-item]

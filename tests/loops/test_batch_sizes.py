@@ -52,7 +52,10 @@ class Batch:
 
 
 class Opaque:
-    pass
+    """Holds what it is given, which it does not show as a container would."""
+
+    def __init__(self, *held: Any) -> None:
+        self.held = held
 
 
 @contextmanager
@@ -73,6 +76,8 @@ def told_once(said: str) -> Iterator[None]:
         lambda size: [["a"] * size, {"id": ["b"] * size}],
         lambda size: [["a"] * 5, torch.zeros(size)],
         Batch,
+        lambda size: Opaque(torch.zeros(size, 3), torch.zeros(size)),
+        lambda size: [Opaque(torch.zeros(size))],
     ],
 )
 def test_a_mean_is_over_samples(make: Any) -> None:
@@ -90,6 +95,7 @@ def test_a_mean_is_over_samples(make: Any) -> None:
         (lambda size: [{"x": torch.zeros(3, 7)}] * size, "has 3 and there is a list of 8"),
         (lambda size: {"all": [Graphs(torch.zeros(3), torch.zeros(3))] * size}, "a list of 8"),
         (lambda size: Graphs(torch.zeros(30, 3), torch.zeros(size)), r"batch.x has 30 and batch.y"),
+        (lambda size: Opaque(torch.zeros(2, 9), torch.zeros(size)), "has 2 and"),
         (lambda size: Opaque(), "a Opaque does not tell.*every batch counts the same"),
     ],
 )

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statemachine_trainer.loops.intervals import (
+from statemachine_trainer.intervals import (
     Counts,
     Every,
+    Interval,
     IntervalError,
-    Ticker,
     every,
     parse_interval,
 )
@@ -39,7 +39,7 @@ def run(epochs: int, batches: int, *, steps: int = 1, known: bool = True) -> Ite
 
 def due_batches(interval: Every, batches: int, epochs: int = 1, known: bool = True) -> list[int]:
     """After which batches of an epoch it is due, when the end is told after the last of them."""
-    ticker, fired = Ticker(interval), []
+    ticker, fired = Interval(interval), []
     for counts in run(epochs, batches, known=known):
         due = ticker.due(counts)
         if counts.batch_in_epoch == batches:
@@ -107,7 +107,7 @@ def test_a_fraction_of_an_epoch(fraction: float, batches: int, expected: list[in
 
 
 def test_one_epoch_and_the_fraction_one_differ_in_when_the_epoch_counts_as_done() -> None:
-    whole, fraction = Ticker(every(1, "epoch")), Ticker(every(1.0, "epoch"))
+    whole, fraction = Interval(every(1, "epoch")), Interval(every(1.0, "epoch"))
     for counts in run(1, 4):
         assert not whole.due(counts)
         assert fraction.due(counts) == (counts.batch == 4)
@@ -128,7 +128,7 @@ def test_a_fraction_of_an_unknown_length_is_an_error_but_the_whole_of_it_is_not(
 
 @given(n=st.integers(1, 9), jump=st.integers(1, 7), batches=st.integers(1, 30))
 def test_counts_that_jump_over_a_multiple_are_due_once(n: int, jump: int, batches: int) -> None:
-    ticker = Ticker(every(n, "step"))
+    ticker = Interval(every(n, "step"))
     fired = [counts.step for counts in run(1, batches, steps=jump) if ticker.due(counts)]
     crossed = [s for s in range(jump, jump * batches + 1, jump) if s // n > (s - jump) // n]
     assert fired == crossed
@@ -138,7 +138,7 @@ def test_counts_that_jump_over_a_multiple_are_due_once(n: int, jump: int, batche
 
 @given(n=st.floats(0.1, 20.0), batches=st.integers(1, 40))
 def test_seconds_are_due_as_often_as_they_have_passed(n: float, batches: int) -> None:
-    ticker, fired, expected, before = Ticker(every(n, "second")), 0, 0, 0.0
+    ticker, fired, expected, before = Interval(every(n, "second")), 0, 0, 0.0
     for counts in run(1, batches):
         fired += ticker.due(counts)
         expected += counts.seconds // n > before // n
@@ -153,7 +153,7 @@ def test_samples_and_seconds_can_be_counted_within_the_epoch() -> None:
 
 
 def test_the_same_moment_is_never_due_twice() -> None:
-    ticker = Ticker(every(1, at_end=True))
+    ticker = Interval(every(1, at_end=True))
     counts = Counts(batch=1, batch_in_epoch=1)
     assert ticker.due(counts)
     assert not ticker.due(counts)
@@ -161,18 +161,18 @@ def test_the_same_moment_is_never_due_twice() -> None:
 
 
 def test_an_end_at_which_nothing_was_done_is_not_due() -> None:
-    assert not Ticker(every(5, at_end=True)).due(Counts(), ended="run")
-    assert not Ticker(every(0.5, "epoch")).due(Counts(batches_per_epoch=0), ended="epoch")
+    assert not Interval(every(5, at_end=True)).due(Counts(), ended="run")
+    assert not Interval(every(0.5, "epoch")).due(Counts(batches_per_epoch=0), ended="epoch")
 
 
 def test_a_ticker_that_joins_late_counts_from_where_it_joined() -> None:
-    ticker = Ticker(every(4), Counts(batch=10, batch_in_epoch=10))
+    ticker = Interval(every(4), Counts(batch=10, batch_in_epoch=10))
     assert not ticker.due(Counts(batch=11, batch_in_epoch=11))
     assert ticker.due(Counts(batch=12, batch_in_epoch=12))
 
 
 def test_a_fraction_may_join_before_the_length_is_known() -> None:
-    Ticker(every(0.5, "epoch"), Counts())
+    Interval(every(0.5, "epoch"), Counts())
 
 
 numbers = st.integers(1, 8)
@@ -199,11 +199,11 @@ def test_a_resumed_ticker_is_due_at_the_same_counts(
     interval: Every, batches: int, epochs: int, stop: int
 ) -> None:
     def fired(stops: bool) -> list[bool]:
-        ticker, answers = Ticker(interval), []
+        ticker, answers = Interval(interval), []
         for counts in run(epochs, batches, steps=2):
             if stops and counts.batch == stop:
                 state, saved_counts = ticker.state_dict(), counts.state_dict()
-                ticker, resumed = Ticker(interval), Counts()
+                ticker, resumed = Interval(interval), Counts()
                 ticker.load_state_dict(state)
                 resumed.load_state_dict(saved_counts)
                 assert resumed == counts

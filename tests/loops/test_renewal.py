@@ -10,8 +10,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.data import BadSource, dataset_of, reloaded, targets_of
+from statemachine_trainer.intervals import Counts
 from statemachine_trainer.loops.fresh_start import captured, captured_callbacks, renew
-from statemachine_trainer.loops.intervals import Counts
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, loader
 from tests.loops.outer_kit import Clock

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer import Checkpoints, Trainer, every
-from statemachine_trainer.loops.intervals import IntervalError
+from statemachine_trainer.intervals import IntervalError
 from statemachine_trainer.snapshot import decode, encode
 
 BATCHES = [(torch.full((4, 2), float(i)), torch.zeros(4, 1)) for i in range(6)]

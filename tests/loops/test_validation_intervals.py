@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statemachine_trainer.intervals import IntervalError
 from statemachine_trainer.loops import EpochLoop, every
-from statemachine_trainer.loops.intervals import IntervalError
 from tests.loops.outer_kit import Clock, Model, Trace, Unsized, after, make_trainer, numbered
 
 perhaps_never = pytest.mark.filterwarnings(

@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,8 +132,9 @@ def test_the_first_checkpoint_of_each_stretch_of_the_clock_is_kept() -> None:
         (lambda: Retention(last=0), "the newest is always kept; use 1"),
         (lambda: Retention(last="3"), "use a whole number from 1, or None for all"),  # type: ignore[arg-type]
         (lambda: Retention(last=True), "use a whole number from 1, or None for all"),
-        (lambda: Retention(every=every(10, "step")), "snapshot import KeepEvery"),  # type: ignore[arg-type]
-        (lambda: Retention(every="10min"), "from statemachine_trainer.snapshot import KeepEvery"),  # type: ignore[arg-type]
+        (lambda: Retention(every=every(10)), "counted in steps, epochs or seconds"),
+        (lambda: Retention(every="now and then"), "a text is a number and a unit"),
+        (lambda: Retention(every=3.5j), "which is no interval"),  # type: ignore[arg-type]
         (lambda: Retention(best="loss"), "statemachine_trainer.snapshot import Best"),  # type: ignore[arg-type]
         (lambda: Retention(best=(Best("loss"), KeepEvery(1, "step"))), "import Best"),  # type: ignore[arg-type]
         (lambda: Retention(best=[Best("loss")]), "a tuple of several"),  # type: ignore[arg-type]
@@ -188,3 +190,19 @@ def test_while_the_pins_cannot_be_read_nothing_is_deleted(tmp_path: Path) -> Non
     with pytest.warns(CleanupWarning, match="Nothing is deleted meanwhile"):
         store.save({}, name="b")
     assert [info.name for info in store.list()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "interval, same",
+    [
+        (every(10, "step"), KeepEvery(10, "step")),
+        ("10 steps", KeepEvery(10, "step")),
+        ("2 epochs", KeepEvery(2, "epoch")),
+        ("30min", KeepEvery(30, "minute")),
+        (timedelta(hours=1), KeepEvery(60, "minute")),
+        (every(90, "second"), KeepEvery(1.5, "minute")),
+    ],
+)
+def test_what_is_kept_for_ever_is_said_by_any_interval(interval: Any, same: KeepEvery) -> None:
+    assert Retention(every=interval) == Retention(every=same)
+    assert Retention(every=(interval, KeepEvery(7, "step"))).every == (same, KeepEvery(7, "step"))

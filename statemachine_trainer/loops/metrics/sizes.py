@@ -18,9 +18,10 @@ class UnclearBatchSize(UserWarning):
 def batch_size_of(batch: object) -> int | None:
     """The number of samples in a batch: the first dimension of the first tensor that has one.
 
-    Looks depth first through mappings, lists, tuples and dataclasses, and takes for a tensor all
-    that has `shape` and `to`. A batch without tensors holds as many samples as its first list of
-    texts; graphs tell it by `num_graphs`. None when there is nothing of that.
+    Looks depth first through mappings, lists, tuples, dataclasses and the attributes of an object of
+    a class of one's own. A tensor is all that has `shape` and `to`. A batch without tensors holds as
+    many samples as its first list of texts; graphs tell it by `num_graphs`. None when there is
+    nothing of that.
     """
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.dim() else None
@@ -34,17 +35,22 @@ def _first_dimension(batch: object) -> int | None:
     if isinstance(batch, PackedSequence):
         return int(batch.batch_sizes[0])
     inside = parts(batch)
-    if inside is not None:
-        for part in inside:
-            size = _first_dimension(part)
-            if size is not None:
-                return size
-        return None
-    graphs = getattr(batch, "num_graphs", None)
-    if isinstance(graphs, int):
-        return graphs
-    shape = getattr(batch, "shape", None)
-    return int(shape[0]) if hasattr(batch, "to") and isinstance(shape, tuple) and shape else None
+    if inside is None:
+        graphs = getattr(batch, "num_graphs", None)
+        if isinstance(graphs, int):
+            return graphs
+        shape = getattr(batch, "shape", None)
+        if hasattr(batch, "to") and isinstance(shape, tuple):
+            return int(shape[0]) if shape else None
+        inside = _attributes(batch)
+    sizes = (_first_dimension(part) for part in inside)
+    return next((size for size in sizes if size is not None), None)
+
+
+def _attributes(batch: object) -> list[object]:
+    """What an object of a class of one's own holds; what lies deeper than its containers does not count."""
+    held = [] if isinstance(batch, type) else list(getattr(batch, "__dict__", {}).values())
+    return [one for one in held if isinstance(one, Tensor) or parts(one) is not None]
 
 
 def _number_of_texts(batch: object) -> int | None:
@@ -97,7 +103,10 @@ def _collect(batch: object, sizes: set[int]) -> None:
     inside = None if isinstance(batch, PackedSequence) else parts(batch)
     if inside is None:
         size = _first_dimension(batch)
-        if size is not None:
+        own = [] if hasattr(batch, "num_graphs") or hasattr(batch, "shape") else _attributes(batch)
+        for part in own:
+            _collect(part, sizes)
+        if size is not None and not own:
             sizes.add(size)
         return
     for part in inside:

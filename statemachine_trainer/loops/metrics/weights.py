@@ -18,8 +18,8 @@ def fingerprint_of_weights(model: nn.Module) -> str:
     average of them, changes nearly all. Reading them waits for the device once.
 
     Args:
-        model: The model. Parameters without a shape as yet, and those that are spread over several
-            ranks, count by what is here.
+        model: The model. Parameters without a shape or without values as yet do not count. Those that are spread over
+            several ranks count by what is here.
     """
     samples = []
     with torch.no_grad():

@@ -1,7 +1,8 @@
 """Intervals: one type for everything that happens every so often.
 
-`Every` says how often; a `Ticker` remembers what it has already fired for and so decides, from the
-counters of a run, whether it is due.
+`Every` says how often: validations, checkpoints, receivers with `every=` and the checkpoints that
+are kept for ever all take one. An `Interval` is one use of it: it remembers what it was due for, and
+so decides, from the counters of a run, whether it is due now.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import datetime
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Literal, Protocol, TypedDict, cast, get_args
 
-from statemachine_trainer.loops.metrics.table import batch_size_of
 from statemachine_trainer.machine.errors import StateMachineError
 
 Unit = Literal["batch", "step", "epoch", "second", "sample"]
@@ -200,46 +200,82 @@ def parse_interval(value: object, name: str = "interval") -> Every:
     )
 
 
-class TickerState(TypedDict):
-    """What a `Ticker` writes down."""
+class Counting(Protocol):
+    """The context of a run, as far as an interval looks at it.
+
+    Attributes:
+        counts: The counters of the run.
+        batch: The batch in flight.
+    """
+
+    counts: Counts
+    batch: Any
+
+    def read_clock(self) -> float:
+        """Bring the seconds in `counts` up to date."""
+        ...
+
+    def count_samples(self) -> bool:
+        """Count samples from here on, which takes time; tell whether they were counted already."""
+        ...
+
+
+class HasContext(Protocol):
+    """A trainer, as far as an interval looks at it."""
+
+    @property
+    def context(self) -> Counting:
+        """What the loops of the run share."""
+        ...
+
+
+class IntervalState(TypedDict):
+    """What an `Interval` writes down."""
 
     passed: int
     moment: int
     epoch_began: int
 
 
-class Ticker:
+class Interval:
     """Decides whether an interval is due, at most once for each multiple that was passed.
 
     It may be asked after every batch or less often: counts that jump over a multiple (seconds,
     samples, steps under accumulation) are due once, at the first question after the jump.
 
     Args:
-        every: The interval.
+        every: How often: whatever `parse_interval` takes.
         counts: Where counting begins, when that is not the start of the run: multiples passed by
             then are no longer due.
+        name: Of the setting that `every` is; errors begin with it.
+
+    Attributes:
+        every: How often.
     """
 
-    def __init__(self, every: Every, counts: Counts | None = None) -> None:
-        self.every = every
+    def __init__(self, every: object, counts: Counts | None = None, *, name: str = "every") -> None:
+        self.every = parse_interval(every, name)
         start = counts if counts is not None else Counts()
         self._epoch_began = start.batch - start.batch_in_epoch
         self._moment = self._now(start)
-        self._passed = every.passed(start) if start.batch else 0
+        self._passed = self.every.passed(start) if start.batch else 0
 
-    def due(self, counts: Counts, ended: Span | None = None) -> bool:
+    def due(self, where: Counts | Counting | HasContext, ended: Span | None = None) -> bool:
         """Whether it is due now. True is answered once; the next question begins after it.
 
         Args:
-            counts: The counters of the run.
+            where: The counters of the run, or the context or the trainer that has them: there
+                the clock is read first, and samples are counted from the first question on.
             ended: "epoch" or "run" when it is over. It may be told together with the last batch or
                 on its own afterwards: one moment is due only once. The end of the run ends its
                 epoch.
 
         Raises:
-            IntervalError: For a fraction of an epoch whose length is unknown.
+            IntervalError: For a fraction of an epoch whose length is unknown, and for samples that
+                were not counted from the beginning.
         """
         every = self.every
+        counts = where if isinstance(where, Counts) else self._up_to_date(where)
         if every.within == "epoch":
             # Told by the batches, exact whole numbers, for seconds too.
             began = counts.batch - counts.batch_in_epoch
@@ -261,28 +297,53 @@ class Ticker:
             return counts.batch_in_epoch > 0 and self._now(counts) != self._moment
         return ended == "run" and self._now(counts) != self._moment
 
+    def _up_to_date(self, where: Counting | HasContext) -> Counts:
+        context = cast(Counting, getattr(where, "context", where))
+        if self.every.unit == "second":
+            context.read_clock()
+        elif self.every.unit == "sample":
+            self._see_that_samples_are_counted(context)
+        return context.counts
+
+    def _see_that_samples_are_counted(self, context: Counting) -> None:
+        counts = context.counts
+        counted = context.count_samples()
+        if counts.sample or not counts.batch:
+            return
+        if not counted:
+            raise IntervalError(
+                f"{self.every!r} goes by samples, and none were counted in {counts.batch} batch(es), "
+                "since nobody asked for it when the fit began. Subscribe before the fit starts, or go "
+                "by batches or steps."
+            )
+        raise IntervalError(
+            f"{self.every!r} goes by samples, and the batches do not tell how many they hold: there is no "
+            f"tensor with a dimension in a {type(context.batch).__name__}. Go by batches or steps, or "
+            "give batches as tensors, tuples, dicts or dataclasses of tensors."
+        )
+
     def _now(self, counts: Counts) -> int:
         """What tells one moment of the run from another, for this unit."""
         if self.every.unit == "second" or self.every.is_fraction:
             return counts.batch
         return cast(int, getattr(counts, self.every.unit))
 
-    def state_dict(self) -> TickerState:
-        """What has been fired for. A ticker with this state is due at the same counts."""
+    def state_dict(self) -> IntervalState:
+        """What it was due for. An interval with this state is due at the same counts."""
         return {
             "passed": self._passed,
             "moment": self._moment,
             "epoch_began": self._epoch_began,
         }
 
-    def load_state_dict(self, state: TickerState) -> None:
-        """Goes on from a saved state of a ticker of the same interval."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state of the same interval."""
         self._passed = state["passed"]
         self._moment = state["moment"]
         self._epoch_began = state["epoch_began"]
 
     def __repr__(self) -> str:
-        return f"Ticker({self.every!r})"
+        return repr(self.every)
 
 
 @functools.cache
@@ -328,100 +389,3 @@ def _parse_text(text: str) -> Every:
     if word in _SECONDS_IN:
         return Every(n * _SECONDS_IN[word], "second")
     return Every(n, cast(Unit, word))
-
-
-# -- Intervals of subscriptions -------------------------------------------------------------------
-
-
-class Counting(Protocol):
-    """The context of a run, as far as an interval looks at it.
-
-    Attributes:
-        counts: The counters of the run.
-        batch: The batch in flight.
-        sample_size: Finds the number of samples in a batch; None as long as nobody counts samples.
-    """
-
-    counts: Counts
-    batch: Any
-    sample_size: Callable[[Any], int | None] | None
-
-    def read_clock(self) -> float:
-        """Bring the seconds in `counts` up to date."""
-        ...
-
-
-class HasContext(Protocol):
-    """A trainer, as far as an interval looks at it."""
-
-    @property
-    def context(self) -> Counting:
-        """What the loops of the run share."""
-        ...
-
-
-class CountedInterval:
-    """An interval over the counters of a run, such as `every(50, "step")` or "10min".
-
-    Args:
-        every: Whatever `parse_interval` takes.
-
-    Attributes:
-        every: The interval.
-    """
-
-    def __init__(self, every: object) -> None:
-        self.every = parse_interval(every, "every")
-        self._ticker = Ticker(self.every)
-
-    def due(self, trainer: HasContext) -> bool:
-        """Tell whether the interval has passed since it was last due.
-
-        Raises:
-            IntervalError: Of samples, which are not counted here.
-        """
-        context = trainer.context
-        if self.every.unit == "second":
-            context.read_clock()
-        elif self.every.unit == "sample":
-            see_that_samples_are_counted(context, self.every)
-        return self._ticker.due(context.counts)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the interval remembers."""
-        return dict(self._ticker.state_dict())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self._ticker.load_state_dict(cast(TickerState, state))
-
-    def __repr__(self) -> str:
-        return repr(self.every)
-
-
-def see_that_samples_are_counted(context: Counting, interval: Every) -> None:
-    """Have samples counted, which takes time and is done where somebody asks for it only.
-
-    Args:
-        context: What the loops of the run share.
-        interval: The interval that goes by samples.
-
-    Raises:
-        IntervalError: There were batches whose samples were not counted, or cannot be.
-    """
-    counts = context.counts
-    if counts.sample or not counts.batch:
-        if context.sample_size is None:
-            context.sample_size = batch_size_of
-        return
-    if context.sample_size is None:
-        raise IntervalError(
-            f"{interval!r} goes by samples, and none were counted in {counts.batch} batch(es), since "
-            "nobody asked for it when the fit began. Subscribe before the fit starts, or go by "
-            "batches or steps."
-        )
-    raise IntervalError(
-        f"{interval!r} goes by samples, and the batches do not tell how many they hold: there is no "
-        f"tensor with a dimension in a {type(context.batch).__name__}. Go by batches or steps, or "
-        "give batches as tensors, tuples, dicts or dataclasses of tensors."
-    )
