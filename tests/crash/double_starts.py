@@ -31,7 +31,6 @@ def try_all(count: int, seed: int) -> list[tuple[str, list[str]]]:
         For each its kind, and what became of the two: "ran", or an error.
     """
     torch.optim.Adam(Net().parameters())  # imports what the forks would else import each
-    torch.set_num_threads(1)
     delays = random.Random(seed)
     outcomes: list[tuple[str, list[str]]] = []
     while len(outcomes) < count:
@@ -72,6 +71,7 @@ def _fork(folder: Path, kind: str, begin: float) -> tuple[int, int]:
         return child, reading
     try:
         os.close(reading)
+        torch.set_num_threads(1)
         time.sleep(max(0.0, begin - time.time()))
         try:
             _train(folder, kind, begin + 2 * LATEST + 2)
