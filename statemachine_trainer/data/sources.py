@@ -100,60 +100,6 @@ def length_of(loader: Any) -> int | None:
             loader._IterableDataset_len_called = asked
 
 
-def _warn_of_single_samples(data: Dataset[Any], name: str) -> None:
-    kind = type(data).__name__
-    if isinstance(data, IterableDataset):
-        what = "each of its items is a batch of one, with a dimension more"
-        give = "DataLoader(data, batch_size=32) if it yields samples, batch_size=None if batches"
-    else:
-        what = "one sample is a batch, in the order of the data set"
-        give = f"DataLoader(data, batch_size=32{', shuffle=True' if name == 'train' else ''})"
-    warnings.warn(
-        f"{name!r} is a {kind} without a loader, so {what}. Give {give}; DataLoader(data) says that "
-        "it is meant so.",
-        UnbatchedData,
-        stacklevel=level_of_caller(),
-    )
-
-
-def _way_to_batch(name: str) -> str:
-    """Return how tensors are given in batches: shuffled in training, and only then."""
-    if name == "train":
-        return "DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True)"
-    if name.partition("/")[0] == "predict":
-        return (
-            "a loader without shuffle=True, so that predictions stand in the order of the data: "
-            "DataLoader(inputs, batch_size=32)"
-        )
-    return "DataLoader(TensorDataset(inputs, targets), batch_size=32)"
-
-
-def _is_torch(loader: Any) -> bool:
-    return isinstance(loader, DataLoader)
-
-
-def _is_maker(source: Source) -> bool:
-    if isinstance(source, (DataLoader, Dataset)):
-        return False
-    return callable(source) and not _is_iterable(source)
-
-
-def _is_loader(one: Any) -> bool:
-    return isinstance(one, (DataLoader, Dataset)) or _is_maker(one)
-
-
-def _is_iterable(source: Any) -> bool:
-    kind = type(source)
-    return hasattr(kind, "__iter__") or (hasattr(kind, "__getitem__") and hasattr(kind, "__len__"))
-
-
-def _described(source: Any) -> str:
-    return "None" if source is None else f"a {type(source).__name__}"
-
-
-# -- Limits on the number of batches --------------------------------------------------------------
-
-
 def limit_batches(limit: int | float | None, length: int | None, name: str = "train") -> int | None:
     """The number of batches to use of each pass over a loader.
 
@@ -201,48 +147,6 @@ def describe_limit(limit: int | float | None) -> str:
     if limit == 1.0:
         return "all batches (float: 100% of them)"
     return f"{100 * limit:g}% of the batches (float: a fraction)"
-
-
-def _count(limit: int, length: int | None, name: str) -> int:
-    if limit < 0:
-        raise BadLimit(
-            f"The limit on the batches of {name!r} is {limit}, taken as a count (an int), which "
-            "can not be negative. Use None for all batches, 0 for none."
-        )
-    return limit if length is None else min(limit, length)
-
-
-def _fraction(limit: float, length: int | None, name: str) -> int | None:
-    if not 0.0 <= limit <= 1.0:
-        raise BadLimit(
-            f"The limit on the batches of {name!r} is {limit}, taken as a fraction (a float), "
-            "which must lie between 0.0 and 1.0. "
-            f"For a count of batches give an int{_as_int(limit)}."
-        )
-    if limit == 1.0:
-        return length
-    if limit == 0.0:
-        return 0
-    if length is None:
-        raise BadLimit(
-            f"The limit on the batches of {name!r} is {limit}, taken as a fraction (a float), but "
-            "the loader has no length to take a fraction of. Give a count of batches (an int)."
-        )
-    count = int(length * limit)
-    if count == 0 and length > 0:
-        raise BadLimit(
-            f"The limit on the batches of {name!r} is {limit}, taken as a fraction (a float): "
-            f"{limit} of {length} {'batch' if length == 1 else 'batches'} leaves none. Give a "
-            "count (an int), a larger fraction, or 0 to use no batch on purpose."
-        )
-    return count
-
-
-def _as_int(limit: float) -> str:
-    return f", {int(limit)}" if limit == limit and 1.0 < limit < 1e9 else ""
-
-
-# -- A loader made anew for another part of its data ----------------------------------------------
 
 
 def reloaded(
@@ -295,25 +199,6 @@ def reloaded(
     )
 
 
-def _sampler_like(sampler: Any, dataset: Any) -> Any:
-    """Return a sampler of another data set; None for one that goes in order."""
-    if isinstance(sampler, SequentialSampler):
-        return None
-    return RandomSampler(
-        dataset,
-        replacement=sampler.replacement,
-        num_samples=sampler._num_samples,  # None unless it was given
-        generator=sampler.generator,
-    )
-
-
-def _cannot_reload(why: str) -> BadSource:
-    return BadSource(
-        f"Parts of the data cannot be loaded as the whole is: {why}, and knows the whole only. Say how "
-        "a part of it is loaded: `make_loader=lambda dataset: DataLoader(...)`."
-    )
-
-
 def dataset_of(loader: Any, kind: str) -> Dataset[Any]:
     """Return the map-style data set that a loader reads.
 
@@ -347,3 +232,112 @@ def targets_of(dataset: Any) -> Sequence[Any]:
     if tensors is not None and len(tensors) == 2:
         return list(tensors[1].tolist())
     return [dataset[i][1] for i in range(len(dataset))]
+
+
+def _warn_of_single_samples(data: Dataset[Any], name: str) -> None:
+    kind = type(data).__name__
+    if isinstance(data, IterableDataset):
+        what = "each of its items is a batch of one, with a dimension more"
+        give = "DataLoader(data, batch_size=32) if it yields samples, batch_size=None if batches"
+    else:
+        what = "one sample is a batch, in the order of the data set"
+        give = f"DataLoader(data, batch_size=32{', shuffle=True' if name == 'train' else ''})"
+    warnings.warn(
+        f"{name!r} is a {kind} without a loader, so {what}. Give {give}; DataLoader(data) says that "
+        "it is meant so.",
+        UnbatchedData,
+        stacklevel=level_of_caller(),
+    )
+
+
+def _way_to_batch(name: str) -> str:
+    """Return how tensors are given in batches: shuffled in training, and only then."""
+    if name == "train":
+        return "DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True)"
+    if name.partition("/")[0] == "predict":
+        return (
+            "a loader without shuffle=True, so that predictions stand in the order of the data: "
+            "DataLoader(inputs, batch_size=32)"
+        )
+    return "DataLoader(TensorDataset(inputs, targets), batch_size=32)"
+
+
+def _is_torch(loader: Any) -> bool:
+    return isinstance(loader, DataLoader)
+
+
+def _is_maker(source: Source) -> bool:
+    if isinstance(source, (DataLoader, Dataset)):
+        return False
+    return callable(source) and not _is_iterable(source)
+
+
+def _is_loader(one: Any) -> bool:
+    return isinstance(one, (DataLoader, Dataset)) or _is_maker(one)
+
+
+def _is_iterable(source: Any) -> bool:
+    kind = type(source)
+    return hasattr(kind, "__iter__") or (hasattr(kind, "__getitem__") and hasattr(kind, "__len__"))
+
+
+def _described(source: Any) -> str:
+    return "None" if source is None else f"a {type(source).__name__}"
+
+
+def _count(limit: int, length: int | None, name: str) -> int:
+    if limit < 0:
+        raise BadLimit(
+            f"The limit on the batches of {name!r} is {limit}, taken as a count (an int), which "
+            "can not be negative. Use None for all batches, 0 for none."
+        )
+    return limit if length is None else min(limit, length)
+
+
+def _fraction(limit: float, length: int | None, name: str) -> int | None:
+    if not 0.0 <= limit <= 1.0:
+        raise BadLimit(
+            f"The limit on the batches of {name!r} is {limit}, taken as a fraction (a float), "
+            "which must lie between 0.0 and 1.0. "
+            f"For a count of batches give an int{_as_int(limit)}."
+        )
+    if limit == 1.0:
+        return length
+    if limit == 0.0:
+        return 0
+    if length is None:
+        raise BadLimit(
+            f"The limit on the batches of {name!r} is {limit}, taken as a fraction (a float), but "
+            "the loader has no length to take a fraction of. Give a count of batches (an int)."
+        )
+    count = int(length * limit)
+    if count == 0 and length > 0:
+        raise BadLimit(
+            f"The limit on the batches of {name!r} is {limit}, taken as a fraction (a float): "
+            f"{limit} of {length} {'batch' if length == 1 else 'batches'} leaves none. Give a "
+            "count (an int), a larger fraction, or 0 to use no batch on purpose."
+        )
+    return count
+
+
+def _as_int(limit: float) -> str:
+    return f", {int(limit)}" if limit == limit and 1.0 < limit < 1e9 else ""
+
+
+def _sampler_like(sampler: Any, dataset: Any) -> Any:
+    """Return a sampler of another data set; None for one that goes in order."""
+    if isinstance(sampler, SequentialSampler):
+        return None
+    return RandomSampler(
+        dataset,
+        replacement=sampler.replacement,
+        num_samples=sampler._num_samples,  # None unless it was given
+        generator=sampler.generator,
+    )
+
+
+def _cannot_reload(why: str) -> BadSource:
+    return BadSource(
+        f"Parts of the data cannot be loaded as the whole is: {why}, and knows the whole only. Say how "
+        "a part of it is loaded: `make_loader=lambda dataset: DataLoader(...)`."
+    )

@@ -52,6 +52,11 @@ def handing_state(tree: Any) -> Iterator[None]:
         _handed.reset(token)
 
 
+def is_handed_state() -> bool:
+    """Tell whether the fit that is to be started goes on from a state that was handed to it."""
+    return bool(_handed.get([]))
+
+
 def take_handed_state() -> Any:
     """Return the state that was handed to the fit that is being started; None if there is none."""
     waiting = _handed.get([])

@@ -84,7 +84,8 @@ class Unheld:
         return f"{self.path} is {self.what}: {self.remedy}"
 
 
-_OF_MODULES: Final = ("_modules", "_parameters", "_buffers", "_compiled_call_impl")
+_HOOKS: Final = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
+_OF_MODULES: Final = (*_HOOKS, "_modules", "_parameters", "_buffers", "_compiled_call_impl")
 """Attributes of a module in which nothing is searched for: they are looked at in their own way."""
 
 Notice = Callable[[str, object, str, object], None]
@@ -280,6 +281,10 @@ class Search:
         for name, child in module.__dict__["_modules"].items():
             if child is not None:
                 self._offer(child, f"{path}.{name}", Step(path, "other", name), way)
+        for name in _HOOKS:
+            # Their keys are numbers that count the hooks of the whole process.
+            for place, hook in enumerate([*(module.__dict__.get(name) or {}).values()]):
+                self._offer(hook, f"{path}.{name}[{place}]", Step(path, "other", name), way)
         self._attributes(module, path, way, without=_OF_MODULES)
 
     def _attributes(

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam, Optimizer
 from torch.optim import lr_scheduler as schedulers
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
-from statemachine_trainer.loops import every
+from statemachine_trainer.loops import BatchLoop, every
+from statemachine_trainer.loops.context_state import is_handed_state
 from statemachine_trainer.testing import specimens
 from statemachine_trainer.trainer import Trainer
 
@@ -21,6 +23,8 @@ Schedule = Literal[
     "none", "step", "multistep", "epoch", "plateau", "onecycle", "restarts", "lambda", "sequential"
 ]
 Data = Literal["map", "sampler", "list", "stream", "stateful stream"]
+Swap = Literal["class", "instance", "twice"]
+Place = Literal["data", "model", "callback", "receiver"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,18 @@ class Setup:
         workers: Workers of the training loader.
         norm: With batch normalisation.
         dropout: With dropout.
-        precision: "32" or "bf16".
+        workers_later: Workers where the run goes on; None for as many as before.
+        precision: "32", "bf16" or "fp16".
+        compiled: Whether the model is compiled (by dynamo, without code of its own).
+        swap: How another batch loop takes the place of the usual one; None for not at all.
+        own_generators: Where a generator lies that draws while the run goes on; None for nowhere.
         clip_norm: Largest norm of the gradients; None for no clipping.
         nan_at: Batch of each epoch whose loss is NaN and is skipped; None for none.
         gather_outputs: Whether the outputs of an epoch are kept.
         stateful_callback: With a callback that has a state.
         stop_at: Batch after which a callback posts `stop`; None for never.
+        posts: `[(batch, event), ...]` that a callback posts.
+        sets_lr_at: Batch after which a callback sets the learning rate; None for never.
         max_epochs: Epochs at most.
         max_steps: Optimizer steps at most; None for no limit.
         seed: Of the trainer.
@@ -66,12 +76,18 @@ class Setup:
     workers: int = 0
     norm: bool = True
     dropout: bool = True
+    workers_later: int | None = None
     precision: str = "32"
+    compiled: bool = False
+    swap: Swap | None = None
+    own_generators: Place | None = None
     clip_norm: float | None = None
     nan_at: int | None = None
     gather_outputs: bool = False
     stateful_callback: bool = False
     stop_at: int | None = None
+    posts: list[tuple[int, str]] | None = None
+    sets_lr_at: int | None = None
     max_epochs: int = 2
     max_steps: int | None = None
     seed: int | None = 0
@@ -108,14 +124,40 @@ def build(**plain: Any) -> Trainer:
         **_of_optimization(setup),
         validate_every=every(*setup.validate_every or [1.0, "epoch"]),
     )
+    _swap(trainer, setup.swap)
+    if setup.own_generators == "receiver":
+        trainer.on("batch_end", specimens.shaking())
     model = _model(setup)
+    if setup.own_generators == "model":
+        model.register_forward_pre_hook(specimens.noisy_inputs())
+    if setup.compiled:
+        model = torch.compile(model, backend="eager")  # type: ignore[assignment]
     trainer.start(model, _training_data(setup), _validation_data(setup))
     return trainer
 
 
 def _callbacks(setup: Setup) -> list[object]:
     found: list[object] = [specimens.Stumbling()] if setup.stateful_callback else []
-    return found + ([] if setup.stop_at is None else [specimens.StopAt(setup.stop_at)])
+    posts = [*(setup.posts or ())]
+    if setup.stop_at is not None:
+        posts.append((setup.stop_at, "stop"))
+    if posts:
+        found.append(specimens.PostAt(posts))
+    if setup.sets_lr_at is not None:
+        found.append(specimens.SetRateAt(setup.sets_lr_at))
+    if setup.own_generators == "callback":
+        found.append(specimens.Shaking())
+    return found
+
+
+def _swap(trainer: Trainer, how: Swap | None) -> None:
+    if how == "class":
+        trainer.loop.replace(batch=specimens.CountingBatches)
+    elif how == "instance":
+        trainer.loop["epoch.batch"] = specimens.CountingBatches()
+    elif how == "twice":
+        trainer.loop.replace(batch=BatchLoop)
+        trainer.loop.replace(batch=specimens.CountingBatches)
 
 
 def _of_optimization(setup: Setup) -> dict[str, Any]:
@@ -199,7 +241,9 @@ def _schedule(kind: Schedule, optimizer: Optimizer) -> tuple[Any, str]:
 
 def _training_data(setup: Setup) -> Any:
     sequences = setup.split_steps is not None
-    samples = specimens.Samples(setup.samples, augment=setup.augment, sequences=sequences)
+    samples: Any = specimens.Samples(setup.samples, augment=setup.augment, sequences=sequences)
+    if setup.own_generators == "data":
+        samples = ConcatDataset([specimens.Jittered(samples)])
     if setup.data == "list":
         loader = DataLoader(specimens.Samples(setup.samples, augment=False, sequences=sequences), 5)
         return [*loader]
@@ -207,7 +251,8 @@ def _training_data(setup: Setup) -> Any:
         return DataLoader(specimens.Stream(samples), batch_size=5)
     if setup.data == "stateful stream":
         return DataLoader(specimens.StatefulStream(samples), batch_size=5)
-    workers: dict[str, Any] = {"num_workers": setup.workers}
+    later = setup.workers_later is not None and is_handed_state()
+    workers: dict[str, Any] = {"num_workers": setup.workers_later if later else setup.workers}
     if setup.data == "sampler":
         return DataLoader(samples, 5, sampler=specimens.Shuffled(len(samples), 5), **workers)
     return DataLoader(samples, batch_size=5, shuffle=True, **workers)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
-from statemachine_trainer.loops import log
+from statemachine_trainer.loops import BatchLoop, log
 from statemachine_trainer.trainer import Trainer
 
 FEATURES, CLASSES, STEPS = 4, 3, 6
@@ -207,12 +207,89 @@ class Stumbling:
         self.batches = state["batches"]
 
 
-class StopAt:
-    """A callback that asks the fit to stop after some batch."""
+class PostAt:
+    """A callback that posts events after some batches: `[(batch, event), ...]`."""
+
+    def __init__(self, posts: list[tuple[int, str]]) -> None:
+        self.posts = posts
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        for batch, event in self.posts:
+            if trainer.context.counts.batch == batch:
+                trainer.post(event)
+
+
+class SetRateAt:
+    """A callback that sets the learning rate after some batch."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
 
     def on_batch_end(self, trainer: Trainer) -> None:
         if trainer.context.counts.batch == self.batch:
-            trainer.stop()
+            for optimizer in trainer.context.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] *= 0.3
+
+
+class Shaking:
+    """A callback that shakes the weights by a generator that it makes at its first batch."""
+
+    def __init__(self) -> None:
+        self.generator: torch.Generator | None = None
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        if self.generator is None:
+            self.generator = torch.Generator().manual_seed(7)
+        _shake(trainer, float(torch.rand((), generator=self.generator)))
+
+
+def shaking() -> Callable[[Trainer], None]:
+    """Return a receiver that shakes the weights by a generator in its closure."""
+    generator = random.Random(8)
+
+    def receive(trainer: Trainer) -> None:
+        _shake(trainer, generator.random())
+
+    return receive
+
+
+def noisy_inputs() -> Callable[[nn.Module, Any], Any]:
+    """Return a hook of a module that scales inputs by a generator in its closure."""
+    generator = np.random.default_rng(9)
+
+    def hook(_module: nn.Module, inputs: Any) -> Any:
+        return (inputs[0] * float(1 + 0.1 * generator.random()), *inputs[1:])
+
+    return hook
+
+
+def _shake(trainer: Trainer, by: float) -> None:
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.mul_(1 + 0.01 * by)
+
+
+class Jittered(Dataset[Sample]):
+    """Samples with noise from a generator of their own, in a dict."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+        self.inside = {"noise": np.random.RandomState(10)}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        inputs, target = self.samples[index]
+        return inputs + 0.1 * self.inside["noise"].standard_normal(), target
+
+
+class CountingBatches(BatchLoop):
+    """A batch loop with a field of its own: every third batch is scaled down."""
+
+    seen: int = 0
+
+    def batch_start(self) -> Literal["batch_started"]:
+        self.seen += 1
+        return super().batch_start()

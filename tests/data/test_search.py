@@ -230,6 +230,17 @@ def test_a_generator_of_two_roots_has_the_path_of_the_first() -> None:
     assert [step.holder for step in search.places["sampler.generator"].also] == ["loader"]
 
 
+def test_hooks_of_modules_are_numbered_by_their_place_and_not_by_the_process() -> None:
+    def model() -> torch.nn.Module:
+        rng = random.Random(0)
+        made = torch.nn.Linear(1, 1)
+        made.register_forward_pre_hook(lambda module, inputs: (inputs[0] * rng.random(),))
+        return made
+
+    paths = [[*Search({"model": model()}).places] for _ in range(2)]
+    assert paths[0] == paths[1] == ["model._forward_pre_hooks[0](rng)"]
+
+
 def test_slots_of_bases_and_the_dictionary_of_subclasses_are_read() -> None:
     class Base:
         __slots__ = ("rng", "unset")

@@ -1,0 +1,106 @@
+"""Axes of training set-ups tried together: a small table in which every pair of values meets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from statemachine_trainer.testing.setups import Setup
+
+Row = dict[str, Any]
+"""A value for each axis."""
+
+AXES: Final[Mapping[str, tuple[Any, ...]]] = {
+    "optimization": ("adam", "sgd", "two", "lbfgs", "manual"),
+    "precision": ("32", "bf16", "fp16"),
+    "data": ("map", "sampler", "list", "stream", "stateful stream"),
+    "workers": ((0, None), (0, 2), (2, 0)),
+    "accumulate": (None, 2, 3),
+    "compiled": (False, True),
+    "swap": (None, "class", "instance", "twice"),
+    "posts": ((), ("validate",), ("end_epoch",), ("stop",), ("stop", "validate")),
+    "own_generators": (None, "data", "model", "callback", "receiver"),
+    "sets_lr": (False, True),
+    "stateful_callback": (False, True),
+}
+"""`workers`: before the stop and after it. `accumulate`: 3 leaves a window open at the end of an epoch."""
+
+
+def is_possible(row: Mapping[str, Any]) -> bool:
+    """Whether values go together; axes that are not in the row are left open."""
+
+    def one(axis: str) -> Any:
+        return row.get(axis, AXES[axis][0])
+
+    if one("workers") != (0, None) and row.get("data", "map") not in ("map", "sampler"):
+        return False
+    if one("accumulate") and one("optimization") in ("lbfgs", "manual"):
+        return False
+    if one("precision") == "fp16" and one("optimization") in ("lbfgs", "manual"):
+        return False  # no scaler: the loss is evaluated again and again, or by hand
+    if one("own_generators") == "data" and row.get("data", "map") == "list":
+        return False  # batches that are made already
+    return not (one("compiled") and one("own_generators") == "model")  # dynamo keeps what it drew
+
+
+def pairs() -> Iterator[Row]:
+    """Yield every pair of values of two axes that go together."""
+    for (first, ours), (second, theirs) in itertools.combinations(AXES.items(), 2):
+        for one, other in itertools.product(ours, theirs):
+            if is_possible({first: one, second: other}):
+                yield {first: one, second: other}
+
+
+def table() -> list[Row]:
+    """Return rows in which all `pairs` occur; the same ones each time.
+
+    Greedy: each row begins with a pair that is missing, and each further axis takes the value that
+    meets most of the missing pairs.
+    """
+    missing = {_key(pair): pair for pair in pairs()}
+    rows = []
+    while missing:
+        row = dict(next(iter(missing.values())))
+        for axis, values in AXES.items():
+            if axis in row:
+                continue
+            allowed = [one for one in values if is_possible({**row, axis: one})]
+            row[axis] = max(allowed, key=lambda one: _gain({**row, axis: one}, axis, missing))
+        rows.append({axis: row[axis] for axis in AXES})
+        for met in _pairs_in(row):
+            missing.pop(met, None)
+    return rows
+
+
+def setup_of(row: Row) -> Setup:
+    """Return the set-up that a row describes."""
+    before, after = row["workers"]
+    return Setup(
+        optimization=row["optimization"],
+        precision=row["precision"],
+        data=row["data"],
+        workers=before,
+        workers_later=after,
+        seed_samples=True if row["data"] in ("map", "sampler") else None,
+        accumulate=None if row["accumulate"] is None else [(0, row["accumulate"])],
+        compiled=row["compiled"],
+        swap=row["swap"],
+        posts=[(2, event) for event in row["posts"]] or None,
+        own_generators=row["own_generators"],
+        sets_lr_at=3 if row["sets_lr"] else None,
+        stateful_callback=row["stateful_callback"],
+    )
+
+
+def _gain(row: Row, axis: str, missing: Mapping[Any, Row]) -> int:
+    return sum(_key({axis: row[axis], other: row[other]}) in missing for other in row)
+
+
+def _pairs_in(row: Row) -> Iterator[Any]:
+    for first, second in itertools.combinations(AXES, 2):
+        yield _key({first: row[first], second: row[second]})
+
+
+def _key(pair: Row) -> Any:
+    return frozenset(pair.items())
