@@ -17,16 +17,21 @@ from statemachine_trainer.loops.fit import FitLoop
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.metrics.log import log, log_dict
 from statemachine_trainer.loops.optimizer import OptimizerLoop
-from statemachine_trainer.loops.recipes.acquisition import PoolLoop
-from statemachine_trainer.loops.recipes.active import ActiveLearningLoop
-from statemachine_trainer.loops.recipes.closure import ClosureLoop
-from statemachine_trainer.loops.recipes.custom import CustomLoop
-from statemachine_trainer.loops.recipes.ensemble import EnsembleLoop
-from statemachine_trainer.loops.recipes.kfold import KFoldLoop
-from statemachine_trainer.loops.recipes.labelling import LabelFolder
-from statemachine_trainer.loops.recipes.phases import Phase, PhasesLoop
-from statemachine_trainer.loops.recipes.sam import SAMLoop
-from statemachine_trainer.loops.recipes.yielding import Turn, TurnDone, YieldingLoop
+from statemachine_trainer.loops.recipes import (
+    ActiveLearningLoop,
+    ClosureLoop,
+    CustomLoop,
+    EnsembleLoop,
+    KFoldLoop,
+    LabelFolder,
+    Phase,
+    PhasesLoop,
+    PoolLoop,
+    SAMLoop,
+    Turn,
+    TurnDone,
+    YieldingLoop,
+)
 
 __all__ = [
     "ActiveLearningLoop",

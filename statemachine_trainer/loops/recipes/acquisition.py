@@ -1,7 +1,7 @@
-"""Acquisition functions: how useful the label of each sample of a pool would be.
+"""Which samples of a pool are worth a label: the loop that scores them, and the functions that do.
 
-Each takes probabilities, (pool, classes) or (pool, classes, mc_samples), and returns scores
-(pool,): the larger, the more useful.
+An acquisition function takes probabilities, (pool, classes) or (pool, classes, mc_samples), and
+returns scores (pool,): the larger, the more useful.
 """
 
 from __future__ import annotations
@@ -34,6 +34,124 @@ class Ranking(Protocol):
 
 
 Acquisition = str | Callable[[Tensor], Any] | Ranking
+
+
+class PoolLoop(EvaluationLoop, states="pool", answer="predicted", outcome="pool_scored"):
+    """Gathers the probabilities that the model gives to the classes of each sample of a pool.
+
+    With several `mc_samples` dropout is on, so that each is a draw of its own (Gal, Ghahramani:
+    Dropout as a Bayesian Approximation, 2016): modules of dropout, `torch.nn.functional.dropout`
+    whatever its `training`, and what the recurrent, attention and transformer modules of torch drop.
+    All else is in evaluation mode.
+
+    Args:
+        mc_samples: Predictions of each sample; 1 without dropout.
+        probabilities: Makes probabilities (batch, classes) of what `predict_step` (or the model
+            itself) answers; the softmax unless given.
+
+    Attributes:
+        found: The probabilities, by batch, on the CPU.
+    """
+
+    step_name = "predict_step"
+
+    found: list[Tensor] = field(factory=list)
+
+    def __init__(
+        self, *, mc_samples: int = 1, probabilities: Callable[[Any], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.mc_samples = whole_number(self, "mc_samples", mc_samples, 1)
+        self.probabilities = probabilities or _softmax
+
+    def evaluate(self) -> None:
+        """Predict the batch, as often as asked for."""
+        context = self.context
+        dropout = nullcontext() if self.mc_samples == 1 else _dropout_on(context.model)
+        with torch.no_grad(), context.precision.context(), dropout:
+            every = [
+                self._checked(self.probabilities(self.call_step())) for _ in range(self.mc_samples)
+            ]
+        self.found.append(torch.stack(every, dim=2) if self.mc_samples > 1 else every[0])
+
+    def finish(self) -> None:
+        """Go back to training mode."""
+        self.restore_modes()
+
+    def feeds(self) -> Any:
+        """Return the loader of the pool."""
+        return self.context.others["pool"]
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _checked(self, found: Any) -> Tensor:
+        if not isinstance(found, Tensor) or found.dim() != 2:
+            shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise StepOutputError(
+                f"The prediction of a batch of the pool is {shown}; it has to be probabilities of "
+                "the shape (batch, classes). Write a predict_step, or give `probabilities=`."
+            )
+        return found.float().cpu()
+
+
+class _DropoutOn(TorchFunctionMode):
+    """Lets the functions of dropout drop, also where a step says that it does not train."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _DROPOUTS:
+            if len(args) > 2:
+                args = (*args[:2], True, *args[3:])
+            else:
+                kwargs["train" if "train" in kwargs else "training"] = True
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _dropout_on(model: nn.Module) -> Iterator[None]:
+    """Within the block all dropout of a model is on; the mode of its modules is put back."""
+    asleep = [
+        module
+        for module in model.modules()
+        if isinstance(module, _DROPPING) and not module.training
+    ]
+    for module in asleep:
+        module.training = True  # of the module alone: parts of it may be normalisations
+    try:
+        with _DropoutOn():
+            yield
+    finally:
+        for module in asleep:
+            module.training = False
+
+
+_DROPPING: Final = (
+    _DropoutNd,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+"""Modules of torch that drop in training mode, and do nothing else then."""
+
+_DROPOUTS: Final = frozenset({
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+    torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout,
+})  # fmt: skip
+"""Functions whose third argument says whether they drop."""
+
+
+def _softmax(logits: Any) -> Any:
+    return logits.softmax(dim=1) if isinstance(logits, Tensor) and logits.dim() == 2 else logits
+
+
+# -- Acquisition functions ------------------------------------------------------------------------
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -197,121 +315,3 @@ def _mean(probabilities: Tensor) -> Tensor:
 def _entropy(probabilities: Tensor) -> Tensor:
     found: Tensor = torch.special.entr(probabilities).sum(dim=1)
     return found
-
-
-# -- Scoring a pool of samples --------------------------------------------------------------------
-
-
-class PoolLoop(EvaluationLoop, states="pool", answer="predicted", outcome="pool_scored"):
-    """Gathers the probabilities that the model gives to the classes of each sample of a pool.
-
-    With several `mc_samples` dropout is on, so that each is a draw of its own (Gal, Ghahramani:
-    Dropout as a Bayesian Approximation, 2016): modules of dropout, `torch.nn.functional.dropout`
-    whatever its `training`, and what the recurrent, attention and transformer modules of torch drop.
-    All else is in evaluation mode.
-
-    Args:
-        mc_samples: Predictions of each sample; 1 without dropout.
-        probabilities: Makes probabilities (batch, classes) of what `predict_step` (or the model
-            itself) answers; the softmax unless given.
-
-    Attributes:
-        found: The probabilities, by batch, on the CPU.
-    """
-
-    step_name = "predict_step"
-
-    found: list[Tensor] = field(factory=list)
-
-    def __init__(
-        self, *, mc_samples: int = 1, probabilities: Callable[[Any], Tensor] | None = None
-    ) -> None:
-        super().__init__()
-        self.mc_samples = whole_number(self, "mc_samples", mc_samples, 1)
-        self.probabilities = probabilities or _softmax
-
-    def evaluate(self) -> None:
-        """Predict the batch, as often as asked for."""
-        context = self.context
-        dropout = nullcontext() if self.mc_samples == 1 else _dropout_on(context.model)
-        with torch.no_grad(), context.precision.context(), dropout:
-            every = [
-                self._checked(self.probabilities(self.call_step())) for _ in range(self.mc_samples)
-            ]
-        self.found.append(torch.stack(every, dim=2) if self.mc_samples > 1 else every[0])
-
-    def finish(self) -> None:
-        """Go back to training mode."""
-        self.restore_modes()
-
-    def feeds(self) -> Any:
-        """Return the loader of the pool."""
-        return self.context.others["pool"]
-
-    # -- parts -----------------------------------------------------------------------------------
-
-    def _checked(self, found: Any) -> Tensor:
-        if not isinstance(found, Tensor) or found.dim() != 2:
-            shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise StepOutputError(
-                f"The prediction of a batch of the pool is {shown}; it has to be probabilities of "
-                "the shape (batch, classes). Write a predict_step, or give `probabilities=`."
-            )
-        return found.float().cpu()
-
-
-class _DropoutOn(TorchFunctionMode):
-    """Lets the functions of dropout drop, also where a step says that it does not train."""
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in _DROPOUTS:
-            if len(args) > 2:
-                args = (*args[:2], True, *args[3:])
-            else:
-                kwargs["train" if "train" in kwargs else "training"] = True
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _dropout_on(model: nn.Module) -> Iterator[None]:
-    """Within the block all dropout of a model is on; the mode of its modules is put back."""
-    asleep = [
-        module
-        for module in model.modules()
-        if isinstance(module, _DROPPING) and not module.training
-    ]
-    for module in asleep:
-        module.training = True  # of the module alone: parts of it may be normalisations
-    try:
-        with _DropoutOn():
-            yield
-    finally:
-        for module in asleep:
-            module.training = False
-
-
-_DROPPING: Final = (
-    _DropoutNd,
-    nn.RNNBase,
-    nn.MultiheadAttention,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
-)
-"""Modules of torch that drop in training mode, and do nothing else then."""
-
-_DROPOUTS: Final = frozenset({
-    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
-    torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout,
-})  # fmt: skip
-"""Functions whose third argument says whether they drop."""
-
-
-def _softmax(logits: Any) -> Any:
-    return logits.softmax(dim=1) if isinstance(logits, Tensor) and logits.dim() == 2 else logits

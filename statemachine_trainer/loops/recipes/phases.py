@@ -27,66 +27,8 @@ from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import PlainNames
 
-# -- Parts of a model that are left as they are ---------------------------------------------------
-
-
 Freeze = Sequence[str]
 """Names of modules and parameters."""
-
-
-def freeze(model: nn.Module, names: Freeze) -> tuple[list[str], list[str]]:
-    """Switch off gradients, and put modules into evaluation mode: nothing of them moves.
-
-    Args:
-        model: The model.
-        names: Of modules, all of whose parts are meant, and of parameters.
-
-    Returns:
-        The names of the parameters and modules that were changed by it, for `thaw`.
-    """
-    plain = PlainNames(model)
-    frozen = [n for n, one in plain.parameters() if one.requires_grad and _within(n, names)]
-    asleep = [n for n, one in plain.modules() if one.training and _within(n, names)]
-    _switch(model, frozen, asleep, on=False)
-    return frozen, asleep
-
-
-def thaw(model: nn.Module, frozen: Sequence[str], asleep: Sequence[str]) -> None:
-    """Undo what `freeze` did."""
-    _switch(model, frozen, asleep, on=True)
-
-
-def _switch(
-    model: nn.Module, parameters: Sequence[str], modules: Sequence[str], *, on: bool
-) -> None:
-    plain = PlainNames(model)
-    for name, parameter in plain.parameters():
-        if name in parameters:
-            parameter.requires_grad_(on)
-    for name, module in plain.modules():
-        if name in modules:
-            module.training = on
-
-
-def check_names(model: nn.Module, names: Freeze, where: str) -> None:
-    """Refuse names that the model does not have.
-
-    Raises:
-        SettingError: It has none of that name.
-    """
-    plain = PlainNames(model)
-    known = [*(name for name, _ in plain.modules() if name), *dict(plain.parameters())]
-    for name in names:
-        if name not in known:
-            raise SettingError(
-                f"{where} is to freeze {name!r}, but {type(model).__name__} has no module or "
-                f"parameter of that name. {suggest(name, known)}"
-            )
-
-
-def _within(name: str, names: Freeze) -> bool:
-    return any(name == one or name.startswith(f"{one}.") for one in names)
-
 
 _GIVEN: Final = "given"
 """Under this name the data given to `fit` wait while a phase has data of its own."""
@@ -424,3 +366,60 @@ def _with_states(cls: type[Any], phases: Sequence[Phase], cycles: object) -> typ
         transitions.append(["end_cycles", "phase_start", "phases_end", "between_rounds"])
         body["posted"] = ("end_cycles",)
     return type(cls.__name__, (cls,), {**body, "__doc__": cls.__doc__})
+
+
+# -- Parts of a model that are left as they are ---------------------------------------------------
+
+
+def freeze(model: nn.Module, names: Freeze) -> tuple[list[str], list[str]]:
+    """Switch off gradients, and put modules into evaluation mode: nothing of them moves.
+
+    Args:
+        model: The model.
+        names: Of modules, all of whose parts are meant, and of parameters.
+
+    Returns:
+        The names of the parameters and modules that were changed by it, for `thaw`.
+    """
+    plain = PlainNames(model)
+    frozen = [n for n, one in plain.parameters() if one.requires_grad and _within(n, names)]
+    asleep = [n for n, one in plain.modules() if one.training and _within(n, names)]
+    _switch(model, frozen, asleep, on=False)
+    return frozen, asleep
+
+
+def thaw(model: nn.Module, frozen: Sequence[str], asleep: Sequence[str]) -> None:
+    """Undo what `freeze` did."""
+    _switch(model, frozen, asleep, on=True)
+
+
+def _switch(
+    model: nn.Module, parameters: Sequence[str], modules: Sequence[str], *, on: bool
+) -> None:
+    plain = PlainNames(model)
+    for name, parameter in plain.parameters():
+        if name in parameters:
+            parameter.requires_grad_(on)
+    for name, module in plain.modules():
+        if name in modules:
+            module.training = on
+
+
+def check_names(model: nn.Module, names: Freeze, where: str) -> None:
+    """Refuse names that the model does not have.
+
+    Raises:
+        SettingError: It has none of that name.
+    """
+    plain = PlainNames(model)
+    known = [*(name for name, _ in plain.modules() if name), *dict(plain.parameters())]
+    for name in names:
+        if name not in known:
+            raise SettingError(
+                f"{where} is to freeze {name!r}, but {type(model).__name__} has no module or "
+                f"parameter of that name. {suggest(name, known)}"
+            )
+
+
+def _within(name: str, names: Freeze) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in names)
