@@ -28,16 +28,22 @@ _FLAGS = (
 
 
 class NoPath(StateMachineError, ValueError):
-    """An address such as `s3://bucket/run` where a path of a file system is needed."""
+    """Something else where a path of a file system is needed, such as the address `s3://bucket/run`."""
 
 
 def path_given(path: str | os.PathLike[str]) -> Path:
     """Return a path as it is meant where it is given: a change of the working directory changes nothing later.
 
     Raises:
-        NoPath: It is an address of something else.
+        NoPath: It is empty, no text or path, or an address of something else.
     """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise NoPath(f"{path!r} is no path. Give a folder, such as 'runs/name'.")
     text = os.fspath(path)
+    if not text:
+        raise NoPath(
+            "The path is empty. Give a folder, such as 'runs/name', or '.' for the present one."
+        )
     if _ADDRESS.match(text):
         raise NoPath(
             f"{text!r} is an address, and only paths of a file system are read and written. Mount what is there "

@@ -38,6 +38,7 @@ from statemachine_trainer.running.arguments import (
     checkpoints_given,
     fresh_given,
     loops_given,
+    progress_given,
     recorder_given,
 )
 from statemachine_trainer.running.audit import Audit
@@ -132,7 +133,8 @@ class Trainer:
         **settings: Any,
     ) -> None:
         loops = loops_given(loop, settings)
-        check_seed(seed)
+        check_seed(seed, seed_samples)
+        shown = progress_given(progress)
         equipment = Equipment(device, precision, seed, seed_samples, prefetch=prefetch)
         self.board = SignalBoard()
         self._drivers = drivers = Drivers(loops, self, self.board)
@@ -145,7 +147,6 @@ class Trainer:
         recorder = self._recorder = recorder_given(run, self.checkpoints, drivers, settings)
         owner = self._owner_of_folder()
         self._state = FitState(self, drivers.fit, given)
-        shown = Progress() if progress is True else progress
         self._session = Session(self, drivers, equipment, self._state, recorder, shown, owner)
         self._debugger = Debugger(drivers.fit, self.state_dict, self.load_state_dict)
         self._debugger.recorder = recorder

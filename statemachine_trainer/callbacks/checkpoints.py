@@ -33,6 +33,7 @@ from statemachine_trainer.intervals import (
 )
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.settings_checks import flags
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted, UnknownSignal
 from statemachine_trainer.machine.signals import Moment, Subscription
@@ -124,6 +125,7 @@ class Checkpoints:
         at_end: bool = True,
         on_signals: bool = True,
     ) -> None:
+        flags(self, background=background, at_end=at_end, on_signals=on_signals)
         if retention is not None and not isinstance(retention, Retention):
             raise SettingError(
                 f"Checkpoints(retention={retention!r}): give Retention(...), such as "

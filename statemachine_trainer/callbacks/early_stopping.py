@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from statemachine_trainer.loops.loop_errors import LikelyMistake, MissingMetric, SettingError
+from statemachine_trainer.loops.loop_errors import LikelyMistake, MissingMetric
+from statemachine_trainer.loops.settings_checks import flags, number, one_of, text, whole_number
 from statemachine_trainer.machine.errors import level_of_caller, suggest
 from statemachine_trainer.machine.signals import Moment
 
@@ -58,18 +59,12 @@ class EarlyStopping:
         check: Literal["epoch_end", "validation_end"] = "epoch_end",
         check_finite: bool = True,
     ) -> None:
-        if not isinstance(monitor, str):
-            raise SettingError(f"EarlyStopping({monitor!r}): give the name of a metric to monitor.")
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise SettingError(f"EarlyStopping(patience={patience!r}): use a whole number from 1.")
-        if not 0 <= min_delta < math.inf:
-            raise SettingError(f"EarlyStopping(min_delta={min_delta!r}): use a number from 0.")
-        if mode not in ("min", "max"):
-            raise SettingError(f"EarlyStopping(mode={mode!r}): use 'min' or 'max'.")
-        if check not in ("epoch_end", "validation_end"):
-            raise SettingError(
-                f"EarlyStopping(check={check!r}): use 'epoch_end' or 'validation_end'."
-            )
+        text(self, "monitor", monitor, "a metric to monitor")
+        whole_number(self, "patience", patience, 1)
+        number(self, "min_delta", min_delta, positive=False)
+        one_of(self, "mode", mode, ("min", "max"))
+        one_of(self, "check", check, ("epoch_end", "validation_end"))
+        flags(self, check_finite=check_finite)
         self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta

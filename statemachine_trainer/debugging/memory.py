@@ -12,7 +12,7 @@ from statemachine_trainer.debugging.debugger_errors import NothingRemembered
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.evaluation import abandon_loops
 from statemachine_trainer.loops.fresh_start import reopen
-from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.settings_checks import whole_number
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import Moment
@@ -118,8 +118,7 @@ class Memory:
         at: str,
         recorder: Record | None = None,
     ) -> None:
-        if isinstance(last, bool) or not isinstance(last, int) or last < 1:
-            raise SettingError(f"remember(last={last!r}): use a whole number from 1.")
+        last = whole_number("remember", "last", last, 1)
         self._driver = driver
         self._state_of = state_of
         self._recorder = recorder
@@ -162,8 +161,7 @@ class Memory:
             NothingRemembered: There is none so far back.
             SettingError: `back` is no whole number from 0.
         """
-        if isinstance(back, bool) or not isinstance(back, int) or back < 0:
-            raise SettingError(f"rewind({back!r}): use a whole number of transitions, from 0.")
+        back = whole_number("rewind", "transitions", back)
         self._forget_other_fits()
         target = self._transitions - back
         found = next((one for one in reversed(self._kept) if one.transitions <= target), None)

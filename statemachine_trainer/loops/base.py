@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import reprlib
 from collections.abc import Iterator
 
@@ -162,21 +161,6 @@ def training_loops(root: Loop, path: str = "") -> Iterator[tuple[str, TrainingLo
 
 
 # -- Checks of settings ---------------------------------------------------------------------------
-
-
-def whole_number(loop: Loop, name: str, value: object, least: int = 0, hint: str = "") -> int:
-    """Return a setting of a loop that must be a whole number.
-
-    Raises:
-        SettingError: It is none, or less than `least`.
-    """
-    if hasattr(value, "__index__") and not isinstance(value, bool):
-        number = operator.index(value)
-        if number >= least:
-            return number
-    raise SettingError(
-        f"{type(loop).__name__}({name}={value!r}): use a whole number from {least}.{hint}"
-    )
 
 
 def check_limit(limit: float | None, name: str) -> int | None:

@@ -7,9 +7,10 @@ from typing import Any, Literal, TypeGuard, cast
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from statemachine_trainer.loops.base import TrainingLoop, whole_number
+from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.loops.settings_checks import whole_number
 from statemachine_trainer.loops.verbs import count_samples
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.loop import Loop, place

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from statemachine_trainer.data import END, limit_batches
 from statemachine_trainer.intervals import Every, Interval, parse_interval
-from statemachine_trainer.loops.base import TrainingLoop, check_limit, whole_number
+from statemachine_trainer.loops.base import TrainingLoop, check_limit
 from statemachine_trainer.loops.batch import BatchLoop
 from statemachine_trainer.loops.context import Limits
 from statemachine_trainer.loops.evaluation import ValidationLoop
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.settings_checks import flags, whole_number
 from statemachine_trainer.loops.verbs import begin_epoch, end_epoch, move_batch
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop, place
@@ -102,6 +103,7 @@ class EpochLoop(TrainingLoop):
         self.validate_epochs = whole_number(self, "validate_epochs", validate_epochs, 1)
         self.limit_batches = limit_batches
         self.reload_every = whole_number(self, "reload_every", reload_every)
+        flags(self, gather_outputs=gather_outputs)
         self.gather_outputs = gather_outputs
         if check_limit(limit_batches, "train") == 0:
             raise SettingError(

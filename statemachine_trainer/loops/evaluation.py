@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Final, Literal
 import torch
 
 from statemachine_trainer.data import END, Feed, limit_batches
-from statemachine_trainer.loops.base import TrainingLoop, check_limit, training_loops, whole_number
+from statemachine_trainer.loops.base import TrainingLoop, check_limit, training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import MetricConflict, TrainingError
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.metrics.weights import fingerprint_of_weights
 from statemachine_trainer.loops.mistakes import warn_of_shared_names
+from statemachine_trainer.loops.settings_checks import flags, whole_number
 from statemachine_trainer.loops.verbs import move_batch
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop
@@ -409,6 +410,7 @@ class PredictionLoop(EvaluationLoop, states="predict", answer="predicted"):
 
     def __init__(self, *, keep: bool = True, limit_batches: int | float | None = None) -> None:
         super().__init__(limit_batches=limit_batches)
+        flags(self, keep=keep)
         self.keep = keep
 
     def begin(self) -> None:

@@ -8,7 +8,7 @@ import re
 from typing import Any, Literal
 
 from statemachine_trainer.intervals import Counts
-from statemachine_trainer.loops.base import TrainingLoop, in_training, whole_number
+from statemachine_trainer.loops.base import TrainingLoop, in_training
 from statemachine_trainer.loops.context import Limits
 from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.evaluation import SanityLoop
@@ -18,6 +18,7 @@ from statemachine_trainer.loops.mistakes import (
     warn_of_nothing_learned,
     warn_of_posted_too_late,
 )
+from statemachine_trainer.loops.settings_checks import whole_number
 from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.machine.loop import Loop, place
 

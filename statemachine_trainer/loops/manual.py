@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.optimizers import stepping_through
 from statemachine_trainer.loops.outputs import gather, read_manual_output
+from statemachine_trainer.loops.settings_checks import refuse
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.containers import detach
 
@@ -36,6 +37,8 @@ class ManualLoop(TrainingLoop):
 
     def __init__(self, *, instead_of: Loop | None = None) -> None:
         super().__init__()
+        if instead_of is not None and not isinstance(instead_of, Loop):
+            refuse(self, "instead_of", instead_of, "give the loop that comes back later, or None.")
         self.instead_of = instead_of
 
     @property

@@ -18,6 +18,7 @@ from statemachine_trainer.loops.optimizers import (
     scale_gradients,
 )
 from statemachine_trainer.loops.outputs import gather, read_output
+from statemachine_trainer.loops.settings_checks import number, one_of
 from statemachine_trainer.loops.verbs import (
     call_step,
     count_step,
@@ -68,15 +69,9 @@ class SteppingLoop(TrainingLoop):
         self.clip_value = clip_value
         self.nonfinite_loss = nonfinite_loss
         for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if value is not None and not _is_positive(value):
-                raise SettingError(
-                    f"{type(self).__name__}({name}={value!r}): use a positive number, or None for none."
-                )
-        if nonfinite_loss not in ("ignore", "raise", "skip"):
-            raise SettingError(
-                f"{type(self).__name__}(nonfinite_loss={nonfinite_loss!r}): use 'ignore', "
-                "'raise' or 'skip'."
-            )
+            if value is not None:
+                number(self, name, value, hint=" None is for none.")
+        one_of(self, "nonfinite_loss", nonfinite_loss, ("ignore", "raise", "skip"))
 
     @property
     def accumulate(self) -> int | Mapping[int, int]:
@@ -392,10 +387,6 @@ class OptimizerLoop(SteppingLoop):
 
 class _LeftOut(Exception):
     """The training step left the batch out, within a closure."""
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _sizes(loop: str, accumulate: Any) -> list[tuple[int, int]]:

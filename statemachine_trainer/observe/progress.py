@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from statemachine_trainer.control.processes import rank_of_process
 from statemachine_trainer.loops.base import in_training
+from statemachine_trainer.loops.settings_checks import flags, number, refuse
 from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import Moment
@@ -67,6 +68,12 @@ class Progress:
         per_second: float = 10.0,
         share: float = 0.02,
     ) -> None:
+        flags(self, table=table)
+        number(self, "per_second", per_second)
+        if number(self, "share", share) > 1:
+            refuse(self, "share", share, "use a part of the time, at most 1.")
+        if console is not None and not hasattr(console, "is_interactive"):
+            refuse(self, "console", console, "give a rich.console.Console, or None.")
         self._console = console
         self._shows_table = table
         self._pause = 1.0 / per_second

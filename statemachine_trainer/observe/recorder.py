@@ -18,6 +18,7 @@ from statemachine_trainer.control.processes import rank_of_process
 from statemachine_trainer.files import path_given
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.settings_checks import flags, whole_number
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.observe.blackbox import BlackBox, Mark, read_blackbox
 from statemachine_trainer.observe.journal import Journal
@@ -55,12 +56,11 @@ class RunFolder:
         log_every: int = 50,
         requests: bool = True,
     ) -> None:
-        if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 0:
-            raise SettingError(f"RunFolder(log_every={log_every!r}): use a whole number from 0.")
+        flags(self, blackbox=blackbox, journal=journal, requests=requests)
         self.path = path_given(folder)
         self.blackbox = blackbox
         self.journal = journal
-        self.log_every = log_every
+        self.log_every = whole_number(self, "log_every", log_every)
         self.requests = requests
 
     @classmethod

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -19,9 +19,11 @@ from statemachine_trainer.loops.default_tree import (
     only_of_evaluation,
 )
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.settings_checks import flags, is_whole, refuse
 from statemachine_trainer.loops.steps import Loss, MakeOptimizer
 from statemachine_trainer.machine.errors import BadReceiver
 from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder, RunFolder
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.drivers import Drivers
@@ -99,14 +101,29 @@ def recorder_given(
     return recorder
 
 
-def check_seed(seed: object) -> None:
+def check_seed(seed: object, seed_samples: object) -> None:
     """Refuse what is no seed.
 
     Raises:
         SettingError: It is neither a whole number nor None.
     """
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise SettingError(f"seed={seed!r}: use a whole number, or None to leave the seeds alone.")
+    if seed is not None and not is_whole(seed):
+        refuse("Trainer", "seed", seed, "use a whole number, or None to leave the seeds alone.")
+    if seed_samples is not None:
+        flags("Trainer", seed_samples=seed_samples)
+
+
+def progress_given(progress: object) -> Progress | Literal[False]:
+    """Return what `Trainer(progress=...)` means.
+
+    Raises:
+        SettingError: It is neither a `Progress` nor True or False.
+    """
+    if isinstance(progress, Progress):
+        return progress
+    if not isinstance(progress, bool):
+        refuse("Trainer", "progress", progress, "use True or False, or Progress(...).")
+    return Progress() if progress else False
 
 
 def fresh_given(fresh: object, resume: object) -> tuple[Fresh, ...]:

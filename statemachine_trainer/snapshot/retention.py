@@ -49,7 +49,7 @@ class Best:
     mode: Literal["min", "max"] = "min"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.metric, str):
+        if not isinstance(self.metric, str) or not self.metric:
             raise BadRetention(f"Best({self.metric!r}): give the name of a metric, as it is logged")
         if not _is_whole(self.k):
             raise BadRetention(f"Best({self.metric!r}, k={self.k!r}): use a whole number from 1")

@@ -22,6 +22,7 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.optimizer import NonFinite, OptimizerLoop
 from statemachine_trainer.loops.optimizers import OptimizerSlot, step_schedulers
 from statemachine_trainer.loops.outputs import gather
+from statemachine_trainer.loops.settings_checks import flags, refuse, whole_number
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.parallel.containers import detach
@@ -129,9 +130,12 @@ class CompiledStep(OptimizerLoop):
         if backend not in ("inductor", "eager"):
             raise SettingError(f"CompiledStep(backend={backend!r}): use 'inductor' or 'eager'.")
         self.backend: Backend = backend
+        if not isinstance(options or {}, Mapping):
+            refuse(self, "options", options, "give a dict, as for torch.compile.")
+        flags(self, same_random=same_random)
         self.options = dict(options or {})
         self.same_random = same_random
-        self.most_graphs = most_graphs
+        self.most_graphs = whole_number(self, "most_graphs", most_graphs, 1)
         self._fused: dict[int, FusedStep] = {}
         self._recorder = LogRecorder()
 

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
-from statemachine_trainer.loops.base import whole_number
 from statemachine_trainer.loops.evaluation import EvaluationLoop
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
+from statemachine_trainer.loops.settings_checks import whole_number
 from statemachine_trainer.machine.errors import level_of_caller, suggest
 from statemachine_trainer.machine.fields import field
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from statemachine_trainer.data import as_loader, reloaded
-from statemachine_trainer.loops.base import TrainingLoop, whole_number
+from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.fit import FitLoop
 from statemachine_trainer.loops.fresh_start import (
     captured,
@@ -42,6 +42,7 @@ from statemachine_trainer.loops.recipes.labelling import (
     hidden_labels,
     in_order,
 )
+from statemachine_trainer.loops.settings_checks import flags, function, whole_number
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop, place
@@ -146,6 +147,10 @@ class ActiveLearningLoop(TrainingLoop):
     ) -> None:
         if mc_samples is not None and "scoring" in loops:
             raise SettingError("Set mc_samples on the scoring loop that you give.")
+        if mc_samples is not None:
+            whole_number(self, "mc_samples", mc_samples, 1)
+        flags(self, fresh_weights=fresh_weights)
+        function(self, "make_loader", make_loader, "that makes a loader of a data set.")
         often = mc_samples if mc_samples is not None else 20 if acquisition == "bald" else 1
         super().__init__(**loops)
         if "scoring" not in loops and often != 1:
@@ -159,7 +164,7 @@ class ActiveLearningLoop(TrainingLoop):
         self.first = _first(first)
         self.labeller = _labeller(labeller)
         self.fresh_weights = fresh_weights
-        self.seed = seed
+        self.seed = whole_number(self, "seed", seed)
         self.make_loader = make_loader
 
     def learning_start(self) -> Literal["ask", "labels_known"]:

@@ -79,7 +79,7 @@ class ClosureLoop(SteppingLoop):
         clip_value: float | None = None,
         nonfinite_loss: NonFinite = "ignore",
     ) -> None:
-        if accumulate != 1:
+        if accumulate != 1 or accumulate is True:
             raise SettingError(
                 f"{type(self).__name__}(accumulate={accumulate!r}): it does not accumulate, since "
                 "the optimizer asks for the loss of one batch again and again. Use larger batches "

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from statemachine_trainer.data import as_loader, reloaded, targets_of
-from statemachine_trainer.loops.base import TrainingLoop, whole_number
+from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.evaluation import TestLoop
 from statemachine_trainer.loops.fit import FitLoop
@@ -27,6 +27,13 @@ from statemachine_trainer.loops.fresh_start import (
 )
 from statemachine_trainer.loops.loop_errors import ModelError, SettingError
 from statemachine_trainer.loops.recipes.ensemble import Combine, EnsembleLoop, combiner
+from statemachine_trainer.loops.settings_checks import (
+    flags,
+    function,
+    is_sequence,
+    refuse,
+    whole_number,
+)
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop, place
 from statemachine_trainer.snapshot.modules import load_module_state
@@ -148,7 +155,18 @@ class KFoldLoop(TrainingLoop):
         if not isinstance(ensemble, Loop) and ensemble != "mean":
             combiner(ensemble)
             self.fill("ensemble", combine=ensemble)
-        self.splitter = folds if isinstance(folds, Splitter) else None
+        flags(self, shuffle=shuffle)
+        function(self, "make_loader", make_loader, "that makes a loader of a data set.")
+        for name, given in (("stratify", stratify), ("groups", groups)):
+            by_itself = given is None or isinstance(given, bool) or callable(given)
+            if not by_itself and not is_sequence(given):
+                refuse(
+                    self, name, given, "give one label for each sample, or a function of a sample."
+                )
+        # A text has a method `split` too.
+        self.splitter = (
+            folds if isinstance(folds, Splitter) and not isinstance(folds, str) else None
+        )
         self.number = 0 if self.splitter else whole_number(self, "folds", folds, 2)
         if self.splitter and repeats != 1:
             raise SettingError("A splitter repeats by itself: use RepeatedKFold, or repeats=1.")
@@ -156,7 +174,7 @@ class KFoldLoop(TrainingLoop):
         self.stratify = stratify
         self.groups = groups
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed = whole_number(self, "seed", seed)
         self.test_data = test_data
         self.make_loader = make_loader
 

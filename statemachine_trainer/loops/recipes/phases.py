@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Self, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from statemachine_trainer.loops.base import TrainingLoop, in_training, whole_number
+from statemachine_trainer.loops.base import TrainingLoop, in_training
 from statemachine_trainer.loops.context import Limits
 from statemachine_trainer.loops.fresh_start import (
     captured_callbacks,
@@ -22,6 +22,7 @@ from statemachine_trainer.loops.fresh_start import (
 )
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.optimizers import OptimizerSlot, read_optimizers
+from statemachine_trainer.loops.settings_checks import whole_number
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
+from statemachine_trainer.loops.loop_errors import StepOutputError
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.optimizer import NonFinite, SteppingLoop
 from statemachine_trainer.loops.optimizers import OptimizerSlot
 from statemachine_trainer.loops.outputs import gather
+from statemachine_trainer.loops.settings_checks import flags, number
 from statemachine_trainer.machine.declaration import transient
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.parallel import to_device
@@ -97,9 +98,8 @@ class SAMLoop(SteppingLoop):
             clip_value=clip_value,
             nonfinite_loss=nonfinite_loss,
         )
-        if not isinstance(rho, int | float) or isinstance(rho, bool) or not rho > 0:
-            raise SettingError(f"SAMLoop(rho={rho!r}): use a positive number; the paper's is 0.05.")
-        self.rho = rho
+        self.rho = number(self, "rho", rho, hint=" The paper's is 0.05.")
+        flags(self, same_noise=same_noise)
         self.same_noise = same_noise
 
     # -- states ----------------------------------------------------------------------------------
