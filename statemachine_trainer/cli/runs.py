@@ -84,7 +84,6 @@ def runs(
 
 # -- The list of runs -----------------------------------------------------------------------------
 
-
 _SHOWN = 4
 _COLOURS = {"running": "green", "killed": "red", "failed": "red", "ended": None}
 

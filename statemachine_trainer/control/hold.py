@@ -1,4 +1,4 @@
-"""Holding a run before a state, and letting it do one state's work at a time."""
+"""Holding a run before a state, and letting it work one state at a time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from statemachine_trainer.machine.driver import Driver
 
 _GLANCE = 0.2
-"""Seconds between two looks at whether a held run has something to do."""
+"""Seconds between two checks whether a held run may go on."""
 
 
 class Hold:
     """Holds the machine of a driver; asked by other threads, obeyed by the one that trains.
 
-    While nobody holds the run there is nothing on its way: a probe is put around the states at the
-    next boundary that can be written down, and taken off when the run goes on. Both are done by the
-    training thread itself, so that no other probe that it sets meanwhile is lost.
+    A run that nobody holds pays nothing. To hold it, a probe is put around its states at the next
+    boundary that can be written down; when the run goes on, the probe is taken off. The training
+    thread does both itself, so that a probe which it sets at the same moment is not lost.
 
-    A driver has one (`of`), whoever asks: what the page of the run holds, another process lets go.
+    Each driver has one (`of`): a run that its page holds can be let go by another process.
     """
 
     _of: ClassVar[weakref.WeakKeyDictionary[Driver, Hold]] = weakref.WeakKeyDictionary()
@@ -93,7 +93,8 @@ class Hold:
         try:
             with self._turn:
                 self._held = path
-                # A signal of the system wants a boundary to write a checkpoint at: it is heeded.
+                # A signal of the operating system asks for a checkpoint at the next boundary: a
+                # held run must reach one.
                 while self._holding and not self._steps and not self._driver.requested:
                     self._turn.wait(_GLANCE)
                 self._held = None

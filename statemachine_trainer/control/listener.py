@@ -1,9 +1,10 @@
 """Where a run takes requests of other processes: a thread beside the training.
 
-It listens at a Unix domain socket that only this user may connect to, and says in the folder of the
-run where that is; `control.requests` asks there. A socket, as it answers, and as the kernel refuses
-whoever asks a process that is gone. Not in the folder of the run, which may lie on any file system,
-at a path of any length, and is copied and uploaded as plain files.
+It listens at a Unix domain socket that only this user may connect to. A file in the folder of the
+run says where the socket is, and `control.requests` asks there. It is a socket because it answers,
+and because the kernel refuses a connection to a process that is gone. It does not lie in the folder
+of the run: that may be on any file system, may have a path of any length, and is copied and uploaded
+as plain files.
 
 A request is one line of JSON, `{"look": true}` or `{"press": "stop"}`; so is the answer.
 """
@@ -50,8 +51,8 @@ _PREFIX: Final = "smt-"
 class Listener:
     """Takes requests for a fit until it is closed, or the driver is gone.
 
-    The thread waits in the kernel: nothing is paid for it where nobody asks. Nothing that goes wrong
-    with it harms the run.
+    The thread sleeps in the kernel until somebody asks, so it costs nothing. Whatever goes wrong with
+    it, the run goes on.
 
     Args:
         folder: The folder of the run.

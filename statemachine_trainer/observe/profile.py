@@ -26,194 +26,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-# -- The profile as a table -----------------------------------------------------------------------
-
-
-_HEADINGS = ("", "count", "total", "mean", "p95", "share")
-_WIDTH = 120
-
-
-class Row(NamedTuple):
-    """A line of the table.
-
-    Attributes:
-        group: "states", "between states" or "subscribers".
-        name: What was measured.
-        durations: How long it took.
-        share: Of all time that was measured.
-    """
-
-    group: str
-    name: str
-    durations: Durations
-    share: float
-
-    def cells(self) -> tuple[str, ...]:
-        """Return the figures as text."""
-        d = self.durations
-        times = (d.total, d.mean, d.quantile(0.95))
-        return (str(d.count), *map(in_words, times), f"{self.share:.1%}")
-
-
-def rows_of(profile: Profile) -> list[Row]:
-    """Return the lines of a profile: states, transitions, subscribers; the longest first in each."""
-    found = [*_named(profile)]
-    whole = sum(one.total for _, _, one in found) or 1.0
-    return [Row(group, name, one, one.total / whole) for group, name, one in found]
-
-
-def as_table(profile: Profile) -> Table:
-    """Return a profile as a table of `rich`."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    table.add_column(_HEADINGS[0], overflow="fold")
-    for heading in _HEADINGS[1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    group = ""
-    for row in rows_of(profile):
-        if row.group != group:
-            if group:
-                table.add_section()
-            group = row.group
-            table.add_row(f"[bold]{group}[/bold]")
-        table.add_row(Text(f"  {row.name}"), *row.cells())
-    return table
-
-
-def as_text(profile: Profile) -> str:
-    """Return a profile as a table of plain characters."""
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
-    console.print(profile.table())
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-
-def as_html(profile: Profile) -> str:
-    """Return a profile as a table for a notebook."""
-    lines = ["<table>", f"<tr>{''.join(f'<th>{heading}</th>' for heading in _HEADINGS)}</tr>"]
-    group = ""
-    for row in rows_of(profile):
-        if row.group != group:
-            group = row.group
-            lines.append(
-                f'<tr><th colspan="{len(_HEADINGS)}" style="text-align:left">{group}</th></tr>'
-            )
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row.cells())
-        lines.append(f'<tr><td style="text-align:left">{escape(row.name)}</td>{cells}</tr>')
-    return "\n".join([*lines, "</table>"])
-
-
-def in_words(seconds: float) -> str:
-    """Write a duration with three digits and the unit that suits it.
-
-    >>> in_words(12.0), in_words(0.00345), in_words(0.0000042)
-    ('12 s', '3.45 ms', '4.2 µs')
-    """
-    units = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
-    unit = next((name for name, size in units.items() if seconds >= size), "µs")
-    value = seconds / units[unit]
-    return f"{value:.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
-
-
-def _named(profile: Profile) -> Iterator[tuple[str, str, Durations]]:
-    states = [(path, one) for path, one in [*profile.states.items()] if one.count]
-    for path, one in _longest_first(states):
-        yield "states", f"{path} (wait for data)" if _waits_for_data(path) else path, one
-    if profile.transitions.count:
-        yield "between states", "transitions and boundaries", profile.transitions
-    heard = [
-        (f"{key.receiver} on {key.signal}", one)
-        for key, one in [*profile.subscribers.items()]
-        if one.count
-    ]
-    for name, one in _longest_first(heard):
-        yield "subscribers", name, one
-
-
-def _longest_first(found: list[tuple[str, Durations]]) -> list[tuple[str, Durations]]:
-    return sorted(found, key=lambda pair: -pair[1].total)
-
-
-def _waits_for_data(path: str) -> bool:
-    """Whether a state reads the next batch: its time is the wait for the loader."""
-    name = path.rpartition(SEPARATOR)[2]
-    return name == "fetch" or name.endswith("_fetch")
-
-
-# -- Durations in bounded memory ------------------------------------------------------------------
-
-
-_PER_E: Final = 25
-"""Buckets between a duration and one e times as long: a quantile is right within 2 %."""
-
-_SHORTEST: Final = 1e-8
-
-
-class Durations:
-    """Counts durations in buckets that grow with them.
-
-    Nothing is drawn at random, so that measuring leaves the generators of random numbers alone.
-
-    Attributes:
-        count: How many.
-        total: Their sum, in seconds.
-        longest: The longest, in seconds.
-    """
-
-    __slots__ = ("_buckets", "count", "longest", "total")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.total = 0.0
-        self.longest = 0.0
-        self._buckets: Counter[int] = Counter()
-
-    def add(self, seconds: float) -> None:
-        """Take in a duration."""
-        self.count += 1
-        self.total += seconds
-        if seconds > self.longest:
-            self.longest = seconds
-        # Clocks may answer zero, and subtraction a little less.
-        self._buckets[int(math.log(max(seconds, _SHORTEST) / _SHORTEST) * _PER_E)] += 1
-
-    @property
-    def mean(self) -> float:
-        """The mean in seconds; 0 of none."""
-        return self.total / self.count if self.count else 0.0
-
-    def quantile(self, share: float) -> float:
-        """Return the duration that a share of them does not exceed, within 2 %; 0 of none.
-
-        Args:
-            share: Between 0 and 1; 0.95 for the 95th percentile.
-        """
-        if self.count == 1:
-            return self.longest
-        buckets = dict(self._buckets)  # a copy: others may look while it is written
-        left = share * sum(buckets.values())
-        for bucket in sorted(buckets):
-            left -= buckets[bucket]
-            if left <= 1e-9:
-                middle = _SHORTEST * math.exp((bucket + 0.5) / _PER_E)
-                return min(middle, self.longest)
-        return self.longest
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as data that JSON can hold, in seconds."""
-        return {
-            "count": self.count,
-            "total": self.total,
-            "mean": self.mean,
-            "p95": self.quantile(0.95),
-            "longest": self.longest,
-        }
-
-
 class SubscriberKey(NamedTuple):
     """Who is called, and for what.
 
@@ -424,3 +236,189 @@ def _waiting() -> Callable[[], None] | None:
     if not torch.accelerator.is_available():
         return None
     return torch.accelerator.synchronize
+
+
+# -- Durations in bounded memory ------------------------------------------------------------------
+
+_PER_E: Final = 25
+"""Buckets between a duration and one e times as long: a quantile is right within 2 %."""
+
+_SHORTEST: Final = 1e-8
+
+
+class Durations:
+    """Counts durations in buckets that grow with them.
+
+    Nothing is drawn at random, so that measuring leaves the generators of random numbers alone.
+
+    Attributes:
+        count: How many.
+        total: Their sum, in seconds.
+        longest: The longest, in seconds.
+    """
+
+    __slots__ = ("_buckets", "count", "longest", "total")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self.longest = 0.0
+        self._buckets: Counter[int] = Counter()
+
+    def add(self, seconds: float) -> None:
+        """Take in a duration."""
+        self.count += 1
+        self.total += seconds
+        if seconds > self.longest:
+            self.longest = seconds
+        # Clocks may answer zero, and subtraction a little less.
+        self._buckets[int(math.log(max(seconds, _SHORTEST) / _SHORTEST) * _PER_E)] += 1
+
+    @property
+    def mean(self) -> float:
+        """The mean in seconds; 0 of none."""
+        return self.total / self.count if self.count else 0.0
+
+    def quantile(self, share: float) -> float:
+        """Return the duration that a share of them does not exceed, within 2 %; 0 of none.
+
+        Args:
+            share: Between 0 and 1; 0.95 for the 95th percentile.
+        """
+        if self.count == 1:
+            return self.longest
+        buckets = dict(self._buckets)  # a copy: others may look while it is written
+        left = share * sum(buckets.values())
+        for bucket in sorted(buckets):
+            left -= buckets[bucket]
+            if left <= 1e-9:
+                middle = _SHORTEST * math.exp((bucket + 0.5) / _PER_E)
+                return min(middle, self.longest)
+        return self.longest
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as data that JSON can hold, in seconds."""
+        return {
+            "count": self.count,
+            "total": self.total,
+            "mean": self.mean,
+            "p95": self.quantile(0.95),
+            "longest": self.longest,
+        }
+
+
+# -- The profile as a table -----------------------------------------------------------------------
+
+_HEADINGS = ("", "count", "total", "mean", "p95", "share")
+_WIDTH = 120
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        group: "states", "between states" or "subscribers".
+        name: What was measured.
+        durations: How long it took.
+        share: Of all time that was measured.
+    """
+
+    group: str
+    name: str
+    durations: Durations
+    share: float
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the figures as text."""
+        d = self.durations
+        times = (d.total, d.mean, d.quantile(0.95))
+        return (str(d.count), *map(in_words, times), f"{self.share:.1%}")
+
+
+def rows_of(profile: Profile) -> list[Row]:
+    """Return the lines of a profile: states, transitions, subscribers; the longest first in each."""
+    found = [*_named(profile)]
+    whole = sum(one.total for _, _, one in found) or 1.0
+    return [Row(group, name, one, one.total / whole) for group, name, one in found]
+
+
+def as_table(profile: Profile) -> Table:
+    """Return a profile as a table of `rich`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column(_HEADINGS[0], overflow="fold")
+    for heading in _HEADINGS[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    group = ""
+    for row in rows_of(profile):
+        if row.group != group:
+            if group:
+                table.add_section()
+            group = row.group
+            table.add_row(f"[bold]{group}[/bold]")
+        table.add_row(Text(f"  {row.name}"), *row.cells())
+    return table
+
+
+def as_text(profile: Profile) -> str:
+    """Return a profile as a table of plain characters."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+    console.print(profile.table())
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def as_html(profile: Profile) -> str:
+    """Return a profile as a table for a notebook."""
+    lines = ["<table>", f"<tr>{''.join(f'<th>{heading}</th>' for heading in _HEADINGS)}</tr>"]
+    group = ""
+    for row in rows_of(profile):
+        if row.group != group:
+            group = row.group
+            lines.append(
+                f'<tr><th colspan="{len(_HEADINGS)}" style="text-align:left">{group}</th></tr>'
+            )
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row.cells())
+        lines.append(f'<tr><td style="text-align:left">{escape(row.name)}</td>{cells}</tr>')
+    return "\n".join([*lines, "</table>"])
+
+
+def in_words(seconds: float) -> str:
+    """Write a duration with three digits and the unit that suits it.
+
+    >>> in_words(12.0), in_words(0.00345), in_words(0.0000042)
+    ('12 s', '3.45 ms', '4.2 µs')
+    """
+    units = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
+    unit = next((name for name, size in units.items() if seconds >= size), "µs")
+    value = seconds / units[unit]
+    return f"{value:.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
+
+
+def _named(profile: Profile) -> Iterator[tuple[str, str, Durations]]:
+    states = [(path, one) for path, one in [*profile.states.items()] if one.count]
+    for path, one in _longest_first(states):
+        yield "states", f"{path} (wait for data)" if _waits_for_data(path) else path, one
+    if profile.transitions.count:
+        yield "between states", "transitions and boundaries", profile.transitions
+    heard = [
+        (f"{key.receiver} on {key.signal}", one)
+        for key, one in [*profile.subscribers.items()]
+        if one.count
+    ]
+    for name, one in _longest_first(heard):
+        yield "subscribers", name, one
+
+
+def _longest_first(found: list[tuple[str, Durations]]) -> list[tuple[str, Durations]]:
+    return sorted(found, key=lambda pair: -pair[1].total)
+
+
+def _waits_for_data(path: str) -> bool:
+    """Whether a state reads the next batch: its time is the wait for the loader."""
+    name = path.rpartition(SEPARATOR)[2]
+    return name == "fetch" or name.endswith("_fetch")

@@ -96,7 +96,6 @@ class Tally:
 
 # -- Curves ---------------------------------------------------------------------------------------
 
-
 POINTS = 400
 """Points of a curve; of more, every other one is dropped."""
 

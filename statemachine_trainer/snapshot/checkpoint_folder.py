@@ -7,7 +7,7 @@
 
 The checksum is CRC-32, which the zip container of `torch.save` uses too. It finds accidents: torn
 writes, flipped bits. No checksum kept beside the data finds intent, since whoever changes the one
-can change the other; against intent stand the checks of `strictjson`, `tensorfile` and `codec`,
+can change the other; against intent stand the checks of `strictjson`, `tensor_file` and `codec`,
 and that nothing here is a pickle. It is the fastest that Python has (4 GB/s, where SHA-256 makes
 1.7 and BLAKE2 0.9), and runs in a thread beside the writing.
 """
@@ -39,16 +39,10 @@ from statemachine_trainer.snapshot.snapshot_errors import (
 from statemachine_trainer.snapshot.strictjson import Json
 from statemachine_trainer.snapshot.threads import Worker
 
-# -- The checksum ---------------------------------------------------------------------------------
-
-
 try:
     from zlib_ng.zlib_ng import crc32
 except ImportError:  # where it has no wheel; the same numbers, several times slower
     from zlib import crc32
-
-__all__ = ["crc32"]
-
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -56,7 +56,7 @@ def encode(tree: object) -> tuple[Document, dict[str, Tensor]]:
     Args:
         tree: None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, tensors, numpy
             arrays and scalars, `torch.Size`, `torch.dtype`, `torch.device`, paths, `datetime` and
-            `timedelta`, named tuples and dataclasses (see `records`), nested in any way;
+            `timedelta`, named tuples and dataclasses (see `leaves.record_of`), nested in any way;
             what `nn.Module.state_dict` returns is one such tree
 
     Raises:

@@ -1,7 +1,7 @@
-"""The few calls through which a checkpoint reaches the disk.
+"""The calls through which a checkpoint reaches the disk, and the names of unfinished folders.
 
-They are one small object so that a test can put another in its place: one that fails at the n-th
-call, or one that loses power there.
+The calls are methods of one small object. A test can replace it by one that fails at the n-th call,
+or loses power there.
 """
 
 from __future__ import annotations
@@ -138,7 +138,6 @@ class _LocalFile:
 
 
 # -- Names of unfinished folders ------------------------------------------------------------------
-
 
 TEMPORARY = ".tmp@"
 TRASH = ".trash@"

@@ -79,7 +79,6 @@ class Background:
 
 # -- The writing thread ---------------------------------------------------------------------------
 
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
