@@ -406,18 +406,16 @@ class Session:
     def _taking_folder(self, *, anew: bool) -> Iterator[None]:
         """Hold the folder of the run from here on, unless the block fails or there is nothing to run."""
         owner = self._owner
-        if owner is None:
-            yield
-            return
-        held, done = owner.held, False
+        held, done = owner is not None and owner.held, False
         try:
-            do_together(Ranks.here(), lambda: owner.take(anew=anew))
+            # A collective also where this rank has no folder: another one may have.
+            do_together(Ranks.here(), lambda: None if owner is None else owner.take(anew=anew))
             yield
             done = True
         finally:
-            if not done and not held:
+            if owner is not None and not done and not held:
                 owner.give_back()
-            elif self._fit.path is None:
+            elif owner is not None and self._fit.path is None:
                 owner.release()
 
     @contextmanager
