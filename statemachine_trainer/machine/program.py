@@ -46,6 +46,8 @@ class Emission:
 
     def deliver(self, left: list[Step]) -> None:
         """Call the receivers. If one raises, what it leaves undone is put on top of `left`."""
+        # Counted as they return, not taken out of a list as they are called: an interrupt between two
+        # instructions then repeats a call at worst, and never loses one.
         receivers, sender, moment = self.receivers, self.sender, self.moment
         if receivers is None:
             receivers = self.signal.listeners(sender)
@@ -55,7 +57,7 @@ class Emission:
                 receiver(sender, moment=moment)
                 done += 1
         except BaseException as error:
-            if done < len(receivers):  # else a signal of the system, after the last one
+            if done < len(receivers):  # else an interrupt of the system, after the last call
                 left.append(self.from_raising(receivers, done))
                 self.note(error)
             raise
@@ -210,11 +212,15 @@ class Node:
 
     def remember(self, event: str, edge: Edge) -> None:
         """Keep at hand where an answer leads on whose edge nobody is to be called."""
+        # `follows` before the answer: the engine reads the two one after the other, and whoever finds
+        # the answer must find where it leads.
         if self.usual is NO_ANSWER:
             self.follows, self.usual = edge.target, event
         elif self.other is NO_ANSWER:
             self.follows_other, self.other = edge.target, event
-        if edge.calls is None or edge.calls:  # another thread has just subscribed
+        # Another thread may have subscribed since the engine looked. Its `forget` came before the
+        # lines above then, and without another one nobody would ever be called on this edge.
+        if edge.calls is None or edge.calls:
             self.forget()
 
     def forget(self) -> None:
@@ -246,7 +252,8 @@ class Program:
             signals: Its signals by full name.
             sender: First argument of receivers.
             ended: Told the outcome at the end.
-            reuse: Nodes of an older program. A node in flight must stay the same object.
+            reuse: Nodes of an older program. A node in flight must stay the same object: the engine
+                holds it in a local variable while a state swaps loops.
         """
         self._chart, self._signals, self._sender, self._ended = chart, signals, sender, ended
         self._resets = _resets(chart.plan)
@@ -281,7 +288,11 @@ class Program:
             edge.watch(self.nodes[path])
 
     def retire(self) -> None:
-        """Let whoever is on an edge of this program find anew whom to call: it is watched no more."""
+        """Let whoever is on an edge of this program find anew whom to call: it is watched no more.
+
+        A receiver that swaps loops is called from an edge of the old program. What is left of that
+        edge must not be called by a list which nobody keeps up to date any longer.
+        """
         self.start.calls = None
         for _, edge in self._all_edges():
             edge.calls = None
