@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
 from collections import deque
@@ -17,15 +16,7 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.loop import Loop, Place
-from statemachine_trainer.machine.source import (
-    attributes_changed,
-    attributes_set,
-    is_empty,
-    on_self,
-    own_nodes,
-    returned,
-    source_of,
-)
+from statemachine_trainer.machine.source import Facts, facts_of
 
 _DECLARATIONS: Final = ("initial", "transitions", "outcomes", "entries", "posted")
 _CONTAINERS: Final = (list, dict, set, deque, bytearray)
@@ -85,7 +76,8 @@ def check_fields(loop: Loop, path: str) -> None:
         ReservedName: `__init__` sets `context`.
     """
     cls = type(loop)
-    names = sorted(attributes_set(inspect.getattr_static(cls, "__init__", None)))
+    facts = facts_of(inspect.getattr_static(cls, "__init__", None))
+    names = [] if facts is None else sorted(facts.sets)
     if "context" in names:
         raise ReservedName(
             f"`__init__` of loop {path!r} ({cls.__name__}) sets `self.context`, and the machine "
@@ -163,7 +155,7 @@ def check_state(method: Callable[..., object], loop: Loop, path: str) -> None:
     """
     cls = type(loop)
     parts = _with_helpers(method, cls)
-    for name in sorted(set().union(*map(attributes_set, parts))):
+    for name in sorted({name for one in parts for name in one.sets}):
         known = inspect.getattr_static(cls, name, None)
         if name.startswith("_") or name in cls._fields or inspect.isdatadescriptor(known):
             continue
@@ -175,7 +167,7 @@ def check_state(method: Callable[..., object], loop: Loop, path: str) -> None:
             "reset when the loop is entered and written down with each snapshot (or begin its name "
             "with an underscore if it can be lost)."
         )
-    for name in sorted(set().union(*map(attributes_changed, parts))):
+    for name in sorted({name for one in parts for name in one.changes}):
         value = vars(loop).get(name)
         if name.startswith("_") or name in cls._fields or not isinstance(value, _CONTAINERS):
             continue
@@ -228,19 +220,18 @@ def check_answers(
     Raises:
         UndeclaredEvents: It returns an event that it does not declare, or nothing at all.
     """
-    source = source_of(method)
-    if source is None:
+    facts = facts_of(method)
+    if facts is None:
         return
-    constants, others = returned(source)
     said = ", ".join(f'"{event}"' for event in events)
-    for constant in constants:
+    for constant in facts.returns:
         if isinstance(constant, str) and constant not in events:
             raise UndeclaredEvents(
                 f"State {path!r} ({cls.__name__}.{name}) returns {constant!r}, and its annotation "
                 f"declares {said}. {suggest(constant, events)} Return one of these, or add the "
                 f'event: `-> Literal[{said}, "{constant}"]`.'
             )
-    if not others and constants == {None} and not is_empty(source):
+    if not facts.returns_others and facts.returns == {None} and not facts.is_empty:
         raise UndeclaredEvents(
             f"State {path!r} ({cls.__name__}.{name}) never returns an event, so the loop would not "
             f'go on from it. End it with `return "{events[0]}"`.'
@@ -272,17 +263,18 @@ def _answers(value: Any) -> bool:
     return value.__code__.co_argcount == 1 and "Literal[" in str(annotation)
 
 
-def _with_helpers(method: Callable[..., object], cls: type[Loop]) -> list[Callable[..., object]]:
-    """Return a state method and the methods of its class that it calls, or that these call."""
-    found: dict[str, Callable[..., object]] = {}
-    todo = [method]
+def _with_helpers(method: Callable[..., object], cls: type[Loop]) -> list[Facts]:
+    """Read a state method and the methods of its class that it calls, or that these call."""
+    found: dict[str, Facts] = {}
+    todo = [(getattr(method, "__name__", ""), method)]
     while todo:
-        source = source_of(function := todo.pop())
-        found[getattr(function, "__name__", "")] = function
-        for node in [] if source is None else own_nodes(source):
-            name = on_self(node.func, source) if source and isinstance(node, ast.Call) else None
-            helper = None if name is None else inspect.getattr_static(cls, name, None)
-            inherited = name in vars(Loop)
-            if inspect.isfunction(helper) and not inherited and helper.__name__ not in found:
-                todo.append(helper)
+        name, function = todo.pop()
+        facts = facts_of(function)
+        if facts is None or name in found:
+            continue
+        found[name] = facts
+        for called in facts.calls - vars(Loop).keys():
+            helper = inspect.getattr_static(cls, called, None)
+            if inspect.isfunction(helper):
+                todo.append((called, helper))
     return list(found.values())

@@ -1,4 +1,4 @@
-"""What the source of a method tells: attributes that it sets, what it returns."""
+"""What the source of a method tells: attributes that it sets, what it calls and returns."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import functools
 import inspect
 import linecache
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import CodeType
 from typing import Final
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
 _MUTATING: Final = frozenset(
     {
         *("append", "appendleft", "extend", "extendleft", "insert", "pop", "popleft", "popitem"),
@@ -19,8 +22,29 @@ _MUTATING: Final = frozenset(
 )
 
 
-def source_of(function: object) -> Function | None:
-    """Return the source of a function that is called as it stands.
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was read from one method.
+
+    Attributes:
+        sets: Attributes that it sets on its first argument.
+        changes: Attributes of its first argument whose content it changes.
+        calls: Methods of its first argument that it calls.
+        returns: The constants that it returns; None if its end may be reached.
+        returns_others: Whether it returns anything else as well.
+        is_empty: Whether there is nothing in it but `...`, `pass` or a docstring.
+    """
+
+    sets: frozenset[str]
+    changes: frozenset[str]
+    calls: frozenset[str]
+    returns: frozenset[object]
+    returns_others: bool
+    is_empty: bool
+
+
+def facts_of(function: object) -> Facts | None:
+    """Read a function that is called as it stands.
 
     None of one that is wrapped, and where there is no source to read: what was typed at the prompt
     or made by `exec` is not looked at.
@@ -28,16 +52,46 @@ def source_of(function: object) -> Function | None:
     function = getattr(function, "__func__", function)
     if not inspect.isfunction(function) or hasattr(function, "__wrapped__"):
         return None
-    code = function.__code__
-    found = _functions_of(code.co_filename).get(code.co_firstlineno)
-    return found if found is not None and found.name == code.co_name else None
+    return _facts_of_code(function.__code__)
 
 
-@functools.cache
-def _functions_of(filename: str) -> dict[int, Function]:
+@functools.cache  # a walk over the source takes longer than all else that a tree is checked for
+def _facts_of_code(code: CodeType) -> Facts | None:
+    linecache.checkcache(code.co_filename)  # a module may be loaded anew after it was edited
+    text = "".join(linecache.getlines(code.co_filename))
+    function = _functions_in(text).get(code.co_firstlineno)
+    if function is None or function.name != code.co_name:
+        return None
+    sets, changed, called = [], [], []
+    for node in _own_nodes(function):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            sets.append(node)
+        elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            changed.append(node.value)
+        elif isinstance(node, ast.Call):
+            called.append(node.func)
+            if isinstance(node.func, ast.Attribute) and node.func.attr in _MUTATING:
+                changed.append(node.func.value)
+    constants, others = _returned(function)
+    return Facts(
+        _of_self(sets, function),
+        _of_self(changed, function),
+        _of_self(called, function),
+        constants,
+        others,
+        all(
+            isinstance(one, ast.Pass)
+            or (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
+            for one in function.body
+        ),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _functions_in(text: str) -> dict[int, Function]:
     """Return the functions of a file by the line on which they begin, decorators included."""
     try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
+        tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return {}
     return {
@@ -47,7 +101,7 @@ def _functions_of(filename: str) -> dict[int, Function]:
     }
 
 
-def own_nodes(function: Function) -> Iterator[ast.AST]:
+def _own_nodes(function: Function) -> Iterator[ast.AST]:
     """Yield what is in a function, without the functions and classes inside it."""
     todo: list[ast.AST] = list(function.body)
     while todo:
@@ -57,60 +111,24 @@ def own_nodes(function: Function) -> Iterator[ast.AST]:
             todo += ast.iter_child_nodes(node)
 
 
-def on_self(node: ast.AST, function: Function) -> str | None:
-    """Return the name if a node is an attribute of the function's first argument."""
+def _of_self(nodes: Sequence[ast.AST], function: Function) -> frozenset[str]:
+    """Return the names of those nodes that are attributes of the function's first argument."""
     arguments = [*function.args.posonlyargs, *function.args.args]
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and arguments:
-        return node.attr if node.value.id == arguments[0].arg else None
-    return None
-
-
-def attributes_set(function: object) -> set[str]:
-    """Return the attributes that a method sets on its first argument."""
-    source = source_of(function)
-    if source is None:
-        return set()
-    found = (
-        on_self(node, source)
-        for node in own_nodes(source)
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-    )
-    return {name for name in found if name is not None}
-
-
-def attributes_changed(function: object) -> set[str]:
-    """Return the attributes of its first argument whose content a method changes."""
-    source = source_of(function)
-    if source is None:
-        return set()
-    changed: list[ast.AST] = []
-    for node in own_nodes(source):
-        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
-            changed.append(node.value)
-        elif (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr in _MUTATING
-        ):
-            changed.append(node.func.value)
-    found = (on_self(node, source) for node in changed)
-    return {name for name in found if name is not None}
-
-
-def is_empty(function: Function) -> bool:
-    """Whether there is nothing in a function but `...`, `pass` or a docstring."""
-    return all(
-        isinstance(one, ast.Pass)
-        or (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
-        for one in function.body
+    own = arguments[0].arg if arguments else None
+    return frozenset(
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == own
     )
 
 
-def returned(function: Function) -> tuple[set[object], bool]:
+def _returned(function: Function) -> tuple[frozenset[object], bool]:
     """Return the constants that a function returns, and whether it returns anything else as well."""
     todo = [
         node.value or ast.Constant(None)
-        for node in own_nodes(function)
+        for node in _own_nodes(function)
         if isinstance(node, ast.Return)
     ]
     constants: set[object] = {None} if _falls_through(function.body) else set()
@@ -123,7 +141,7 @@ def returned(function: Function) -> tuple[set[object], bool]:
             constants.add(value.value)
         else:
             others = True
-    return constants, others
+    return frozenset(constants), others
 
 
 def _falls_through(body: Sequence[ast.stmt]) -> bool:
