@@ -15,6 +15,7 @@ in one of those.
 from __future__ import annotations
 
 import functools
+import gc
 import io
 import queue
 import random
@@ -108,6 +109,7 @@ class _Way(NamedTuple):
 _ITERATOR = (
     "make it anew from the index or the epoch, or give its owner `state_dict` and `load_state_dict`"
 )
+_ENGINE = "keep the number of points drawn in an object with `state_dict`, and call `fast_forward`"
 _OPEN = "open it where it is used, or give its owner `state_dict` and `load_state_dict`"
 _WAITING = "leave nothing in it over a stop, or give its owner `state_dict` and `load_state_dict`"
 _OF_SYSTEM = "use `random.Random(seed)`"
@@ -117,7 +119,7 @@ _ATOMS: Final = frozenset(
     {
         type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...),
         torch.Tensor, nn.Parameter, nn.Buffer, torch.dtype, torch.device, torch.Size,
-        types.ModuleType, types.CodeType, types.MappingProxyType, types.GetSetDescriptorType,
+        types.ModuleType, types.CodeType, types.FrameType, types.TracebackType, types.GetSetDescriptorType,
         types.MemberDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType,
     }
 )  # fmt: skip
@@ -456,6 +458,11 @@ class Search:
         if isinstance(method, types.MethodType):
             self._offer(method.__func__, f"{path}.__func__", Step(path, "other", ""), way)
 
+    def _referents(self, thing: object, path: str, way: _Way) -> None:
+        """Look at what an object of C refers to, such as a read-only view of a dict."""
+        for place, one in enumerate(gc.get_referents(thing)[:LARGE]):
+            self._offer(one, f"{path}<{place}>", Step(path, "other", place), way)
+
     def _weak(self, reference: weakref.ref[Any], path: str, way: _Way) -> None:
         thing = weakref.ref.__call__(reference)
         if thing is not None:
@@ -559,6 +566,8 @@ def _how_to_visit(kind: type) -> tuple[str, tuple[str, str] | None]:
         return "tell", told
     if f"{kind.__module__}.{kind.__qualname__}".startswith(_SKIPPED):
         return "", None
+    if not kind.__flags__ & _HEAP and not any("__dict__" in _vars(one) for one in kind.__mro__):
+        return "_referents", None
     known = is_users(kind.__module__) or _is_transparent(kind.__module__)
     return "_object", None if known and not _has_state(kind) else _QUIET
 
@@ -649,6 +658,8 @@ def _unheld(kind: type) -> tuple[str, str] | None:
     if issubclass(kind, io.IOBase):
         memory = issubclass(kind, io.BytesIO | io.StringIO)
         return ("a stream in memory" if memory else "an open file"), _OPEN
+    if any(base.__name__ in ("SobolEngine", "QMCEngine") for base in kind.__mro__):
+        return "a quasi-random engine", _ENGINE
     if issubclass(kind, types.GeneratorType | types.CoroutineType | types.AsyncGeneratorType):
         return "a generator function under way", _ITERATOR
     if name in ("weakproxy", "weakcallableproxy", "ProxyType", "CallableProxyType"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import random
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +74,13 @@ class Record:
 
     def __call__(self) -> float:
         return sum(draw_from(one) for one in self.inside["generators"])
+
+
+class Pair(NamedTuple):
+    """Two generators by name."""
+
+    one: Any
+    other: Any
 
 
 class Compose:
@@ -242,6 +251,14 @@ PLACES: dict[str, Callable[[], Draw]] = {
     "shared bits": shared_bits,
     "appears later": Lazy,
     "appears later in a dict": LazyByName,
+    "read-only dict": lambda: Record(
+        {"generators": MappingProxyType({"rng": random.Random(3)}).values()}
+    ),
+    "method caller": lambda: functools.partial(
+        operator.methodcaller("__call__"), Holder(random.Random(3))
+    ),
+    "cached function": lambda: functools.lru_cache(maxsize=0)(closure()),
+    "named tuple": lambda: Record({"generators": Pair(random.Random(1), random.Random(2))}),
     "philox": lambda: Holder(np.random.Generator(np.random.Philox(5))),
     "sfc": lambda: Holder(np.random.Generator(np.random.SFC64(5))),
     "mersenne": lambda: Holder(np.random.Generator(np.random.MT19937(5))),

@@ -65,6 +65,7 @@ UNHELD: dict[str, tuple[Callable[[], Any], str]] = {
     "lock of processes": (multiprocessing.Lock, "multiprocessing"),
     "stream in memory": (lambda: io.StringIO("a"), "stream in memory"),
     "thread": (lambda: threading.Thread(target=print), "thread"),
+    "Sobol engine": (lambda: torch.quasirandom.SobolEngine(2), "quasi-random engine"),
     "system's randomness": (random.SystemRandom, "operating system"),
 }
 
