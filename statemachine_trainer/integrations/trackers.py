@@ -49,6 +49,14 @@ class Tracker:
     def close(self) -> None:
         """Write what waits: the fit has ended. Another one may follow."""
 
+    def close_after(self, error: BaseException) -> None:
+        """Write what waits: an exception has ended the run. Services that know how a run ends are told.
+
+        Args:
+            error: The exception; a `KeyboardInterrupt` or `SystemExit` stops the run, any other fails it.
+        """
+        self.close()
+
     def on_batch_end(self, trainer: Any) -> None:
         """Hand on what was logged on the step, every so many batches."""
         if self.every and trainer.context.counts.batch % self.every == 0:
@@ -69,6 +77,10 @@ class Tracker:
     def on_exit_fit(self) -> None:
         """Close."""
         self.close()
+
+    def failed(self, error: BaseException) -> None:
+        """Close, for an exception ends the run."""
+        self.close_after(error)
 
     def _hand_on(self, trainer: Any, part: Part, values: Mapping[str, Any]) -> None:
         if values:
@@ -95,13 +107,20 @@ class TensorBoard(Tracker):
         _check_installed("tensorboard")
         self.folder = path_given(folder)
         self._writer: Any = None
+        self._written = False
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._writer is None:
             module = importlib.import_module("torch.utils.tensorboard")
-            self._writer = module.SummaryWriter(str(self.folder), purge_step=step)
+            # A test stands at the last step of the fit, whose points are to stay.
+            stays = self._written or all(name.startswith("test/") for name in metrics)
+            purge = None if stays else step
+            self._writer = module.SummaryWriter(str(self.folder), purge_step=purge)
+            self._written = True
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+        if all(name.startswith("test/") for name in metrics):  # nobody closes after a test
+            self._writer.flush()
 
     def close(self) -> None:
         writer, self._writer = self._writer, None
@@ -129,12 +148,20 @@ class WandB(Tracker):
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._run is None:
             self._run = importlib.import_module("wandb").init(**self._init)
+            # What comes after a fit, such as a test, goes on in the same run.
+            self._init = {"resume": "allow", **self._init, "id": self._run.id}
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
+        self._finish(0)
+
+    def close_after(self, error: BaseException) -> None:
+        self._finish(1)
+
+    def _finish(self, exit_code: int) -> None:
         run, self._run = self._run, None
         if run is not None:
-            run.finish()
+            run.finish(exit_code=exit_code)
 
 
 class MLflow(Tracker):
@@ -178,9 +205,16 @@ class MLflow(Tracker):
         self._client.log_batch(self.run_id, metrics=values)
 
     def close(self) -> None:
+        self._finish("FINISHED")
+
+    def close_after(self, error: BaseException) -> None:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        self._finish("KILLED" if stopped else "FAILED")
+
+    def _finish(self, status: str) -> None:
         client, self._client = self._client, None
         if client is not None:
-            client.set_terminated(self.run_id)
+            client.set_terminated(self.run_id, status=status)
 
     def _open(self) -> None:
         client = importlib.import_module("mlflow.tracking").MlflowClient(tracking_uri=self.uri)

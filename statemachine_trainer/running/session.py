@@ -33,7 +33,7 @@ from statemachine_trainer.running.arguments import Given, check_loss
 from statemachine_trainer.running.drivers import Drivers, context_of, take_limits
 from statemachine_trainer.running.fit_state import FitState, Fresh, Host
 from statemachine_trainer.running.settings_record import tell_changes
-from statemachine_trainer.running.subscribing import subscribe
+from statemachine_trainer.running.subscribing import subscribe, tell_of_error
 from statemachine_trainer.snapshot import Loaded
 from statemachine_trainer.snapshot.ranked import do_together
 from statemachine_trainer.snapshot.rng import seed_everything
@@ -396,6 +396,7 @@ class Session:
                 yield
         except BaseException as error:
             context.steps.failed(error)
+            tell_of_error(self._host.board, error)
             raise
         finally:
             context.stop_clock()

@@ -40,3 +40,14 @@ def subscribe(board: SignalBoard, name: Any, receiver: Any = NOT_GIVEN, /, **opt
         if not advice:
             raise
         raise UnknownSignal(f"{error} {advice}") from None
+
+
+def tell_of_error(board: SignalBoard, error: BaseException) -> None:
+    """Call `failed(error)` of the callbacks that have it, such as trackers: the error ends the run."""
+    owners = {
+        id(o): o for one in board.subscriptions if (o := getattr(one.receiver, "__self__", None))
+    }
+    for owner in owners.values():
+        hear = getattr(owner, "failed", None)
+        if callable(hear):
+            hear(error)

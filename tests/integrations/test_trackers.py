@@ -47,6 +47,25 @@ def test_a_tracker_is_a_function_that_writes() -> None:
     assert mine.closed == 1
 
 
+def test_a_tracker_hears_of_the_exception_that_ends_a_run() -> None:
+    class Hearing(Noting):
+        heard: BaseException | None = None
+
+        def close_after(self, error: BaseException) -> None:
+            self.heard = error
+
+    def fail(trainer: object) -> None:
+        raise ValueError("boom")
+
+    mine = Hearing()
+    running = trainer(callbacks=[mine], max_epochs=1)
+    running.on("epoch_end", fail)
+    with pytest.raises(ValueError, match="boom") as caught:
+        running.fit(Net(), batches())
+    assert mine.heard is caught.value
+    assert mine.closed == 0
+
+
 def test_a_tracker_without_an_interval_writes_epochs_and_validations_only() -> None:
     mine = Noting(every=0)
     trainer(callbacks=[mine], max_epochs=1).fit(Net(), batches(), batches(1))
@@ -135,6 +154,60 @@ def test_mlflow_has_the_history_of_each_metric(tmp_path: Path) -> None:
         "FINISHED",
         {"step/loss": [4, 8, 12, 16], "train/loss": [8, 16], "validation/score": [8, 16]},
     ]
+
+
+@pytest.mark.slow
+def test_a_run_that_failed_is_called_failed_and_keeps_its_points(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("tensorboard")
+    track(
+        "tracker = trackers.MLflow('digits', uri='sqlite:///store.db', every=4)\n"
+        "board = trackers.TensorBoard('board', every=4)\n"
+        "running = trainer(callbacks=[tracker, board], max_epochs=1)\n"
+        "def fail(trainer):\n"
+        "    raise ValueError('boom')\n"
+        "running.on('fit_end', fail)\n"
+        "try:\n"
+        "    running.fit(Net(), batches())\n"
+        "except ValueError:\n"
+        "    pass\n"
+        "import json\n"
+        "from mlflow.tracking import MlflowClient\n"
+        "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
+        "status = MlflowClient(tracking_uri='sqlite:///store.db').get_run(tracker.run_id).info.status\n"
+        "found = EventAccumulator('board').Reload()\n"
+        "steps = {n: [e.step for e in found.Scalars(n)] for n in found.Tags()['scalars']}\n"
+        "open('found.json', 'w').write(json.dumps([status, steps]))",
+        tmp_path,
+    )
+    assert json.loads((tmp_path / "found.json").read_text()) == [
+        "FAILED",
+        {"step/loss": [4, 8], "train/loss": [8]},
+    ]
+
+
+@pytest.mark.slow
+def test_tensorboard_keeps_every_point_of_a_fit_after_a_test(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    track(
+        "running = trainer(callbacks=[trackers.TensorBoard('board', every=4)], max_epochs=1)\n"
+        "running.fit(Net(), batches(), batches(1))\n"
+        "running.test(data=batches(1))\n"
+        "import json\n"
+        "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
+        "del running\n"
+        "import gc; gc.collect()\n"
+        "found = EventAccumulator('board').Reload()\n"
+        "steps = {n: [e.step for e in found.Scalars(n)] for n in found.Tags()['scalars']}\n"
+        "open('steps.json', 'w').write(json.dumps(steps))",
+        tmp_path,
+    )
+    assert json.loads((tmp_path / "steps.json").read_text()) == {
+        "step/loss": [4, 8],
+        "validation/score": [8],
+        "train/loss": [8],
+        "test/score": [8],
+    }
 
 
 @pytest.mark.slow
