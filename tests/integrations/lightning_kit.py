@@ -133,7 +133,12 @@ Make = Callable[[list[str]], tuple[Any, list[Any]]]
 def fit_in_lightning(
     make: Make, train: Any = None, validation: Any = None, datamodule: Any = None, **settings: Any
 ) -> Ended:
-    theirs = {_THEIR_NAMES.get(name, name): value for name, value in settings.items()}
+    more = {
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+        **settings.pop("theirs", {}),
+    }
+    theirs = {_THEIR_NAMES.get(name, name): value for name, value in settings.items()} | more
     with quiet():
         notes: list[str] = []
         torch.manual_seed(1)
@@ -141,8 +146,6 @@ def fit_in_lightning(
         trainer = L.Trainer(
             accelerator="cpu",
             logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=callbacks,
             **theirs,
@@ -180,6 +183,7 @@ def quiet_lightning() -> Iterator[None]:
 def both(make: Make, *data: Any, **settings: Any) -> tuple[Ended, Ended]:
     """Fit the same module in both trainers; the data are functions, called for each anew."""
     theirs = fit_in_lightning(make, *(one() for one in data), **settings)
+    settings.pop("theirs", None)
     ours = fit_in_ours(make, *(one() for one in data), **settings)
     return theirs, ours
 

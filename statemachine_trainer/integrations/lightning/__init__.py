@@ -10,8 +10,15 @@ Lightning 2 has to be installed (`pip install statemachine-trainer[lightning]`):
 classes. Its own trainer never runs.
 """
 
-from statemachine_trainer.integrations.lightning.adapter import LightningGuest, module
+from statemachine_trainer.integrations.lightning.adapter import (
+    LeftOutWarning,
+    LightningGuest,
+    module,
+)
+from statemachine_trainer.integrations.lightning.attributes import AttributeNotHeldWarning
+from statemachine_trainer.integrations.lightning.files import NotInTheFileWarning
 from statemachine_trainer.integrations.lightning.library import (
+    BadLightningFile,
     HooksNotCalledWarning,
     LightningError,
     NotALightningModule,
@@ -20,11 +27,15 @@ from statemachine_trainer.integrations.lightning.library import (
 )
 
 __all__ = [
+    "AttributeNotHeldWarning",
+    "BadLightningFile",
     "HooksNotCalledWarning",
+    "LeftOutWarning",
     "LightningError",
     "LightningGuest",
     "NotALightningModule",
     "NotAvailable",
+    "NotInTheFileWarning",
     "NotSupported",
     "module",
 ]

@@ -148,6 +148,8 @@ class LightningGuest(Guest):
         if stage == "fit":
             tell_of_hooks_not_called(context.trainer.loop, calls)
             self._memory.arrive()
+            standing.validates = self._data("val_dataloader") is not None or data[1] is not None
+            standing.validates &= calls.library.is_overridden("validation_step", self.module)
         calls.setup(stage)
         self.module.to(context.device)  # what `setup` and `configure_model` have made
         if context.device.type != "cpu" or calls.any_has(*_TRANSFERS):

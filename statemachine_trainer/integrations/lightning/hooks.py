@@ -112,6 +112,7 @@ class Hooks:
         self._connector.log_hyperparameters()
 
     def train_started(self) -> None:
+        self._standing.enter_stage("fit")  # the sanity check is over
         self.calls.call("on_train_start")
         self._memory.note_start_of_training()
 
@@ -131,6 +132,7 @@ class Hooks:
 
     def batch_ended(self) -> None:
         context = self._standing.context
+        self._standing.batch_is_through()
         if not self.skipped:
             outputs = step_output(context.output, self._standing.automatic)
             self.calls.call("on_train_batch_end", outputs, context.batch, context.batch_idx)
@@ -191,7 +193,7 @@ class Hooks:
         kind, context = _kind(moment), self._standing.context
         self._standing.end_evaluated_batch(kind)
         self.calls.call(f"on_{kind}_batch_end", context.output, *self._evaluated())
-        self._connector.evaluation_batch_ended()
+        self._connector.evaluation_batch_ended(kind)
 
     @torch.no_grad()
     def evaluation_ending(self, moment: Moment) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,12 +109,12 @@ class FitLoopView(_LoopView):
         self._standing.skip_backward = value
 
     def _should_accumulate(self) -> bool:
-        return not self._standing.may_step
+        return self.epoch_loop._should_accumulate()
 
     @property
-    def _combined_loader(self) -> Any:
-        """The training loader in a `CombinedLoader`, as Lightning has it."""
-        return _combined(self._standing, [self._standing.train_dataloader])
+    def _combined_loader(self) -> CombinedView:
+        """The training loader, as Lightning has it in a `CombinedLoader`."""
+        return CombinedView([self._standing.train_dataloader])
 
     @property
     def _data_source(self) -> Any:
@@ -199,7 +198,10 @@ class EpochLoopView(_LoopView):
         return bool(self.batch_progress.is_last_batch)
 
     def _should_accumulate(self) -> bool:
-        return not self._standing.may_step
+        """Whether the batch in flight, or the last one, leaves its accumulation window open."""
+        progress = self.batch_progress
+        size = self._standing.accumulate_grad_batches if self._standing.automatic else 1
+        return not progress.is_last_batch and bool(progress.current.ready % size)
 
     def _should_check_val_epoch(self) -> bool:
         every = self._standing.setting("validate_epochs", 1)
@@ -247,14 +249,16 @@ class EvaluationLoopView(_LoopView):
         return bool(self._standing.evaluated_in_all.get(self._kind))
 
     @property
-    def _combined_loader(self) -> Any:
+    def _combined_loader(self) -> CombinedView | None:
         loaders = [feed.loader for _, feed in self._feeds]
-        return _combined(self._standing, loaders) if loaders else None
+        return CombinedView(loaders) if loaders else None
 
     @property
     def _data_source(self) -> Any:
         name = {"validation": "val"}.get(self._kind, self._kind)
-        return _source(self._standing, bool(self._feeds), f"{name}_dataloader")
+        fitting = self._kind == "validation" and self._standing.stage == "fit"
+        given = self._standing.validates if fitting else bool(self._feeds)
+        return _source(self._standing, given, f"{name}_dataloader")
 
     @property
     def _feeds(self) -> Any:
@@ -333,15 +337,32 @@ def limit_of(standing: Standing, kind: str) -> int | float | None:
     return None
 
 
-def _combined(standing: Standing, loaders: list[Any]) -> Any:
-    make: Callable[..., Any] = standing.library.get("utilities.combined_loader:CombinedLoader")
-    kind = type(loaders[0]) if loaders else None
-    if kind is make:
-        return loaders[0]
-    return make(
-        loaders[0] if len(loaders) == 1 else loaders,
-        "sequential" if len(loaders) > 1 else "max_size_cycle",
-    )
+class CombinedView:
+    """What is taken for the `CombinedLoader` of a loop: its loaders and its length.
+
+    Args:
+        loaders: The loaders that are read one after the other, or one of them.
+    """
+
+    limits = None
+
+    def __init__(self, loaders: list[Any]) -> None:
+        self.flattened = getattr(getattr(loaders[0], "combined", None), "flattened", loaders)
+        given = loaders[0] if len(loaders) == 1 else loaders
+        self.iterables = getattr(given, "iterables", given)
+        self._lengths = [length_of(one) for one in loaders]
+
+    def __len__(self) -> int:
+        known = [length for length in self._lengths if length is not None]
+        if len(known) < len(self._lengths):
+            raise NotImplementedError("The length of one of the loaders is not known.")
+        return sum(known)
+
+    @property
+    def sampler(self) -> Any:
+        """The sampler of the loader, or a list of those of several."""
+        found = [getattr(one, "sampler", None) for one in self.flattened]
+        return found[0] if len(found) == 1 else found
 
 
 def _source(standing: Standing, is_given: bool, name: str) -> Any:

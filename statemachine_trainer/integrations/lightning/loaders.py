@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,7 +30,9 @@ class CombinedBatches:
         self._mode: str = combined._mode
         self._epoch = 0
         self._ended: list[bool] = []
-        self._running = self._goes_on = False
+        self._given = 0
+        self._goes_on = False
+        self._pass: weakref.ref[_Pass] | None = None
 
     @property
     def iterables(self) -> Any:
@@ -37,10 +40,17 @@ class CombinedBatches:
         return self.combined.iterables
 
     def __len__(self) -> int:
+        length = self._length
+        if length is None:
+            raise TypeError("The length of one of the loaders is not known.")
+        return length
+
+    @property
+    def _length(self) -> int | None:
         lengths = [feed.length for feed in self._feeds]
         known = [length for length in lengths if length is not None]
         if len(known) < len(lengths):
-            raise TypeError("The length of one of the loaders is not known.")
+            return None
         if self._mode == "sequential":
             return sum(known)
         return min(known) if self._mode == "min_size" else max(known)
@@ -53,17 +63,28 @@ class CombinedBatches:
         if not self._goes_on:
             for feed in self._feeds:
                 feed.begin(self._epoch)
-            self._ended = [False] * len(self._feeds)
+            self._ended, self._given = [False] * len(self._feeds), 0
             if self._mode != "sequential":  # Lightning opens all before it reads from one
                 for feed in self._feeds:
                     feed.open()
-        self._running, self._goes_on = True, False
-        return self
+        self._goes_on = False
+        begun = _Pass(self)
+        # Whoever reads lets go of a pass to end it early; nobody else knows that it is over.
+        self._pass = weakref.ref(begun)
+        return begun
 
-    def __next__(self) -> Any:
-        batch = getattr(self, f"_next_{self._mode}")()
+    def next_batch(self) -> Any:
+        """Return the next batch of the pass.
+
+        Raises:
+            StopIteration: The pass is over.
+        """
+        # Where the length is known nothing is asked for after it: that may draw random numbers.
+        over = self._given == self._length
+        batch = END if over else getattr(self, f"_next_{self._mode}")()
+        self._given += 1
         if batch is END:
-            self._running = False
+            self._pass = None
             for feed in self._feeds:
                 feed.close()
             raise StopIteration
@@ -74,15 +95,16 @@ class CombinedBatches:
         return {
             "feeds": [feed.state_dict() for feed in self._feeds],
             "ended": list(self._ended),
-            "running": self._running,
+            "given": self._given,
+            "running": self._goes_on or (self._pass is not None and self._pass() is not None),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where a state was taken; the next pass goes on from there."""
         for feed, saved in zip(self._feeds, state["feeds"], strict=True):
             feed.load_state_dict(saved)
-        self._ended = list(state["ended"])
-        self._running = self._goes_on = state["running"]
+        self._ended, self._given = list(state["ended"]), state["given"]
+        self._goes_on, self._pass = state["running"], None
 
     # -- modes -----------------------------------------------------------------------------------
 
@@ -127,6 +149,19 @@ class CombinedBatches:
 
     def _structured(self, batches: list[Any]) -> Any:
         return tree_unflatten(batches, self.combined._spec)
+
+
+class _Pass:
+    """Goes through a pass that was begun; asked for an iterator it is that itself, as iterators are."""
+
+    def __init__(self, batches: CombinedBatches) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> _Pass:
+        return self
+
+    def __next__(self) -> Any:
+        return self._batches.next_batch()
 
 
 class TrainingSource:

@@ -106,14 +106,16 @@ class LoggerConnector:
         """Write what was logged with `on_epoch` in the epoch, at the step of its last batch."""
         if not self.loggers:
             return
-        table = self._standing.context.train_metrics
-        self._log_pass(table.compute())
+        table, step = self._standing.context.train_metrics, self._standing.batches_stepped
+        self._log_pass(table.compute(), max(step - 1, 0))
 
-    def evaluation_batch_ended(self) -> None:
-        """Write what the step logged with `on_step`."""
+    def evaluation_batch_ended(self, kind: str) -> None:
+        """Write what the step logged with `on_step`, at the number of the batch of its loader."""
         steps, self.results.steps = dict(self.results.steps), {}
         if steps and not self._standing.sanity_checking:
-            self.log_metrics(self._visible(steps), step=self._standing.evaluated - 1)
+            self.log_metrics(
+                self._visible(steps), step=self._standing.evaluated_of_loader(kind) - 1
+            )
 
     def evaluation_ended(self) -> None:
         """Write the metrics of a validation or test, at the step of the last training batch."""
@@ -122,7 +124,8 @@ class LoggerConnector:
             and not self._standing.sanity_checking
             and self._standing.stage != "predict"
         ):
-            self._log_pass(self._standing.context.validation_metrics.compute())
+            table = self._standing.context.validation_metrics
+            self._log_pass(table.compute(), self._standing.batches_stepped)
 
     def finish(self, status: str) -> None:
         """Let the loggers write what waits.
@@ -133,13 +136,10 @@ class LoggerConnector:
         for logger in self.loggers:
             logger.finalize(status)
 
-    def _log_pass(self, values: Mapping[str, float]) -> None:
+    def _log_pass(self, values: Mapping[str, float], step: int) -> None:
         epochs = self.results.epochs
         names = {name: epochs[name] for name in values if name in epochs}
         found = {label: values[name] for name, label in names.items()}
-        step = max(self._standing.batches_stepped - 1, 0)
-        if self._standing.stage != "fit":
-            step = self._standing.batches_stepped
         shown = self._visible(found)
         if shown:
             self.log_metrics({"epoch": self._standing.fitting.counts.epoch, **shown}, step=step)

@@ -103,6 +103,7 @@ class Memory:
             "started": self.started,
             "within_epoch": self.within_epoch,
             "accumulate": standing.accumulate,
+            "evaluated": dict(standing.evaluated_in_all),
             "skip_backward": standing.skip_backward,
             "groups": parameter_names(standing.module, standing.fitting.slots),
         }
@@ -149,6 +150,7 @@ class Memory:
             self._average_again(state)
         standing.set_accumulate(state["accumulate"])
         standing.skip_backward = state["skip_backward"]
+        standing.evaluated_in_all = dict(state["evaluated"])
         self._attributes.put_back(state["attributes"])
         group_again(standing.module, standing.fitting.slots, state["groups"])
 

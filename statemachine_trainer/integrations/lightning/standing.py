@@ -30,8 +30,11 @@ class Standing:
         stage: "fit", "validate", "test" or "predict".
         skip_backward: Whether batches are seen without a backward pass, as a callback has asked.
         accumulate: Set by a callback in the place of the loop's setting; None if none did.
+        batch_in_flight: Whether a training batch is worked on.
+        validates: Whether the fit has validation data, as far as is known before they are made.
         evaluated: Batches of the evaluation that were begun, of all loaders.
-        evaluated_in_all: Batches that were evaluated in this process, by "validation", "test" or "predict".
+        evaluated_in_all: Batches that were evaluated, by "validation", "test" or "predict", and of each loader by
+            "validation/0" and so on.
     """
 
     def __init__(self, module: Any, library: Library) -> None:
@@ -44,6 +47,8 @@ class Standing:
         self._within = ""
         self._train: Any = None
         self._stepped_before: int | None = None
+        self.batch_in_flight = False
+        self.validates = False
         self.evaluated = 0
         self.evaluated_in_all: dict[str, int] = {}
 
@@ -181,43 +186,50 @@ class Standing:
         """Note that a training batch is in flight, so its step does not count yet."""
         self._stepped_before = None
         self._stepped_before = self.batches_stepped
+        self.batch_in_flight = True
+
+    def batch_is_through(self) -> None:
+        """Note that the training batch is counted, and its hooks are called."""
+        self.batch_in_flight = False
 
     def end_batch(self) -> None:
         """Note that the training batch is done."""
-        self._stepped_before = None
+        self._stepped_before, self.batch_in_flight = None, False
 
     def begin_evaluation(self) -> None:
         """Count the batches of an evaluation from zero."""
         self.evaluated = 0
 
     def end_evaluated_batch(self, kind: str) -> None:
-        """Count a batch that was evaluated."""
-        self.evaluated_in_all[kind] = self.evaluated_in_all.get(kind, 0) + 1
+        """Count a batch that was evaluated; those of the sanity check leave no trace."""
+        if not self.sanity_checking:
+            number = self.context.dataloader_idx
+            for name in (kind, f"{kind}/{number}"):
+                self.evaluated_in_all[name] = self.evaluated_in_all.get(name, 0) + 1
+
+    def evaluated_of_loader(self, kind: str) -> int:
+        """Batches that were evaluated of the present loader, in all evaluations of a kind."""
+        return self.evaluated_in_all.get(f"{kind}/{self.context.dataloader_idx}", 0)
 
     @property
     def batches_stepped(self) -> int:
         """Batches after which an optimizer has stepped, which is what Lightning's loggers take for steps.
 
-        The batch in flight is not counted.
+        The batch in flight is not counted, nor that before a validation within an epoch.
         """
         if self._stepped_before is not None:
             return self._stepped_before
         context = self.fitting
-        if not self.automatic:
-            return context.counts.batch
-        return max((slot.steps for slot in context.slots), default=0)
+        steps = max((slot.steps for slot in context.slots), default=0)
+        found = steps if self.automatic else context.counts.batch
+        within_fit = self.stage == "fit" and self.validating
+        return max(found - 1, 0) if within_fit and self.may_step else found
 
     @property
     def batches_done(self) -> tuple[int, int]:
-        """Training batches that were worked on, over the run and in the epoch; with that which is ending."""
+        """Training batches that were worked on, over the run and in the epoch."""
         counts = self.fitting.counts
-        ending = self._within.rpartition(".")[2] == "batch_end"
-        return counts.batch + ending, counts.batch_in_epoch + ending
-
-    @property
-    def batch_in_flight(self) -> bool:
-        """Whether a training batch is worked on."""
-        return "batch" in self._within.split(".")
+        return counts.batch, counts.batch_in_epoch
 
     @property
     def evaluation_in_flight(self) -> bool:

@@ -186,8 +186,8 @@ class TrainerView:
 
     @property
     def is_last_batch(self) -> bool:
-        """Whether the batch in flight is the last of the epoch, where its length is known."""
-        return self._standing.fitting.batch_idx + 1 == self.num_training_batches
+        """Whether the batch in flight, or the last one, is the last of the epoch, where its length is known."""
+        return bool(self.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
     @property
     def estimated_stepping_batches(self) -> float:
@@ -293,7 +293,7 @@ class TrainerView:
 
     @property
     def enable_validation(self) -> bool:
-        return bool(self._standing.fitting.validation) and self.limit_val_batches > 0
+        return self._standing.validates and self.limit_val_batches > 0
 
     # -- where it computes -----------------------------------------------------------------------
 
@@ -375,8 +375,9 @@ class TrainerView:
 
     @property
     def train_dataloader(self) -> Any:
-        """The training loader, made now if it was given as a function."""
-        return self._standing.train_dataloader
+        """The training loader, made now if it was given as a function; several as they were given."""
+        loader = self._standing.train_dataloader
+        return getattr(loader, "iterables", loader)
 
     @property
     def val_dataloaders(self) -> Any:
@@ -391,7 +392,7 @@ class TrainerView:
         return self._loaders(self.predict_loop)
 
     def _loaders(self, loop: EvaluationLoopView) -> Any:
-        loaders = [feed.loader for _, feed in loop._feeds]
+        loaders = [getattr(feed.loader, "iterables", feed.loader) for _, feed in loop._feeds]
         return loaders[0] if len(loaders) == 1 else loaders or None
 
     @property
