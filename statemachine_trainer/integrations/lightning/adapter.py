@@ -92,7 +92,9 @@ def module(
     """
     Library.of(module)
     # Of the same name as the module's class, so that every message names what the user knows.
-    kind = type(type(module).__name__, (LightningGuest,), {"__module__": __name__})
+    kind: type[LightningGuest] = type(
+        type(module).__name__, (LightningGuest,), {"__module__": __name__}
+    )
     return kind(module, callbacks, datamodule, loggers, log_every_n_steps)
 
 
