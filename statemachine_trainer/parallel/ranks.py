@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import ClassVar, TypeAlias
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, ClassVar, TypeAlias, cast
 from weakref import ref
 
 import torch
@@ -22,7 +24,8 @@ class Ranks:
 
     Each method is a collective: all ranks have to call it, in the same order, and each waits for
     the others. They talk through the CPU (gloo) in a group of their own, so that nothing here waits
-    for an accelerator, and gradients under way are not overtaken.
+    for an accelerator, and gradients under way are not overtaken. They wait as long as the user lets
+    the default group wait.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -36,7 +39,7 @@ class Ranks:
         self.size = dist.get_world_size()
         # Weak: a group that outlives `destroy_process_group` aborts the interpreter as it exits.
         self._world = ref(dist.group.WORLD)
-        self._own_group = ref(dist.new_group(backend="gloo"))
+        self._own_group = ref(dist.new_group(backend="gloo", timeout=_timeout()))
 
     @classmethod
     def here(cls) -> Ranks | None:
@@ -113,6 +116,18 @@ class Ranks:
         found = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(found, mine, group=self._group)
         return [int(one) for one in found]
+
+
+def _timeout() -> timedelta | None:
+    """Return how long the user lets a collective wait, which holds for ours too; None if unknown."""
+    world = cast(Any, dist.group.WORLD)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    for device in (torch.device("cpu"), accelerator):
+        # A group for a GPU alone has no backend for the CPU.
+        with suppress(RuntimeError, AttributeError, TypeError):
+            found: timedelta = world._get_backend(device).options._timeout
+            return found
+    return None
 
 
 def _tensor_of(data: bytearray) -> torch.Tensor:

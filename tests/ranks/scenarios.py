@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 from torchmetrics import MeanMetric
 
 from statemachine_trainer import Trainer
@@ -251,6 +252,27 @@ def different_numbers_of_batches() -> Any:
     return refusal(lambda: trainer().fit(wrapped(), loader(range(8 + 4 * RANK))))
 
 
+def everybody_reads_the_same() -> Any:
+    return refusal(lambda: trainer().fit(wrapped(), loader(SequentialSampler(DATA))))
+
+
+def everybody_reads_the_same_and_nobody_averages() -> Any:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer().fit(Task(), loader(SequentialSampler(DATA)))
+    return [one.category.__name__ for one in caught if "same batch" in str(one.message)]
+
+
+def everybody_reads_ones() -> Any:
+    data = [(torch.ones(2, 3), torch.ones(2, 1))] * 3
+    return refusal(lambda: trainer().fit(wrapped(), data))
+
+
+def our_group_waits_as_long_as_the_users() -> Any:
+    ours: Any = Ranks.here()._group  # type: ignore[union-attr]
+    return ours._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+
+
 def validation_at_one_rank() -> Any:
     return refusal(lambda: trainer().fit(wrapped(), loader(), loader() if RANK == 0 else None))
 
@@ -365,7 +387,7 @@ def main() -> None:
     """Play all scenes, in the same order at each rank."""
     (FOLDER / f"pid-{RANK}").write_text(str(os.getpid()))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=77))
     scenes = [
         ranks_tell_each_other,
         metrics_are_reduced,
@@ -379,6 +401,10 @@ def main() -> None:
         gradients_are_averaged_once_a_window,
         metric_objects_reduce_themselves,
         different_numbers_of_batches,
+        everybody_reads_the_same,
+        everybody_reads_the_same_and_nobody_averages,
+        everybody_reads_ones,
+        our_group_waits_as_long_as_the_users,
         validation_at_one_rank,
         checkpoints_at_one_rank,
         optimizing_by_hand,

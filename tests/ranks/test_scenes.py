@@ -114,6 +114,7 @@ def test_a_distributed_sampler_gives_each_epoch_another_order(found: Found) -> N
     "scene, message",
     [
         ("different_numbers_of_batches", "numbers of training batches differ: 2 at rank 0, 3 at"),
+        ("everybody_reads_the_same", "SameBatches: All 2 ranks read the same batch"),
         ("validation_at_one_rank", "validation loaders differ: ['validation'] at rank 0, [] at"),
         ("checkpoints_at_one_rank", "folders of checkpoints differ"),
         ("optimizing_by_hand", "Wrap the networks inside of it instead"),
@@ -130,6 +131,18 @@ def test_what_would_let_a_rank_wait_for_ever_is_an_error_at_all(
 ) -> None:
     for one in found:
         assert message in str(one[scene])
+
+
+def test_ranks_that_read_the_same_are_told_also_where_nobody_averages(found: Found) -> None:
+    assert both(found, "everybody_reads_the_same_and_nobody_averages") == ["SameWork"]
+
+
+def test_a_batch_of_one_value_says_nothing(found: Found) -> None:
+    assert both(found, "everybody_reads_ones") is None
+
+
+def test_all_groups_wait_as_long_as_the_user_lets_them(found: Found) -> None:
+    assert both(found, "our_group_waits_as_long_as_the_users") == 77.0
 
 
 def test_an_event_that_no_loop_takes_is_an_error_where_it_is_posted(found: Found) -> None:
