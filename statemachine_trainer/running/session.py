@@ -20,6 +20,7 @@ from statemachine_trainer.loops.evaluation import abandon_loops, undisturbed
 from statemachine_trainer.loops.guest import goes_on_from
 from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.loops.metrics.log import log, logging_to
+from statemachine_trainer.loops.ranks_compared import check_environment
 from statemachine_trainer.loops.steps import Loss, Steps, hooks_of
 from statemachine_trainer.machine.driver import Driver, Until
 from statemachine_trainer.machine.errors import NotStarted
@@ -407,6 +408,7 @@ class Session:
     def _taking_folder(self, *, anew: bool) -> Iterator[None]:
         """Hold the folder of the run from here on, unless the block fails or there is nothing to run."""
         owner = self._owner
+        check_environment(Ranks.here(), self._host)  # before a folder is made
         held, done = owner is not None and owner.held, False
         try:
             # A collective also where this rank has no folder: another one may have.
