@@ -5,9 +5,15 @@
 - `capture`: the training step as a graph, its guards, and the code around it;
 - `joint`: graph, gradients, clipping and optimizer traced into one graph;
 - `program`: that graph compiled;
-- `binding`: what the programs hold of an optimizer, and whether it still is so.
+- `draws`, `memory`: its random numbers, and the memory of its tensors;
+- `binding`, `stepping`: what the programs hold of an optimizer and of the code of its step, and
+  whether it still is so;
+- `watch`: what else a captured step was read from;
+- `verify`: whether a program comes to what the step comes to without the compiler;
+- `private`: all that is taken from inside of torch.
 """
 
-from statemachine_trainer.loops.compiled.step import CompiledStep, NotCompiled
+from statemachine_trainer.loops.compiled.errors import CompiledDiffers, NotCompiled
+from statemachine_trainer.loops.compiled.step import CompiledStep
 
-__all__ = ["CompiledStep", "NotCompiled"]
+__all__ = ["CompiledDiffers", "CompiledStep", "NotCompiled"]

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+import os
+from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from statemachine_trainer.loops.loop_errors import TrainingError
+from statemachine_trainer.loops.compiled import private
+from statemachine_trainer.loops.compiled.errors import NotCapturable, Reached, reached
+from statemachine_trainer.loops.compiled.watch import Watch
 from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.loops.metrics.table import batch_size_of
 from statemachine_trainer.loops.outputs import read_output
@@ -34,12 +36,6 @@ Arguments = dict[str, Any]
 
 _NAMESPACE: Final = "statemachine_trainer"
 _UTILS: Final = "__import_torch_dot__dynamo_dot_utils"
-_FEWER: Final = {"capture_scalar_outputs": False, "capture_dynamic_output_shape_ops": False}
-"""What Dynamo is not to put into a graph: numbers read from tensors, shapes that depend on them."""
-
-
-class NotCapturable(TrainingError):
-    """A training step, or an optimizer, that cannot become a compiled graph."""
 
 
 class LogRecorder:
@@ -65,7 +61,10 @@ class LogRecorder:
 
 
 class _LogTarget:
-    """Where `log` writes in a captured step. Dynamo cannot read the context variable of `log`."""
+    """Where `log` writes in a captured step. Dynamo cannot read the context variable of `log`.
+
+    Set by the captured step itself, as Dynamo reads it: nothing of it is left when it is called.
+    """
 
     context: Any = None
 
@@ -78,15 +77,14 @@ class Capture:
 
     Args:
         source: The function that was captured; what Dynamo knows of it lives as long as it does.
-        code: What Dynamo made of its code. It calls the graph by a name of its own.
-        guards: Dynamo's test of the arguments.
+        found: What Dynamo made of it.
         graph: The graph; None where the step returned no loss.
-        inputs: What the graph is called with, this once.
+        watch: What the guards do not look at.
 
     Attributes:
         graph: The graph.
-        guards: The test.
         holds: Called with arguments; tells whether the capture holds for them.
+        watch: Tells whether the code that was read is what it was.
         digest: Of graph and inputs; the same in each process.
         programs: What can be called in place of the graph, by what they do beside it.
         counted: Whether the run has taken note of it.
@@ -95,24 +93,23 @@ class Capture:
     def __init__(
         self,
         source: FunctionType,
-        code: CodeType,
-        guards: Any,
+        found: private.Captured,
         graph: GraphModule | None,
-        inputs: Sequence[Tensor],
+        watch: Watch,
     ) -> None:
         self.graph = graph
-        self.guards = guards
-        self.holds: Callable[[Arguments], bool] = guards.check
+        self.watch = watch
+        self.holds = found.check
         self.programs: dict[Any, Any] = {}
         self.counted = False
-        self.digest = _digest(graph, inputs)
-        self._source = source
+        self.digest = _digest(graph, found.inputs)
+        self._source, self._guards, self._explain = source, found.guards, found.explain
         # Globals of its own: the guards look at those of the source.
         self._scope = {**source.__globals__}
         if _UTILS in self._scope:
             self._scope[_UTILS] = _Unprofiled(self._scope[_UTILS])
-        self._function = FunctionType(code, self._scope)
-        self._called = next((n for n in code.co_names if n.startswith("__compiled_fn")), "")
+        self._function = FunctionType(found.code, self._scope)
+        self._called = next((n for n in found.code.co_names if n.startswith("__compiled_fn")), "")
 
     def replay(self, program: Program, arguments: Arguments) -> Any:
         """Do what the step does, with a program in place of the graph.
@@ -127,62 +124,46 @@ class Capture:
         """Return what the graph is called with; nothing is done."""
         try:
             with isolated_rng():
-                self.replay(_reached, arguments)
-        except _Reached as reached:
-            return reached.inputs
+                self.replay(reached, arguments)
+        except Reached as stopped:
+            return stopped.inputs
         raise NotCapturable("the captured step did not come to its graph")
 
+    def failing_condition(self, arguments: Arguments) -> str | None:
+        """Return a condition that does not hold for arguments, as Dynamo puts it."""
+        with private.guarded():
+            found = self._explain(arguments)
+            if found.result:
+                return None
+            parts = found.verbose_code_parts
+        return parts[0].partition("#")[0].strip() if parts else "something without a name"
 
-def capture(arguments: Arguments, recorder_of: Any) -> Capture:
+
+def capture(arguments: Arguments, model: nn.Module) -> Capture:
     """Capture a training step.
 
     Args:
         arguments: Of `captured_step`, by name.
-        recorder_of: The context of the run, whose `log_table` is a `LogRecorder` for now.
+        model: Whose step it is.
 
     Raises:
         NotCapturable: The message says what cannot be captured, and where it stands.
     """
-    import torch._dynamo
-    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
-
-    # The step would be run, and not be captured.
-    if torch._C._len_torch_dispatch_stack():
-        raise NotCapturable("a TorchDispatchMode is active")
-    if torch._dynamo.config.disable:
-        raise NotCapturable("torch.compile is switched off (TORCHDYNAMO_DISABLE)")
     _teach_dynamo()
-    graphs: list[GraphModule] = []
-
-    def backend(graph: GraphModule, _inputs: Sequence[Any]) -> Program:
-        graphs.append(graph)
-        return _reached
-
     # A code object of its own: Dynamo keeps what it knows with it. And globals of its own: Dynamo
     # puts names into them.
     code = captured_step.__code__
     scope = {**captured_step.__globals__}
     function = FunctionType(code.replace(co_name=f"captured_{next(_numbers)}"), scope)
-    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
-    _target.context = recorder_of
-    inputs: list[Tensor] = []
-    try:
-        with isolated_rng(), quiet(), torch._dynamo.config.patch(_FEWER):
-            compiled(**arguments)
-    except _Reached as reached:
-        inputs = reached.inputs
-    except torch._dynamo.exc.TorchDynamoException as error:
-        raise NotCapturable(_reason(error)) from error
-    entries = _debug_get_cache_entry_list(function.__code__)
-    if not entries:
-        raise NotCapturable("torch.compile did nothing to it")
-    if not all(isinstance(one, Tensor) for one in inputs):
+    with isolated_rng(), private.quiet():
+        found = private.run_dynamo(function, arguments)
+    _check_code(found)
+    if not all(isinstance(one, Tensor) for one in found.inputs):
         raise NotCapturable("it computes with numbers that change from step to step")
-    graph = graphs[0] if graphs and _has_loss(graphs[0]) else None
-    guards = getattr(getattr(entries[0], "guard_manager", None), "root", None)
-    if guards is None:
-        raise NotCapturable(f"torch {torch.__version__} keeps the guards of Dynamo elsewhere")
-    return Capture(function, entries[0].code, guards, graph, inputs)
+    graph = found.graph if found.graph is not None and _has_loss(found.graph) else None
+    if graph is not None:
+        _check_graph(graph)
+    return Capture(function, found, graph, Watch(found.read, found.bare, model))
 
 
 def captured_step(
@@ -191,6 +172,7 @@ def captured_step(
     batch_idx: int,
     takes_hiddens: bool,
     autocast: tuple[str, torch.dtype] | None,
+    logs_to: Any,
 ) -> tuple[Tensor | None, Any, Any]:
     """Call a training step: the code that is captured.
 
@@ -200,15 +182,18 @@ def captured_step(
         batch_idx: The number of the batch.
         takes_hiddens: Whether it hands hiddens on.
         autocast: Type of device and data type of mixed precision; None for none.
+        logs_to: The context of the run, whose `log_table` is a `LogRecorder` for now.
 
     Returns:
         The loss (None to leave the batch out), the hiddens, and all that the step returned.
     """
+    _target.context = logs_to
     if autocast is None:
         output = training(split, batch_idx)
     else:
         with torch.autocast(autocast[0], dtype=autocast[1]):
             output = training(split, batch_idx)
+    _target.context = None
     loss, hiddens = read_output(output, takes_hiddens)
     if loss is None:
         return None, hiddens, output
@@ -224,12 +209,47 @@ def _is_mark(node: torch.fx.Node) -> bool:
     return "statemachine_trainer.loss" in str(node.target)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what the compiler says about its own code: no warning of it is the user's to heed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _check_code(found: private.Captured) -> None:
+    """Refuse what Dynamo reads as if it were the same each time.
+
+    Raises:
+        NotCapturable: It may not be.
+    """
+    if found.cached:
+        raise NotCapturable(
+            "it calls a function whose results functools keeps (lru_cache, cache), and which would "
+            "be computed anew. Call it once, before the training"
+        )
+    if any(code.co_filename == _OS.co_filename for code in found.read):
+        raise NotCapturable(
+            "it reads the environment of the process (os.environ), which is not looked at again. "
+            "Read it once, before the training"
+        )
+
+
+_OS: Final[CodeType] = os.getenv.__code__
+
+
+def _check_graph(graph: GraphModule) -> None:
+    """Refuse graphs that hold tensors themselves.
+
+    Raises:
+        NotCapturable: There is one.
+    """
+    held = itertools.chain.from_iterable(
+        [*module.named_parameters(), *module.named_buffers(), *_tensors_of(module)]
+        for module in graph.modules()
+    )
+    for name, one in held:
+        raise NotCapturable(
+            f"a tensor of shape {tuple(one.shape)} became part of the graph ({name}), so that it "
+            "would not be trained, or seen to change. A step that reads its optimizer makes parts of "
+            "its parameters: read learning rates in a receiver instead"
+        )
+
+
+def _tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, one) for name, one in vars(module).items() if isinstance(one, Tensor)]
 
 
 def take_out_mark(graph: GraphModule) -> tuple[GraphModule, torch.fx.Node]:
@@ -251,80 +271,33 @@ class _Unprofiled:
     """Dynamo's utilities without its marks for the profiler, which take as long as a small step."""
 
     def __init__(self, utilities: Any) -> None:
-        self._utilities = utilities
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._utilities, name)
-
-    def record_pregraph_bytecode_enter(self) -> None:
-        pass
-
-    def record_pregraph_bytecode_exit(self, _mark: object) -> None:
-        pass
+        vars(self).update(vars(utilities))
+        # Called in each step, without and with an argument: there is nothing that does less.
+        self.record_pregraph_bytecode_enter = self.record_pregraph_bytecode_exit = bool
 
 
-class _Reached(Exception):
-    """The graph was called; carries its inputs."""
-
-    def __init__(self, inputs: Sequence[Any]) -> None:
-        super().__init__()
-        self.inputs = list(inputs)
-
-
-def _reached(*inputs: Any) -> Sequence[Any]:
-    raise _Reached(inputs)
-
-
-_numbers = iter(range(10**9))
+_numbers = itertools.count()
 
 
 @functools.cache
 def _teach_dynamo() -> None:
     """Define the mark of the loss, and tell Dynamo how to read `log`."""
-    library = torch.library.Library(_NAMESPACE, "DEF")
-    library.define("loss(Tensor loss) -> Tensor")
-    library.impl("loss", torch.clone, "CompositeImplicitAutograd")
-    _kept.append(library)  # what it defines lives as long as it does
-
-    @torch.compiler.substitute_in_graph(log, skip_signature_check=True)
-    def log_in_graph(
-        name: str, value: Any, *, batch_size: int | None = None, **settings: Any
-    ) -> None:
-        context = _target.context
-        if context is None or not isinstance(context.log_table, LogRecorder):
-            torch._dynamo.graph_break()  # code of others: `log` is called as it is
-        if batch_size is None and context.split is not None:
-            batch_size = batch_size_of(context.split)
-        context.log_table.log(name + context.log_suffix, value, batch_size=batch_size, **settings)
+    private.teach(_NAMESPACE, "loss", log, _log_in_graph)
 
 
-_kept: list[Any] = []
+def _log_in_graph(name: str, value: Any, *, batch_size: int | None = None, **settings: Any) -> None:
+    context = _target.context
+    if context is None or not isinstance(context.log_table, LogRecorder):
+        private.break_graph()  # code of others: `log` is called as it is
+    if isinstance(value, Tensor):
+        # As it is now: the table reads it after the step, which may change what it is a part of.
+        value = value.detach().clone()
+    if batch_size is None and context.split is not None:
+        batch_size = batch_size_of(context.split)
+    context.log_table.log(name + context.log_suffix, value, batch_size=batch_size, **settings)
 
 
-def _reason(error: BaseException) -> str:
-    """Shorten what Dynamo says: what it cannot trace, and the innermost line of the user's code."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    what = lines[0] if lines else type(error).__name__
-    if "data-dependent" in str(error):
-        what = "A condition, or a shape, depends on a number read from a tensor"
-    explained = next((x for x in lines if x.startswith("Explanation:")), "")
-    places = [line for line in lines if line.startswith("File ")]
-    own = [place for place in places if "/torch/" not in place]
-    where = f", in {(own or places)[-1].removeprefix('File ')}" if places else ""
-    why = explained.removeprefix("Explanation:").strip().rstrip(".")
-    return f"{what.rstrip('.')}{where}{'. ' if why else ''}{why}"
-
-
-def _digest(graph: GraphModule | None, inputs: Sequence[Tensor]) -> str:
+def _digest(graph: GraphModule | None, inputs: Sequence[Any]) -> str:
     shapes = [(str(one.dtype), list(one.shape), list(one.stride())) for one in inputs]
     code = "" if graph is None else graph.code
     return hashlib.sha256(f"{code}{shapes}".encode()).hexdigest()[:16]
-
-
-def failing_condition(one: Capture, arguments: Arguments) -> str | None:
-    """Return a condition of a capture that does not hold for arguments, as Dynamo puts it."""
-    found = one.guards.check_verbose(arguments)
-    if found.result:
-        return None
-    parts = found.verbose_code_parts
-    return parts[0].partition("#")[0].strip() if parts else "something that Dynamo does not name"

@@ -6,31 +6,33 @@ tensors that stand in for its parameters and its state: traced, all of it become
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.optim import Optimizer
 
 from statemachine_trainer.loops.compiled.binding import Binding
-from statemachine_trainer.loops.compiled.capture import NotCapturable, take_out_mark
+from statemachine_trainer.loops.compiled.capture import take_out_mark
+from statemachine_trainer.loops.compiled.errors import (
+    NotCapturable,
+    NotTraceable,
+    StateMissing,
+    first_line,
+)
+from statemachine_trainer.loops.compiled.memory import (
+    as_accumulated,
+    overlapping,
+    overlaps_itself,
+    storage_of,
+)
 
 _FORM: Final = {"foreach": True, "fused": False, "capturable": True}
 """How an optimizer is asked to compute: on tensors alone, none of them read as a number."""
-
-
-class StateMissing(Exception):
-    """The optimizer has no state yet for a parameter that it is to update."""
-
-
-class NotTraceable(NotCapturable):
-    """An optimizer whose step cannot become part of a graph."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Recipe:
         clip_norm: Largest 2-norm of the gradients.
         clip_value: Largest absolute value of a gradient.
         updates: Whether the optimizer steps; otherwise the gradients are handed out.
-        held: For each parameter, whether it brings a gradient of this window to the update; empty
-            for none.
+        held: For each parameter, the layout of the gradient of this window that it brings to the
+            update, None for none; empty if no parameter has one.
         scaled: Whether the loss is multiplied by the scale of a gradient scaler.
     """
 
@@ -51,8 +53,32 @@ class Recipe:
     clip_norm: float | None = None
     clip_value: float | None = None
     updates: bool = True
-    held: tuple[bool, ...] = ()
+    held: tuple[Any, ...] = ()
     scaled: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of an input, which an output of the graph is.
+
+    Attributes:
+        place: Of the input.
+        shape: Of the output.
+        stride: Of the output.
+        offset: Of the output, in elements of the input's storage.
+    """
+
+    place: int
+    shape: Sequence[int]
+    stride: Sequence[int]
+    offset: int
+
+    def of(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the part of these inputs."""
+        whole = inputs[self.place]
+        if not whole.requires_grad and whole.shape == self.shape and whole.stride() == self.stride:
+            return whole
+        return whole.detach().as_strided(self.shape, self.stride, self.offset)
 
 
 class Joint:
@@ -70,16 +96,25 @@ class Joint:
     ) -> None:
         self.graph, self.loss = take_out_mark(graph)
         self.binding, self.recipe = binding, recipe
-        places = {id(one): place for place, one in enumerate(inputs)}
-        held = recipe.held or (False,) * len(binding.parameters)
+        self.places = {id(one): place for place, one in enumerate(inputs)}
+        if len(self.places) < len(inputs):
+            raise NotCapturable("one tensor comes to it by two ways")
+        held = recipe.held or (None,) * len(binding.parameters)
         self.held = [p for p, has in zip(binding.parameters, held, strict=True) if has]
         # Those that the step uses, then those of which only a gradient is left of earlier steps.
-        self.used = [
-            p for p in binding.parameters if id(p) in places and p.requires_grad and _floats(p)
-        ]
-        self.places = [places[id(p)] for p in self.used]
-        self.unused = [p for p in self.held if id(p) not in places]
+        known = {id(p) for p in binding.parameters}
+        self.used = [p for p in binding.parameters if id(p) in self.places and p.requires_grad]
+        self.unused = [p for p in self.held if id(p) not in self.places]
+        # What no optimizer has is given its gradient too.
+        self.strays = [p for p in inputs if p.requires_grad and id(p) not in known]
+        if not all(p.is_leaf for p in self.strays):
+            raise NotCapturable("it goes on with a tensor of an earlier step that has a gradient")
+        stays = {id(p) for p in binding.parameters} | binding.buffers | {id(p) for p in self.strays}
+        self.changing = {n for n, one in enumerate(inputs) if id(one) not in stays}
+        """The places of those inputs that are other tensors at each call."""
         self.states = binding.state_items() if recipe.updates else []
+        if recipe.updates and binding.code.refused is not None:
+            raise NotTraceable(binding.code.refused)
         self.count = len(inputs)
         self.tail = [value for _, _, value in self.states]
         if recipe.updates:
@@ -91,35 +126,75 @@ class Joint:
             *self.tail,
             *([torch.ones((), device=binding.device)] if recipe.scaled else ()),
         ]
-        self.fresh: list[nn.Parameter] = []
-        """Parameters whose gradients come out of the program, found while it is traced."""
+        self.fresh: list[Tensor] = []
+        """Whose gradients come out of the program, found while it is traced."""
+        self.outputs: list[int | View] = []
+        """For each output of the graph, its place in those of the program, or what it is part of."""
+
+    def check_memory(self, written: Sequence[bool]) -> None:
+        """Refuse tensors that share memory, where one of them is written to.
+
+        Args:
+            written: For each input, whether it is.
+
+        Raises:
+            NotCapturable: There are two.
+        """
+        for place, one in enumerate(self.inputs):
+            if written[place] and overlaps_itself(one):
+                raise NotCapturable(f"{self._named(place)} lies in its own memory several times")
+        for one_place, other in overlapping(self.inputs):
+            if written[one_place] or written[other]:
+                raise NotCapturable(
+                    f"{self._named(one_place)} and {self._named(other)} share memory, and one of "
+                    "them is written to"
+                )
+
+    def _named(self, place: int) -> str:
+        one = self.inputs[place]
+        kind = "a parameter" if isinstance(one, nn.Parameter) else "a tensor"
+        return f"{kind} of shape {tuple(one.shape)}"
 
     def __call__(self, *arguments: Tensor) -> tuple[Any, ...]:
         """Do all of it on the arguments: called once, to be traced."""
         left = iter(arguments)
         inputs = [next(left) for _ in range(self.count)]
-        stand_ins = {p: inputs[place] for p, place in zip(self.used, self.places, strict=True)}
-        stand_ins.update((p, next(left)) for p in self.unused)
+        unused = {p: next(left) for p in self.unused}
         grads: dict[nn.Parameter, Tensor] = {p: next(left) for p in self.held}
         states: dict[nn.Parameter, dict[str, Any]] = {}
         for parameter, key, _ in self.states:
             states.setdefault(parameter, {})[key] = next(left)
         rates = [next(left) for _ in self.binding.rates] if self.recipe.updates else []
-        outputs, new = self._differentiate(inputs, next(left) if self.recipe.scaled else None)
+        scale = next(left) if self.recipe.scaled else None
+        real = [*inputs, *unused.values(), *grads.values()]
+        outputs, new, found = self._differentiate(inputs, scale)
+        owned = (p for p in (*self.used, *self.held) if p not in unused)
+        stand_ins = {p: real[self.places[id(p)]] for p in owned}
         with torch.no_grad():
-            fresh = self._gather(grads, new)
+            fresh = self._gather(grads, new, real)
             if self.recipe.updates:
-                self._update(stand_ins, grads, states, rates)
+                self._update({**stand_ins, **unused}, grads, states, rates)
                 fresh = []
+                self.fresh.clear()
+            for stray, grad in zip(self.strays, found, strict=True):
+                if grad is not None:
+                    fresh.append(as_accumulated(grad, stray, {storage_of(one) for one in real}))
+                    self.fresh.append(stray)
         return (*outputs, *fresh)
 
     def _differentiate(
         self, inputs: list[Tensor], scale: Tensor | None
-    ) -> tuple[list[Any], list[Tensor | None]]:
-        """Run the captured graph; return its outputs, cut off, and the gradients of the loss."""
+    ) -> tuple[list[Any], list[Tensor | None], list[Tensor | None]]:
+        """Run the captured graph.
+
+        Returns:
+            Its outputs, cut off; the gradients of the parameters; those of the strays.
+        """
+        real = [*inputs]
+        wanted = [self.places[id(one)] for one in (*self.used, *self.strays)]
         with torch.enable_grad():
-            leaves = [inputs[place].detach().requires_grad_() for place in self.places]
-            for place, leaf in zip(self.places, leaves, strict=True):
+            leaves = [inputs[place].detach().requires_grad_() for place in wanted]
+            for place, leaf in zip(wanted, leaves, strict=True):
                 inputs[place] = leaf
             outputs = _Interpreter(self.graph, self.loss).outputs_and_loss(inputs)
             loss = outputs.pop()
@@ -130,17 +205,37 @@ class Joint:
             if scale is not None:
                 loss = loss * scale.to(loss.dtype)
             found = torch.autograd.grad(loss.reshape(()), leaves, allow_unused=True)
-        kept = [_apart(one, inputs) if isinstance(one, Tensor) else one for one in outputs]
-        return kept, list(found)
+        kept: list[Any] = []
+        places: dict[int, int] = {}
+        self.outputs.clear()
+        for one in outputs:
+            own = one.detach() if isinstance(one, Tensor) else one
+            view = _view_of(own, real) if isinstance(own, Tensor) else None
+            if view is not None:
+                self.outputs.append(view)
+                continue
+            if id(one) not in places:
+                places[id(one)] = len(kept)
+                kept.append(own)
+            self.outputs.append(places[id(one)])
+        count = len(self.used)
+        return kept, list(found[:count]), list(found[count:])
 
     def _gather(
-        self, grads: dict[nn.Parameter, Tensor], new: Sequence[Tensor | None]
+        self,
+        grads: dict[nn.Parameter, Tensor],
+        new: Sequence[Tensor | None],
+        real: Sequence[Tensor],
     ) -> list[Tensor]:
         """Add the new gradients to those of the window; return the new ones."""
+        taken = {storage_of(one) for one in real}
+        # Clipping writes to them.
+        grads.update((p, grad.clone()) for p, grad in [*grads.items()])
         fresh = []
         for parameter, grad in zip(self.used, new, strict=True):
             if grad is not None:
                 held = grads.get(parameter)
+                grad = as_accumulated(grad, parameter, taken)
                 grads[parameter] = grad if held is None else held + grad
                 fresh.append(grad)
                 self.fresh.append(parameter)
@@ -174,21 +269,29 @@ class Joint:
         rates: Sequence[Tensor],
     ) -> None:
         optimizer = self.binding.optimizer
-        double = copy(optimizer)
+        double = object.__new__(type(optimizer))
+        vars(double).update(vars(optimizer))
         groups = zip(optimizer.param_groups, rates, strict=True)
         double.param_groups = [_group_like(group, stand_ins, rate) for group, rate in groups]
         double.state = defaultdict(dict)
         for parameter, tensors in states.items():
             widened = {k: _widened(k, v) for k, v in tensors.items()}
             double.state[stand_ins[parameter]] = {**optimizer.state.get(parameter, {}), **widened}
-        before = [_constants(group) for group in double.param_groups]
-        plain: Callable[[Optimizer], object] = inspect.unwrap(type(optimizer).step)
+        before = deepcopy([_constants(group) for group in double.param_groups])
+        owned = [*stand_ins.values(), *(v for tensors in states.values() for v in tensors.values())]
+        places = [storage_of(one) for one in owned]
         try:
-            plain(double)
+            self.binding.code.run(double)
+        except NotTraceable:
+            raise
         except Exception as error:
             raise NotTraceable(f"its step cannot be traced: {first_line(error)}") from error
         if [_constants(group) for group in double.param_groups] != before:
             raise NotTraceable("its step changes numbers in its parameter groups")
+        if [storage_of(one) for one in owned] != places:
+            raise NotTraceable("its step gives tensors other memory (`.data = ...`)")
+        if len(double.state) > len(states) or any(stand_ins[p] not in double.state for p in states):
+            raise NotTraceable("its step keeps a state that belongs to none of its parameters")
         for parameter, tensors in states.items():
             now = double.state[stand_ins[parameter]]
             _write_back(optimizer.state.get(parameter, {}), tensors, now)
@@ -246,6 +349,8 @@ def _write_back(real: Mapping[str, Any], tensors: Mapping[str, Tensor], now: Any
         StateMissing: There are new tensors.
         NotTraceable: A number changed, which would be the same in every step.
     """
+    if not isinstance(now, dict) or not real.keys() <= now.keys():
+        raise NotTraceable("its step forgets a part of its state")
     for key, value in now.items():
         if key in tensors:
             place = tensors[key]
@@ -259,15 +364,14 @@ def _write_back(real: Mapping[str, Any], tensors: Mapping[str, Tensor], now: Any
             raise NotTraceable(f"its step keeps {key!r} as a number, not as a tensor")
 
 
-def _apart(output: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """Cut an output off from the graph of the loss, and from inputs that it is a view of."""
-    own = output.detach()
-    shared = any(one.untyped_storage()._cdata == own.untyped_storage()._cdata for one in inputs)
-    return own.clone() if shared else own
-
-
-def _floats(parameter: Tensor) -> bool:
-    return parameter.is_floating_point() or parameter.is_complex()
+def _view_of(output: Tensor, inputs: Sequence[Tensor]) -> View | None:
+    """Tell which part of which input an output is; None if it has memory of its own."""
+    for place, one in enumerate(inputs):
+        if storage_of(one) == storage_of(output):
+            if one.dtype != output.dtype or output.is_conj() or output.is_neg():
+                raise NotCapturable("it hands out an input in another form. Hand out a copy")
+            return View(place, output.shape, output.stride(), int(output.storage_offset()))
+    return None
 
 
 def _said(node: torch.fx.Node) -> str:
@@ -278,9 +382,3 @@ def _said(node: torch.fx.Node) -> str:
     places = [place for place in lines if place.startswith("File ") and "/torch/" not in place]
     where = f" in {places[-1].removeprefix('File ')}" if places else ""
     return f"the operation {name!r}{where}"
-
-
-def first_line(error: BaseException) -> str:
-    """Shorten an error to a line."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

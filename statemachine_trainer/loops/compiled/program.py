@@ -7,18 +7,26 @@ buffers and the state of the optimizer where they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_, itemgetter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from statemachine_trainer.loops.compiled import private
 from statemachine_trainer.loops.compiled.binding import Binding
-from statemachine_trainer.loops.compiled.capture import NotCapturable, quiet
-from statemachine_trainer.loops.compiled.joint import Joint, Recipe, StateMissing, first_line
+from statemachine_trainer.loops.compiled.draws import keep_draws
+from statemachine_trainer.loops.compiled.errors import (
+    NotCapturable,
+    Stale,
+    StateMissing,
+    first_line,
+)
+from statemachine_trainer.loops.compiled.joint import Joint, Recipe, View
+from statemachine_trainer.loops.compiled.memory import share_memory, written_by
 from statemachine_trainer.snapshot.rng import isolated_rng
 
 Backend = Literal["inductor", "eager"]
@@ -42,44 +50,109 @@ class Options:
 class Compiled:
     """A compiled program, callable in place of the graph of a captured step.
 
+    Args:
+        call: What was compiled.
+        joint: The graph that it was compiled from.
+        written: For each input, whether it is written to.
+        idle: How many outputs at the end are of no use.
+        copies_outputs: Whether outputs have to be copied to last.
+        below_autograd: A context in which parameters may be written to.
+
     Attributes:
         recipe: What it does.
         scale: The scale of the gradient scaler, where the recipe has one.
-        grads: The gradients that the last call found, where the recipe does not update.
+        grads: The gradients that the last call found, of those that it does not update.
+        verified: Whether it was compared with the step without the compiler, as far as it is to be.
+        below_autograd: A context in which parameters may be written to.
+        changing: The places of those inputs that are other tensors at each call.
     """
 
     def __init__(
-        self, call: Callable[[list[Any]], Sequence[Any]], joint: Joint, copies_outputs: bool
+        self,
+        call: private.Call,
+        joint: Joint,
+        written: Sequence[bool],
+        idle: int,
+        copies_outputs: bool,
+        below_autograd: Callable[[], Any],
     ) -> None:
         self.recipe = joint.recipe
         self.scale: Tensor | None = None
         self.grads: Sequence[Tensor] = ()
+        self.verified = False
         self._call = call
+        self.below_autograd = below_autograd
         self._tail = joint.tail
         self._unused, self._held, self._fresh = joint.unused, joint.held, joint.fresh
-        self._direct = joint.recipe.updates and not joint.held
+        self._extra = len(self._fresh) + idle
+        self._direct = joint.recipe.updates and not joint.held and not self._extra
         self._copies = copies_outputs
+        views = any(isinstance(one, View) for one in joint.outputs)
+        self._own = [*joint.used, *joint.strays]
+        places = [joint.places[id(one)] for one in self._own]
+        self._own_of = _getter(places)
+        # Tensors of the batch that are written to: whatever they share memory with is not known.
+        self.changing = joint.changing
+        self._written = [n for n in sorted(joint.changing) if written[n]]
+        self._outputs = [*joint.outputs]
+        order = [one for one in joint.outputs if isinstance(one, int)]
+        different = order != list(range(len(order)))
+        self._order = itemgetter(*order) if different else None
+        self._count = joint.count
+        self._places = places
+        self._others = [n for n in range(joint.count) if n not in places]
+        self._make_frame()
+        self._direct = self._direct and not self._written and not views
 
     def __call__(self, *inputs: Tensor) -> Sequence[Any]:
-        """Run it on the inputs of the graph; returns the outputs of the graph."""
-        # Below autograd: the parameters require gradients, and are written to.
-        with torch._C._AutoDispatchBelowAutograd():
-            if self._direct:
-                outputs = self._call([*inputs, *self._tail])
-            else:
-                held = [parameter.grad for parameter in self._held]
-                scale = () if self.scale is None else (self.scale,)
-                outputs = self._call([*inputs, *self._unused, *held, *self._tail, *scale])
-            if self._copies:  # those of a CUDA graph are written to again by the next call
-                outputs = [one.clone() for one in outputs]
-        if self._direct:
-            return outputs
-        return self._settle(outputs)
+        """Run it on the inputs of the graph; returns the outputs of the graph.
 
-    def bind(self, binding: Binding) -> None:
-        """Write from now on into other tensors of the same layout."""
-        if self.recipe.updates:
-            self._tail = [*(value for _, _, value in binding.state_items()), *binding.rates]
+        Raises:
+            Stale: The parameters among the inputs are not those that it was compiled for.
+            NotCapturable: The inputs share memory that is written to.
+        """
+        if not all(map(is_, self._own_of(inputs), self._own)):
+            raise Stale
+        if not self._direct:
+            # Below autograd: the parameters require gradients, and are written to.
+            with self.below_autograd():
+                return self._settle(self.call_on(self.arguments(inputs)), inputs)
+        arguments = self._frame[:]
+        for place in self._others:
+            arguments[place] = inputs[place]
+        outputs = self._call(arguments)
+        if self._order is not None:
+            outputs = self._order(outputs)
+        if self._copies:  # those of a CUDA graph are written to again by the next call
+            return [one.clone() for one in outputs]
+        return outputs
+
+    def arguments(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return all that it is called with: inputs, gradients of the window, state.
+
+        Raises:
+            Stale: As a call.
+            NotCapturable: As a call.
+        """
+        if not all(map(is_, self._own_of(inputs), self._own)):
+            raise Stale
+        if self._unused and {id(one) for one in inputs}.intersection(map(id, self._unused)):
+            raise Stale
+        if self._written and share_memory([inputs[n] for n in self._written], inputs):
+            raise NotCapturable("it writes to a part of the batch that shares memory with another")
+        held: list[Any] = [parameter.grad for parameter in self._held]
+        scale = () if self.scale is None else (self.scale,)
+        return [*inputs, *self._unused, *held, *self._tail, *scale]
+
+    def call_on(self, arguments: list[Tensor]) -> Sequence[Any]:
+        """Run it on what `arguments` returned, or on copies of that; returns all that it does."""
+        outputs = self._call(arguments)
+        return [one.clone() for one in outputs] if self._copies else outputs
+
+    def gradients_in(self, outputs: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+        """Return the gradients among the outputs, with what they belong to."""
+        split = len(outputs) - self._extra
+        return list(zip(self._fresh, outputs[split : split + len(self._fresh)], strict=True))
 
     def keep_gradients(self) -> None:
         """Add the gradients that were found to those of the parameters."""
@@ -90,14 +163,35 @@ class Compiled:
                 parameter.grad.add_(grad)
         self.grads = ()
 
-    def _settle(self, outputs: Sequence[Any]) -> Sequence[Any]:
+    def bind(self, binding: Binding) -> None:
+        """Write from now on into other tensors of the same layout."""
+        if self.recipe.updates:
+            self._tail = [*(value for _, _, value in binding.state_items()), *binding.rates]
+            self._make_frame()
+
+    def _make_frame(self) -> None:
+        """Lay out what is called with; the batch is left open.
+
+        In place of the parameters, which require gradients, stand tensors that lie where they do.
+        A parameter that gets other memory is noticed by its binding.
+        """
+        self._frame: list[Any] = [None] * self._count + [*self._tail]
+        for place, one in zip(self._places, self._own, strict=True):
+            self._frame[place] = one.detach()
+
+    def _settle(self, outputs: Sequence[Any], inputs: Sequence[Tensor]) -> Sequence[Any]:
         if self.recipe.updates:
             for parameter in self._held:
                 parameter.grad = None
-            return outputs
-        split = len(outputs) - len(self._fresh)
-        self.grads = outputs[split:]
-        return outputs[:split]
+        split = len(outputs) - self._extra
+        self.grads = outputs[split : split + len(self._fresh)]
+        return [one.of(inputs) if isinstance(one, View) else outputs[one] for one in self._outputs]
+
+
+def _getter(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda inputs: [inputs[place] for place in places]
 
 
 def compile_program(
@@ -121,97 +215,27 @@ def compile_program(
         NotTraceable: The optimizer's step cannot; gradients alone can be had.
         StateMissing: The optimizer has to step once by itself.
     """
-    from torch._inductor import config
-
     joint = Joint(graph, inputs, binding, recipe)
-    with ExitStack() as stack:
-        stack.enter_context(isolated_rng())
-        stack.enter_context(quiet())
-        stack.enter_context(torch.no_grad())
-        patches = {"fallback_random": options.same_random, **options.compiler}
-        stack.enter_context(config.patch(patches))
-        try:
-            graph, fakes = _trace(joint)
-            compiles = options.backend == "inductor"
-            call = _compile(graph, fakes, joint) if compiles else _as_it_is(graph)
-        except (NotCapturable, StateMissing):
-            raise
-        except Exception as error:
-            raise NotCapturable(_why(error)) from error
+    idle = 0
+    try:
+        with isolated_rng(), private.quiet(), torch.no_grad():
+            graph, fakes = private.trace(joint, joint.inputs)
+            written = written_by(graph, fakes)
+            joint.check_memory(written)
+            call: private.Call = lambda arguments: graph(*arguments)  # noqa: E731
+            if options.backend == "inductor":
+                if options.same_random:
+                    idle = keep_draws(graph)
+                settings = {"fallback_random": options.same_random, **options.compiler}
+                call = private.compile_graph(graph, fakes, joint.changing, settings)
+    except (NotCapturable, StateMissing):
+        raise
+    except Exception as error:
+        raise NotCapturable(_why(error)) from error
     joint.inputs.clear()  # among them is a batch
     graphs = joint.binding.device.type != "cpu" and options.compiler.get("triton.cudagraphs")
-    return Compiled(call, joint, bool(graphs))
-
-
-def _trace(joint: Joint) -> tuple[GraphModule, list[Tensor]]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    # All shapes are static; without an environment for others the cache of the compiler is unused.
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    fakes: list[Tensor] = [
-        mode.from_tensor(one.detach(), static_shapes=True) for one in joint.inputs
-    ]
-    with _as_if_compiling(), mode:
-        return make_fx(joint)(*fakes), fakes
-
-
-def _as_it_is(graph: GraphModule) -> Callable[[list[Any]], Sequence[Any]]:
-    return lambda arguments: graph(*arguments)
-
-
-def _compile(
-    graph: GraphModule, fakes: list[Tensor], joint: Joint
-) -> Callable[[list[Any]], Sequence[Any]]:
-    import torch._functorch.config
-    from torch._guards import TracingContext
-    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-
-    direct: list[Callable[[list[Any]], Sequence[Any]]] = []
-    batch = _of_the_batch(joint)
-
-    def inner(lowered: GraphModule, examples: Sequence[Any], **settings: Any) -> Any:
-        # What lies where it lay at the last call need not be copied for a CUDA graph.
-        settings["static_input_idxs"] = [n for n in range(len(examples)) if n not in batch]
-        made = compile_fx_inner(lowered, examples, **settings)
-        context = TracingContext.try_get()
-        meta = None if context is None else context.fw_metadata
-        # Without aliases and mutations that it has to see to, the code around it can be left out.
-        if (
-            meta is not None
-            and len(examples) == len(fakes)
-            and not meta.num_outputs_aliased
-            and not meta.num_mutated_inp_runtime_indices
-            and not meta.is_rng_op_functionalized
-        ):
-            direct.append(made)
-        return made
-
-    with torch._functorch.config.patch(enable_autograd_cache=False):
-        around = compile_fx(graph, fakes, inner_compile=inner)
-    if direct:
-        made = direct[0]
-        return getattr(made, "current_callable", None) or made
-    run: Callable[..., Sequence[Any]] = around  # type: ignore[assignment]
-    return lambda arguments: run(*arguments)
-
-
-def _of_the_batch(joint: Joint) -> set[int]:
-    """Return the places of those inputs that are other tensors at each call."""
-    stays = {id(p) for p in joint.binding.parameters} | joint.binding.buffers
-    return {n for n, one in enumerate(joint.inputs[: joint.count]) if id(one) not in stays}
-
-
-@contextmanager
-def _as_if_compiling() -> Iterator[None]:
-    """Let optimizers compute on tensors where they would read numbers from them."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
+    below_autograd = private.surroundings().below_autograd
+    return Compiled(call, joint, written, idle, bool(graphs), below_autograd)
 
 
 def _why(error: BaseException) -> str:

@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import torch
 
-from statemachine_trainer.loops.compiled.capture import (
-    Arguments,
-    Capture,
-    LogRecorder,
+from statemachine_trainer.loops.compiled import private
+from statemachine_trainer.loops.compiled.capture import Arguments, Capture
+from statemachine_trainer.loops.compiled.errors import (
+    CompiledDiffers,
     NotCapturable,
-    failing_condition,
+    NotCompiled,
+    NotTraceable,
+    Stale,
+    StateMissing,
+    first_line,
 )
-from statemachine_trainer.loops.compiled.fused import FusedStep, has_hooks
-from statemachine_trainer.loops.compiled.joint import NotTraceable, Recipe, StateMissing
-from statemachine_trainer.loops.compiled.program import Backend, Compiled, Options
+from statemachine_trainer.loops.compiled.fused import FusedStep
+from statemachine_trainer.loops.compiled.joint import Recipe
+from statemachine_trainer.loops.compiled.program import Compiled, Options
+from statemachine_trainer.loops.compiled.settings import CompilingLoop, Mode, warn
+from statemachine_trainer.loops.compiled.verify import Trial
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.optimizer import NonFinite, OptimizerLoop
 from statemachine_trainer.loops.optimizers import OptimizerSlot, step_schedulers
 from statemachine_trainer.loops.outputs import gather
-from statemachine_trainer.loops.settings_checks import flags, refuse, whole_number
-from statemachine_trainer.machine.errors import level_of_caller
-from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.parallel.containers import detach
 
-Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+__all__ = ["CompiledStep", "NotCompiled"]
 
-_MODES: Final = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+Step = Literal["stepped", "backward_done", "next_optimizer", "optimized"]
+
 _MOST_SETTINGS: Final = 4
-_MOST_TIMES: Final = 8
+_MOST_STALE: Final = 8
 
 
-class NotCompiled(UserWarning):
-    """A step, or a part of it, is done without the compiler; the text says why."""
-
-
-class CompiledStep(OptimizerLoop):
+class CompiledStep(CompilingLoop):
     """Takes the place of `OptimizerLoop`: the whole step is one compiled call.
 
         trainer.loop.replace(optimizer=CompiledStep)
@@ -66,9 +63,15 @@ class CompiledStep(OptimizerLoop):
         same_random: Draw the random numbers (of dropout, say) that are drawn without the compiler.
             False lets the compiler draw others, faster.
         most_graphs: So many graphs are captured; after that the compiler is given up.
+        verify: When to compare with the step without the compiler: "first", in the first call of
+            each program; n, also in every n-th step; None, never. The compared step is done without
+            the compiler, and the compiled one on copies of parameters, state and batch.
+        differs: What to do where the two differ by more than rounding: "warn" and go on without the
+            compiler, or "raise".
 
     Raises:
         SettingError: A setting out of its range; a model that has a loop of its own.
+        CompiledDiffers: As told by `differs`.
 
     Warns:
         NotCompiled: Something is done without the compiler.
@@ -93,62 +96,14 @@ class CompiledStep(OptimizerLoop):
     stepped: bool = False
     """Whether the optimizer whose state `optimizer_step` is has stepped already."""
 
-    eager: str | None = field(None, scope=RUN)
-    """Why nothing is compiled any more."""
-
-    apart: list[int] = field(factory=list, scope=RUN)
-    """The optimizers whose step is not part of the compiled call."""
-
-    graphs: list[str] = field(factory=list, scope=RUN)
-    """What was captured in this run, also by the processes before this one."""
-
-    settings: dict[int, list[str]] = field(factory=dict, scope=RUN)
-    """The settings that the groups of each optimizer have had."""
-
-    def __init__(
-        self,
-        *,
-        accumulate: int | Mapping[int, int] = 1,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite_loss: NonFinite = "ignore",
-        mode: Mode = "default",
-        options: Mapping[str, Any] | None = None,
-        backend: Backend = "inductor",
-        same_random: bool = True,
-        most_graphs: int = 16,
-    ) -> None:
-        super().__init__(
-            accumulate=accumulate,
-            clip_norm=clip_norm,
-            clip_value=clip_value,
-            nonfinite_loss=nonfinite_loss,
-        )
-        if mode not in _MODES:
-            raise SettingError(f"CompiledStep(mode={mode!r}): use one of {', '.join(_MODES)}.")
-        self.mode = mode
-        if backend not in ("inductor", "eager"):
-            raise SettingError(f"CompiledStep(backend={backend!r}): use 'inductor' or 'eager'.")
-        self.backend: Backend = backend
-        if not isinstance(options or {}, Mapping):
-            refuse(self, "options", options, "give a dict, as for torch.compile.")
-        flags(self, same_random=same_random)
-        self.options = dict(options or {})
-        self.same_random = same_random
-        self.most_graphs = whole_number(self, "most_graphs", most_graphs, 1)
-        self._fused: dict[int, FusedStep] = {}
-        self._recorder = LogRecorder()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies compile for themselves."""
-        return {**super().__getstate__(), "_fused": {}}
-
     # -- states ----------------------------------------------------------------------------------
 
     def compiled_step(
         self,
     ) -> Literal["stepped", "backward_done", "next_optimizer", "optimized", "uncompiled"]:
         """Do forward, backward and, at the end of a window, clipping and the optimizer's step."""
+        if self.eager is not None:
+            return "uncompiled"
         context = self.context
         slots = context.slots
         if len(slots) > 1:
@@ -158,24 +113,32 @@ class CompiledStep(OptimizerLoop):
         index = context.optimizer_idx
         slot = slots[index]
         fused = self._fused.get(index)
-        if fused is None or fused.slot is not slot:
+        if fused is None or not fused.is_of(slot, context.model):
             fused = self._fuse(index, slot)
         closes = slot.window + 1 >= self._window_size(slot)
         # The first step gives the optimizer its state.
-        compiles = self.eager is None and slot.steps and not slot.takes_closure
-        program = self._run(index, fused, closes) if compiles else None
-        if program is None:
-            fused.clean = False
-            return "uncompiled"
+        if not slot.steps or slot.takes_closure or fused is None:
+            return self._without(fused)
+        if slot.others:
+            with slot.others_frozen():
+                done = self._run(index, fused, closes)
+        else:
+            done = self._run(index, fused, closes)
+        if done is None:
+            return self._without(fused)
+        if isinstance(done, str):
+            return done
         if context.outputs is not None:
             gather(context)
-        if program.recipe.updates:
+        if done.recipe.updates:
+            if done.grads:
+                done.keep_gradients()
             self.stepped = True
             return "stepped"
         assert context.loss is not None
         if self.nonfinite_loss != "ignore" and not self._is_finite(context.loss):
             return self._turn_done()
-        program.keep_gradients()
+        done.keep_gradients()
         slot.size = self._window_size(slot)
         slot.window += 1
         return "backward_done" if closes else self._turn_done()
@@ -203,7 +166,7 @@ class CompiledStep(OptimizerLoop):
 
     # -- the compiled call -----------------------------------------------------------------------
 
-    def _fuse(self, index: int, slot: OptimizerSlot) -> FusedStep:
+    def _fuse(self, index: int, slot: OptimizerSlot) -> FusedStep | None:
         context = self.context
         for what, there in (
             ("optimizes by hand", context.steps.by_hand),
@@ -214,15 +177,27 @@ class CompiledStep(OptimizerLoop):
                     f"{type(context.model).__name__} {what}; CompiledStep is for other models. "
                     "Leave the OptimizerLoop in its place."
                 )
-        options = {**_settings_of(self.mode, context.device), **self.options}
-        fused = FusedStep(context, slot, Options(options, self.same_random, self.backend))
+        try:
+            options = {**_settings_of(self.mode, context.device), **self.options}
+            fused = FusedStep(context, slot, Options(options, self.same_random, self.backend))
+        except NotCapturable as error:
+            if self.eager is None:
+                self._give_up(str(error))
+            return None
         self._fused[index] = fused
         return fused
 
-    def _run(self, index: int, fused: FusedStep, closes: bool) -> Compiled | None:
-        """Call what is compiled for this batch; None where nothing can be.
+    def _without(self, fused: FusedStep | None) -> Literal["uncompiled"]:
+        if fused is not None:
+            fused.clean = False
+        return "uncompiled"
 
-        What the step returned is in the context then.
+    def _run(self, index: int, fused: FusedStep, closes: bool) -> Compiled | Step | None:
+        """Call what is compiled for this batch.
+
+        Returns:
+            What was called, and what the step returned is in the context then; None where nothing
+            can be; an event where the step was done without the compiler, to compare the two.
         """
         context = self.context
         table = context.log_table
@@ -233,18 +208,34 @@ class CompiledStep(OptimizerLoop):
             "batch_idx": context.batch_idx,
             "takes_hiddens": steps.takes_hiddens,
             "autocast": fused.autocast,
+            "logs_to": context,
         }
+        if self._recorder.entries:
+            self._recorder.entries.clear()
         context.log_table = self._recorder  # type: ignore[assignment]
         try:
-            capture = fused.find(arguments) or fused.capture(arguments, context)
+            refused = fused.surroundings.refused()
+            if refused is not None:
+                raise NotCapturable(refused)
+            capture = fused.find(arguments) or self._capture(fused, arguments)
             if capture.graph is None:
                 return None
-            program = self._program(index, fused, capture, arguments, closes)
-            if not fused.clean:
-                fused.clear()
-            if program.recipe.scaled:
-                program.scale = fused.scale(context)
-            context.loss, hiddens, context.output = capture.replay(program, arguments)
+            while True:
+                program = self._program(index, fused, capture, arguments, closes)
+                if not fused.clean:
+                    fused.clear()
+                if program.recipe.scaled:
+                    program.scale = fused.scale(context)
+                try:
+                    if not program.verified or (self._often and self._is_due(fused)):
+                        trial = self._try(index, fused, capture, program, arguments)
+                        if trial is not None:
+                            break
+                    trial = None
+                    context.loss, hiddens, context.output = capture.replay(program, arguments)
+                    break
+                except Stale:
+                    self._forget(fused, capture, program)
         except StateMissing:
             return None
         except NotCapturable as error:
@@ -252,14 +243,31 @@ class CompiledStep(OptimizerLoop):
             return None
         finally:
             context.log_table = table
-        if hiddens is not None:
-            context.keep_hiddens(detach(hiddens))
-        if self._recorder.entries:
-            self._recorder.write_to(table)
+        if trial is not None:
+            self._recorder.entries.clear()
+            event = self._compare(fused, program, trial)
+        else:
+            if hiddens is not None:
+                context.keep_hiddens(detach(hiddens))
+            if self._recorder.entries:
+                self._recorder.write_to(table)
         if not capture.counted:
             capture.counted = True
             self._count(fused, capture, arguments)
-        return program
+        return program if trial is None else event
+
+    def _capture(self, fused: FusedStep, arguments: Arguments) -> Capture:
+        """Capture the step.
+
+        Raises:
+            NotCapturable: It cannot be, or something unexpected happened within the compiler.
+        """
+        try:
+            return fused.capture(arguments)
+        except NotCapturable:
+            raise
+        except Exception as error:
+            raise NotCapturable(first_line(error)) from error
 
     def _program(
         self,
@@ -272,7 +280,7 @@ class CompiledStep(OptimizerLoop):
         """Return the program that does what is to be done; compile it where it is the first time."""
         scaled = self.context.precision.scaler is not None
         updates = closes and not scaled and self.nonfinite_loss == "ignore"
-        updates = updates and index not in self.apart and not has_hooks(fused.slot.optimizer)
+        updates = updates and index not in self.apart and not fused.has_hooks()
         binding = fused.binding
         if binding is None or not (binding.holds() if updates else binding.holds_for_gradients()):
             self._bind(index, fused)
@@ -285,7 +293,9 @@ class CompiledStep(OptimizerLoop):
         if program is None:
             try:
                 program = fused.compile(capture, arguments, Recipe(*key))
-            except NotTraceable as error:
+            except (StateMissing, NotCapturable) as error:
+                if not isinstance(error, NotTraceable):
+                    raise
                 kind = type(fused.slot.optimizer).__name__
                 self._set_apart(index, f"{kind} steps outside of the compiled call: {error}")
                 return self._program(index, fused, capture, arguments, closes)
@@ -307,22 +317,41 @@ class CompiledStep(OptimizerLoop):
                 "without being compiled anew",
             )
 
+    def _forget(self, fused: FusedStep, capture: Capture, program: Compiled) -> None:
+        """Drop a program whose parameters are not those that the step uses now.
+
+        Raises:
+            NotCapturable: That happens again and again.
+        """
+        fused.binding = None
+        fused.stale += 1
+        if fused.stale > _MOST_STALE:
+            raise NotCapturable("it uses its parameters in other places again and again")
+        for key, one in list(capture.programs.items()):
+            if one is program:
+                del capture.programs[key]
+
     def _count(self, fused: FusedStep, capture: Capture, arguments: Arguments) -> None:
         """Take note of a new capture; give up where there are always more of them."""
-        if fused.captured_again == _MOST_TIMES:
-            _warn(
-                "The training step is captured again and again, which takes time, because of "
-                f"{self._changed(fused.before(capture), arguments)}. Make a tensor of what changes."
-            )
-        if capture.digest in self.graphs:
-            return
-        self.graphs.append(capture.digest)
-        if len(self.graphs) > self.most_graphs:
-            self._give_up(
-                f"there would be more than {self.most_graphs} graphs (most_graphs), one for each "
-                "shape of a batch, or value of a Python number, that the training step meets"
-            )
-        elif not arguments["takes_hiddens"]:
+        if capture.digest not in self.graphs:
+            self.graphs.append(capture.digest)
+        elif fused.has_another(capture):
+            self.again += 1
+        if len(self.graphs) + self.again > self.most_graphs:
+            before = fused.before(capture)
+            changed = None if before is None else self._changed(before, arguments)
+            if changed is not None and self.again:
+                self._give_up(
+                    "the training step is captured again and again, which takes time, because of "
+                    f"{changed}. Make a tensor of what changes"
+                )
+            else:
+                self._give_up(
+                    f"there would be more than {self.most_graphs} graphs (most_graphs), one for "
+                    "each shape of a batch, or value of a Python number, that the training step "
+                    "meets"
+                )
+        elif not arguments["takes_hiddens"] and len(self.graphs) + self.again == 1:
             following = {**arguments, "batch_idx": arguments["batch_idx"] + 1}
             changed = self._changed(capture, following)
             if changed is not None:
@@ -333,23 +362,78 @@ class CompiledStep(OptimizerLoop):
         context = self.context
         table, context.log_table = context.log_table, self._recorder  # type: ignore[assignment]
         try:
-            return failing_condition(capture, arguments)
+            return capture.failing_condition(arguments)
         finally:
             context.log_table = table
 
-    # -- going without ---------------------------------------------------------------------------
+    # -- comparing -------------------------------------------------------------------------------
 
-    def _give_up(self, why: str) -> None:
-        self.eager = why
-        _warn(f"CompiledStep does as OptimizerLoop from here on: {why}.")
+    def _is_due(self, fused: FusedStep) -> bool:
+        return self._often and fused.slot.steps % self.verify == 0  # type: ignore[operator]
 
-    def _set_apart(self, index: int, why: str) -> None:
-        self.apart.append(index)
-        _warn(f"{why}.")
+    def _try(
+        self,
+        index: int,
+        fused: FusedStep,
+        capture: Capture,
+        program: Compiled,
+        arguments: Arguments,
+    ) -> Trial | None:
+        """Run a program on copies, if it is to be compared.
 
+        Raises:
+            Stale: It is not for these parameters.
+            NotCapturable: It cannot be run.
+        """
+        binding = fused.binding
+        assert binding is not None
+        known = f"{index} {capture.digest} {program.recipe}"
+        if self.verify is None or (known in self.compared and not self._is_due(fused)):
+            program.verified = True
+            return None
+        model = fused.model
+        names = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
+        inputs = capture.inputs(arguments)
+        program.verified = True
+        try:
+            trial = Trial(program, inputs, binding, names, same_random=self.same_random)
+        except torch.OutOfMemoryError:
+            warn(
+                "The compiled step is not compared with the OptimizerLoop: there is too little memory."
+            )
+            return None
+        if known not in self.compared:
+            self.compared.append(known)
+        return trial
 
-def _warn(text: str) -> None:
-    warnings.warn(" ".join(text.split()), NotCompiled, stacklevel=level_of_caller())
+    def _compare(self, fused: FusedStep, program: Compiled, trial: Trial) -> Step:
+        """Do the step without the compiler, and compare it with what the program came to.
+
+        Raises:
+            CompiledDiffers: They differ, and that is to be an error.
+        """
+        slot = fused.slot
+        event: Step = super().forward()  # type: ignore[assignment]
+        if event != "forward_done":  # type: ignore[comparison-overlap]
+            return event
+        event = super().backward()
+        if program.recipe.updates:
+            self._clip(slot)
+            slot.optimizer.step()
+            self.stepped = True
+            event = "stepped"
+        found = trial.difference()
+        if program.recipe.updates:
+            fused.clean = False
+        self.difference = max(found.largest, self.difference or 0.0)
+        if found.is_wrong:
+            what = f"the compiled step does not do what the step does: {found}"
+            if self.differs == "raise":
+                raise CompiledDiffers(
+                    f"{what[0].upper()}{what[1:]}. Use OptimizerLoop in this place."
+                )
+            self._give_up(what)
+        return event
 
 
 def _settings_of(mode: Mode, device: torch.device) -> dict[str, Any]:
@@ -358,7 +442,5 @@ def _settings_of(mode: Mode, device: torch.device) -> dict[str, Any]:
     # too; shapes were looked at already.
     settings: dict[str, Any] = {"size_asserts": False, "cpp_wrapper": device.type == "cpu"}
     if mode != "default":
-        from torch._inductor import list_mode_options
-
-        settings.update(list_mode_options(mode))
+        settings.update(private.settings_of_mode(mode))
     return settings
