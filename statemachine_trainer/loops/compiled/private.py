@@ -185,7 +185,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
 
     def backend(graph: GraphModule, _inputs: Sequence[Any]) -> Any:
         # Refused before it is called: that would draw from generators of the user's own.
-        if InstructionTranslator.current_tx().random_calls:
+        if InstructionTranslator.current_tx().output.random_calls:
             raise NotCapturable("it draws random numbers in Python")
         graphs.append(graph)
         read.extend(getattr(TracingContext.try_get(), "traced_code", None) or ())
