@@ -92,6 +92,14 @@ def read_regular(path: Path, longest: int) -> bytes:
     return bytes(found)
 
 
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; none where it is not there, or cannot be read."""
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208  # names are all that is wanted
+    except OSError:
+        return []
+
+
 def is_regular(path: Path) -> bool:
     """Whether there is a regular file: no link, pipe, device or folder."""
     try:

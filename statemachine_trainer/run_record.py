@@ -8,6 +8,7 @@ it; see `observe.journal`.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -39,6 +40,14 @@ _HISTORY = 1000
 
 _LONGEST = 16 << 20
 """Bytes of a record that are read: a thousand entries take far less."""
+
+_NOT_NOW = frozenset(
+    {
+        *(errno.ENOSPC, errno.EIO, errno.EACCES, errno.EPERM),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ESTALE),
+    }
+)
+"""Errors that say nothing of what is in a file."""
 
 Facts = None | bool | int | float | str
 
@@ -121,6 +130,8 @@ def _note(root: Path, event: str, versions: Mapping[str, str], facts: Mapping[st
     try:
         record = read_record(root) or here
     except BadRecord as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NOT_NOW:
+            raise  # it may be whole
         aside = set_damaged_aside(root, (RECORD,))
         _log.warning("%s It is now in %s, and the run begins a new one.", error, aside)
         record = here

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from statemachine_trainer.control.control_errors import NoAnswer, NobodyListens
 from statemachine_trainer.control.processes import is_alive
-from statemachine_trainer.files import parse_json, read_json
+from statemachine_trainer.files import names_in, parse_json, read_json
 
 BUTTONS: Final = ("pause", "step", "continue", "validate", "checkpoint", "stop")
 """What can be asked for beside the events of the chart, in the order in which they are shown."""
@@ -149,7 +149,10 @@ def _checked(answer: Any) -> dict[str, Any]:
 
 def endpoints_in(folder: Path) -> list[Endpoint]:
     """Return where the processes of a run take requests, in the order of ranks."""
-    numbers = [path.name.removeprefix("requests-")[:-5] for path in folder.glob(_FILES)]
+    files = [
+        one for one in names_in(folder) if one.startswith("requests-") and one.endswith(".json")
+    ]
+    numbers = [one.removeprefix("requests-").removesuffix(".json") for one in files]
     ranks = sorted(int(number) for number in numbers if number.isdecimal())
     found = [one for rank in ranks if (one := endpoint_of(folder, rank)) is not None]
     size = found[0].ranks if found else None  # of an earlier run with more, some may be left

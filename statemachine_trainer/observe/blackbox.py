@@ -23,6 +23,7 @@ from statemachine_trainer.control.processes import (
     rank_of_process,
     ranks_of_run,
 )
+from statemachine_trainer.files import names_in
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.program import Work
@@ -181,15 +182,16 @@ def read_blackbox(folder: Path | str, *, earlier: bool = False) -> list[Ring]:
         BadRing: A file is no black box.
     """
     tail = f"{_EARLIER}.ring" if earlier else ".ring"
-    found = {_rank(path, tail): path for path in Path(folder).glob(f"blackbox-*{tail}")}
+    names = [one for one in names_in(Path(folder)) if one.startswith("blackbox-")]
+    found = {_rank(one, tail): Path(folder, one) for one in names if one.endswith(tail)}
     rings = [_read(found[rank]) for rank in sorted(rank for rank in found if rank is not None)]
     # Of an earlier run with more processes, those of higher ranks are left.
     ranks = rings[0].ranks if rings else None
     return [ring for ring in rings if ranks is None or ring.rank < ranks]
 
 
-def _rank(path: Path, tail: str) -> int | None:
-    number = path.name.removeprefix("blackbox-").removesuffix(tail)
+def _rank(name: str, tail: str) -> int | None:
+    number = name.removeprefix("blackbox-").removesuffix(tail)
     return int(number) if number.isdecimal() else None
 
 

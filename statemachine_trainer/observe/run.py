@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, overload
 
-from statemachine_trainer.files import is_regular, parse_json, path_given
+from statemachine_trainer.files import is_regular, names_in, parse_json, path_given
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.graph.model import GraphEdge, GraphState
 from statemachine_trainer.machine.errors import StateMachineError, suggest
@@ -32,7 +32,6 @@ from statemachine_trainer.observe.remote import Remote
 from statemachine_trainer.run_record import JOURNAL, RECORD, BadRecord, Record, read_record
 
 _PATIENCE: Final = 5.0
-_RINGS: Final = "blackbox-*.ring"
 _BY_WEIGHT: Final[tuple[Status, ...]] = ("killed", "failed", "unknown", "running", "stopped")
 """Of several processes, the status that tells most of the run; any other is that of the first."""
 
@@ -218,7 +217,7 @@ class Run:
     def changed(self) -> datetime | None:
         """Return when anything was last written; None if nothing is there."""
         times = []
-        for path in [*self.path.glob(_RINGS), self.path / JOURNAL, self.path / RECORD]:
+        for path in [*_rings_in(self.path), self.path / JOURNAL, self.path / RECORD]:
             with suppress(OSError):
                 times.append(path.stat().st_mtime)
         since = [ring.since for ring in self.rings() if ring.since is not None]
@@ -326,7 +325,12 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run. A `run.json` of something else does not make it one."""
-    return _is_recorded(folder) or is_regular(folder / JOURNAL) or any(folder.glob(_RINGS))
+    return _is_recorded(folder) or is_regular(folder / JOURNAL) or bool(_rings_in(folder))
+
+
+def _rings_in(folder: Path) -> list[Path]:
+    names = names_in(folder)
+    return [folder / one for one in names if one.startswith("blackbox-") and one.endswith(".ring")]
 
 
 def _is_recorded(folder: Path) -> bool:
