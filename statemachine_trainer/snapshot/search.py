@@ -16,11 +16,7 @@ from __future__ import annotations
 
 import functools
 import gc
-import io
-import queue
 import random
-import sys
-import threading
 import types
 import weakref
 from collections import OrderedDict, deque
@@ -30,11 +26,21 @@ from itertools import chain, islice
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
-import torch
 from torch import nn
 
 from statemachine_trainer.parallel.wrappers import inner_of
-from statemachine_trainer.snapshot.generators import GENERATORS, Generator, identity_of, is_global
+from statemachine_trainer.snapshot.generators import Generator, identity_of, is_global
+from statemachine_trainer.snapshot.kinds import (
+    ATOMS,
+    HEAP,
+    attributes_of_class,
+    how_to_visit,
+    is_a,
+    is_harmless,
+    is_transparent,
+    is_users,
+    named,
+)
 
 MOST: Final = 50_000
 """Objects that one walk visits at most."""
@@ -106,46 +112,10 @@ class _Way(NamedTuple):
     ordered: bool = True
 
 
-_ITERATOR = (
-    "make it anew from the index or the epoch, or give its owner `state_dict` and `load_state_dict`"
-)
-_ENGINE = "keep the number of points drawn in an object with `state_dict`, and call `fast_forward`"
-_OPEN = "open it where it is used, or give its owner `state_dict` and `load_state_dict`"
-_WAITING = "leave nothing in it over a stop, or give its owner `state_dict` and `load_state_dict`"
 _OF_SYSTEM = "use `random.Random(seed)`"
 _SET = "keep it in a list or a dict: the order of a set differs from process to process"
 
-_ATOMS: Final = frozenset(
-    {
-        type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...),
-        torch.Tensor, nn.Parameter, nn.Buffer, torch.dtype, torch.device, torch.Size,
-        types.ModuleType, types.CodeType, types.FrameType, types.TracebackType, types.GetSetDescriptorType,
-        types.MemberDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType,
-    }
-)  # fmt: skip
 _EMPTY: Final = frozenset({dict, list, tuple, OrderedDict, set, frozenset, deque})
-_BOUND: Final = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
-_HEAP: Final = 1 << 9  # flag of the classes that are written in Python
-
-LIBRARIES: Final = frozenset(sys.stdlib_module_names - {"__main__"}) | {
-    "PIL", "albumentations", "datasets", "fsspec", "h5py", "lightning", "lightning_fabric",
-    "matplotlib", "numpy", "pandas", "pyarrow", "pydantic", "pytest", "_pytest", "hypothesis",
-    "pytorch_lightning", "rich", "scipy", "sklearn", "statemachine_trainer", "tensorboard", "torch",
-    "torchaudio", "torchdata", "torchmetrics", "torchvision", "tqdm", "transformers", "wandb",
-}  # fmt: skip
-"""Packages whose classes and functions are not looked into; their objects are."""
-
-_OURS_FOR_USERS = ("statemachine_trainer.testing.specimens", "statemachine_trainer.demo")
-_TRANSPARENT = ("torch.utils.data", "torchvision.", "torch.nn.", "functools", "types")
-_SKIPPED = (
-    "statemachine_trainer.machine.", "statemachine_trainer.running.", "statemachine_trainer.trainer",
-    "statemachine_trainer.observe.", "statemachine_trainer.debugging.", "statemachine_trainer.page.",
-    "statemachine_trainer.loops.context", "statemachine_trainer.integrations.", "logging",
-    "torch.utils.data.dataloader._", "torch._dynamo", "torch._inductor", "torch.fx", "torch._ops",
-    "lightning.pytorch.trainer", "pytorch_lightning.trainer", "statemachine_trainer.snapshot.",
-    "statemachine_trainer.callbacks.checkpoints", "torch.jit", "torch.distributed",
-)  # fmt: skip
-_BASES_WITHOUT_STATE = ("torch.nn.", "lightning.", "pytorch_lightning.")
 _KEYS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 
@@ -209,7 +179,7 @@ class Search:
                     return
                 continue
             thing, path, step, way = waiting.popleft()
-            if _how_to_visit(cast(Hashable, type(thing)))[0] == "_find":
+            if how_to_visit(cast(Hashable, type(thing)))[0] == "_find":
                 self._find(cast(Generator, thing), path, step, way)
             elif id(thing) not in self._seen:
                 if self.visited == self._most:
@@ -253,18 +223,18 @@ class Search:
 
     def _offer(self, thing: object, path: str, step: Step, way: _Way) -> None:
         kind = type(thing)
-        if kind in _ATOMS or (kind in _EMPTY and not thing):
+        if kind in ATOMS or (kind in _EMPTY and not thing):
             return
         self._now.append((thing, path, step, way))
 
     # -- what to do with an object of some type ------------------------------------------------------
 
     def _visit(self, thing: Any, path: str, way: _Way) -> None:
-        visit, told = _how_to_visit(cast(Hashable, type(thing)))
+        visit, told = how_to_visit(cast(Hashable, type(thing)))
         if visit == "":
             return
         if visit == "tell":
-            if not _is_harmless(thing):
+            if not is_harmless(thing):
                 assert told is not None
                 self._tell(path, *told, way)
             return
@@ -293,7 +263,7 @@ class Search:
         self, thing: object, path: str, way: _Way, without: tuple[str, ...] = ()
     ) -> None:
         kind = type(thing)
-        for name, value in _named(thing):
+        for name, value in named(thing):
             if name in without:
                 continue
             if self._notice is not None and is_users(kind.__module__):
@@ -353,7 +323,7 @@ class Search:
 
     def _own_attributes(self, thing: object, base: type, path: str, way: _Way) -> None:
         """Look at what a subclass of a container has besides its elements."""
-        if type(thing) is not base and type(thing).__flags__ & _HEAP:
+        if type(thing) is not base and type(thing).__flags__ & HEAP:
             self._attributes(thing, path, way)
 
     def _elements(
@@ -386,7 +356,7 @@ class Search:
 
     def _function(self, function: types.FunctionType, path: str, way: _Way) -> None:
         code = function.__code__
-        if not (is_users(function.__module__) or _is_transparent(function.__module__)):
+        if not (is_users(function.__module__) or is_transparent(function.__module__)):
             way = way._replace(told=False)
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
@@ -421,7 +391,7 @@ class Search:
             if name not in space or name.startswith("__"):
                 continue
             value = space[name]
-            if _is_a(value, types.ModuleType):
+            if is_a(value, types.ModuleType):
                 assert isinstance(value, types.ModuleType)
                 if is_users(value.__name__):
                     self._of_space(value.__name__, vars(value), names, way)
@@ -433,13 +403,13 @@ class Search:
     ) -> None:
         for name in names:
             value = space.get(name)
-            if name in space and not _is_a(value, types.ModuleType):
+            if name in space and not is_a(value, types.ModuleType):
                 holder = f"global {home}"
                 if self._notice is not None:
                     self._notice(holder, space, name, value)
                 if holder in self._wanted:
                     self.holders[holder] = space
-                if type(value) not in _ATOMS:
+                if type(value) not in ATOMS:
                     step = Step(holder, "item", name)
                     self._later.append((value, f"{holder}.{name}", step, way))
 
@@ -453,7 +423,7 @@ class Search:
 
     def _bound(self, method: Any, path: str, way: _Way) -> None:
         owner = getattr(method, "__self__", None)  # a function of Cython may be unbound
-        if not _is_a(owner, types.ModuleType):
+        if not is_a(owner, types.ModuleType):
             self._offer(owner, f"{path}.__self__", Step(path, "other", "__self__"), way)
         if isinstance(method, types.MethodType):
             self._offer(method.__func__, f"{path}.__func__", Step(path, "other", ""), way)
@@ -477,67 +447,24 @@ class Search:
             path = f"class {base.__module__}.{base.__qualname__}"
             if path in self._wanted:
                 self.holders[path] = base
-            for name, value in [*_vars(base).items()]:
+            for name, value in [*attributes_of_class(base).items()]:
                 self._of_class(base, path, name, value, way)
 
     def _of_class(self, base: type, path: str, name: str, value: Any, way: _Way) -> None:
-        if _is_a(value, property):
+        if is_a(value, property):
             for one in (value.fget, value.fset):
                 self._later.append((one, f"{path}.{name}", Step(path, "other", name), way))
-        elif _is_a(value, (classmethod, staticmethod)):
+        elif is_a(value, (classmethod, staticmethod)):
             self._later.append((value.__func__, f"{path}.{name}", Step(path, "other", name), way))
-        elif _is_a(value, types.FunctionType):
+        elif is_a(value, types.FunctionType):
             if self._notice is not None:
                 self._notice(path, base, name, value)
             self._later.append((value, f"{path}.{name}", Step(path, "other", name), way))
         elif not (name.startswith("__") and name.endswith("__")):
             if self._notice is not None:
                 self._notice(path, base, name, value)
-            if type(value) not in _ATOMS:
+            if type(value) not in ATOMS:
                 self._later.append((value, f"{path}.{name}", Step(path, "attribute", name), way))
-
-
-def named_values(thing: object) -> dict[str, object]:
-    """Return the attributes that an object holds itself, in its dictionary or its slots."""
-    return dict(_named(thing))
-
-
-def is_users(module: str | None) -> bool:
-    """Whether a module is one of a user, and none of a known library."""
-    if module is None:
-        return False
-    return module.partition(".")[0] not in LIBRARIES or module.startswith(_OURS_FOR_USERS)
-
-
-def _is_a(thing: object, kinds: type | tuple[type, ...]) -> bool:
-    """Ask for the type alone: `isinstance` asks the object too, which may run code of its own."""
-    return issubclass(type(thing), kinds)
-
-
-def _named(thing: object) -> Iterator[tuple[str, object]]:
-    kind = type(thing)
-    for base in kind.__mro__:
-        inside = _vars(base)
-        if base.__flags__ & _HEAP:
-            for name, slot in inside.items():
-                if type(slot) is types.MemberDescriptorType:
-                    try:
-                        yield name, slot.__get__(thing, kind)
-                    except AttributeError:  # nothing in it yet
-                        continue
-        entry: Any = inside.get("__dict__")
-        if type(entry) in (types.GetSetDescriptorType, types.MemberDescriptorType):
-            held: Any = entry.__get__(thing, kind)
-            yield from [*held.items()]
-
-
-_VARS: Final = type.__dict__["__dict__"]
-
-
-def _vars(kind: type) -> Mapping[str, object]:
-    """Return the attributes of a class; a metaclass has no say in it."""
-    inside: Mapping[str, object] = _VARS.__get__(kind)
-    return inside
 
 
 @functools.lru_cache(maxsize=4096)
@@ -547,46 +474,6 @@ def _names_in(code: types.CodeType) -> tuple[str, ...]:
         if isinstance(constant, types.CodeType):
             names |= dict.fromkeys(_names_in(constant))
     return tuple(names)
-
-
-@functools.lru_cache(maxsize=2048)
-def _how_to_visit(kind: type) -> tuple[str, tuple[str, str] | None]:
-    """Choose what to do with the objects of a type.
-
-    Returns:
-        The name of a method, or "" for nothing, or "tell"; and what is to be told. For a method,
-        anything but None says that what lies below is not to be told.
-    """
-    for kinds, visit in _VISITS:
-        if issubclass(kind, kinds):
-            return visit, _QUIET if visit == "_module" and _has_extra_state(kind) else None
-    if kind.__name__ == "cython_function_or_method":
-        return "_bound", None
-    if (told := _unheld(kind)) is not None:
-        return "tell", told
-    if f"{kind.__module__}.{kind.__qualname__}".startswith(_SKIPPED):
-        return "", None
-    if not kind.__flags__ & _HEAP and not any("__dict__" in _vars(one) for one in kind.__mro__):
-        return "_referents", None
-    known = is_users(kind.__module__) or _is_transparent(kind.__module__)
-    return "_object", None if known and not _has_state(kind) else _QUIET
-
-
-_QUIET: Final = ("", "")
-_VISITS: Final[tuple[tuple[Any, str], ...]] = (
-    (GENERATORS, "_find"),
-    ((types.ModuleType, torch.Tensor), ""),
-    (dict, "_mapping"),
-    ((list, tuple, deque), "_sequence"),
-    ((set, frozenset), "_set"),
-    (types.FunctionType, "_function"),
-    (functools.partial, "_partial"),
-    (_BOUND, "_bound"),
-    (weakref.ReferenceType, "_weak"),
-    (np.ndarray, "_array"),
-    (type, "_class"),
-    (nn.Module, "_module"),
-)
 
 
 def _kinds(elements: Callable[[], Iterable[Any]]) -> set[type]:
@@ -602,9 +489,9 @@ def _kinds(elements: Callable[[], Iterable[Any]]) -> set[type]:
             below = chain.from_iterable(islice(elements(), TYPED))
         elif kinds == _DICTS:
             below = chain.from_iterable(map(dict.values, islice(elements(), TYPED)))
-        if below is not None and set(map(type, islice(below, TYPED))) <= _ATOMS:
+        if below is not None and set(map(type, islice(below, TYPED))) <= ATOMS:
             return set()
-        return kinds - _ATOMS
+        return kinds - ATOMS
     except RuntimeError:  # another thread changed it meanwhile
         return set()
 
@@ -621,67 +508,3 @@ def _copied(elements: Iterable[Any]) -> Iterator[Any]:
             yield from piece
     except RuntimeError:
         return
-
-
-def _is_transparent(module: str | None) -> bool:
-    """Whether what lies in objects of a library is the user's: data sets, transforms, layers."""
-    return module is not None and module.startswith(_TRANSPARENT)
-
-
-def _has_state(kind: type) -> bool:
-    """Whether objects of a class write down their own state; a base that writes nothing does not count."""
-    for name in ("state_dict", "load_state_dict"):
-        owner = next((base for base in kind.__mro__ if name in _vars(base)), None)
-        if owner is None or owner.__module__.startswith(_BASES_WITHOUT_STATE):
-            return False
-    return True
-
-
-def _has_extra_state(kind: type) -> bool:
-    owner = next(base for base in kind.__mro__ if "get_extra_state" in _vars(base))
-    return owner is not nn.Module
-
-
-def _is_harmless(thing: object) -> bool:
-    """Whether it is a file that is closed already, or one that the process always has."""
-    if not isinstance(thing, io.IOBase):
-        return False
-    if any(thing is one for one in (sys.stdout, sys.stderr, sys.stdin)):
-        return True
-    return not type(thing).__flags__ & _HEAP and bool(thing.closed)
-
-
-def _unheld(kind: type) -> tuple[str, str] | None:
-    """Say what an object of a type is, and what to do, if no checkpoint can hold it."""
-    name, module = kind.__name__, kind.__module__
-    top = module.partition(".")[0]
-    if issubclass(kind, io.IOBase):
-        memory = issubclass(kind, io.BytesIO | io.StringIO)
-        return ("a stream in memory" if memory else "an open file"), _OPEN
-    if any(base.__name__ in ("SobolEngine", "QMCEngine") for base in kind.__mro__):
-        return "a quasi-random engine", _ENGINE
-    if issubclass(kind, types.GeneratorType | types.CoroutineType | types.AsyncGeneratorType):
-        return "a generator function under way", _ITERATOR
-    if name in ("weakproxy", "weakcallableproxy", "ProxyType", "CallableProxyType"):
-        return "a weak proxy, which cannot be looked into", "keep the object, or a `weakref.ref`"
-    if issubclass(kind, queue.Queue | queue.SimpleQueue) or "queues" in module:
-        return "a queue", _WAITING
-    if module == "_thread" and "lock" in name.lower():
-        return "a lock", _WAITING
-    if issubclass(kind, threading.Thread):
-        return "a thread", _WAITING
-    if top == "threading" and name in (
-        "Condition",
-        "Event",
-        "Semaphore",
-        "BoundedSemaphore",
-        "Barrier",
-    ):
-        return f"a {name.lower()} of threads", _WAITING
-    if top in ("multiprocessing", "_multiprocessing", "concurrent", "subprocess"):
-        return f"a {module}.{name}", _WAITING
-    if top in ("socket", "_socket", "ssl", "sqlite3", "_sqlite3"):
-        return ("a socket" if "socket" in top else f"a {module}.{name}"), _OPEN
-    if not kind.__flags__ & _HEAP and hasattr(kind, "__next__") and name != "repeat":
-        return f"an iterator ({name})", _ITERATOR
-    return None

@@ -23,7 +23,8 @@ from statemachine_trainer.running.reachable import (
     roots_besides_model_and_data,
     roots_of_feed,
 )
-from statemachine_trainer.snapshot.search import Search, is_users, named_values
+from statemachine_trainer.snapshot.kinds import is_users, named_values
+from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.testing.trees import digest, shown
 
 Value = tuple[str, str]
