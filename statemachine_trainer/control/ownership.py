@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _FLAGS: Final = (
     os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 ) | getattr(os, "O_CLOEXEC", 0)
-_HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
+_HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN})
 _LONGEST: Final = 4096
 _ATTEMPTS: Final = 100
 _CHECKPOINT: Final = re.compile(r"\d{6,15}-.+")
