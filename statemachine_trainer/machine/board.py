@@ -31,23 +31,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 Signals = Mapping[str, Signal]
 
 NOT_GIVEN: Final = object()
-"""In place of a receiver: `on` is used as a decorator, or with an object."""
+"""Stands for a missing receiver: `on` is used as a decorator, or with an object."""
 
 LAST = -(2**31)
 """A priority below all others."""
 
 
 class LostSubscription(UserWarning):
-    """After a swap of loops a subscription names nothing any more, or more than one state."""
+    """After a swap of loops, the name of a subscription matches no state any more, or several."""
 
 
 class SignalBoard:
     """Finds signals by name and keeps who listens to them.
 
     A name is a path (`"fit.epoch.fetch"`), the end of one (`"fetch"`, `"epoch.fetch"`) where only
-    one state of a chart has it, or a pattern with `*`. It means the moment at which the state is
-    entered, before its work; `":exit"` after it means that at which it is left, and `":EVENT"` the
-    transition on that event. Names are looked up in every chart of the board.
+    one state of a chart has it, or a pattern with `*`. A plain name means the moment when the state
+    is entered, before its work. `":exit"` after the name means the moment when the state is left,
+    and `":EVENT"` the transition on that event. Names are looked up in every chart of the board.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class SignalBoard:
         self._probes: list[CallProbe] = []
 
     def attach(self, chart: Chart) -> dict[str, Signal]:
-        """Take the signals of a chart onto the board, in place of an older chart of the same root.
+        """Add the signals of a chart to the board, in place of an older chart of the same root.
 
         Signals that were there before are kept with their receivers.
 
@@ -90,9 +90,10 @@ class SignalBoard:
 
         Args:
             name: Name or pattern of signals; or an object with methods called `on_<state>`,
-                `on_enter_<state>` or `on_exit_<state>`. A method hears all states of that name: who
-                wrote it did not know the loops that it would be used with.
-            receiver: Called with as many of `(trainer, moment)` as it takes. It is held strongly.
+                `on_enter_<state>` or `on_exit_<state>`. A method receives the signals of all states
+                of that name, because its author cannot know in which loops it will be used.
+            receiver: Called with `(trainer, moment)`, or with fewer arguments if it takes fewer.
+                The board keeps a strong reference to it.
             **options: `every=` (n: every n-th firing; or an interval), `once=True`, `when=` (a
                 condition, called like the receiver), `priority=` (higher is earlier).
 
@@ -102,9 +103,10 @@ class SignalBoard:
 
         Raises:
             UnknownSignal: Nothing has this name; the message offers the nearest ones.
-            AmbiguousSignal: Several states of one chart end with this name, given for a function.
-            BadReceiver: It cannot be called with these arguments, or an option makes no sense; or an
-                object is subscribed already.
+            AmbiguousSignal: The name was given for a function, and several states of one chart end
+                with it.
+            BadReceiver: The receiver cannot be called with these arguments, an option is invalid,
+                or the object is already subscribed.
         """
         if not isinstance(name, str):
             return self._subscribe(_methods_of(name), options, _owner=name)
@@ -133,7 +135,7 @@ class SignalBoard:
                 self._subscriptions.remove(one)
 
     def watch(self, name: str, receiver: Callable[..., Any], **options: Any) -> Subscription:
-        """Subscribe for the machine's own ends: last in order, not listed, not written down."""
+        """Subscribe for internal use: called last, not listed, not saved in snapshots."""
         subscription = Subscription(name, receiver, priority=LAST, **options)
         subscription.equip(self._probes)
         subscription.connect_to(self.resolve(name))
@@ -141,16 +143,16 @@ class SignalBoard:
         return subscription
 
     def instrument(self, probe: CallProbe) -> Callable[[], None]:
-        """Put something around every receiver and condition; those that subscribe later too.
+        """Wrap every receiver and condition, also those that are subscribed later.
 
-        Nothing is on their way where nobody does. Functions that were connected to a signal by
-        blinker's own `connect` are not seen.
+        Without a probe, calls cost nothing extra. Functions connected to a signal through blinker's
+        own `connect` are not wrapped.
 
         Args:
-            probe: Called for each receiver and condition; answers with what to call in its place.
+            probe: Called for each receiver and condition. Returns the function to call instead.
 
         Returns:
-            A function that takes it off again.
+            A function that removes the probe.
         """
         self._probes.append(probe)
         self._equip()
@@ -167,7 +169,7 @@ class SignalBoard:
             one.equip(self._probes)
 
     def resolve(self, name: str) -> list[Signal]:
-        """Return the signals that a name or pattern stands for, at least one."""
+        """Return the signals that match a name or pattern, at least one."""
         name = plain_text(name)
         found = _lookup(name, self._charts)
         if found:
@@ -193,7 +195,7 @@ class SignalBoard:
         return [one for one in self._subscriptions if one.active]
 
     def describe(self) -> str:
-        """Return every signal that has receivers, with these in the order of their calls."""
+        """Return a listing of every signal that has receivers, each with its receivers in call order."""
         lines = []
         for signals in self._charts.values():
             for name, signal in signals.items():
@@ -211,7 +213,7 @@ class SignalBoard:
         return found[0]
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return how far the subscriptions that count have come (`every=` and `once=`)."""
+        """Return the counters of the subscriptions that use `every=` or `once=`."""
         return [
             {
                 **_identity(one),
@@ -224,12 +226,12 @@ class SignalBoard:
         ]
 
     def load_state_dict(self, state: Iterable[Mapping[str, Any]]) -> None:
-        """Let subscriptions go on counting; those that were made since begin at zero.
+        """Restore the counters of subscriptions; those that the state does not know begin at zero.
 
-        One with `once` that has had its call since listens again.
+        A subscription with `once` that has been called since then is active again.
 
-        A subscription is known by its signal's name, its receiver's name and its options; of
-        several alike, by their order.
+        A subscription is identified by the name of its signal, the name of its receiver and its
+        options. If several are alike, their order decides.
         """
         saved = list(state)
         for one in [each for each in self._subscriptions if each.active or each.spent]:
@@ -250,7 +252,7 @@ class SignalBoard:
     def _subscribe(
         self, pairs: list[tuple[str, Any]], options: dict[str, Any], _owner: object = None
     ) -> list[Subscription]:
-        """Make subscriptions, all of them or, if one cannot be, none."""
+        """Make all of these subscriptions, or none if one of them fails."""
         made = []
         for name, receiver in pairs:
             try:
@@ -275,7 +277,7 @@ class SignalBoard:
         return [subscription for subscription, _ in made]
 
     def _refuse_twice(self, made: Iterable[Subscription], owner: object) -> None:
-        """Refuse an object whose methods listen already: they would be called twice each time."""
+        """Refuse an object that is already subscribed: its methods would be called twice."""
         known = [(one.name, one.receiver) for one in self.subscriptions]
         if any((one.name, one.receiver) in known for one in made):
             kind = type(owner).__name__
@@ -295,7 +297,7 @@ class SignalBoard:
 
 
 def _refuse_inner(name: str, names: Iterable[str]) -> None:
-    """Name the signal of the loop around it, where an event leaves the loop of a state."""
+    """Refuse a state's event that leaves its loop; name the signal of the loop that has the transition."""
     path, _, event = name.partition(":")
     paths = {p for n in names if _ends_with(p := n.partition(":")[0], path)}
     around = sorted(
@@ -335,7 +337,7 @@ def _match(signals: Signals, path: str, kind: str) -> list[Signal]:
 
 
 def _found_again(one: Subscription, charts: Mapping[str, Signals]) -> list[Signal]:
-    """Look a subscription's name up anew. Where it has become ambiguous, it keeps what it had."""
+    """Look up the name of a subscription again. If it has become ambiguous, keep its old signals."""
     try:
         return _lookup(one.name, charts)
     except AmbiguousSignal:

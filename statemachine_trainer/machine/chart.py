@@ -14,16 +14,16 @@ from statemachine_trainer.machine.verify import END, LoopPlan, plan_tree
 
 
 class ChartState(NestedState):
-    """A state of our charts. The separator is set here, so that nobody else's machine changes."""
+    """A state of our charts. It sets the separator here, not in the library's class that others use."""
 
     separator = SEPARATOR
 
 
 class ChartTransition(NestedTransition):
-    """A transition that leaves its source, also where it leads back into it by an entry point.
+    """A transition that leaves its source, even if an entry point leads back into it.
 
-    The library stays in a state when it goes to one inside. Here an entry point only says where a
-    loop begins: it is left and entered all the same.
+    The library does not leave a state on a transition to a state inside it. Here the loop is left
+    and entered again, and the entry point only says where it begins.
     """
 
     def _resolve_transition(self, event_data: Any) -> Any:
@@ -47,18 +47,18 @@ class ChartTransition(NestedTransition):
 
 
 def leads_inside(source: str, dest: str | None) -> bool:
-    """Tell whether a transition of a loop leads to a state inside it, by an entry point."""
+    """Return whether a transition leads, through an entry point, to a state inside its source."""
     return dest is not None and dest.startswith(f"{source}{SEPARATOR}")
 
 
 class Chart(HierarchicalMachine):
-    """The `transitions` machine of a loop tree, with all that the library can do with one.
+    """The `transitions` machine of a loop tree. All features of the library work on it.
 
     The compiled program is made from the tables of this machine. Triggering an event through the
     library moves the machine and fires the same signals, but runs no state's work.
 
     Attributes:
-        plan: What was read from the loops.
+        plan: The checked declarations of the loops.
     """
 
     state_cls = ChartState
@@ -99,12 +99,12 @@ class Chart(HierarchicalMachine):
         moved: Callable[[str], None],
         moving: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Let a driver say where the machine stands.
+        """Let a driver define which state the machine is in.
 
         Args:
-            where: Says it; None before the start.
-            moved: Told when the library moves the machine.
-            moving: What the library's triggers run in; it may refuse.
+            where: Returns the current state; None before the start.
+            moved: Called when the library moves the machine.
+            moving: Context manager around the library's triggers. It may refuse them.
         """
         self._where, self._moved, self._moving = where, moved, moving
 
@@ -114,7 +114,7 @@ class Chart(HierarchicalMachine):
             return bool(super().trigger_event(model, trigger, *args, **kwargs))
 
     def leaves(self) -> list[str]:
-        """Paths of the states that do work, in the order of the tree."""
+        """Paths of the states without states inside, in the order of the tree."""
         return [
             path
             for path in self.get_nested_state_names()
@@ -180,7 +180,7 @@ class Chart(HierarchicalMachine):
             )
 
     def _entered(self, plan: LoopPlan, dest: str, event: str) -> str:
-        """Path that a transition on `event` to `dest` aims at: entry points are followed."""
+        """Return the path that a transition on `event` to `dest` leads to, entry points followed."""
         path = f"{plan.path}{SEPARATOR}{dest}"
         inside = plan.inside.get(dest)
         if inside is not None and event in inside.loop.entries:
@@ -189,7 +189,7 @@ class Chart(HierarchicalMachine):
 
 
 class Condition:
-    """A guard in the form in which `transitions` calls it, and the program without arguments."""
+    """A guard that both `transitions` (with event data) and the program (without arguments) can call."""
 
     def __init__(self, test: Callable[[], object], label: str) -> None:
         self.test = test

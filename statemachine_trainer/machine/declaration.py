@@ -1,4 +1,4 @@
-"""Reading what a loop class declares: its transitions, its states, the events of each state."""
+"""Reads the declaration of a loop class: its transitions, its states, the events of each state."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ class Transition:
     dest: str | None
     guards: tuple[Guard, ...] = ()
     implied: bool = False
-    """Whether the source was not named but is one of those that `"*"` stands for."""
+    """Whether the source comes from `"*"` and was not named."""
 
 
 def plain_text(name: Any) -> Any:
-    """Return a name as plain text where it is a member of a `StrEnum`, and anything else as it is.
+    """Convert a member of a `StrEnum` to plain text; return anything else unchanged.
 
-    The library `transitions` takes members of an enum for states of another kind.
+    The library `transitions` treats members of an enum differently from strings.
     """
     return str.__str__(name) if isinstance(name, str) else name
 
 
 def transient(state: F) -> F:
-    """Mark a state method: at the boundary before it lives something that cannot be written down.
+    """Mark a state method: something that cannot be saved exists at the boundary before it.
 
     A snapshot asked for at that boundary is taken at the next one that is not transient.
     """
@@ -62,9 +62,9 @@ def transient(state: F) -> F:
 
 
 def is_transient(method: Callable[..., Any]) -> bool:
-    """Tell whether a state method, or one that it overrides, is marked as `transient`.
+    """Return whether a state method, or one that it overrides, is marked as `transient`.
 
-    What lives at the boundary comes from the states before, so an override does not change it.
+    What exists at the boundary comes from the states before it, so an override does not change it.
     """
     owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
     versions = [method, *(vars(cls).get(name) for cls in type(owner).__mro__)]
@@ -74,7 +74,7 @@ def is_transient(method: Callable[..., Any]) -> bool:
 def read_transitions(
     owner: type, declared: Iterable[Declared], states: Sequence[str]
 ) -> list[Transition]:
-    """Bring `transitions` of a loop class into one form.
+    """Normalize the `transitions` of a loop class.
 
     Args:
         owner: The loop class, for messages.
@@ -82,10 +82,10 @@ def read_transitions(
             `trigger`, `source`, `dest`, `conditions`, `unless`: the convention of the library
             `transitions`. A source may be a list of states or `"*"`, a dest `"="` (the source) or
             None (an internal transition).
-        states: What `"*"` stands for.
+        states: The states that `"*"` stands for.
 
     Raises:
-        MalformedTransition: An entry that is none of these.
+        MalformedTransition: An entry has none of these forms.
     """
     flat = _is_one_transition(declared)
     if flat or isinstance(declared, str | Mapping) or not isinstance(declared, Iterable):
@@ -170,7 +170,7 @@ def _guards(where: str, tests: Any, *, expected: bool) -> Iterable[Guard]:
 
 
 def declared_names(declared: Iterable[Any], initial: str | None) -> list[str]:
-    """Return the names of states in `transitions`, the initial one first, without judging them."""
+    """Return the names of states in `transitions`, the initial one first, without checking them."""
     names: dict[str, None] = {plain_text(initial): None} if isinstance(initial, str) else {}
     for entry in declared if isinstance(declared, Iterable) else ():
         if isinstance(entry, Mapping):
@@ -187,7 +187,7 @@ def declared_names(declared: Iterable[Any], initial: str | None) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a state method may answer with: events, and None if it may rest."""
+    """The possible answers of a state method: events, and None if it may rest."""
 
     events: tuple[str, ...]
     may_rest: bool = False
@@ -199,7 +199,7 @@ def read_answers(owner: type, name: str, path: str) -> Answers:
     An override without an annotation keeps that of the method it overrides.
 
     Raises:
-        UndeclaredEvents: There is none, or it is not made of `Literal` strings and None.
+        UndeclaredEvents: The annotation is missing, or is not made of `Literal` strings and None.
     """
     for cls in owner.__mro__:
         method = cls.__dict__.get(name)

@@ -1,4 +1,4 @@
-"""The driver: runs a loop tree, whole, up to a place, or one transition at a time."""
+"""The driver: runs a loop tree to its end, up to a given point, or one transition at a time."""
 
 from __future__ import annotations
 
@@ -27,43 +27,41 @@ __all__ = ["Driver", "Posting", "Until"]
 
 
 class Posting(Protocol):
-    """Takes posted events in place of a machine, and hands them to several by `post_here`."""
+    """Receives posted events for several machines, and passes them to each through `post_here`."""
 
     def post(self, event: str) -> None:
-        """Take an event."""
+        """Receive an event."""
 
     def waiting(self) -> Sequence[str]:
-        """Return the events that were taken and not handed on yet."""
+        """Return the events that were received and not passed on yet."""
         ...
 
 
 class Driver(Engine):
     """Runs the machine of a loop tree.
 
-    A state does its work and answers with an event; the event picks the edge; the edge fires its
-    signals; then comes the boundary: requests for a snapshot are served, a pause is obeyed and
-    posted events are taken there, and only there. Then the next state works.
+    A state does its work and answers with an event. The event selects an edge, and the edge fires
+    its signals. Then comes the boundary. Here, and only here, the driver serves requests for a
+    snapshot, obeys a pause and takes posted events. Then the next state works.
 
-    If a state raises, the machine stands at the boundary before it, and the state works again when
-    the run goes on. If a receiver raises, the machine stands at the end of the transition, and the
-    receiver and those after it are called first when the run goes on.
+    If a state raises, the machine is at the boundary before it, and the state works again when the
+    run goes on. If a receiver raises, the machine is at the end of the transition. When the run
+    goes on, that receiver and the ones after it are called first.
 
     Args:
         root: The outermost loop.
         name: Its name, the first of every path.
-        context: What all loops of the tree share; each gets it as `loop.context`.
+        context: The object that all loops of the tree share; each gets it as `loop.context`.
         sender: First argument of receivers; the driver itself unless given.
         board: The board to put the signals on; one of its own unless given.
 
     Attributes:
-        machine: The `transitions` machine that defines it all.
-        context: What all loops of the tree share.
+        machine: The `transitions` machine that defines the states and transitions.
+        context: The object that all loops of the tree share.
         outcome: The event that ended the machine; None while it has not.
         resting: Whether the running state waits for something from outside.
-        entries: How often it was set going; as long as it is the same, the machine did not stand
-            still.
-        post_to: Who takes posted events in place of this machine, so that several stay together;
-            None for nobody.
+        entries: How often the machine was set going. It is unchanged as long as the machine does not stop.
+        post_to: Receives posted events instead of this machine, so that several machines agree; usually None.
     """
 
     machine: Chart
@@ -92,7 +90,7 @@ class Driver(Engine):
 
     @property
     def posted(self) -> list[str]:
-        """Posted events that no edge has taken yet."""
+        """Posted events that were not taken yet."""
         elsewhere = () if self.post_to is None else self.post_to.waiting()
         return [*dict.fromkeys((*self._posted, *elsewhere))]
 
@@ -103,25 +101,25 @@ class Driver(Engine):
 
     @property
     def requested(self) -> bool:
-        """Whether something waits for the next boundary that can be written down."""
+        """Whether a request waits for the next boundary at which a snapshot can be taken."""
         return bool(self._requests)
 
     @property
     def transient(self) -> bool:
-        """Whether what lives at this boundary cannot be written down."""
+        """Whether no snapshot can be taken at this boundary."""
         return bool(self._pending) or (self._node is not None and self._node.transient)
 
     def accepts(self, event: str) -> bool:
-        """Tell whether a posted event would be taken at this boundary."""
+        """Return whether a posted event would be taken at this boundary."""
         edge = None if self._node is None else self._node.posted.get(event)
         return edge is not None and edge.chosen() is not None
 
     # -- running ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Enter the initial state, whatever ran before.
+        """Enter the initial state, whatever happened before.
 
-        Fields begin anew; posted events, requests and an unfinished transition are forgotten.
+        Fields get their first values. Posted events, requests and an unfinished transition are dropped.
         """
         self._check_own("start")
         with self._running("start", finish=False):
@@ -132,15 +130,15 @@ class Driver(Engine):
             self._take(self.program.start)
 
     def run(self, until: Until = None) -> str | None:
-        """Run to the end, or up to the boundary at which `until` is met or a pause was asked for.
+        """Run to the end, or to the boundary at which `until` is met or a pause was requested.
 
         Args:
             until: Name of a signal, as `on` takes it (a state: stop when it has been entered,
-                before its work), or a condition of `(sender, moment)`, asked at each entry of a
+                before its work), or a condition of `(sender, moment)`, evaluated at each entry of a
                 state.
 
         Returns:
-            The event that ended the machine, or None if it stands at a boundary and can go on.
+            The event that ended the machine, or None if it is at a boundary and can go on.
 
         Raises:
             NotStarted: There is nothing to run.
@@ -158,7 +156,7 @@ class Driver(Engine):
         return self.outcome
 
     def step(self) -> Moment | None:
-        """Make one transition: take a posted event if there is an edge for one, else run the state.
+        """Make one transition: take a posted event if an edge exists for one, else run the state.
 
         Returns:
             The transition; None if the state rests.
@@ -168,17 +166,16 @@ class Driver(Engine):
         return None if edge is None else edge.moment
 
     def advance(self) -> Edge | None:
-        """Make one transition, as `step` does, and return its edge. A pause asked for stays so."""
+        """Make one transition, as `step` does, and return its edge. A requested pause stays requested."""
         self._check_ready("step")
         with self._running("step"):
             return self._step()
 
     def moments(self, until: Until = None) -> Iterator[Moment]:
-        """Iterate over the transitions as they happen; the machine stands still between two items.
+        """Iterate over the transitions as they happen; the machine is stopped between two items.
 
         Args:
-            until: As for `run`; the item that meets it, or at which a pause is asked for, is the
-                last.
+            until: As for `run`. The item that meets it, or at which a pause is requested, is the last.
         """
         self._check_ready("iterate over")
         return Moments(self, Goal(until, self.board, self.sender))
@@ -186,23 +183,23 @@ class Driver(Engine):
     def pause(self) -> None:
         """Let `run` return at the next boundary.
 
-        May be called from receivers, other threads and handlers of system signals.
+        May be called from receivers, other threads and handlers of operating system signals.
         """
         self._pausing = True
         self._attention = True
 
     def post(self, event: str) -> None:
-        """Hand in an event from outside. It is taken at the first boundary that has an edge for it.
+        """Post an event from outside. It is taken at the first boundary that has an edge for it.
 
-        May be called from receivers, other threads and handlers of system signals.
+        May be called from receivers, other threads and handlers of operating system signals.
 
         Raises:
-            UnknownEvent: No loop of the tree has a transition on it that a posted event may take.
+            UnknownEvent: No loop of the tree has a transition for this posted event.
         """
         (self.post_here if self.post_to is None else self.post_to.post)(event)
 
     def post_here(self, event: str) -> None:
-        """Hand in an event as `post` does, to this machine whatever `post_to` is."""
+        """Post an event to this machine, even if `post_to` is set."""
         if event not in self.program.postable:
             raise UnknownEvent(
                 f"No loop of {self.name!r} takes a posted event {event!r}. "
@@ -213,13 +210,13 @@ class Driver(Engine):
         self._attention = True
 
     def withdraw(self, event: str) -> None:
-        """Take back a posted event that has not been taken yet."""
+        """Cancel a posted event that was not taken yet."""
         self._take_posted(event)
 
     def at_boundary(self, action: Callable[[], None]) -> None:
-        """Call `action` once, at the next boundary that can be written down.
+        """Call `action` once, at the next boundary at which a snapshot can be taken.
 
-        That is this one if the machine stands still at such a one. The end is one, too.
+        If the machine is stopped at such a boundary, that is now. The end counts, too.
         """
         begun = self._node is not None or self.outcome is not None
         if self._owner is None and begun and not self.transient:
@@ -229,17 +226,17 @@ class Driver(Engine):
         self._attention = True
 
     def instrument(self, probe: Probe) -> Callable[[], None]:
-        """Put something around the work of every state, from its next call on; swapped-in ones too.
+        """Wrap the work of every state, from its next call on; also of loops that are swapped in later.
 
-        What measures or records the states themselves belongs here, not on a signal: it sees each
-        call, and costs nothing else where it is not.
+        Use this, not a signal, to measure or record the states themselves: a probe sees each call,
+        and without one calls cost nothing extra.
 
         Args:
-            probe: Called with a state's path and its work; answers with what to call in place of
-                it. That must call the work once and return its answer.
+            probe: Called with the path of a state and its work. Returns the function to call
+                instead, which must call the work once and return its answer.
 
         Returns:
-            A function that takes it off again.
+            A function that removes the probe.
         """
         self._probes.append(probe)
         self.program.equip(self._probes)
@@ -260,10 +257,10 @@ class Driver(Engine):
         return self._program
 
     def rebuild(self) -> None:
-        """Make chart and program anew from the loop tree, or change nothing.
+        """Rebuild chart and program from the loop tree, or change nothing.
 
         Raises:
-            LoopDefinitionError: The tree does not hold together.
+            LoopDefinitionError: The tree is invalid.
             LoopInUse: It no longer has the running state.
         """
         chart = Chart(self.root, self.name)
@@ -287,16 +284,16 @@ class Driver(Engine):
         self.share(self.context)
 
     def share(self, context: Any) -> None:
-        """Give the loops of the tree, and those that come into it, another context to share."""
+        """Set the context of all loops of the tree, also of those that are swapped in later."""
         self.context = context
         for _, loop in self.root.walk():
             loop.context = context
 
     def check_replaceable(self, owner: Loop, place: str) -> None:
-        """Refuse to replace a loop inside which the machine stands.
+        """Refuse to replace a loop while one of its states is running.
 
         Raises:
-            LoopInUse: The running state lies in that loop.
+            LoopInUse: The running state is inside that loop.
         """
         for path, loop in self.root.walk(self.name):
             inside = f"{path}{SEPARATOR}{place}{SEPARATOR}"
@@ -309,10 +306,10 @@ class Driver(Engine):
     # -- writing down ----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the machine stands: path, posted events, and the fields of every loop.
+        """Return the state of the machine: path, posted events, and the fields of every loop.
 
-        Whole at a boundary only: while receivers are called or after one raised, `at_boundary` is
-        the way to it.
+        It is complete at a boundary only. While receivers are called, or after one raised, use
+        `at_boundary`.
         """
         return {
             "path": self.path,
@@ -323,10 +320,10 @@ class Driver(Engine):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Stand where `state_dict` was taken. No signal fires.
+        """Restore a state that `state_dict` returned. No signal fires.
 
         Raises:
-            StateMismatch: It was taken from another loop tree; the message lists the differences.
+            StateMismatch: It is the state of another loop tree; the message lists the differences.
         """
         self._check_own("load a state into")
         with self._running("load a state into", finish=False):
@@ -363,10 +360,9 @@ class Driver(Engine):
             raise NotStarted(f"Nothing to {what} in {self.name!r}: {ended}. Call start() first.")
 
     def _check_own(self, what: str) -> None:
-        """Refuse to run loops that have been put into another machine since.
+        """Refuse to run loops that were put into another machine later.
 
-        They share that one's context and its fields are theirs: what this machine did with them would
-        be told nowhere.
+        These loops now use the context of that machine, so this machine would work on the wrong state.
         """
         for path, loop, parent in self._tree:
             elsewhere = (

@@ -1,9 +1,9 @@
-"""The engine: takes a compiled program from edge to edge, and keeps whole what an error cuts short.
+"""The engine: runs a compiled program edge by edge, and survives errors and interrupts in between.
 
-The code here is shaped by two things. It is paid at each transition of each batch, so the usual
-transition must cost no more than a look-up. And an interrupt (Ctrl-C raises between any two
-instructions) or a receiver that raises must lose no signal, no reset and no posted event: what is
-left to do is written down before it is done.
+Two needs shape this code. It runs at each transition of each batch, so the usual transition must
+cost no more than a look-up. And no signal, reset or posted event may be lost when a receiver raises
+or an interrupt comes (Ctrl-C raises between any two instructions). So the steps that are left are
+recorded before they are done.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from statemachine_trainer.machine.program import NO_ANSWER, Calls, Edge, Emissio
 
 
 class Engine:
-    """Where a machine stands, and how it goes on from there. Base of `Driver`.
+    """The position of a machine, and the code that moves it. Base of `Driver`.
 
     Attributes:
         name: Name of the machine, the first of every path.
         sender: First argument of receivers.
         outcome: The event that ended the machine; None while it has not.
         resting: Whether the running state waits for something from outside.
-        entries: How often it was set going; as long as it is the same, the machine did not stand
-            still.
+        entries: How often the machine was set going. It is unchanged as long as the machine does
+            not stop.
     """
 
     def __init__(self, name: str, sender: Any) -> None:
@@ -55,20 +55,20 @@ class Engine:
         return None if self._node is None else self._node.path
 
     def take_pause(self) -> bool:
-        """Tell whether a pause was asked for, and take it as obeyed."""
+        """Return whether a pause was requested, and clear the request."""
         pausing = self._pausing
-        if pausing:  # never written otherwise: a pause asked for in between would be lost
+        if pausing:  # written only then: a pause requested in between would be lost
             self._pausing = False
         return pausing
 
     # -- going along edges -----------------------------------------------------------------------
 
     def _run(self) -> None:
-        """The loop of all loops. Kept short: it is paid at each transition of each batch.
+        """The main loop. Kept short: it runs at each transition of each batch.
 
-        The ways through it, the cheapest first: an answer that led on before and on whose edge
-        nobody listens (`usual`, `other`); an edge with nothing but calls to make; one with guards to
-        ask; one with signals or resets on the way.
+        The paths through it, cheapest first: a remembered answer whose edge has no receivers
+        (`usual`, `other`); an edge with nothing but calls to make; an edge with guards; an edge
+        with signals or resets.
         """
         self.resting = False
         node = self._node
@@ -80,7 +80,7 @@ class Engine:
                 if node is None:
                     break
             event: Any = node.work()
-            # By identity: literals are interned, so that this costs no hash and no comparison. An
+            # By identity: literals are interned, so this costs no hash and no comparison. An
             # equal string that is another object finds its edge below.
             if event is node.usual:
                 self._node = node = node.follows
@@ -90,7 +90,7 @@ class Engine:
                 continue
             try:
                 edge = node.edges.get(event)
-            except TypeError:  # the answer is nothing that a dict can look up
+            except TypeError:  # the answer is not hashable
                 edge = None
             if edge is not None and (calls := edge.calls) is not None:
                 if calls:
@@ -116,27 +116,27 @@ class Engine:
                     for action in edge.quiet:
                         action()
                 except BaseException:
-                    # Which of them were done is not counted, for it costs time at each transition:
-                    # all are done again, and doing a reset twice does no harm.
+                    # The steps that were done are not counted, because that would cost time at each
+                    # transition. All are done again: doing a reset twice does no harm.
                     self._pending = [*edge.quiet[::-1]]
                     raise
         self._serve_requests()
 
     def _call(self, edge: Edge, calls: Calls) -> None:
-        """Go to the target, and call those who listen on the way."""
+        """Go to the target of an edge, and call its receivers."""
         sender, done = self.sender, 0
         try:
-            self._node = edge.target  # in here, so that no interrupt loses the calls
+            self._node = edge.target  # inside the `try`, so that no interrupt loses the calls
             for call, moment in calls:
                 call(sender, moment)
                 done += 1
-                if edge.calls is not calls:  # somebody came or went: whom to call is found anew
+                if edge.calls is not calls:  # a subscription changed: use the new list
                     self._pending = edge.rest(calls, done)
                     break
             else:
                 return
         except BaseException as error:
-            if done < len(calls):  # else an interrupt of the operating system, after the last call
+            if done < len(calls):  # else an interrupt came after the last call
                 self._pending = edge.rest_with(calls, done, error)
             raise
         self._deliver()
@@ -154,7 +154,7 @@ class Engine:
         return edge
 
     def _choose(self, node: Node, event: Any) -> Edge | None:
-        """Find the edge for an answer where that takes more than a look; None: the state rests."""
+        """Find the edge for an answer if a look-up is not enough; None if the state rests."""
         edge = node.edges.get(event) if isinstance(event, str) else None
         edge = None if edge is None else edge.chosen()
         if edge is None:
@@ -169,7 +169,7 @@ class Engine:
         return edge
 
     def _take(self, edge: Edge) -> None:
-        """Go along an edge. If a receiver raises, the rest is delivered when the run goes on."""
+        """Follow an edge. If a receiver raises, the other receivers are called when the run goes on."""
         self._node = edge.target
         self._pending = [*edge.steps]
         self._deliver()
@@ -191,9 +191,9 @@ class Engine:
     # -- at a boundary ---------------------------------------------------------------------------
 
     def _attend(self) -> bool:
-        """Do what is to be done at this boundary; tell whether to pause here."""
-        # First of all: what another thread or a handler posts from here on sets it again. Put down
-        # later, it would wipe that out, and the event would wait for the next one to be posted.
+        """Serve requests at this boundary; return whether to pause here."""
+        # Cleared first: if another thread or a handler posts from here on, it is set again.
+        # Clearing it later would undo that, and the event would wait until the next one is posted.
         self._attention = False
         try:
             while self._node is not None:
@@ -212,11 +212,11 @@ class Engine:
     def _serve_requests(self) -> None:
         if not self._requests or (self._node is not None and self._node.transient):
             return
-        for _ in range(len(self._requests)):  # those made meanwhile are for the next boundary
+        for _ in range(len(self._requests)):  # requests made meanwhile are for the next boundary
             self._requests.pop(0)()
 
     def _posted_edge(self) -> Edge | None:
-        """Take the first posted event that there is an edge for here."""
+        """Take the first posted event that has an edge here."""
         assert self._node is not None
         for event in tuple(self._posted):
             edge = self._node.posted.get(event)
@@ -247,7 +247,7 @@ class Engine:
 
     @contextmanager
     def _running(self, what: str, *, finish: bool = True) -> Iterator[None]:
-        """Mark the machine as running, finish what an error cut short, say where errors arose."""
+        """Mark the machine as running, finish an interrupted transition, note on errors where they arose."""
         mine = False
         try:  # around `acquire` too: an interrupt may come between it and the next line
             mine = self._busy.acquire(blocking=False)

@@ -1,4 +1,4 @@
-"""State of a loop: its annotated fields, each with the loop that resets it."""
+"""The state of a loop: its annotated fields, and which loop resets each of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statemachine_trainer.machine.errors import LoopDefinitionError, NoValueYet
 T = TypeVar("T")
 
 RUN: Final = "run"
-"""The scope of a field that nothing resets: it lives as long as the run."""
+"""The scope of a field that is never reset during a run."""
 
 
 class _Unset:
@@ -25,18 +25,18 @@ UNSET: Final = _Unset()
 
 @dataclass(slots=True)
 class Field:
-    """How one field of a loop begins and who resets it.
+    """Declares one field of a loop: its first value, and when it is reset.
 
-    Stands in the class as a descriptor that values of instances take precedence over, so that
-    reading a field that has no value yet is an error and not this object.
+    A non-data descriptor: values of instances take precedence. Reading a field that has no value
+    yet raises an error instead of returning this object.
 
     Attributes:
-        default: The value at each reset; `UNSET` if `factory` makes it or it has none.
+        default: The value at each reset; `UNSET` if `factory` makes it or there is none.
         factory: Makes a new value at each reset (for lists, dicts and the like).
         scope: Name of the enclosing loop whose entry resets the field, "run" for never, or None for
             the loop that declares it.
         name: Name of the field, for messages.
-        saved: Whether snapshots hold it. One that they do not hold begins anew when one is loaded.
+        saved: Whether snapshots hold it. Other fields get their first value when a snapshot is loaded.
     """
 
     default: Any = UNSET
@@ -65,7 +65,7 @@ def field(
     scope: str | None = None,
     saved: bool = True,
 ) -> T:
-    """Declare a field of a loop that needs more than a plain default.
+    """Declare a field of a loop with more than a plain default.
 
     A field declared as `count: int = 0` is reset each time its loop is entered. With
     `count: int = field(0, scope="fit")` it is reset when the nearest enclosing loop called `fit` is
@@ -75,15 +75,15 @@ def field(
         default: The value after a reset. Must not be a list, dict or set: use `factory`.
         factory: Called without arguments for the value after a reset.
         scope: Name of the loop whose entry resets the field; None means the loop itself.
-        saved: Whether snapshots hold it. Say False of what can be found anew, such as a handle or a
-            cache: it begins with its default when a snapshot is loaded.
+        saved: Whether snapshots hold it. Use False for what can be recomputed, such as a handle or
+            a cache: it gets its default when a snapshot is loaded.
 
     Raises:
-        LoopDefinitionError: A default and a factory, a factory that cannot be called, or `saved` that
-            is neither True nor False.
+        LoopDefinitionError: Both a default and a factory, a factory that is not callable, or
+            `saved` that is neither True nor False.
     """
     if not isinstance(saved, bool):
-        raise LoopDefinitionError(f"field(saved={saved!r}): say True or False.")
+        raise LoopDefinitionError(f"field(saved={saved!r}): use True or False.")
     if factory is not None and not isinstance(default, _Unset):
         raise LoopDefinitionError("field() takes a default or a factory, not both.")
     if factory is not None and not callable(factory):
@@ -95,11 +95,11 @@ def field(
 
 
 def fields_of(cls: type, ignored: Collection[str]) -> dict[str, Field]:
-    """Return the fields that a class and those before it declare, first declared first.
+    """Return the fields that a class and its bases declare, in the order of declaration.
 
     Args:
         cls: A class of loops.
-        ignored: Names that are no fields: states, places, and what a loop is declared with.
+        ignored: Names that are not fields: states, places, and the attributes that declare a loop.
     """
     found: dict[str, Field] = {}
     for base in reversed(cls.__mro__):
@@ -118,9 +118,9 @@ def fields_of(cls: type, ignored: Collection[str]) -> dict[str, Field]:
 
 
 def copied(value: Any) -> Any:
-    """Copy lists, dicts and tuples all the way down, and nothing else.
+    """Copy nested lists, dicts and tuples; leave everything else as it is.
 
-    What was written down must not change as the run goes on.
+    A state that was taken must not change as the run goes on.
     """
     kind = type(value)
     if kind is dict:
@@ -138,7 +138,7 @@ def _is_variable(name: str, annotation: Any) -> bool:
 
 
 def _as_field(owner: type, name: str, value: Any, inherited: Field | None) -> Field:
-    """Turn what a class body has under the name of a field into a `Field`."""
+    """Turn the value of a class attribute into a `Field`."""
     where = f"{owner.__name__}.{name}"
     if isinstance(value, Field):
         declared = value

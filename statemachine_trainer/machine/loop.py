@@ -1,4 +1,4 @@
-"""A loop: states, and the transitions between them. The base class of every machine here."""
+"""The base class of all loops: states, and the transitions between them."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _DECLARATIONS = frozenset({"context", "initial", "transitions", "outcomes", "ent
 
 
 class Place:
-    """Where a loop sits inside another one.
+    """The place for a loop inside another one.
 
-    A data descriptor, so that an assignment `outer.place = loop` is seen as a swap, and ordinary
-    attributes of a loop cost nothing.
+    A data descriptor, so that an assignment `outer.place = loop` is a swap, and ordinary attributes
+    of a loop cost nothing.
     """
 
     def __init__(self, factory: Callable[[], Loop] | None = None) -> None:
@@ -67,7 +67,7 @@ class Place:
 
 
 def place(factory: Callable[[], L]) -> L:
-    """Declare the loop that stands in a place unless another one is given.
+    """Declare the default loop of a place.
 
     Example:
         class Outer(Loop):
@@ -82,21 +82,21 @@ def place(factory: Callable[[], L]) -> L:
 class Loop:
     """Base class of all loops: a sub-machine declared by `initial` and `transitions`.
 
-    A state is a method, which works and answers with an event, or a loop standing in the place of
-    that name. An event for which this loop has no transition goes to the loop around it: what a
-    loop lets go is its outcome, the whole contract between a loop and its parent.
+    A state is a method, which works and answers with an event, or the loop in the place of that
+    name. An event for which this loop has no transition goes to the loop around it. Such an event
+    is an outcome of the loop. Outcomes are the whole contract between a loop and its parent.
 
     Attributes:
         initial: Name of the first state.
         transitions: `[event, source, dest]`, in the convention of the library `transitions`.
-        outcomes: Events that may leave this loop. Needed where a loop is the root of a machine;
-            elsewhere the transitions of the parent say it, and this narrows it.
+        outcomes: Events that may leave this loop. Required for the root of a machine. Elsewhere the
+            transitions of the parent decide, and `outcomes` narrows them.
         entries: Entry points: `{event: state}` makes a transition on that event into this loop
             begin at that state instead of `initial`.
         posted: Events that reach this loop from outside (`post`), besides "stop", "validate",
             "checkpoint" and "pause". An event that a state of the loop answers with itself is taken
             from outside only if it is listed here.
-        context: What the loops of one machine share; given by the machine.
+        context: The object that all loops of one machine share; set by the machine.
 
     Every annotated name of the class that is not a state is a field of its state: it is reset when
     the loop is entered (see `field` for other scopes) and written down with each snapshot. Settings
@@ -113,12 +113,11 @@ class Loop:
     _fields: ClassVar[dict[str, Field]] = {}
     _loops: dict[str, Loop]
     _declared: dict[str, object]
-    """For each loop inside that nobody chose, what declared it: the factory of the place, or the
-    class that puts it in when it is made."""
+    """What declared each default loop inside: the factory of its place, or the class whose `__init__` puts it in."""
     _given: frozenset[str]
-    """Names of the settings and loops that it was made with."""
+    """Names of the arguments that it was made with."""
     _stands_for: Loop | None = None
-    """The loop that comes back when this one has done its turn; see `stand_in`."""
+    """The loop that returns to this place later; see `stand_in`."""
 
     _parent: Loop | None = None
     _driver: Machine | None = None
@@ -136,7 +135,7 @@ class Loop:
         cls._fields = fields_of(cls, {*_DECLARATIONS, *states, *_places(cls)})
         for name, declared in cls._fields.items():
             if inspect.getattr_static(cls, name, UNSET) is UNSET:
-                setattr(cls, name, declared)  # says so where it is read before it is set
+                setattr(cls, name, declared)  # raises a clear error if it is read before it is set
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Give the loop its fields, even if a subclass does not call `super().__init__()`."""
@@ -152,7 +151,7 @@ class Loop:
         """Fill places of this loop: `EpochLoop(batch=MyBatchLoop())`, an instance or a class.
 
         Raises:
-            UnknownLoop: It has neither a setting nor a place of this name.
+            UnknownLoop: The loop has neither a setting nor a place of this name.
         """
         for name in loops:
             if not self.is_place(name):
@@ -169,16 +168,16 @@ class Loop:
 
     @classmethod
     def is_place(cls, name: str) -> bool:
-        """Tell whether a loop may stand under this name."""
+        """Return whether the class has a place of this name."""
         return isinstance(inspect.getattr_static(cls, name, None), Place)
 
     @classmethod
     def declared(cls, name: str) -> Callable[[], Loop] | None:
-        """Return what makes the loop that the class declares for a place; None if it has none."""
+        """Return the factory of the default loop of a place; None if the class declares none."""
         return getattr(inspect.getattr_static(cls, name), "factory", None)
 
     def loops_inside(self) -> dict[str, Loop]:
-        """Return the loops in this loop's places by name; defaults are made when asked for."""
+        """Return the loops in this loop's places by name; default loops are made on first use."""
         inside: dict[str, Loop] = {}
         for name in self.places():
             factory = self.declared(name)
@@ -202,12 +201,12 @@ class Loop:
             loop = loop._parent
 
     def find(self, name: str) -> str:
-        """Return the path, from here, of the place with this path, path's end or name.
+        """Return the path, relative to this loop, of the place with this path, end of a path, or name.
 
-        The root of a machine also takes whole paths, which begin with its own name.
+        The root of a machine also accepts whole paths, which begin with its own name.
 
         Raises:
-            UnknownLoop: None has it, or more than one.
+            UnknownLoop: No place matches, or several do.
         """
         name = plain_text(name)
         paths = [_join(path, key) for path, loop in self.walk() for key in loop.places()]
@@ -228,7 +227,7 @@ class Loop:
         )
 
     def place_of(self, name: str) -> tuple[Loop, str]:
-        """Return the loop that has the place that `find` finds, and the place's own name."""
+        """Find a place as `find` does. Return the loop that has it, and the place's own name."""
         path, _, key = self.find(name).rpartition(SEPARATOR)
         return (self[path] if path else self), key
 
@@ -246,32 +245,32 @@ class Loop:
     def replace(self, *, state: StatePolicy = "reset", **loops: Loop | type[Loop]) -> None:
         """Put other loops into places of this loop or of the loops inside it: all of them, or none.
 
-        Loops inside the replaced one that somebody chose are carried over into the places of the
-        same name of the new one, where none was given to it. Where nobody chose, the loop is the one
-        that the new class declares, with the settings that were said for the loop before. The same
+        Loops that somebody put into the replaced loop are carried over into the places of the same
+        name in the new loop, unless the new loop was given one. Default loops are not carried over:
+        the new class makes its own, with the settings that were given for the old one. The same
         holds for the places of the loops inside.
 
         Args:
-            state: What becomes of the fields: "reset" (they begin anew), "keep" (fields of the same
+            state: What happens to the fields: "reset" (first values), "keep" (fields of the same
                 name are carried over) or a function of the old and the new loop.
             **loops: Name, or path in a dict (`replace(**{"epoch.batch": loop})`), and the new loop:
-                an instance, or a class, which is built with those settings said for the old loop
-                that its `__init__` names.
+                an instance, or a class, which is built with those settings of the old loop that its
+                `__init__` takes.
 
         Raises:
-            UnknownLoop: No place of this name.
-            CannotBuild: A class whose settings the old loop does not have.
-            LoopInUse: The running state lies inside the replaced loop.
-            LoopDefinitionError: The new tree does not hold together; the old one stays in place.
+            UnknownLoop: There is no place of this name.
+            CannotBuild: The class needs settings that the old loop does not have.
+            LoopInUse: The running state is inside the replaced loop.
+            LoopDefinitionError: The new tree is invalid. The old one stays in place.
         """
         swap(self, loops, state)
 
     def check_fits(self, name: str, loop: object) -> None:
-        """Refuse to put into a place what is no loop, or a loop around that place.
+        """Refuse to put something other than a loop, or an enclosing loop, into a place.
 
         Raises:
-            LoopDefinitionError: It is no loop.
-            LoopUsedTwice: The place lies inside it.
+            LoopDefinitionError: It is not a loop.
+            LoopUsedTwice: The place is inside this very loop.
         """
         here = f"The place {name!r} of {type(self).__name__}"
         if not isinstance(loop, Loop):
@@ -279,17 +278,17 @@ class Loop:
             raise LoopDefinitionError(f"{here} takes a loop, not {kind}.")
         if any(loop is outer for outer in self.outwards()):
             raise LoopUsedTwice(
-                f"{here} lies inside the very {type(loop).__name__} that is to stand there. Make a "
+                f"{here} is inside the very {type(loop).__name__} that you put there. Make a "
                 "second instance."
             )
 
     def put(self, name: str, loop: Loop, declared_by: object = None) -> None:
-        """Put a loop into a place and nothing else. To swap loops use `replace`.
+        """Put a loop into a place, without checks. To swap loops use `replace`.
 
         Args:
             name: Of the place.
             loop: The loop.
-            declared_by: The factory or class that declares it; None if somebody chose it.
+            declared_by: The factory or class of a default loop; None if somebody chose the loop.
         """
         self.check_fits(name, loop)
         self._loops[name] = loop
@@ -301,8 +300,8 @@ class Loop:
     def fill(self, name: str, **settings: Any) -> Loop:
         """Make the loop that the class declares for a place, with settings, and put it there.
 
-        It stays a loop that nobody chose: the class of a loop that is swapped in later may declare
-        another one, which takes the settings over.
+        It remains a default loop: if a loop of another class is swapped in later, that class makes
+        its own default, with these settings.
 
         Raises:
             CannotBuild: The declared loop does not take these settings.
@@ -329,9 +328,9 @@ class Loop:
         return loop
 
     def stand_in(self, path: str, loop: Loop) -> None:
-        """Let a loop stand in for the one at a path, until that comes back in the same way.
+        """Put a temporary loop at a path. A second call can put the original loop back.
 
-        Who chose the loop that is stood in for, and what was said for it, counts in later swaps.
+        Later swaps treat the place as if the original loop were in it.
         """
         outer, name = self.place_of(path)
         was, declared_by = outer.loops_inside().get(name), outer._declared.get(name)
@@ -355,18 +354,18 @@ class Loop:
                 values.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fields that are saved and have a value; containers are copied."""
+        """Return the values of the fields that are saved; containers are copied."""
         values = self.__dict__
         saved = (name for name, declared in self._fields.items() if declared.saved)
         return {name: copied(values[name]) for name in saved if name in values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the fields from what `state_dict` returned; fields missing in it begin anew."""
+        """Restore the fields from a `state_dict`; fields that it lacks get their first values."""
         self.reset_fields()
         self.__dict__.update((n, copied(v)) for n, v in state.items() if n in self._fields)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles hold the loop and those inside it, not the machine around them."""
+        """Copies and pickles hold the loop and the loops inside it, not the machine around them."""
         return {n: v for n, v in vars(self).items() if n not in ("_parent", "_driver", "context")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -378,7 +377,7 @@ class Loop:
 
 
 def _plain_names(cls: type[Loop]) -> None:
-    """Write members of a `StrEnum` in what a class declares as plain text."""
+    """Convert members of a `StrEnum` in the declaration of a class to plain text."""
     body = vars(cls)
     if "initial" in body:
         cls.initial = plain_text(body["initial"])
@@ -390,7 +389,7 @@ def _plain_names(cls: type[Loop]) -> None:
 
 
 def _check_known(loop: Loop, name: str) -> None:
-    """Refuse an argument that is no place below a loop: it may be a setting that is misspelt."""
+    """Refuse an argument that names no place below a loop: it may be a misspelt setting."""
     paths = [_join(path, key) for path, inner in loop.walk() for key in inner.places()]
     if any(path == name or path.endswith(f"{SEPARATOR}{name}") for path in paths):
         return
@@ -402,7 +401,7 @@ def _check_known(loop: Loop, name: str) -> None:
 
 
 def _check_positions(cls: type[Loop], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Refuse loops given by position where the class does not take them so."""
+    """Refuse loops given by position if the class does not take them so."""
     given = [one for one in args if isinstance(one, Loop) or _is_loop_class(one)]
     if not given:
         return
@@ -419,7 +418,7 @@ def _check_positions(cls: type[Loop], args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def _places(cls: type[Loop]) -> set[str]:
-    """Return the names under which a class has a place, whether a transition names it or not."""
+    """Return the names of all places of a class, also those that no transition names."""
     names = {name for base in cls.__mro__ for name in vars(base)}
     return {name for name in names if cls.is_place(name)}
 
@@ -429,7 +428,7 @@ def _is_loop_class(value: object) -> bool:
 
 
 def _check_state(cls: type[Loop], name: str) -> None:
-    """Refuse a state whose name is taken or that is declared in a way that cannot work."""
+    """Refuse a state whose name is reserved, or whose declaration cannot work."""
     if name in vars(Loop) or name.startswith("_") or name in _RESERVED:
         raise ReservedName(
             f"{cls.__name__} has a state called {name!r}, a name that the machine keeps for "

@@ -1,8 +1,8 @@
-"""The compiled program: the tables of a chart, laid out so that a transition is a look-up.
+"""The compiled program: the tables of a chart, arranged so that a transition is one look-up.
 
-A trigger of a `HierarchicalMachine` costs tens of microseconds, because it finds out at each event
-what to exit, enter and call. All of that is known beforehand. Here it is found out once, from the
-machine's own tables, and kept as edges: the state to run next and what to call on the way.
+A trigger of a `HierarchicalMachine` costs tens of microseconds, because it works out at each event
+what to exit, enter and call. All of that is known beforehand. The program works it out once, from
+the machine's own tables, and keeps edges: the state to run next and what to call on the way.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from statemachine_trainer.machine.verify import END, POSTED_EVENTS, LoopPlan
 Action = Callable[[], None]
 Work = Callable[[], object]
 Probe = Callable[[str, Work], Work]
-"""Given a state's path and its work: what to call in place of it."""
+"""Takes the path of a state and its work; returns the function to call instead."""
 
 NO_ANSWER: Final = object()
-"""Equal to nothing that a state answers."""
+"""Differs from every answer of a state."""
 
 
 class Emission:
-    """One signal on one edge. What is sent is known beforehand: firing it builds nothing."""
+    """One signal on one edge, with its moment made beforehand, so that firing it allocates nothing."""
 
     __slots__ = ("moment", "receivers", "sender", "signal")
 
@@ -45,9 +45,9 @@ class Emission:
         self.receivers = receivers
 
     def deliver(self, left: list[Step]) -> None:
-        """Call the receivers. If one raises, what it leaves undone is put on top of `left`."""
-        # Counted as they return, not taken out of a list as they are called: an interrupt between two
-        # instructions then repeats a call at worst, and never loses one.
+        """Call the receivers. If one raises, the receivers not yet called are pushed onto `left`."""
+        # Receivers are counted as they return, not removed from a list as they are called. So an
+        # interrupt between two instructions repeats a call at worst, and never loses one.
         receivers, sender, moment = self.receivers, self.sender, self.moment
         if receivers is None:
             receivers = self.signal.listeners(sender)
@@ -57,7 +57,7 @@ class Emission:
                 receiver(sender, moment=moment)
                 done += 1
         except BaseException as error:
-            if done < len(receivers):  # else an interrupt of the system, after the last call
+            if done < len(receivers):  # else an interrupt came after the last call
                 left.append(self.from_raising(receivers, done))
                 self.note(error)
             raise
@@ -67,12 +67,12 @@ class Emission:
         return Emission(self.signal, self.sender, self.moment, receivers)
 
     def from_raising(self, receivers: tuple[Receiver, ...], index: int) -> Emission:
-        """Return what is left of this emission when one of its receivers has raised."""
+        """Return the rest of this emission after one of its receivers has raised."""
         again = getattr(receivers[index], "again", receivers[index])
         return self.to((again, *receivers[index + 1 :]))
 
     def note(self, error: BaseException) -> None:
-        """Write onto an error where it comes from."""
+        """Note on an error which signal it comes from."""
         error.add_note(f"Raised by a receiver of the signal {self.moment.signal!r}.")
 
 
@@ -80,17 +80,17 @@ Step = Emission | Action
 
 
 class Calls(tuple[tuple[Call, Moment], ...]):
-    """All calls of receivers on an edge, in order, for an edge on which there is nothing else to do.
+    """All calls of receivers on an edge, in order, for an edge without resets and guards.
 
     Attributes:
-        origins: For each call the emission, its receivers, and which of them it is.
+        origins: For each call the emission, its receivers, and the index among them.
     """
 
     origins: list[tuple[Emission, tuple[Receiver, ...], int]]
 
     @classmethod
     def of(cls, emissions: Iterable[Emission]) -> Calls | None:
-        """Find the calls; None if whom to call is known at the time only."""
+        """Collect the calls; None if the receivers depend on the sender and are known only when they fire."""
         calls: list[tuple[Call, Moment]] = []
         origins = []
         for one in emissions:
@@ -105,18 +105,18 @@ class Calls(tuple[tuple[Call, Moment], ...]):
 
 
 class Edge:
-    """What happens when a state answers with (or is posted) an event.
+    """The transition when a state answers with an event, or one is posted.
 
     Attributes:
         target: The node to run next; None when the machine ends.
-        moment: The transition, as told to receivers.
+        moment: The transition, as receivers get it.
         steps: All signals, resets and the end, the last one first, as they lie on a stack.
-        quiet: Those that are no signals, in order.
-        guards: Conditions with the answer they must give.
+        quiet: Those steps that are not signals, in order.
+        guards: Conditions, each with the result that it must give.
         otherwise: The edge to try when a guard refuses.
-        heard: Whether anybody listens to one of the signals.
-        calls: What is done on the way to the target, if that is no more than to call those who
-            listen; empty if nobody does. None if there is something to ask or to do besides.
+        heard: Whether one of the signals has receivers.
+        calls: The calls of receivers, if the edge does nothing else; empty without receivers. None
+            if the edge has guards or resets.
     """
 
     __slots__ = ("calls", "guards", "heard", "moment", "otherwise", "quiet", "steps", "target")
@@ -143,7 +143,7 @@ class Edge:
         return [step for step in reversed(self.steps) if isinstance(step, Emission)]
 
     def watch(self, source: Node | None) -> None:
-        """Know from now on whether anybody listens, and tell the state that the edge leaves."""
+        """Keep `heard` and `calls` up to date from now on, also in the source state."""
 
         def refresh() -> None:
             emissions = self.emissions()
@@ -157,12 +157,12 @@ class Edge:
         refresh()
 
     def rest(self, calls: Calls, done: int) -> list[Step]:
-        """Return the steps that are left when some of the calls are made, the last one first."""
+        """Return the steps that are left after some of the calls, the last one first."""
         emission, receivers, index = calls.origins[done - 1]
         return [*self._after(emission), emission.to(receivers[index + 1 :])]
 
     def rest_with(self, calls: Calls, raising: int, error: BaseException) -> list[Step]:
-        """Return the steps that are left when one of the calls has raised, the last one first."""
+        """Return the steps that are left after one of the calls has raised, the last one first."""
         emission, receivers, index = calls.origins[raising]
         emission.note(error)
         return [*self._after(emission), emission.from_raising(receivers, index)]
@@ -171,7 +171,7 @@ class Edge:
         return self.steps[: self.steps.index(emission)]
 
     def chosen(self) -> Edge | None:
-        """Return this edge or the first alternative whose guards hold; None if none does."""
+        """Return this edge, or the first alternative whose guards hold; None if none does."""
         edge: Edge | None = self
         while edge is not None and not all(bool(t()) is expected for t, expected in edge.guards):
             edge = edge.otherwise
@@ -183,15 +183,15 @@ class Node:
 
     Attributes:
         path: Path of the state.
-        work: The bound method of the loop, or what probes have made of it.
-        transient: Whether the boundary before it cannot be written down.
-        may_rest: Whether it may answer None: nothing to do until something comes from outside.
-        edges: The edge for each event that it may answer with, bubbling resolved.
-        posted: The edge for each event that may be posted while it is to run.
-        usual: An answer on whose edge nobody is to be called; `NO_ANSWER` if none is known.
-        follows: The node that follows on it. To keep the two here saves a look into `edges`.
+        work: The bound method of the loop, wrapped in probes if there are any.
+        transient: Whether no snapshot can be taken at the boundary before it.
+        may_rest: Whether it may answer None, to wait for something from outside.
+        edges: The edge for each event that it may answer with, those of enclosing loops included.
+        posted: The edge for each event that may be posted before it runs.
+        usual: An answer whose edge has no receivers; `NO_ANSWER` if none is known.
+        follows: The node after `usual`. Keeping the two here saves a look-up in `edges`.
         other: A second answer of this kind.
-        follows_other: The node that follows on that.
+        follows_other: The node after `other`.
     """
 
     __slots__ = (
@@ -211,20 +211,19 @@ class Node:
     follows_other: Node | None
 
     def remember(self, event: str, edge: Edge) -> None:
-        """Keep at hand where an answer leads on whose edge nobody is to be called."""
-        # `follows` before the answer: the engine reads the two one after the other, and whoever finds
-        # the answer must find where it leads.
+        """Remember the target of an answer whose edge has no receivers."""
+        # `follows` before the answer: the engine reads the answer first, and must then find its target.
         if self.usual is NO_ANSWER:
             self.follows, self.usual = edge.target, event
         elif self.other is NO_ANSWER:
             self.follows_other, self.other = edge.target, event
-        # Another thread may have subscribed since the engine looked. Its `forget` came before the
-        # lines above then, and without another one nobody would ever be called on this edge.
+        # Another thread may have subscribed since the engine looked. Then its `forget` came before
+        # the lines above, and without another one the receivers of this edge would never be called.
         if edge.calls is None or edge.calls:
             self.forget()
 
     def forget(self) -> None:
-        """Look into `edges` at the next answer. What follows stays: it may be in use just now."""
+        """Use `edges` at the next answer. `follows` stays set, because the engine may be using it now."""
         self.usual = self.other = NO_ANSWER
 
 
@@ -245,13 +244,13 @@ class Program:
         ended: Callable[[str], None],
         reuse: Mapping[str, Node] | None = None,
     ) -> None:
-        """Compile a chart. Nothing changes for an older program before `install`.
+        """Compile a chart. An older program stays in force until `install`.
 
         Args:
             chart: The machine.
             signals: Its signals by full name.
             sender: First argument of receivers.
-            ended: Told the outcome at the end.
+            ended: Called with the outcome at the end.
             reuse: Nodes of an older program. A node in flight must stay the same object: the engine
                 holds it in a local variable while a state swaps loops.
         """
@@ -271,7 +270,7 @@ class Program:
         )
 
     def install(self) -> None:
-        """Let nodes and signals work by this program."""
+        """Put this program in force, for nodes and signals."""
         plans = {plan.path: plan for plan in self._chart.plan.walk()}
         for path, node in self.nodes.items():
             owner, _, name = path.rpartition(SEPARATOR)
@@ -288,17 +287,17 @@ class Program:
             edge.watch(self.nodes[path])
 
     def retire(self) -> None:
-        """Let whoever is on an edge of this program find anew whom to call: it is watched no more.
+        """Make edges of this program look up their receivers each time: they are no longer updated.
 
-        A receiver that swaps loops is called from an edge of the old program. What is left of that
-        edge must not be called by a list which nobody keeps up to date any longer.
+        A receiver that swaps loops is called from an edge of the old program. The rest of that edge
+        must not use a list of receivers that may be out of date.
         """
         self.start.calls = None
         for _, edge in self._all_edges():
             edge.calls = None
 
     def equip(self, probes: Iterable[Probe]) -> None:
-        """Put probes around the work of every state, the first one innermost."""
+        """Wrap the work of every state in probes, the first one innermost."""
         for path, node in self.nodes.items():
             work = self._methods[path]
             for probe in probes:
@@ -306,7 +305,7 @@ class Program:
             node.work = work
 
     def _all_edges(self) -> Iterator[tuple[str, Edge]]:
-        """Yield every edge, alternatives included, with the path of the state that it leaves."""
+        """Yield every edge, alternatives included, with the path of its source."""
         for table in (self._edges, self._posted):
             for path, edges in table.items():
                 for first in edges.values():
@@ -331,7 +330,7 @@ class Program:
                 yield event, edge
 
     def _edge(self, leaf: str, event: str, posted: Mapping[str, LoopPlan] | None) -> Edge | None:
-        """Chain the transitions for an event as the machine tries them, the leaf's first."""
+        """Chain the transitions for an event in the order in which the machine tries them, the leaf's first."""
         table = self._chart.events[event].transitions
         found: Edge | None = None
         for path in _inwards(leaf):
@@ -365,7 +364,7 @@ class Program:
     def _enter(
         self, path: str, kept: int, event: str | None, source: str | None, target: str
     ) -> list[Step]:
-        """Resets and enter signals from the outermost loop that is entered to the leaf."""
+        """Return resets and enter signals, from the outermost loop that is entered to the leaf."""
         steps: list[Step] = []
         for entered in _inwards(path)[kept:]:
             steps += self._resets.get(entered, ())
@@ -382,7 +381,7 @@ class Program:
 def wire(
     chart: Chart, signals: Mapping[str, Signal], sender: Any, ended: Callable[[str], None]
 ) -> None:
-    """Let the `transitions` machine fire the same signals and resets when triggered itself."""
+    """Make the `transitions` machine fire the same signals and resets when it is triggered directly."""
     resets = _resets(chart.plan)
     way = _Way(chart)
     for path in chart.get_nested_state_names():
@@ -404,7 +403,7 @@ def wire(
 
 
 class _Way:
-    """The transition that the library is making: it tells its callbacks only the declared ends."""
+    """The transition that the library is making. Its callbacks are told only the declared source and target."""
 
     def __init__(self, chart: Chart) -> None:
         self._chart = chart
@@ -423,7 +422,7 @@ def _ignoring_event(reset: Action, _event_data: Any) -> None:
 
 
 def _takes_posted(plans: Mapping[str, LoopPlan], path: str, event: str) -> bool:
-    """Tell whether the transitions declared for a state or loop may be taken by a posted event."""
+    """Return whether a posted event may take the transitions declared for a state or loop."""
     owner, _, state = path.rpartition(SEPARATOR)
     if owner:
         return plans[owner].takes_posted(state, event)
@@ -436,16 +435,16 @@ def _plain(function: Any) -> Callable[[], object]:
 
 
 def _inwards(path: str) -> list[str]:
-    """Return the paths of the loops around a state and its own, outer ones first."""
+    """Return the path of a state and those of the loops around it, outer ones first."""
     names = path.split(SEPARATOR)
     return [SEPARATOR.join(names[: depth + 1]) for depth in range(len(names))]
 
 
 def _kept(leaf: list[str], dest: list[str]) -> int:
-    """Return how many of the outermost states are neither exited nor entered.
+    """Return how many of the outermost states a transition neither exits nor enters.
 
-    As in `transitions`: those common to the running state and the destination; where the
-    destination is itself active, it is left and entered anew.
+    As in `transitions`: those common to the running state and the destination. A destination that
+    is itself active is left and entered again.
     """
     common = 0
     while common < min(len(leaf), len(dest)) and leaf[common] == dest[common]:
@@ -454,7 +453,7 @@ def _kept(leaf: list[str], dest: list[str]) -> int:
 
 
 def _resets(root: LoopPlan) -> dict[str, list[Action]]:
-    """Find, for each loop, the fields in the tree that its entry resets."""
+    """Return, for each loop, the resets of the fields that its entry resets."""
     resets: dict[str, list[Action]] = {}
     for plan in root.walk():
         by_scope: dict[str, dict[str, Field]] = {}

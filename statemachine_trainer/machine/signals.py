@@ -1,4 +1,4 @@
-"""Signals: blinker signals whose receivers have an order, and the moments they tell of."""
+"""Signals (blinker signals whose receivers are ordered), moments and subscriptions."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from statemachine_trainer.machine.errors import BadReceiver
 T = TypeVar("T")
 Receiver = Callable[..., Any]
 Call = Callable[[Any, "Moment"], Any]
-"""What is called with the sender and a moment, by position."""
+"""A function of the sender and a moment, both positional."""
 
 ENTER = "enter"
 EXIT = "exit"
 
 
 class Moment(NamedTuple):
-    """What a receiver is told: which signal, and the transition that fired it.
+    """Passed to each receiver: which signal fired, and on which transition.
 
     Attributes:
-        path: Path of the state or loop that was entered or left; of a transition, its source.
+        path: Path of the state or loop that was entered or left. For a transition: its source.
         kind: "enter", "exit", or the name of the event for the signal of a transition.
         event: The event that was taken; None at the very start.
         source: Path of the state that was left; None at the very start.
@@ -49,9 +49,9 @@ class Moment(NamedTuple):
 
 
 class OrderedSet(set[T]):
-    """A set that iterates in the order of insertion, for blinker's books.
+    """A set that iterates in the order of insertion, for blinker's internal tables.
 
-    It has what blinker asks of its sets (`Signal.set_class`), and no more.
+    It implements only what blinker needs (`Signal.set_class`).
     """
 
     def __init__(self, items: Iterable[T] = ()) -> None:
@@ -61,17 +61,17 @@ class OrderedSet(set[T]):
             self.add(item)
 
     def add(self, item: T) -> None:
-        """Put an item last, unless it is in the set already."""
+        """Append an item, unless the set has it."""
         super().add(item)
         self._order[item] = None
 
     def discard(self, item: object) -> None:
-        """Take an item out if it is in the set."""
+        """Remove an item if the set has it."""
         super().discard(item)
         self._order.pop(item, None)  # type: ignore[arg-type]
 
     def clear(self) -> None:
-        """Take all items out."""
+        """Remove all items."""
         super().clear()
         self._order.clear()
 
@@ -89,13 +89,12 @@ class OrderedSet(set[T]):
 class Signal(blinker.Signal):
     """A blinker signal that calls its receivers by priority, then in the order of connection.
 
-    Exit signals call them in the reverse order, so that what was set up first is torn down last.
-    Whatever blinker can do with a signal works (`connect`, `muted`, senders); `trainer.on` is the
-    comfortable way.
+    Exit signals call them in reverse order, so that what was set up first is torn down last. All of
+    blinker's interface works (`connect`, `muted`, senders). `trainer.on` is more convenient.
 
     Attributes:
         name: Full name, such as "fit.epoch.fetch:enter".
-        same_for_all: Those to call, in order, where they do not depend on the sender; else None.
+        same_for_all: The receivers to call, in order, if they do not depend on the sender; else None.
     """
 
     set_class = OrderedSet
@@ -113,21 +112,21 @@ class Signal(blinker.Signal):
 
     @property
     def is_muted(self) -> bool:
-        """Whether nobody is called; set by blinker's `muted`."""
+        """Whether the signal calls no receivers; set by blinker's `muted`."""
         return self._muted
 
     @is_muted.setter
     def is_muted(self, muted: bool) -> None:
-        if muted != self._muted:  # blinker sets it before there is anything to bring up to date
+        if muted != self._muted:  # blinker sets it before there is anything to update
             self._muted = muted
             self.changed()
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed()` whenever others are to be called than before."""
+        """Call `changed()` whenever the receivers of this signal change."""
         self._watchers.append(changed)
 
     def forget_watchers(self) -> None:
-        """Call nobody any more when a receiver comes or goes."""
+        """Remove all functions that `watch` added."""
         self._watchers.clear()
 
     def connect(self, receiver: Any, sender: Any = blinker.ANY, weak: bool = True) -> Any:
@@ -150,12 +149,12 @@ class Signal(blinker.Signal):
         self.changed()
 
     def receivers_for(self, sender: Any) -> Iterator[Receiver]:  # type: ignore[override]
-        """Yield the live receivers for a sender in the order in which they are called."""
+        """Yield the live receivers for a sender, in call order."""
         found = sorted(super().receivers_for(sender), key=_priority)
         return iter(found[::-1] if self._reverse else found)
 
     def listeners(self, sender: Any) -> tuple[Receiver, ...]:
-        """Return those to call now, in order: none while the signal is muted."""
+        """Return the receivers to call now, in order; none while the signal is muted."""
         same = self.same_for_all
         return tuple(self.receivers_for(sender)) if same is None else same
 
@@ -165,7 +164,7 @@ class Signal(blinker.Signal):
             receiver(sender, moment=moment)
 
     def changed(self) -> None:
-        """Find anew whom to call; said by a receiver, too, if it is to be called in another way."""
+        """Recompute the receivers to call. A receiver calls this, too, when its way of being called changes."""
         held = not any(isinstance(one, weakref.ReferenceType) for one in self.receivers.values())
         for_all = self._by_sender.keys() <= {blinker.base.ANY_ID}
         if self._muted:
@@ -187,13 +186,13 @@ Part = Literal["receiver", "condition"]
 
 
 class CallProbe(Protocol):
-    """Something to put around the calls of subscriptions."""
+    """Wraps the calls of subscriptions."""
 
     def __call__(self, subscription: Subscription, part: Part, call: Call) -> Call:
-        """Return what to call in place of `call`. That must call it once and return its answer.
+        """Return the function to call instead of `call`, which must call it once and return the result.
 
         Args:
-            subscription: Whose call it is.
+            subscription: The subscription.
             part: Whether `call` is its receiver or its condition (`when=`).
             call: A function of the sender and the moment.
         """
@@ -202,10 +201,10 @@ class CallProbe(Protocol):
 
 @runtime_checkable
 class Due(Protocol):
-    """An interval that decides by the counters of the run instead of counting firings."""
+    """An interval that reads the counters of the run instead of counting how often a signal fired."""
 
     def due(self, sender: Any) -> bool:
-        """Tell whether the receiver is to be called now."""
+        """Return whether to call the receiver now."""
         ...
 
 
@@ -213,15 +212,15 @@ class Subscription:
     """A receiver connected to one or more signals. Made by `on`.
 
     Attributes:
-        name: What was subscribed to, as written.
+        name: The name or pattern that `on` was given.
         receiver: The function as given.
-        every: Call it at every n-th firing only, or whenever an interval says it is due.
+        every: Call it only every n-th time the signal fires, or whenever an interval is due.
         once: Cancel after the first call.
         when: Condition, called like the receiver.
         priority: Receivers of higher priority are called earlier (later at exit signals).
-        fired: Firings counted so far, for `every=`; part of the snapshot.
-        spent: Whether `once` has had its call; part of the snapshot.
-        active: Whether it has not been cancelled.
+        fired: How often the signal has fired so far, for `every=`; part of the snapshot.
+        spent: Whether a subscription with `once` has been called; part of the snapshot.
+        active: False once it was cancelled.
     """
 
     def __init__(
@@ -259,7 +258,7 @@ class Subscription:
         self._passed = False
 
     def __call__(self, sender: Any, moment: Moment) -> None:
-        """Receive a firing: filter it by `every` and `when`, then call the receiver."""
+        """Called when the signal fires: check `every` and `when`, then call the receiver."""
         self._passed = False
         if not self.active or (self._filters and not self._is_due(sender, moment)):
             return
@@ -270,7 +269,7 @@ class Subscription:
 
     @property
     def direct(self) -> Call:
-        """What to call at each firing: the receiver itself where there is nothing to ask or count."""
+        """Return what to call when the signal fires: the receiver itself if nothing must be checked first."""
         return self if self._filters or self.once else self._call
 
     def deliver(self, sender: Any, moment: Moment) -> None:
@@ -282,15 +281,15 @@ class Subscription:
 
     @property
     def again(self) -> Receiver:
-        """What to call for a firing at which this subscription raised.
+        """Return what to call again after this subscription has raised.
 
-        The receiver alone if it was the receiver that raised: the firing has been counted, and
-        `when` has said yes.
+        If the receiver raised, that is the receiver alone: `every` has been counted, and `when` was
+        true.
         """
         return self.deliver if self._passed else self
 
     def equip(self, probes: Iterable[CallProbe]) -> None:
-        """Put probes around receiver and condition, the first one innermost."""
+        """Wrap receiver and condition in probes, the first one innermost."""
         self._call, self._when = self._receive, self._ask
         for probe in probes:
             self._call = probe(self, "receiver", self._call)
@@ -300,7 +299,7 @@ class Subscription:
             signal.changed()
 
     def revive(self, signals: list[Signal]) -> None:
-        """Listen again after `once` has had its call."""
+        """Make a subscription with `once` active again after its call."""
         self.active, self.spent = True, False
         self.connect_to(signals)
 
@@ -310,7 +309,7 @@ class Subscription:
         self.connect_to([])
 
     def connect_to(self, signals: list[Signal]) -> None:
-        """Leave the signals of before and listen to these. Once it is cancelled it listens to none."""
+        """Connect to these signals instead of the previous ones. A cancelled subscription connects to none."""
         if not self.active:
             signals = []
         for signal in self._signals:
@@ -323,16 +322,16 @@ class Subscription:
 
     @property
     def signals(self) -> list[Signal]:
-        """The signals it is connected to at present."""
+        """The signals it is connected to now."""
         return list(self._signals)
 
     def interval_state(self) -> Any:
-        """Return what an interval given as `every` remembers, if it can say so."""
+        """Return the state of an interval given as `every`, if it has one."""
         remembered = getattr(self.every, "state_dict", None)
         return None if remembered is None else remembered()
 
     def load_interval_state(self, state: Any) -> None:
-        """Let the interval go on from what it remembered."""
+        """Restore the state of the interval."""
         load = getattr(self.every, "load_state_dict", None)
         if load is not None and state is not None:
             load(state)
@@ -361,25 +360,26 @@ class Subscription:
                 return False
             return self._when is None or bool(self._when(sender, moment))
         except BaseException:
-            self.fired = before  # the firing will be asked about again
+            self.fired = before  # `when` will be asked again for the same moment
             raise
 
 
 def label_of(receiver: Any) -> str:
-    """Return the name of a receiver, the same in every process."""
+    """Return a name for a receiver that is the same in every process."""
     name = getattr(receiver, "__qualname__", None) or type(receiver).__qualname__
     module = getattr(receiver, "__module__", None)
     return f"{module}.{name}" if module and module != "__main__" else str(name)
 
 
 def adapt(function: Callable[..., Any], name: str) -> Callable[[Any, Moment], Any]:
-    """Return a function of `(trainer, moment)` that calls `function` with as much as it needs.
+    """Return a function of `(trainer, moment)` that calls `function` with the arguments it takes.
 
-    A function of one argument gets the trainer; the moment, if that is what it calls its argument.
-    Arguments with a default are left alone (`lambda i=i: ...`), unless they are called so.
+    A function of one argument gets the trainer, or the moment if its argument is named `moment`.
+    Arguments with a default are not filled (`lambda i=i: ...`), unless they have one of these
+    names.
 
     Raises:
-        BadReceiver: It cannot be called, or needs other arguments.
+        BadReceiver: `function` is not callable, or needs other arguments.
     """
     if not callable(function):
         raise BadReceiver(f"The receiver for {name!r} is {function!r}, which cannot be called.")

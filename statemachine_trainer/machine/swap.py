@@ -1,8 +1,8 @@
-"""Swapping loops of a tree: what is carried over, and how a swap that does not hold is undone.
+"""Swapping loops of a tree: what is carried over, and how a failed swap is undone.
 
-A loop stands in a place because somebody chose it, or because a class declares it. What was chosen
-is carried over into the loops that replace those around it. What was not gives way to what the new
-loop's class declares, and hands on the settings that were said for it.
+A loop is in a place because somebody chose it, or because a class declares it as the default. When
+the loop around it is replaced, a chosen loop is carried over. A default loop is not: the class of
+the new loop makes its own default, with the settings that were given for the old one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class LostSettings(UserWarning):
-    """A loop that was put into the place of another lacks settings that were given to that one."""
+    """A loop replaced another one without the settings that were given to it."""
 
 
 def settings_taken(cls: type) -> list[inspect.Parameter]:
-    """Return the settings that `__init__` takes, and its base's where it hands `**others` on."""
+    """Return the settings that `__init__` takes, and those of its base if it passes `**others` on."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" not in base.__dict__ or base is object:
@@ -52,7 +52,7 @@ def names_given(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> fr
 
 
 def has_setting(loop: Loop, name: str) -> bool:
-    """Tell whether a loop keeps a setting of this name; its fields, states and places are none."""
+    """Return whether a loop has a setting of this name. Fields, states and places are not settings."""
     if name in loop._fields or name == "context":
         return False
     static = inspect.getattr_static(type(loop), name, None)
@@ -62,7 +62,7 @@ def has_setting(loop: Loop, name: str) -> bool:
 
 
 def settings_said(loop: Loop) -> list[str]:
-    """Return the settings that somebody gave to a loop, or set on it since."""
+    """Return the settings that somebody passed to a loop, or set on it later."""
     plain: list[Loop] = []
     return [
         one.name
@@ -73,13 +73,13 @@ def settings_said(loop: Loop) -> list[str]:
 
 
 def _is_set(loop: Loop, name: str, default: object, plain: list[Loop]) -> bool:
-    """Tell whether a setting that was not given is another than a loop of this class begins with.
+    """Return whether a setting that was not passed differs from that of a new loop of this class.
 
     Args:
         loop: The loop.
-        name: Of the setting.
-        default: Of the argument. The loop may keep it in another form.
-        plain: Such a loop, made when it is needed.
+        name: Name of the setting.
+        default: Default of the argument. The loop may store it in another form.
+        plain: A cache of one new loop of this class, made when it is needed.
     """
     value = getattr(loop, name)
     if same(value, default):
@@ -89,18 +89,18 @@ def _is_set(loop: Loop, name: str, default: object, plain: list[Loop]) -> bool:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 plain.append(type(loop)())
-        except Exception:  # it needs arguments, or refuses to be made without some
+        except Exception:  # it needs arguments
             return True
     return not (has_setting(plain[0], name) and same(value, getattr(plain[0], name)))
 
 
 def warn_of_lost(old: Loop, new: Loop, name: str) -> None:
-    """Warn of settings that both loops have, and that were given to the first of them alone.
+    """Warn of settings that both loops have, and that were given to the old loop only.
 
     Args:
         old: The loop that was replaced.
-        new: The one that stands in its place.
-        name: Of the place.
+        new: The loop that replaced it.
+        name: Name of the place.
     """
     lost = [f"{one}={getattr(old, one)!r}" for one in _lost(old, new)]
     if not lost:
@@ -116,7 +116,7 @@ def warn_of_lost(old: Loop, new: Loop, name: str) -> None:
 
 
 def _lost(old: Loop, new: Loop) -> Iterator[str]:
-    """Yield the settings that were said for `old`, were not said for `new`, and differ."""
+    """Yield the settings that were given for `old` but not for `new`, and that differ."""
     taken = [one.name for one in settings_taken(type(new)) if has_setting(new, one.name)]
     said = settings_said(old)
     for name in taken:
@@ -129,32 +129,32 @@ def _lost(old: Loop, new: Loop) -> Iterator[str]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two settings are equal; what cannot be compared is not."""
+    """Return whether two settings are equal. Settings that cannot be compared are not."""
     if one is other:
         return True
     try:
         return bool(one == other)
-    except (TypeError, ValueError, RuntimeError):  # arrays, and what else has no one answer
+    except (TypeError, ValueError, RuntimeError):  # such as arrays
         return False
 
 
 class Machine(Protocol):
-    """What a tree of loops has to know of the machine that runs it."""
+    """The machine that runs a tree of loops, as the tree sees it."""
 
     name: str
 
     def rebuild(self) -> None:
-        """Read the tree anew, or raise and change nothing."""
+        """Read the tree again, or raise and change nothing."""
 
     def check_replaceable(self, owner: Loop, place: str) -> None:
-        """Raise if the machine stands inside the loop in this place."""
+        """Raise if the running state is inside the loop in this place."""
 
 
 StatePolicy = Literal["reset", "keep"] | Callable[["Loop", "Loop"], None]
 
 
 def swap(outer: Loop, loops: Mapping[str, Loop | type[Loop]], state: StatePolicy) -> None:
-    """Put loops into places at or below `outer`, all of them or, if anything fails, none.
+    """Put loops into places at or below `outer`: all of them, or none if anything fails.
 
     See `Loop.replace` for arguments and errors.
     """
@@ -171,7 +171,7 @@ def swap(outer: Loop, loops: Mapping[str, Loop | type[Loop]], state: StatePolicy
         for machine in machines:
             machine.rebuild()
             rebuilt.append(machine)
-        one_swap.warn()  # last, for a warning may be an error
+        one_swap.warn()  # last, because a warning may be an error
     except BaseException:
         one_swap.before.restore()
         for machine in rebuilt:
@@ -209,11 +209,11 @@ class _Swap:
     def warn(self) -> None:
         """Warn of settings that are lost."""
         for key, old, new in self._replaced:
-            if [*old.outwards()][-1] is not [*new.outwards()][-1]:  # else it stands elsewhere now
+            if [*old.outwards()][-1] is not [*new.outwards()][-1]:  # else it is in another tree now
                 warn_of_lost(old, new, key)
 
     def _fill(self, new: Loop, old: Loop) -> None:
-        """Fill the places of `new` with what was chosen, or said, for those of `old`."""
+        """Fill the places of `new` with the chosen loops, or the settings, of those of `old`."""
         for name, inner in old.loops_inside().items():
             if not new.is_place(name):
                 continue
@@ -232,7 +232,7 @@ class _Swap:
                 for setting in _lost(was, own):
                     setattr(own, setting, getattr(was, setting))
             if own._parent is not new or was is own:
-                continue  # it stands in two places, which the machine refuses
+                continue  # it is in two places, which the machine refuses
             self.before.remember(own, was)
             self._fill(own, was)
             self._note(name, was, own)
@@ -245,24 +245,24 @@ class _Swap:
 
 
 def _is_carried(old: Loop, new: Loop, name: str) -> bool:
-    """Tell whether the loop in a place of `old` moves into that of `new`, where none was given."""
+    """Return whether the loop in a place of `old` moves into that of `new`, if none was given."""
     if name not in old._declared:
         return True  # somebody chose it
     declares = new._declared.get(name, new.declared(name))
     if declares is not None and declares is not old._declared[name]:
         return False
-    # Deeper inside, a class may have put other loops in than those that the places declare.
+    # Deeper inside, the `__init__` of a class may have put in loops other than the defaults.
     if not _is_as_declared(old._loops[name], chosen=True):
         return False
     return name not in new._loops or _is_as_declared(new._loops[name], chosen=False)
 
 
 def _is_as_declared(loop: Loop, *, chosen: bool) -> bool:
-    """Tell whether all loops inside are those that the places of their classes declare.
+    """Return whether all loops inside are the defaults of their places.
 
     Args:
         loop: The loop.
-        chosen: What to say of one that somebody chose.
+        chosen: The result for a loop that somebody chose.
     """
     return all(
         (loop._declared[name] is loop.declared(name) if name in loop._declared else chosen)
@@ -272,17 +272,17 @@ def _is_as_declared(loop: Loop, *, chosen: bool) -> bool:
 
 
 def _handed_on(old: Loop, factory: object) -> dict[str, Any]:
-    """Return the settings said for a loop, as far as what replaces it takes them."""
+    """Return those settings given for a loop that its replacement takes, too."""
     taken = settings_taken(factory) if isinstance(factory, type) else settings_taken(type(old))
     names = {one.name for one in taken}
     return {name: getattr(old, name) for name in settings_said(old) if name in names}
 
 
 def _class_at_work(owner: Loop) -> type | None:
-    """Return the class of a loop at or around `owner` whose `__init__` is at work; None if none is.
+    """Return the class of a loop at or around `owner` whose `__init__` is running; None if none is.
 
-    What a class puts in while its loop is being made it declares; nobody else has chosen it. Only
-    the stack tells that from an assignment right after.
+    A loop that a class puts in within `__init__` is a default: the user has not chosen it. Only the
+    stack tells this from an assignment right after `__init__`.
     """
     around = list(owner.outwards())
     frame: FrameType | None = sys._getframe(1)
@@ -297,7 +297,7 @@ def _class_at_work(owner: Loop) -> type | None:
 
 
 class _Before:
-    """What loops were like before a swap."""
+    """The state of the loops before a swap, to undo it."""
 
     def __init__(self) -> None:
         self._saved: dict[int, tuple[Loop, dict[str, Any]]] = {}
@@ -315,13 +315,13 @@ class _Before:
 
 
 def _stands_elsewhere(loop: Loop, owner: Loop, key: str) -> bool:
-    """Tell whether the same swap has just put a loop into another place."""
+    """Return whether the same swap has just put a loop into another place."""
     others = (one for name, one in owner._loops.items() if name != key)
     return loop._parent is not owner or any(one is loop for one in others)
 
 
 def _build(given: Loop | type[Loop], old: Loop | None, name: str) -> Loop:
-    """Return the loop to put in: the one given, or one of that class with the settings of `old`."""
+    """Return the given loop, or make one of the given class with the settings of `old`."""
     if not isinstance(given, type):
         return given
     settings: dict[str, Any] = {}

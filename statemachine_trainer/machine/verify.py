@@ -49,8 +49,8 @@ def states_of(loop: Loop, path: str) -> list[str]:
     Raises:
         UnknownInitialState: `initial` is missing, or names no state.
         UnknownState: A name in `transitions` is no state.
-        LoopDefinitionError: A place whose default is one instance for all.
-        MalformedTransition: An entry of `transitions` that is none.
+        LoopDefinitionError: The default of a place is one instance shared by all loops.
+        MalformedTransition: An entry of `transitions` has the wrong form.
     """
     cls = type(loop)
     initial = getattr(cls, "initial", None)
@@ -60,7 +60,7 @@ def states_of(loop: Loop, path: str) -> list[str]:
             f"Loop {path!r} ({cls.__name__}) does not say where it begins. Write the name of its "
             f"first state in the class: `initial = {first}`."
         )
-    read_transitions(cls, loop.transitions, [])  # before its names are trusted
+    read_transitions(cls, loop.transitions, [])  # checks their form before their names are used
     names = declared_names(loop.transitions, initial)
     for name in cls.places():
         factory = inspect.getattr_static(cls, name).factory
@@ -88,7 +88,7 @@ def _is_property(cls: type[Loop], name: str) -> bool:
 
 
 def _not_a_state(loop: Loop, name: str) -> str:
-    """Say why a name cannot be a state, and what to do about it."""
+    """Explain why a name cannot be a state, and what to do about it."""
     cls = type(loop)
     if _is_property(cls, name):
         return "is a property. A state is called: take `@property` away."
@@ -129,7 +129,7 @@ def methods_of(cls: type[Loop]) -> list[str]:
 
 
 POSTED_EVENTS = ("stop", "validate", "checkpoint", "pause")
-"""Events that any loop may have a transition for because they come from outside."""
+"""Events from outside: any loop may have a transition for them."""
 
 _OF_THE_LIBRARY = ("state", "to_state")
 
@@ -139,16 +139,16 @@ END = "end"
 
 @dataclass(slots=True)
 class LoopPlan:
-    """What was read from one loop of the tree.
+    """The checked declaration of one loop of the tree.
 
     Attributes:
         path: Path of the loop, the root's name first.
         loop: The loop itself.
         states: Names of its states, the initial one first.
-        transitions: Its transitions, in one form.
-        answers: What each of its methods may answer with.
+        transitions: Its transitions, normalized.
+        answers: The events that each of its methods may answer with.
         inside: Plans of the loops inside it.
-        origins: For each event that may leave the loop, the path of a state that gives it.
+        origins: For each event that may leave the loop, the path of a state that answers with it.
     """
 
     path: str
@@ -165,7 +165,7 @@ class LoopPlan:
         return type(self.loop).__name__
 
     def given_by(self, state: str) -> dict[str, str]:
-        """Return the events that a state of this loop may give, each with where it comes from."""
+        """Return the events that a state of this loop may answer with, each with the path of its origin."""
         if state in self.inside:
             return self.inside[state].origins
         return dict.fromkeys(self.answers[state].events, f"{self.path}{SEPARATOR}{state}")
@@ -175,20 +175,21 @@ class LoopPlan:
         return {*POSTED_EVENTS, *self.loop.posted}
 
     def takes_posted(self, state: str, event: str) -> bool:
-        """Tell whether the transitions on an event from this state may be taken by a posted one.
+        """Return whether a posted event may take the transitions on it from this state.
 
-        Those for the state's own answer may not, unless the loop lists the event in `posted`.
+        An event that the state itself answers with may not be posted, unless the loop lists it in
+        `posted`.
         """
         if event in self.loop.posted:
             return True
         return event in POSTED_EVENTS and event not in self.given_by(state)
 
     def handles(self, state: str, event: str) -> bool:
-        """Tell whether this event from this state is taken whatever conditions say."""
+        """Return whether this event from this state has a transition whatever the conditions say."""
         return any((t.source, t.event, t.guards) == (state, event, ()) for t in self.transitions)
 
     def walk(self) -> Iterator[LoopPlan]:
-        """Yield this plan and those of the loops inside, outer ones first."""
+        """Yield this plan and the plans of the loops inside, outer ones first."""
         yield self
         for plan in self.inside.values():
             yield from plan.walk()
@@ -198,8 +199,8 @@ def plan_tree(root: Loop, name: str) -> LoopPlan:
     """Read and check a whole tree of loops.
 
     Raises:
-        LoopDefinitionError: One of its subclasses; the message names loop, state and event and says
-            the way out.
+        LoopDefinitionError: The tree cannot run. The message names loop, state and event, and how
+            to fix it.
     """
     if not isinstance(root, Loop):
         kind = root.__name__ if isinstance(root, type) else type(root).__name__
@@ -229,7 +230,7 @@ def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> 
         loop: The loop.
         path: Its path.
         seen: Paths of the loops met before, by identity.
-        interrupted: Whether an event from outside takes the machine out of this loop.
+        interrupted: Whether an event from outside can make the machine leave this loop.
     """
     kind = type(loop).__name__
     if id(loop) in seen:
@@ -265,7 +266,7 @@ def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> 
 
 
 def _read_state(loop: Loop, state: str, path: str) -> Answers:
-    """Read what a state method may answer with, and check the method itself."""
+    """Read the events that a state method may answer with, and check the method itself."""
     cls, method = type(loop), getattr(loop, state)
     _check_call(method, f"State {path!r} ({cls.__name__}.{state})")
     answers = read_answers(cls, state, path)
@@ -276,7 +277,7 @@ def _read_state(loop: Loop, state: str, path: str) -> Answers:
 
 
 def _is_interrupted(plan: LoopPlan, state: str) -> bool:
-    """Tell whether a posted event has a transition out of this state of the loop."""
+    """Return whether a posted event has a transition out of this state of the loop."""
     posted = plan.posted_events()
     return any(
         t.source == state and t.event in posted and t.dest not in (None, state)
@@ -285,7 +286,7 @@ def _is_interrupted(plan: LoopPlan, state: str) -> bool:
 
 
 def _narrow_wildcards(plan: LoopPlan) -> None:
-    """Leave of the transitions from "*" those from states that can give the event."""
+    """Of the transitions from "*", keep only those from states that can answer with the event."""
     kept = [t for t in plan.transitions if not t.implied or _can_occur(plan, t)]
     events = {t.event for t in kept}
     for one in plan.transitions:
@@ -302,7 +303,7 @@ def _narrow_wildcards(plan: LoopPlan) -> None:
 def _can_occur(plan: LoopPlan, one: Transition) -> bool:
     inside = plan.inside.get(one.source)
     if inside is not None and one.event in inside.loop.outcomes:
-        return True  # Its contract, whatever stands in its own places at present.
+        return True  # `outcomes` is its contract, whatever loops are in its places now.
     return one.event in plan.given_by(one.source) or one.event in plan.posted_events()
 
 
@@ -323,7 +324,7 @@ def _check_declarations(loop: Loop, path: str) -> None:
 
 
 def _check_call(function: Callable[..., object], what: str) -> None:
-    """Refuse what needs arguments, or does not answer when it is called."""
+    """Refuse a function that needs arguments, or that does not answer with a plain return."""
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise UncallableState(
             f"{what} is a coroutine or generator function; the machine needs an answer from a "
@@ -389,7 +390,7 @@ def _check_entries(plan: LoopPlan) -> None:
 
 
 def _check_events(plan: LoopPlan) -> None:
-    """Every event given is handled or leaves the loop; every event handled can be given."""
+    """Check that each event is handled or leaves the loop, and that each handled event can occur."""
     _check_order(plan)
     for state in plan.states:
         for event, origin in plan.given_by(state).items():
@@ -411,7 +412,7 @@ def _check_events(plan: LoopPlan) -> None:
 
 
 def _why_not(plan: LoopPlan, one: Transition) -> str:
-    """Say why the source of a transition cannot give its event, and how it could."""
+    """Explain why the source of a transition cannot give its event, and how to change that."""
     given = plan.given_by(one.source)
     inside = plan.inside.get(one.source)
     if inside is None:
@@ -428,7 +429,7 @@ def _why_not(plan: LoopPlan, one: Transition) -> str:
 
 
 def _check_order(plan: LoopPlan) -> None:
-    """Of two transitions on one event from one state the first must leave cases to the second."""
+    """Refuse a second transition on one event from one state if the first is always taken."""
     taken: dict[tuple[str, str], Transition] = {}
     for one in plan.transitions:
         first = taken.get((one.source, one.event))
