@@ -114,6 +114,10 @@ def test_the_place_of_each_is_exact(mode: str) -> None:
     assert_resumable(make(mode), examples=2)
 
 
+def test_a_pass_that_was_left_at_its_last_batch_does_not_go_on_later() -> None:
+    assert_resumable(make("max_size_cycle"), stops=[65])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_the_place_of_each_is_exact_at_every_boundary(mode: str) -> None:

@@ -56,8 +56,9 @@ class CombinedBatches:
         return min(known) if self._mode == "min_size" else max(known)
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the number of the pass that begins next."""
+        """Take the number of the pass that begins next; one that was loaded is over then."""
         self._epoch = epoch
+        self._goes_on = False
 
     def __iter__(self) -> Iterator[Any]:
         if not self._goes_on:
