@@ -169,7 +169,7 @@ def test_a_module_is_in_the_right_phase_in_every_stage() -> None:
     one.fit(model, data(10), data(10))
     one.validate(model, data(10))
     one.test(model, data(10))
-    one.predict(model, data(10))
+    one.predict(model, data(10, shuffle=False))
     assert seen == [
         ("sanity_checking", "evaluating"), ("training",), ("validating", "evaluating"),
         ("validating", "evaluating"), ("testing", "evaluating"), ("predicting",),
