@@ -54,10 +54,10 @@ if TYPE_CHECKING:
     from statemachine_trainer.observe import MetricsTable as MetricsTable
     from statemachine_trainer.observe import Progress as Progress
     from statemachine_trainer.observe import Run as Run
+    from statemachine_trainer.observe.best import load_weights as load_weights
     from statemachine_trainer.observe.recorder import RunFolder as RunFolder
     from statemachine_trainer.snapshot import Best as Best
     from statemachine_trainer.snapshot import Retention as Retention
-    from statemachine_trainer.snapshot.store import load_weights as load_weights
     from statemachine_trainer.trainer import Trainer as Trainer
 
 __getattr__, __dir__, __all__ = public_names(__name__)

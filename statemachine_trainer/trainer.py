@@ -46,11 +46,15 @@ from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh
 from statemachine_trainer.running.session import Session
 from statemachine_trainer.running.subscribing import subscribe
+from statemachine_trainer.running.weights import Checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FIT = ("model", "train", "validation", "loss", "optimizer", "restart", "resume", "fresh", "until")
-_EVALUATION = ("model", "data", "loss")
+_FIT = (
+    "model", "train", "validation", "loss", "optimizer", "restart", "resume", "fresh", "restore_best",
+    "until",
+)  # fmt: skip
+_EVALUATION = ("model", "data", "checkpoint", "loss")
 
 
 class ServedPage(Protocol):
@@ -189,6 +193,7 @@ class Trainer:
         restart: bool = False,
         resume: str | Path | None = None,
         fresh: Fresh | Iterable[Fresh] = (),
+        restore_best: bool = False,
         until: Until = None,
         **unknown: Never,
     ) -> Mapping[str, float]:
@@ -213,6 +218,9 @@ class Trainer:
             fresh: What the script gives instead of the checkpoint: "optimizer" (what it has learned, and
                 its settings), "schedulers" (with the learning rates that they set), "callbacks". Weights,
                 counters and the place in the data are the checkpoint's.
+            restore_best: When the fit has ended, put the weights of its best checkpoint into the model:
+                best by the rule of `Checkpoints(..., retention=Retention(best=Best("val_loss")))`. What
+                the fit ended with stays in its newest checkpoint; a fit that goes on does so from there.
             until: Pause there; see `run`.
             **unknown: None; names of other trainers get an error that says ours.
 
@@ -221,7 +229,8 @@ class Trainer:
 
         Raises:
             NothingToDo: The limits were reached by an earlier fit.
-            SettingError: `resume` names no place, or `loss` is a class.
+            SettingError: `resume` names no place, `loss` is a class, or nothing says what is best.
+            NoBestCheckpoint: The best weights are to be restored, and were not kept.
             UnknownArgument: An argument that there is none of.
             NoCheckpoint: `resume` names a place without a checkpoint.
             FolderInUse: Another process is running in the folder of the run.
@@ -236,7 +245,15 @@ class Trainer:
         """
         check_arguments("fit", unknown, _FIT)
         given = Given(
-            model, train, validation, loss, optimizer, restart, resume, fresh_given(fresh, resume)
+            model,
+            train,
+            validation,
+            loss,
+            optimizer,
+            restart,
+            resume,
+            fresh_given(fresh, resume),
+            restore_best,
         )
         return self._session.fit(given, until)
 
@@ -299,15 +316,29 @@ class Trainer:
         data: Any = None,
         *,
         loss: Loss | None = None,
+        checkpoint: Checkpoint | None = None,
         **unknown: Never,
     ) -> dict[str, float]:
         """Evaluate a model with its `validation_step`; return the metrics.
 
         As `test` and `predict` it may be called while a fit is paused, or by a receiver of one: it
         leaves no trace in the fit, its generators of random numbers and metric objects included.
+
+        Args:
+            model: The model; that of what ran last unless given.
+            data: A loader, or a list or dict of several.
+            loss: For a plain model.
+            checkpoint: Evaluate with the weights of a checkpoint; afterwards the model has its own again.
+                "best" (by the one rule of this trainer's retention), `Best("val_loss")`, "newest", or
+                the folder of a run or of a checkpoint.
+            **unknown: None; names of other trainers get an error that says ours.
+
+        Raises:
+            NoBestCheckpoint: The best weights were not kept.
+            NotACheckpoint: The folder holds no checkpoint.
         """
         check_arguments("validate", unknown, _EVALUATION)
-        return self._session.measure("validate", "validation_step", model, data, loss)
+        return self._session.measure("validate", "validation_step", model, data, loss, checkpoint)
 
     def test(
         self,
@@ -315,22 +346,30 @@ class Trainer:
         data: Any = None,
         *,
         loss: Loss | None = None,
+        checkpoint: Checkpoint | None = None,
         **unknown: Never,
     ) -> dict[str, float]:
-        """Evaluate a model with its `test_step`; return the metrics."""
+        """Evaluate a model with its `test_step`; return the metrics. Arguments are those of `validate`."""
         check_arguments("test", unknown, _EVALUATION)
-        return self._session.measure("test", "test_step", model, data, loss)
+        return self._session.measure("test", "test_step", model, data, loss, checkpoint)
 
     def predict(
-        self, model: nn.Module | None = None, data: Any = None, **unknown: Never
+        self,
+        model: nn.Module | None = None,
+        data: Any = None,
+        *,
+        checkpoint: Checkpoint | None = None,
+        **unknown: Never,
     ) -> list[Any]:
         """Return what the model answers for each batch (`predict_step`, or the model itself).
+
+        Arguments are those of `validate`.
 
         Returns:
             A list of the answers by batch, on the CPU; with several loaders a list of such lists.
         """
-        check_arguments("predict", unknown, _EVALUATION[:2])
-        return self._session.predict(model, data)
+        check_arguments("predict", unknown, _EVALUATION[:3])
+        return self._session.predict(model, data, checkpoint)
 
     def run(self, until: Until = None) -> str | None:
         """Go on with what was started, to the end or up to `until`.
@@ -621,14 +660,14 @@ class Trainer:
             raise NoCheckpoint(
                 "This trainer writes no checkpoints: Trainer(checkpoints='runs/name')."
             )
-        self.checkpoints.write()
+        self._session.checkpoint(self.checkpoints)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state of the fit at this boundary, as a plain tree.
 
         Tensors are those of the run, not copies.
         """
-        return self._state.write()
+        return self._session.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
         """Stand where `state_dict` was taken, in a fit that was started with the same model and data.
@@ -639,7 +678,7 @@ class Trainer:
         Raises:
             SnapshotMismatch, StateMismatch, DataChanged: It is of another fit.
         """
-        self._state.read(state)
+        self._session.load_state_dict(state)
 
     def stateful_callbacks(self) -> list[Any]:
         """Return the callbacks that have a state: those given first, then in the order of their subscription."""

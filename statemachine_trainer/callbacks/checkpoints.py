@@ -239,7 +239,7 @@ class Checkpoints:
 
     def _look_for_the_best(self, moment: Moment, until: str) -> None:
         """Refuse a metric that retention goes by, if nothing is to come that may log it."""
-        context, metrics = self._context, [one.metric for one in self._best()]
+        context, metrics = self._context, [one.metric for one in self.best_rules]
         if unmeasured(context, metrics) is None or not all_has_run(self._running.root, moment.path):
             return
         refuse = partial(refuse_unmeasured, context, metrics, until)
@@ -307,6 +307,7 @@ class Checkpoints:
             "metrics": now,
             "earlier_metrics": {n: v for n, v in context.results.items() if n not in now},
             "of_other_weights": self._of_other_weights(now),
+            "best": {rule.metric: rule.mode for rule in self.best_rules},
         }
 
     def _of_other_weights(self, now: Collection[str]) -> list[str]:
@@ -317,7 +318,7 @@ class Checkpoints:
     def _is_among_the_best(self, measured: Iterable[str]) -> bool:
         """Whether a checkpoint of this moment would be kept for a metric that was just measured."""
         measured = set(measured)
-        rules = [rule for rule in self._best() if rule.metric in measured]
+        rules = [rule for rule in self.best_rules if rule.metric in measured]
         if not rules:
             return False
         ranks, now = Ranks.here(), metrics_of_this_moment(self._context)
@@ -326,7 +327,9 @@ class Checkpoints:
         # The others may see the folder at another moment.
         return bool(ranks.from_first(ranks.rank == 0 and would_keep(self.store, rules, now)))
 
-    def _best(self) -> tuple[Best, ...]:
+    @property
+    def best_rules(self) -> tuple[Best, ...]:
+        """The rules by which the best are kept."""
         best = self.store.retention.best
         return best if isinstance(best, tuple) else (best,)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from statemachine_trainer.observe.epoch_table import MetricsTable
 from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.observe.run import BadJournal, Run, is_run
 from statemachine_trainer.run_record import Record, read_record
-from statemachine_trainer.snapshot import Damaged, Info, Loaded, NotACheckpoint, Store
+from statemachine_trainer.snapshot import Best, Damaged, Info, Loaded, NotACheckpoint, Store
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
+from statemachine_trainer.snapshot.retention import BadRetention
 
 _EVENTS = 5
 _EPOCHS = 10
@@ -159,6 +161,7 @@ def _print_checkpoints(
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("metrics")
     table.add_column("size", justify="right", no_wrap=True)
+    best = _best_by_rule(infos)
     for info in infos:
         said, damaged = info.metadata, info.path in damages
         table.add_row(
@@ -166,11 +169,22 @@ def _print_checkpoints(
             _plain("" if info.damage else f"{info.created.astimezone():%m-%d %H:%M:%S}"),
             _plain("damaged" if damaged else str(_state(said)).rpartition(".")[2]),
             *(_plain(said.get(name, "")) for name in ("epoch", "batch")),
-            _plain(_metrics(said.get("metrics"))),
+            _plain(_metrics(said.get("metrics"), best=best.get(info.path, ()))),
             _plain("" if info.damage else _size(info.size)),
             style="red" if damaged else None,
         )
     console.print(table)
+
+
+def _best_by_rule(infos: Sequence[Info]) -> dict[Path, list[str]]:
+    """Return the metrics by which a checkpoint is the best one, of those that the run keeps the best by."""
+    found: dict[Path, list[str]] = {}
+    rules = next((one.metadata["best"] for one in reversed(infos) if "best" in one.metadata), None)
+    for metric, mode in rules.items() if isinstance(rules, Mapping) else ():
+        with suppress(BadRetention):
+            for place in Best(metric, mode=mode).choose(infos):
+                found.setdefault(infos[place].path, []).append(metric)
+    return found
 
 
 # -- a checkpoint ----------------------------------------------------------------------------------
@@ -277,10 +291,14 @@ def _trained(said: Mapping[str, object]) -> str:
     return ", ".join(names) + took
 
 
-def _metrics(values: object) -> str:
+def _metrics(values: object, best: Collection[str] = ()) -> str:
     if not isinstance(values, Mapping):
         return ""
-    return "  ".join(f"{name} {_number(value)}" for name, value in values.items())
+    written = [
+        f"{name} {_number(value)}{' (best)' if name in best else ''}"
+        for name, value in values.items()
+    ]
+    return "  ".join(written)
 
 
 def _number(value: object) -> str:

@@ -105,13 +105,12 @@ _ARGUMENTS: Final = {
 """Arguments of `fit`, and of the evaluations as far as the next list has no other answer for them."""
 
 _WEIGHTS: Final = (
-    "Load the weights first: load_weights(model, 'runs/name') takes those of the newest checkpoint, "
-    "or of the one that is named"
+    "It is called checkpoint, such as checkpoint='best'; the model has its own weights again afterwards. "
+    "load_weights(model, 'runs/name') loads them for good"
 )
 _OF_EVALUATIONS: Final = {
     "ckpt_path": _WEIGHTS,
     "resume": _WEIGHTS,
-    "checkpoint": _WEIGHTS,
     "datamodule": "Give its loader as data, such as data=datamodule.test_dataloader(); a LightningModule "
     "takes it whole: lightning.module(lit, datamodule=datamodule)",
     "verbose": "Nothing is printed; the metrics are returned",

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, overload
+from typing import Any, Final, NamedTuple, cast, overload
 
 from statemachine_trainer.files import is_regular, names_in, parse_json, path_given
 from statemachine_trainer.graph.graph import Graph
@@ -27,6 +27,7 @@ from statemachine_trainer.observe.journal import (
     check_tables,
     limit_work,
 )
+from statemachine_trainer.observe.kept import Mode, kept_checkpoints, mode_of
 from statemachine_trainer.observe.readings import PARTS, Part, named_apart
 from statemachine_trainer.observe.remote import Remote
 from statemachine_trainer.run_record import JOURNAL, RECORD, BadRecord, Record, read_record
@@ -64,6 +65,19 @@ class Point(NamedTuple):
     step: int
     value: float
     round: int = 0
+
+
+class BestPoint(Point):
+    """The best value of a metric.
+
+    Attributes:
+        path: The checkpoint with the weights that it was measured with; None if that was not kept.
+    """
+
+    path: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, path={str(self.path)!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,18 +215,32 @@ class Run:
         rings = self.rings()
         return Look(rings, self._status(rings), self._progress(rings))
 
-    def best(self, name: str, mode: Literal["min", "max"] = "min") -> Point | None:
-        """Return the best value of a metric; None if there are only NaNs.
+    def best(self, name: str, mode: Mode | None = None) -> BestPoint | None:
+        """Return the best value of a metric, and where its weights are; None if there are only NaNs.
+
+        Args:
+            name: Of the metric.
+            mode: Whether less ("min") or more ("max") is better; as the `Best` of the run says unless
+                given, and "min" where it has none.
 
         Raises:
             NoMetric: The run has no such metric.
             BadMode: The mode is neither "min" nor "max".
         """
-        if mode not in ("min", "max"):
-            raise BadMode(f"mode={mode!r}: say 'min' if the lowest is the best, or 'max'.")
+        kept = kept_checkpoints(self.path)
+        known = any(name in one.metrics for one in kept)
+        part, _, rest = name.partition("/")
+        logged = rest if part in PARTS and not known else name  # as the journal tells parts apart
+        mode = check_mode(mode_of(kept, logged) if mode is None else mode)
         points = [one for one in self.metrics(name) if not math.isnan(one.value)]
+        if not points:
+            return None
         choose = min if mode == "min" else max
-        return choose(points, key=lambda one: one.value, default=None)
+        found = BestPoint(*choose(points, key=lambda one: one.value))
+        there = [one for one in kept if one.step == found.step]
+        of_it = [one for one in there if one.metrics.get(logged) == found.value]
+        found.path = of_it[-1].path if of_it else None
+        return found
 
     def changed(self) -> datetime | None:
         """Return when anything was last written; None if nothing is there."""
@@ -321,6 +349,17 @@ class Run:
                 return connection.execute(query, values).fetchall()
         except (sqlite3.Error, OSError) as error:
             raise BadJournal(f"{path} cannot be read: {error}.") from error
+
+
+def check_mode(mode: str) -> Mode:
+    """Return which way a metric is better.
+
+    Raises:
+        BadMode: It is neither "min" nor "max".
+    """
+    if mode in ("min", "max"):
+        return cast("Mode", mode)
+    raise BadMode(f"mode={mode!r}: say 'min' if the lowest is the best, or 'max'.")
 
 
 def is_run(folder: Path) -> bool:

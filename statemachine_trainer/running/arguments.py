@@ -43,6 +43,7 @@ class Given:
         restart: Begin anew, whatever there is to go on with.
         resume: Where to look for a checkpoint to go on from.
         fresh: What is not taken from that checkpoint.
+        restore_best: Put the best weights into the model when the fit has ended.
     """
 
     model: nn.Module | None = None
@@ -53,6 +54,7 @@ class Given:
     restart: bool = False
     resume: str | Path | None = None
     fresh: tuple[Fresh, ...] = ()
+    restore_best: bool = False
 
     @property
     def model_alone(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
+from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.finding import find_checkpoint
 from statemachine_trainer.control.ownership import FolderInUse, Ownership
 from statemachine_trainer.loops.assembly import Equipment, assemble_evaluation, assemble_fit, go_on
@@ -21,6 +22,7 @@ from statemachine_trainer.loops.guest import goes_on_from
 from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.loops.metrics.log import log, logging_to
 from statemachine_trainer.loops.ranks_compared import check_environment
+from statemachine_trainer.loops.settings_checks import flags
 from statemachine_trainer.loops.steps import Loss, Steps, hooks_of
 from statemachine_trainer.machine.driver import Driver, Until
 from statemachine_trainer.machine.errors import NotStarted
@@ -35,6 +37,7 @@ from statemachine_trainer.running.drivers import Drivers, context_of, take_limit
 from statemachine_trainer.running.fit_state import FitState, Fresh, Host
 from statemachine_trainer.running.settings_record import tell_changes
 from statemachine_trainer.running.subscribing import subscribe, tell_of_error
+from statemachine_trainer.running.weights import BestInModel, Checkpoint, the_rule, weights_of
 from statemachine_trainer.snapshot import Loaded
 from statemachine_trainer.snapshot.ranked import do_together
 from statemachine_trainer.snapshot.rng import seed_everything
@@ -78,12 +81,21 @@ class Session:
         self._progress = progress
         self._owner = owner
         self._listening: Steps | None = None
+        self._best: BestInModel | None = None
 
     def fit(self, given: Given, until: Until) -> Mapping[str, float]:
-        """Start a fit and run it; see `start` and `run`. Returns the metrics known at the end."""
+        """Start a fit and run it; see `start` and `run`. Returns the metrics known at the end.
+
+        Raises:
+            SettingError: The best weights are to be restored, and nothing says what is best.
+        """
+        flags("fit", restore_best=given.restore_best)
+        rule = the_rule(self._host.checkpoints) if given.restore_best else None
         self.start(given)
         if self._fit.path is not None:  # what was resumed may have been at its end
             self.run(until)
+        if rule is not None and self._fit.path is None and self._host.checkpoints is not None:
+            self._best = BestInModel(self._fit.context.model, rule, self._host.checkpoints)
         return self._drivers.context.read_metrics()
 
     # -- starting a fit --------------------------------------------------------------------------
@@ -145,6 +157,9 @@ class Session:
     def _go_on(self, context: Context, given: Given) -> None:
         """Start a fit that has ended once more, with its counters, optimizers and data as they stand."""
         refuse_to_do_nothing(self._fit.root, context)
+        if self._best is not None:
+            self._best.put_back()
+            self._best = None
         go_on(context, given.train, given.validation, given.loss, given.optimizer)
         with self.in_charge(self._fit):
             self._fit.start()
@@ -163,6 +178,7 @@ class Session:
         state: Any = handed if loaded is None else loaded.tree
         checkpoint = None if loaded is None else loaded.path
         context = self._assemble(model, given)
+        self._best = None
         noting = self._host.checkpoints if handed is None else None
         if noting is not None and not given.restart:
             noting.check_folder(loaded)
@@ -247,6 +263,23 @@ class Session:
             driver.start()
         tell_changes(found, source, ended=driver.path is None)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state of the fit; with its last weights, also where the model has its best ones."""
+        tree = self._state.write()
+        if self._best is not None:
+            self._best.put_last_into(tree)
+        return tree
+
+    def checkpoint(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint of the fit; with its last weights, also where the model has its best ones."""
+        with nullcontext() if self._best is None else self._best.aside():
+            checkpoints.write()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Stand where a state of the fit was taken."""
+        self._state.read(state)
+        self._best = None
+
     def _may_go_on(self, state: Mapping[str, Any]) -> bool:
         """Whether a fit that has ended would not have ended with the present settings."""
         context, saved = context_of(self._fit), state["checkpoints"]
@@ -297,7 +330,13 @@ class Session:
     # -- evaluating ------------------------------------------------------------------------------
 
     def measure(
-        self, name: str, step: str, model: nn.Module | None, data: Any, loss: Loss | None
+        self,
+        name: str,
+        step: str,
+        model: nn.Module | None,
+        data: Any,
+        loss: Loss | None,
+        checkpoint: Checkpoint | None = None,
     ) -> dict[str, float]:
         """Run the loop of "validate" or "test" to its end and return the metrics.
 
@@ -307,26 +346,35 @@ class Session:
             model: The model; None for that of what ran last.
             data: One loader or several.
             loss: For a plain model.
+            checkpoint: Evaluate with the weights of this checkpoint.
 
         Raises:
             NotStarted: There is no model.
             AlreadyRunning: An evaluation of this name is running.
             NothingToDo: There are no data.
         """
-        return self._evaluate(name, step, model, data, loss).read_metrics()
+        return self._evaluate(name, step, model, data, loss, checkpoint).read_metrics()
 
-    def predict(self, model: nn.Module | None, data: Any) -> list[Any]:
+    def predict(
+        self, model: nn.Module | None, data: Any, checkpoint: Checkpoint | None = None
+    ) -> list[Any]:
         """Run the loop of "predict" to its end and return the answers; see `measure`.
 
         Returns:
             The answers by batch; with several loaders a list of such lists.
         """
-        self._evaluate("predict", "predict_step", model, data, None)
+        self._evaluate("predict", "predict_step", model, data, None, checkpoint)
         predictions: list[Any] = getattr(self._drivers["predict"].root, "predictions", [])
         return predictions[0] if len(predictions) == 1 else predictions
 
     def _evaluate(
-        self, name: str, step: str, model: nn.Module | None, data: Any, loss: Loss | None
+        self,
+        name: str,
+        step: str,
+        model: nn.Module | None,
+        data: Any,
+        loss: Loss | None,
+        checkpoint: Checkpoint | None,
     ) -> Context:
         """Evaluate, maybe beside a paused fit, whose checkpoints are left alone."""
         driver, before = self._drivers[name], self._drivers.active
@@ -339,6 +387,7 @@ class Session:
         try:
             with (
                 undisturbed(paused),
+                weights_of(context.model, checkpoint, self._host.checkpoints),
                 self._owning(driver),
                 self.in_charge(driver),
                 self._recording(),
@@ -346,8 +395,16 @@ class Session:
             ):
                 driver.start()
                 driver.run()
+                if checkpoint is not None and driver.path is not None:
+                    raise SettingError(
+                        f"{name}(checkpoint={checkpoint!r}) was paused. The weights of a checkpoint are in the "
+                        "model for one evaluation as a whole: load_weights(model, ...) loads them for good."
+                    )
             return context
         except BaseException:
+            if checkpoint is not None:
+                abandon_loops(driver.root)  # nothing to go on with: the model has its own weights
+                driver.share(None)
             if paused is not None:
                 abandon_loops(driver.root)
                 self._drivers.active = before
