@@ -1,4 +1,4 @@
-"""DOT: a graph in the language of Graphviz, loops as clusters, with all that its picture shows."""
+"""DOT: renders a graph in the language of Graphviz, with loops as clusters."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from statemachine_trainer.graph.style import (
 )
 
 FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
-# Told apart without colours too: by the style of the line, and by the sign before the label.
+# Also distinct without colours: by the style of the line, and by the sign before the label.
 CHANGED_LINES: Mapping[Change, dict[str, str]] = {
     "added": {"style": "bold", "penwidth": "2.6"},
     "removed": {"style": "dotted", "penwidth": "2"},
     "changed": {"style": "dashed", "penwidth": "2.2"},
 }
-# A state at its hottest is not quite covered, so that its name can be read.
+# Even the hottest state is not fully opaque, so that its name stays legible.
 HOTTEST = 0.75
 
 Attributes = Mapping[str, str]
@@ -45,7 +45,7 @@ def render(graph: GraphData, style: Style, palette: Palette, *, pixels: float | 
 
     Args:
         graph: What to draw.
-        style: The heat of states, what became of them, and whether there is a legend.
+        style: The heat of states, what changed, and whether there is a legend.
         palette: Its colours.
         pixels: Pixels per inch of a bitmap.
     """
@@ -53,12 +53,12 @@ def render(graph: GraphData, style: Style, palette: Palette, *, pixels: float | 
 
 
 def state_id(path: str) -> str:
-    """The id that a state has in the picture."""
+    """Return the id of a state in the picture."""
     return f"state {path}"
 
 
 def edge_id(number: int) -> str:
-    """The id that the edge has in the picture."""
+    """Return the id of an edge in the picture."""
     return f"edge {number}"
 
 
@@ -122,7 +122,7 @@ class _Drawing:
         yield "}"
 
     def _look(self, state: GraphState, depth: int) -> dict[str, str]:
-        """Fill, border and label of a state or loop."""
+        """Return fill, border and label of a state or loop."""
         palette, change = self.palette, self.style.states.get(state.path)
         inside = palette.loop_inside if depth % 2 else palette.loop
         look = {
@@ -223,10 +223,10 @@ class _Drawing:
         return ending or [root.children[-1]]
 
     def _is_return(self, source: GraphState, target: GraphState) -> bool:
-        """Tell whether an edge leads from a loop back to a state before it.
+        """Return whether an edge leads from a loop back to a state before it.
 
-        It begins at the top of the loop then: from a state deep inside it would be long, and of a
-        line that is cut off Graphviz writes the label where it would have been.
+        Such an edge begins at the top of the loop. From a state deep inside, it would be long, and
+        Graphviz puts the label of a clipped edge where the hidden part would be.
         """
         order = list(self.states)
         beside = source.path.rpartition(SEPARATOR)[0] == target.path.rpartition(SEPARATOR)[0]
@@ -260,7 +260,7 @@ class _Drawing:
         return f'<<table border="0" cellspacing="6" cellpadding="1"><tr>{columns}</tr></table>>'
 
     def _signs(self) -> Iterator[str]:
-        """The signs that the picture uses, each with what it means."""
+        """Yield the signs that the picture uses, each with its meaning."""
         p = self.palette
         leaves = [state for state in self.graph.root.walk() if not state.children]
         if any(s.transient for s in leaves):
@@ -313,12 +313,12 @@ def _marker(loop: GraphState) -> str:
 
 
 def _way_in(state: GraphState) -> str:
-    """The node that an edge to a state leads to; the edge is cut at the border of a loop."""
+    """Return the node that an edge to a state leads to; the edge is clipped at the border of a loop."""
     return _marker(state) if state.children else state.path
 
 
 def _way_out(state: GraphState, event: str) -> str:
-    """The node that an edge from a state begins at: of a loop, the last one that gives the event."""
+    """Return the node at which an edge begins: for a loop, the last state that gives the event."""
     if not state.children:
         return state.path
     giving = [child for child in state.children if event in child.leaving]
@@ -326,7 +326,7 @@ def _way_out(state: GraphState, event: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Write a label so that Graphviz finds no meaning in it; `_attributes` quotes it."""
+    """Escape a label for Graphviz; `_attributes` quotes it."""
     return " ".join(text.split()).replace("&", "&amp;").replace("\\", "\\\\")
 
 
@@ -345,7 +345,7 @@ def _indented(lines: Iterable[str]) -> Iterator[str]:
 # -- Running Graphviz -----------------------------------------------------------------------------
 
 
-# Graphviz works inside this process, and is not made for several threads.
+# Graphviz runs inside this process and is not thread-safe.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -354,15 +354,15 @@ class GraphvizMissing(StateMachineError, ImportError):
 
 
 def is_installed() -> bool:
-    """Tell whether pictures can be laid out."""
+    """Return whether pictures can be laid out."""
     return importlib.util.find_spec("pygraphviz") is not None
 
 
 def lay_out(dot: str, form: Literal["svg", "png"]) -> bytes:
-    """Draw a graph in the DOT language, layer by layer.
+    """Lay out and draw a graph given in the DOT language.
 
     Raises:
-        GraphvizMissing: There is no pygraphviz.
+        GraphvizMissing: pygraphviz is not installed.
     """
     try:
         import pygraphviz

@@ -1,4 +1,4 @@
-"""What can be drawn, and written to a file: graphs, and the difference of two."""
+"""The base of what can be drawn and written to a file: graphs, and the difference of two."""
 
 from __future__ import annotations
 
@@ -42,10 +42,9 @@ class Look(TypedDict, total=False):
 
     Attributes:
         heat: How hot states are, from 0 to 1, by path, or a profile. A closed loop is as hot as the
-            hottest state in it. Paths that the graph does not have are skipped, as long as it has
-            one.
-        running: Path of the running state, in place of the one that the graph knows.
-        legend: Whether the picture explains its signs; it does unless told otherwise.
+            hottest state in it. Unknown paths are skipped if at least one is known.
+        running: Path of the state to show as the running one, instead of the graph's own.
+        legend: Whether the picture explains its signs; True by default.
         theme: "light", "dark", or "auto", which follows the reader's system where the format can.
     """
 
@@ -56,13 +55,13 @@ class Look(TypedDict, total=False):
 
 
 class Drawable:
-    """Draws itself: as Mermaid and DOT with nothing else, as SVG, PNG and HTML by pygraphviz.
+    """Draws itself. Mermaid and DOT need no other package; SVG, PNG and HTML need pygraphviz.
 
     Pictures take the options of `Look`. In a notebook a picture follows the notebook's theme.
 
     Raises:
-        BadOption: An option that there is not, or one with a value that means nothing.
-        UnknownPath: The graph has no state `running`, or none that `heat` names.
+        BadOption: An unknown option, or an invalid value.
+        UnknownPath: The graph has no state `running`, or none of the paths in `heat`.
         GraphvizMissing: For SVG, PNG and HTML: pygraphviz is not installed.
     """
 
@@ -74,7 +73,7 @@ class Drawable:
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return it as data that JSON can hold."""
+        """Return it as JSON-compatible data."""
 
     def to_mermaid(self, *, direction: Literal["TB", "LR"] = "TB", outcomes: bool = True) -> str:
         """Return a Mermaid state diagram; see `graph.mermaid.render`.
@@ -86,26 +85,26 @@ class Drawable:
         return mermaid.render(graph, direction=direction, outcomes=outcomes, style=style)
 
     def to_dot(self, **look: Unpack[Look]) -> str:
-        """Return the picture in the language of Graphviz, for `dot -Tpdf` and the like; light."""
+        """Return the picture in the DOT language, for `dot -Tpdf` and the like; in light colours."""
         graph, style, theme = self._dressed("light", look)
         return dot.render(graph, style, _palette(theme))
 
     def to_svg(self, **look: Unpack[Look]) -> str:
-        """Return an SVG element whose groups say what they show; see `graph.svg.render`."""
+        """Return an SVG element with one labelled group for each state and edge; see `graph.svg.render`."""
         return svg.render(*self._dressed("auto", look))
 
     def to_png(self, *, pixels_per_inch: float = 144, **look: Unpack[Look]) -> bytes:
-        """Return a bitmap; light unless told otherwise."""
+        """Return a PNG; light by default."""
         graph, style, theme = self._dressed("light", look)
         text = dot.render(graph, style, _palette(theme), pixels=pixels_per_inch)
         return dot.lay_out(text, "png")
 
     def to_html(self, **look: Unpack[Look]) -> str:
-        """Return a page that holds the picture and its text, and works offline."""
+        """Return a page with the picture and its text that works offline."""
         return html.render(*self._dressed("auto", look), outline=str(self))
 
     def save(self, path: str | Path, **options: Any) -> Path:
-        """Write the picture to a file, in the format that its ending tells.
+        """Write the picture to a file, in the format of its ending.
 
         Args:
             path: A name that ends in .svg, .png, .html, .dot, .gv, .mmd, .mermaid, .json or .txt.
@@ -115,7 +114,7 @@ class Drawable:
             The path.
 
         Raises:
-            UnknownFormat: The ending is none of these.
+            UnknownFormat: The ending is not one of these.
             BadOption, UnknownPath, GraphvizMissing: As for the method that draws this format.
         """
         path = Path(path)
@@ -139,7 +138,7 @@ class Drawable:
         return path
 
     def _dressed(self, theme: Theme, look: Look) -> tuple[GraphData, Style, Theme]:
-        """Read the options: return what is drawn, what is marked on it, and the theme."""
+        """Apply the options; return the graph to draw, what to mark on it, and the theme."""
         for name in look:
             if name not in Look.__annotations__:
                 raise BadOption(
@@ -155,10 +154,9 @@ class Drawable:
         return graph, replace(style, heat=_heat_on(graph, look.get("heat")), legend=legend), chosen
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        """Show a picture in a notebook: by Graphviz, or without it in those that know Mermaid.
+        """Show a picture in a notebook: by Graphviz, or as Mermaid where Graphviz is missing.
 
-        As HTML it is light or dark as the notebook is; a bare SVG would be an image there, which
-        knows nothing of the page around it. That is for exports which take images alone.
+        As HTML it follows the theme of the notebook. The bare SVG is for exports that take images only.
         """
         text = str(self)
         if dot.is_installed():
@@ -182,7 +180,7 @@ def _palette(theme: Theme) -> Palette:
 
 
 def _heat_on(graph: GraphData, heat: Heat | None) -> Mapping[str, float]:
-    """Return what `heat=` means for a graph, which may show only a part of what it names."""
+    """Return the heat of the states that a graph shows."""
     if heat is None:
         return {}
     found = heat if isinstance(heat, Mapping) else _asked(heat)

@@ -1,4 +1,4 @@
-"""What the graph of a chart is made from: its loops, states and transitions."""
+"""Extracts the loops, states and transitions of a chart as a plain model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def receivers_on(board: SignalBoard) -> dict[str, list[str]]:
 
 
 def _short(subscription: Subscription) -> str:
-    """Return the label of a subscription without the module and function that it was made in."""
+    """Return the label of a subscription without module and enclosing function."""
     module = getattr(subscription.receiver, "__module__", "")
     return subscription.label().removeprefix(f"{module}.").rpartition("<locals>.")[2]
 
@@ -106,13 +106,13 @@ def _leaf_state(
 
 
 def _leaving(plan: LoopPlan, state: str) -> list[str]:
-    """Return the events with which a state leaves its loop, always or where guards refuse."""
+    """Return the events with which a state leaves its loop, always or when guards refuse."""
     taken = {t.event for t in plan.transitions if t.source == state and not t.guards}
     return [event for event in plan.given_by(state) if event not in taken]
 
 
 def _given(plan: LoopPlan) -> Iterator[tuple[str, set[str]]]:
-    """Yield each path of the tree with the events that come from inside it."""
+    """Yield each path of the tree with the events that can come from inside it."""
     yield plan.path, set(plan.origins)
     for state in plan.states:
         if state in plan.inside:
@@ -143,7 +143,7 @@ def _in_words(test: Callable[..., Any] | str, expected: bool) -> str:
 
 
 def _doc_of_loop(cls: type) -> str:
-    """First line of the docstring of a loop class, the base class's own not counting."""
+    """Return the first line of the docstring of a loop class, unless it is that of the base class."""
     return next(
         (_first_line(c.__doc__) for c in cls.__mro__ if c.__doc__ and c not in Loop.__mro__), ""
     )

@@ -31,9 +31,9 @@ from statemachine_trainer.machine.loop import Loop
 
 @dataclass(frozen=True, slots=True)
 class Graph(GraphData, Drawable):
-    """The states and transitions of a machine, and where it stands.
+    """The states and transitions of a machine, and its running state.
 
-    It draws itself, see `Drawable`; a notebook shows the picture. `str(graph)` is an outline.
+    It can be drawn, see `Drawable`. A notebook shows the picture, and `str(graph)` is an outline.
     """
 
     @classmethod
@@ -44,7 +44,7 @@ class Graph(GraphData, Drawable):
 
         Args:
             chart: The machine.
-            current: Path of the running state, to be lit.
+            current: Path of the running state, to be highlighted.
             receivers: Labels of receivers by the full name of their signal (`"fit.epoch:exit"`; a
                 bare path means the enter signal). Names that the chart does not have are skipped:
                 a board may serve several charts.
@@ -60,7 +60,7 @@ class Graph(GraphData, Drawable):
         """Return the graph with loops deeper than `depth` closed; at 0 the root itself is.
 
         Raises:
-            BadOption: The depth is no whole number from 0.
+            BadOption: The depth is not a whole number from 0.
         """
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
             raise BadOption(
@@ -76,7 +76,7 @@ class Graph(GraphData, Drawable):
             path: Path of the loop, or the end of one that only one loop has.
 
         Raises:
-            UnknownLoop: No loop is called so, or several are.
+            UnknownLoop: No loop has this path, or several have.
         """
         loops = {s.path: s for s in self.root.walk() if s.kind == "loop"}
         found = [p for p in loops if p == path] or [p for p in loops if p.endswith(f".{path}")]
@@ -92,14 +92,14 @@ class Graph(GraphData, Drawable):
         return self._showing(root, [*ends, *inside])
 
     def diff(self, after: Graph) -> GraphDiff:
-        """Return what has to be done to this graph to make it the other one.
+        """Return the changes that turn this graph into the other one.
 
         The outermost loops may have different names.
         """
         return GraphDiff.of(self, after)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the graph as data that JSON can hold."""
+        """Return the graph as JSON-compatible data."""
         return {
             "name": self.name,
             "current": self.current,
@@ -119,7 +119,7 @@ class Graph(GraphData, Drawable):
         return self, Style()
 
     def _showing(self, root: GraphState, edges: Sequence[GraphEdge]) -> Graph:
-        """Return a graph of `root` alone: edges end at what is shown, and hidden ones are gone."""
+        """Return a graph of `root` alone: edges end at visible states, and hidden edges are left out."""
         shown = {s.path for s in root.walk()} | {END}
         kept = [
             replace(edge, target=target)
@@ -131,20 +131,19 @@ class Graph(GraphData, Drawable):
 
 
 def graph_of(loop: Loop, name: str = "loop") -> Graph:
-    """Return the graph of a loop that is in no machine.
+    """Return the graph of a loop that is not in a machine.
 
-    A loop that does not list its `outcomes` may let any event go: each that it does let go leads to
-    the final state.
+    If the loop does not list its `outcomes`, each event that leaves it leads to the final state.
 
     Raises:
-        LoopDefinitionError: The loop tree does not hold together.
+        LoopDefinitionError: The loop tree is invalid.
     """
     try:
         chart = Chart(loop, name)
     except UnhandledEvent:
         if loop.outcomes:
             raise
-        # A copy: the loop itself must not have outcomes for having been drawn.
+        # A copy: drawing must not change the `outcomes` of the loop itself.
         root: Any = copy.copy(loop)
         root.outcomes = tuple(events_let_go(loop, name))
         chart = Chart(root, name)
@@ -157,7 +156,7 @@ def _closed(state: GraphState, depth: int) -> GraphState:
 
 
 def _visible(path: str, shown: set[str]) -> str | None:
-    """Return the innermost of the shown states that a path lies in."""
+    """Return the innermost visible state around a path."""
     while path and path not in shown:
         path = path.rpartition(SEPARATOR)[0]
     return path or None
@@ -168,29 +167,29 @@ def _visible(path: str, shown: set[str]) -> str | None:
 
 K = TypeVar("K")
 
-# What a person would call a change of a state. Where events leave follows from what is inside.
+# What a person would call a change of a state. `leaving` follows from what is inside.
 COMPARED_IN_STATES = ("kind", "transient", "resting", "initial", "answers", "on_enter", "on_exit")
 COMPARED_IN_EDGES = ("guards", "posted", "internal", "receivers")
 
 
 class NoGraph(StateMachineError, TypeError):
-    """A graph was to be compared with something that is none."""
+    """A graph was compared with something that is not a graph."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphDiff(Drawable):
     """What was added, removed and changed between two graphs.
 
-    It draws itself like a graph: added is green and thick with "+" before the name, removed red and
-    dotted with "-", changed amber and dashed with "~". `str(diff)` tells it line by line, and it is
-    false if nothing changed.
+    It is drawn like a graph. Added parts are green and thick with "+" before the name, removed
+    parts red and dotted with "-", changed parts amber and dashed with "~". `str(diff)` lists the
+    changes line by line. A diff without changes is false.
 
     Attributes:
         before: The one graph.
         after: The other.
-        union: All states and transitions of both, removed ones behind those that stayed.
-        states: What became of states and loops, by path, in the order of the tree.
-        edges: What became of transitions.
+        union: All states and transitions of both, removed ones after those that stayed.
+        states: The changed states and loops, by path, in the order of the tree.
+        edges: The changed transitions.
     """
 
     before: Graph
@@ -201,10 +200,10 @@ class GraphDiff(Drawable):
 
     @classmethod
     def of(cls, before: Graph, after: Graph) -> GraphDiff:
-        """Compare two graphs; the root of the first takes the name of that of the second.
+        """Compare two graphs, as if their roots had the same name.
 
         Raises:
-            NoGraph: One of them is something else.
+            NoGraph: One of them is not a graph.
         """
         for one in (before, after):
             if not isinstance(one, Graph):
@@ -232,7 +231,7 @@ class GraphDiff(Drawable):
         return cls(before, after, union, _only_changes(states), _only_changes(edges))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the difference as data that JSON can hold."""
+        """Return the difference as JSON-compatible data."""
         edges = [
             {"source": source, "event": event, "target": target, "change": change}
             for (source, event, target, _), change in self.edges.items()
@@ -307,7 +306,7 @@ def _said(value: object) -> str:
 
 
 def _merged(old: GraphState, new: GraphState) -> GraphState:
-    """Return the new state with what was removed inside it put behind what stayed before it."""
+    """Return the new state with its removed children added, each after the child that preceded it."""
     old_inside = {child.path: child for child in old.children}
     new_inside = {child.path: child for child in new.children}
     children: list[GraphState] = [
@@ -321,13 +320,13 @@ def _merged(old: GraphState, new: GraphState) -> GraphState:
             children.insert(at, child)
         behind = path
     if children and new.kind == "state":
-        # It was a loop: drawn as one, to hold what it held.
+        # It was a loop, and is drawn as one, to hold its removed children.
         return replace(new, kind="loop", loop=old.loop, children=tuple(children))
     return replace(new, children=tuple(children))
 
 
 def _renamed(graph: Graph, path: str, name: str) -> Graph:
-    """Return the graph as if its outermost loop were called otherwise."""
+    """Return the graph with another name for its outermost loop."""
     old = graph.root.path
 
     def moved(one: str) -> str:

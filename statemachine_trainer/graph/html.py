@@ -1,4 +1,4 @@
-"""HTML: a page that holds the picture and needs nothing else, and a picture for a page of others."""
+"""HTML: a self-contained page with the picture, and a piece of HTML for other pages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pre {{ overflow-x: auto; }}
 </html>
 """
 
-# Without the rules, what is `hidden` stays so: the loose words of a picture whose elements are gone.
+# If a page drops these rules, the picture stays `hidden`: only its loose words would be left.
 INLINE = """<style>
 .smt-outline {{ display: none; }}
 .smt-picture[hidden] {{ display: block !important; }}
@@ -44,8 +44,7 @@ INLINE = """<style>
 </div>
 """
 
-# How pages of notebooks say which colours they have, whatever the system has: JupyterLab and what is
-# exported from it, VS Code, Colab.
+# How pages of notebooks declare their theme: JupyterLab and its exports, VS Code, Colab.
 LIGHT_PAGES = (
     'body[data-jp-theme-light="true"]',
     "body.vscode-light",
@@ -55,7 +54,7 @@ LIGHT_PAGES = (
 DARK_PAGES = (
     'body[data-jp-theme-light="false"]',
     "body.vscode-dark",
-    # VS Code gives the light one of its two high contrasts this class too.
+    # VS Code also gives this class to its light high-contrast theme.
     "body.vscode-high-contrast:not(.vscode-high-contrast-light)",
     'html[theme="dark"]',
 )
@@ -66,12 +65,12 @@ def render(graph: GraphData, style: Style, theme: Theme = "auto", *, outline: st
 
     Args:
         graph: What to draw.
-        style: The heat of states, what became of them, and whether there is a legend.
+        style: The heat of states, what changed, and whether there is a legend.
         theme: "auto" follows the reader's system.
-        outline: The same as text, for those who cannot see the picture.
+        outline: The graph as text, for readers who cannot see the picture.
 
     Raises:
-        GraphvizMissing: There is no pygraphviz.
+        GraphvizMissing: pygraphviz is not installed.
     """
     page = {"light": [LIGHT], "dark": [DARK], "auto": [LIGHT, DARK]}[theme]
     rules = [f"body {{ background: {p.paper}; color: {p.ink}; }}" for p in page]
@@ -85,17 +84,17 @@ def render(graph: GraphData, style: Style, theme: Theme = "auto", *, outline: st
 
 
 def inline(picture: str, outline: str) -> str:
-    """Return an automatic picture as a piece of HTML for a notebook: light or dark as its page is.
+    """Return a picture as a piece of HTML for a notebook that follows the theme of its page.
 
-    Where the page does not say which it is, the picture follows the reader's system. Its rules are
-    for it alone, and it has no ids: a page may hold several. Where styles are taken out, as of
-    notebooks that are not trusted, the text stands in its place.
+    If the page declares no theme, the picture follows the reader's system. The rules apply to this
+    picture only, and it has no ids, so a page may hold several. If styles are removed, as from
+    untrusted notebooks, the text is shown instead.
 
     Args:
         picture: What `svg.render` returns for the theme "auto".
         outline: The same as text.
     """
-    # These name the page as well, and so win over the rules inside the picture, which do not.
+    # These rules name the page, too, so they take precedence over those inside the picture.
     coloured = [
         f"{', '.join(f'{page} .smt-graph' for page in pages)} {{ {css_variables(palette)} }}"
         for pages, palette in ((LIGHT_PAGES, LIGHT), (DARK_PAGES, DARK))

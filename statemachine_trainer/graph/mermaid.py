@@ -1,4 +1,4 @@
-"""Mermaid: a graph as the text of a state diagram, which GitHub and notebooks draw."""
+"""Mermaid: renders a graph as the text of a state diagram, which GitHub and notebooks draw."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from statemachine_trainer.graph.model import (
 from statemachine_trainer.graph.style import SIGNS, Change, Style, edge_keys
 
 FINAL = "[*]"
-# Only the running state has a fill, and then a text colour too: all must be legible on dark pages.
+# Only the running state has a fill, with a text colour: all must be legible on dark pages.
 CLASSES = {
     "transient": "stroke-dasharray:5 5",
     "resting": "stroke-width:4px",
@@ -26,7 +26,7 @@ CLASSES = {
     "changed": "stroke:#9a6200,stroke-width:3px,stroke-dasharray:8 3",
     "running": "fill:#f5b041,stroke:#b9770e,color:#000",
 }
-# Words of the language (in any case) that Mermaid does not take for the id of a state.
+# Keywords (in any case) that Mermaid does not accept as the id of a state.
 KEYWORDS = {
     *("as", "class", "classdef", "click", "default", "direction", "end", "hide", "href"),
     *("note", "scale", "state", "statediagram", "style"),
@@ -40,7 +40,7 @@ def render(
     outcomes: bool = True,
     style: Style | None = None,
 ) -> str:
-    """Return a graph as a Mermaid `stateDiagram-v2`: loops nested, the running state lit.
+    """Return a graph as a Mermaid `stateDiagram-v2`: loops nested, the running state highlighted.
 
     A dashed border marks a transient state, a thick one a state that may rest.
 
@@ -49,10 +49,10 @@ def render(
         direction: From top to bottom or from left to right.
         outcomes: Whether each loop shows the states that end it, with their events. The transition
             that takes such an event further out is drawn in either case.
-        style: What became of states and edges; heat is not shown.
+        style: The changed states and edges; heat is not shown.
 
     Raises:
-        BadOption: The direction is another.
+        BadOption: The direction is neither of these.
     """
     if direction not in ("TB", "LR"):
         raise BadOption(
@@ -140,7 +140,7 @@ def _sign(change: Change | None) -> str:
 
 
 def _home(edge: GraphEdge) -> str:
-    """Path of the innermost loop that holds both ends of an edge, which is where it is drawn."""
+    """Return the path of the innermost loop around both ends of an edge, in which it is drawn."""
     home = edge.source.rpartition(SEPARATOR)[0]
     while edge.target != END and home and not edge.target.startswith(home + SEPARATOR):
         home = home.rpartition(SEPARATOR)[0]
@@ -148,7 +148,7 @@ def _home(edge: GraphEdge) -> str:
 
 
 def _ids(root: GraphState) -> dict[str, str]:
-    """Give each state an id: its path with underscores, changed where that would not do."""
+    """Give each state an id: its path with underscores, changed if that is not a valid, unique id."""
     taken = {"root_start", "root_end"}
     ids: dict[str, str] = {}
     for state in root.walk():
@@ -180,8 +180,8 @@ def _title(state: GraphState) -> str:
 
 
 def _escape(text: str) -> str:
-    """Write a label so that neither Mermaid nor HTML nor Markdown finds a meaning in it."""
-    # A backslash where Markdown may see emphasis or code; an underscore within a word is none.
+    """Escape a label for Mermaid, HTML and Markdown."""
+    # A backslash before possible emphasis or code of Markdown; an underscore within a word is plain.
     return _entities(re.sub(r"[*`\\]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text))
 
 

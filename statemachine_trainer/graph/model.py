@@ -16,15 +16,15 @@ Receivers = Mapping[str, Sequence[str]]
 
 
 class BadOption(StateMachineError):
-    """An option of a picture has a value that means nothing."""
+    """An option of a picture has an invalid value."""
 
 
 class UnknownFormat(StateMachineError):
-    """A picture was to be written to a file whose ending tells no format."""
+    """The ending of a file name belongs to no format of pictures."""
 
 
 class UnknownPath(StateMachineError):
-    """A state was named, as the running one or by its heat, that the graph does not have."""
+    """The graph has no state of this path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class GraphState:
         kind: "state", "loop" or "final".
         loop: Class of the loop; of a state, class of the loop that it is a method of.
         doc: First line of the docstring.
-        transient: Whether the boundary before it cannot be written down.
+        transient: Whether no snapshot can be taken at the boundary before it.
         resting: Whether it may rest until something comes from outside.
         initial: Path of the state in which a loop begins.
         answers: Events that it may answer with; of a loop, its outcomes.
@@ -83,7 +83,7 @@ class GraphEdge:
         source: Path of the state that it is declared for.
         target: Path of the state that it leads to: a sibling of the source, or, where a loop has an
             entry point for the event, the state inside that is entered; "end" for the final state.
-        guards: Its conditions, in words.
+        guards: Its conditions, as text.
         posted: Whether the event only ever comes from outside.
         internal: Whether the state is neither left nor entered.
         receivers: Receivers of its signal.
@@ -99,7 +99,7 @@ class GraphEdge:
 
     @property
     def label(self) -> str:
-        """The edge in the notation of UML: `event [guard] / receivers`."""
+        """The label of the edge in UML notation: `event [guard] / receivers`."""
         text = self.event
         if self.posted:
             text += " (posted)"

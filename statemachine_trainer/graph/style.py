@@ -1,4 +1,4 @@
-"""What a picture shows besides the graph: the running state, heat, and what changed."""
+"""The look of a picture: heat, changes and colours."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from statemachine_trainer.graph.model import GraphEdge
 
 Change = Literal["added", "removed", "changed"]
 
-# Before the name of what changed, so that it is told apart without colours too.
+# Put before the names of changed parts, so that they are distinct without colours, too.
 SIGNS: Mapping[Change, str] = {"added": "+ ", "removed": "- ", "changed": "~ "}
 
-# Source, event, target, and a number that tells those alike in these apart.
+# Source, event, target, and a number for edges that have these three in common.
 EdgeKey = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a graph is dressed.
+    """What to mark on a graph.
 
     Attributes:
         heat: How hot states are, from 0 to 1, by path.
-        states: What became of states, by path.
-        edges: What became of edges.
+        states: The changed states, by path.
+        edges: The changed edges.
         legend: Whether the picture explains its signs.
     """
 
@@ -36,7 +36,7 @@ class Style:
 
 
 def edge_keys(edges: Sequence[GraphEdge]) -> list[EdgeKey]:
-    """Return a key for each edge, the same for the same edge of another graph."""
+    """Return a key for each edge that is equal for the same edge of another graph."""
     seen: Counter[tuple[str, str, str]] = Counter()
     keys: list[EdgeKey] = []
     for edge in edges:
@@ -52,7 +52,7 @@ def edge_keys(edges: Sequence[GraphEdge]) -> list[EdgeKey]:
 Theme = Literal["auto", "light", "dark"]
 THEMES: tuple[Theme, ...] = ("auto", "light", "dark")
 
-# The same on light and dark pages; states are filled with it the more, the hotter they are.
+# The same on light and dark pages. The hotter a state, the more opaque its fill.
 HEAT = "#e4572e"
 RUNNING = "#f5b041"
 ON_RUNNING = "#1a1206"
@@ -60,7 +60,7 @@ ON_RUNNING = "#1a1206"
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """Colours by what they are used for. No two of them are the same: see `css_rules`."""
+    """The colours of a picture by use. All are different, because `svg` finds their names by colour."""
 
     paper: str
     ink: str

@@ -1,4 +1,4 @@
-"""SVG: what Graphviz drew, with the names of states and events on it, and colours for two themes."""
+"""SVG: the drawing of Graphviz, with data attributes for states and events, and colours for two themes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Element = ElementTree.Element
 
 
 def render(graph: GraphData, style: Style, theme: Theme = "auto") -> str:
-    """Return a graph as an SVG element, to be a file or part of a page.
+    """Return a graph as an SVG element, for a file or a page.
 
     Each state and loop is a `<g data-path="fit.epoch">`; each edge a `<g>` with `data-source`,
     `data-event` and `data-target`. Elements have no ids: a page may hold several pictures.
 
     With the theme "auto" the colours are custom properties of CSS (`--smt-ink` and so on, on
-    `.smt-graph`), which `prefers-color-scheme` sets; programs that know no CSS draw the light ones.
+    `.smt-graph`) that `prefers-color-scheme` sets. Programs without CSS draw the light colours.
 
     Args:
         graph: What to draw.
-        style: The heat of states, what became of them, and whether there is a legend.
+        style: The heat of states, what changed, and whether there is a legend.
         theme: "auto", "light" or "dark".
 
     Raises:
-        GraphvizMissing: There is no pygraphviz.
+        GraphvizMissing: pygraphviz is not installed.
     """
     text = dot.render(graph, style, DARK if theme == "dark" else LIGHT)
     root = ElementTree.fromstring(lay_out(text, "svg"))
@@ -58,7 +58,7 @@ def render(graph: GraphData, style: Style, theme: Theme = "auto") -> str:
 
 
 def _name(root: Element, graph: GraphData) -> None:
-    """Say in each group what it shows, in place of Graphviz's own ids and titles."""
+    """Label each group with what it shows, instead of Graphviz's own ids and titles."""
     states = {dot.state_id(state.path): state for state in graph.states()}
     edges = {dot.edge_id(number): edge for number, edge in enumerate(graph.edges)}
     drawn: dict[str, Element] = {}
@@ -94,7 +94,7 @@ def _about_state(state: GraphState) -> str:
 
 
 def _titled(group: Element, text: str) -> Element:
-    """Replace what is shown where the pointer rests; no title if there is nothing to say."""
+    """Replace the tooltip of a group; an empty text removes it."""
     for title in group.findall(f"{{{SVG}}}title"):
         if text:
             title.text = text
@@ -104,7 +104,7 @@ def _titled(group: Element, text: str) -> Element:
 
 
 def _colour(root: Element) -> None:
-    """Let CSS set each colour that differs between light and dark."""
+    """Move each colour that differs between light and dark into CSS."""
     used = set()
     names = names_by_colour()
     for one in root.iter():

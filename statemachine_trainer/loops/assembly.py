@@ -1,4 +1,4 @@
-"""Putting a run together: a model and data become the context that its loops share."""
+"""Assembles a run: makes the context that its loops share from a model and data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STAGES: Final = {"validation_step": "validate", "test_step": "test", "predict_s
 
 
 class Equipment:
-    """What all runs of one trainer have in common: where and how precisely, and with which seed.
+    """The settings that all runs of one trainer share: device, precision, seed, prefetching.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1", ...
@@ -65,14 +65,14 @@ class Equipment:
             )
         self.prefetch = prefetch
         Precision(precision, self.device)
-        self.agreement: Agreement | None = None  # of the ranks of a fit, where there are several
+        self.agreement: Agreement | None = None  # of the ranks of a fit, if there are several
 
     def context(
         self, model: nn.Module, trainer: Any, loss: Loss | None, optimizer: MakeOptimizer | None
     ) -> Context:
-        """Make the context of a run of a model, which is moved to the device.
+        """Make the context of a run, and move the model to the device.
 
-        A model in wrappers comes out of them. In a `DistributedDataParallel` it stays where it is.
+        A model is taken out of its wrappers. A `DistributedDataParallel` keeps its model.
         """
         whole = model
         model, wrapped = see_through(model)
@@ -88,11 +88,11 @@ class Equipment:
         return context
 
     def feeds(self, source: Any, name: str) -> list[tuple[str, Feed]]:
-        """Make the feeds of one or several loaders."""
+        """Make the feeds of one loader or of several."""
         return [(called, self.feed(loader, called)) for called, loader in as_loaders(source, name)]
 
     def feed(self, loader: Any, name: str) -> Feed:
-        """Make a feed; a loader that is known to be empty is refused at once."""
+        """Make a feed; refuse a loader that is known to be empty."""
         return self._checked(Feed(loader, **self._settings(name)))
 
     def training_feed(self, loader: Any, context: Context) -> Feed:
@@ -136,14 +136,14 @@ def assemble_fit(
     """Make the context of a fit.
 
     Raises:
-        ModelError: A step is missing, or there are no training data.
-        OptimizerError: There is no optimizer, something else in its place, or one of another model.
+        ModelError: A step is missing, or there is no training data.
+        OptimizerError: There is no valid optimizer, or it is that of another model.
         SettingError: Settings of automatic optimization with a model that optimizes by hand.
-        RanksDiffer: Of several ranks, one was given something else.
+        RanksDiffer: The ranks were given different things.
     """
     context = equipment.context(model, trainer, loss, optimizer)
     if any(loop.steps_optimizers or loop.by_hand for _, loop in training_loops(root)):
-        context.steps.get("training_step")  # others find out when they call it
+        context.steps.get("training_step")  # guests check this when they call it
     train, validation = context.steps.arrive("fit", train, validation)
     begin_fit(context)
     context.manual = _settle_optimization(root, context)
@@ -167,10 +167,10 @@ def go_on(
     loss: Loss | None,
     optimizer: MakeOptimizer | None,
 ) -> None:
-    """Give a fit that has ended what it goes on with.
+    """Continue a fit that has ended, with the data that was given.
 
     Raises:
-        SettingError: Another optimizer, which would throw away what the one in use has learned.
+        SettingError: Another optimizer was given. It would discard the state of the one in use.
     """
     had = context.steps.given
     if optimizer is not None and optimizer is not had[1]:
@@ -202,9 +202,9 @@ def assemble_evaluation(
 
 
 def _settle_optimization(root: Loop, context: Context) -> bool:
-    """Put the loop that the model needs into the place of each `OptimizerLoop`.
+    """Replace each `OptimizerLoop` with the loop that the model needs.
 
-    For a module that optimizes by hand that is a `ManualLoop`; a guest brings a loop of its own.
+    A module that optimizes by hand needs a `ManualLoop`. A guest brings its own loop.
 
     Returns:
         Whether the training step does its own optimization.
@@ -221,7 +221,7 @@ def _settle_optimization(root: Loop, context: Context) -> bool:
     if not steps.foreign and any(loop.by_hand for _, loop in loops):
         return True
     for path, loop in loops:
-        if type(loop) is OptimizerLoop:  # whoever put a loop of another class there meant it
+        if type(loop) is OptimizerLoop:  # a loop of another class was put there on purpose
             other = steps.optimizer_loop(loop)
             if steps.by_hand and not steps.foreign:
                 _refuse_settings(loop, context.model)

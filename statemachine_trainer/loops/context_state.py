@@ -1,4 +1,4 @@
-"""The state of a run at a boundary: all that a resumed run needs to go on to the same bits."""
+"""The state of a run at a boundary: all that a resumed run needs to give the same bits."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _TENSORS: Final = saved_as("tensors")
 _SCHEDULED: Final = (
     "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum",
 )  # fmt: skip
-"""What schedulers write into the groups of an optimizer."""
+"""Settings that schedulers write into the parameter groups of an optimizer."""
 
 _handed: ContextVar[list[Any]] = ContextVar("statemachine_trainer_handed_state")
 
 
 @contextmanager
 def handing_state(tree: Any) -> Iterator[None]:
-    """Let the first fit that is started within the block go on from a state, as `resume=` would.
+    """Within the block, make the first fit continue from a state, as `resume=` would.
 
-    For those who get the trainer from a function that starts a fit of its own accord.
+    For callers that get the trainer from a function that starts the fit itself.
     """
     token = _handed.set([tree])
     try:
@@ -53,25 +53,24 @@ def handing_state(tree: Any) -> Iterator[None]:
 
 
 def is_handed_state() -> bool:
-    """Tell whether the fit that is to be started goes on from a state that was handed to it."""
+    """Return whether a handed state waits for the next fit."""
     return bool(_handed.get([]))
 
 
 def take_handed_state() -> Any:
-    """Return the state that was handed to the fit that is being started; None if there is none."""
+    """Return the state handed to the fit that is being started; None if there is none."""
     waiting = _handed.get([])
     return waiting.pop() if waiting else None
 
 
 def context_state(context: Context) -> dict[str, Any]:
-    """Return the state of all that the loops of a run share, as a plain tree.
+    """Return the state of the context of a run, as a plain tree.
 
-    Tensors are not copied: write or copy them before the run goes on.
+    Tensors are not copied: write or copy them before the run continues.
 
-    Gradients are in it wherever the run, or a receiver on its way, reads them again: within a
-    batch that has been propagated backward, in an open accumulation window, and always where the
-    training step optimizes by hand. Between batches they are not: the next backward pass begins
-    with `zero_grad`.
+    It includes gradients if the run, or a receiver, may read them again: within a batch after its
+    backward pass, in an open accumulation window, and always if the training step optimizes by
+    hand. Between batches it does not, because the next backward pass begins with `zero_grad`.
 
     Raises:
         Unwritable: A scheduler cannot say where it stands.
@@ -103,7 +102,7 @@ def context_state(context: Context) -> dict[str, Any]:
 
 
 def lasting_state(context: Context) -> dict[str, Any]:
-    """Return the parts of `context_state` that last for the whole run, as they are at its start.
+    """Return the parts of `context_state` that exist for the whole run.
 
     Raises:
         Unwritable: A scheduler cannot say where it stands.
@@ -117,17 +116,17 @@ def lasting_state(context: Context) -> dict[str, Any]:
 
 
 def remake_optimizers(context: Context, root: Loop, state: Mapping[str, Any]) -> None:
-    """Have the optimizers and schedulers that phases of the saved run made, before they are loaded.
+    """Make the optimizers and schedulers that phases of the saved run had made, before loading them.
 
     Args:
         context: The freshly assembled context, with the optimizers that the model configures.
-        root: The tree of loops, in which those phases are.
-        state: What `context_state` returned.
+        root: The tree of loops with these phases.
+        state: A state from `context_state`.
     """
     saved, loops = state["optimizers"], dict(root.walk())
     if saved and saved[0]["made_by"] is not None:
         path, phase = saved[0]["made_by"]
-        # Which parameters were frozen then tells the list of those that were not.
+        # The state lists the parameters that were not frozen then.
         names = {n for one in saved for group in one["parameters"] for n in group}
         with _trainable(context.model, names):
             context.slots = in_training(loops[path]).make_optimizers(phase)
@@ -140,7 +139,7 @@ def remake_optimizers(context: Context, root: Loop, state: Mapping[str, Any]) ->
 
 @contextmanager
 def _trainable(model: nn.Module, names: Set[str]) -> Iterator[None]:
-    """Within the block, just the parameters of these names have gradients."""
+    """Within the block, only the parameters of these names require gradients."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     for name, parameter in PlainNames(model).parameters():
         parameter.requires_grad_(name in names and parameter.is_floating_point())
@@ -154,18 +153,18 @@ def _trainable(model: nn.Module, names: Set[str]) -> Iterator[None]:
 def load_context_state(
     context: Context, state: Mapping[str, Any], fresh: Collection[str] = ()
 ) -> None:
-    """Bring a freshly assembled context into a saved state; generators of random numbers come last.
+    """Load a saved state into a freshly assembled context; random number generators come last.
 
-    The run takes over the tensors of the tree: a tree is good for one loading.
+    The run takes over the tensors of the tree, so a tree can be loaded only once.
 
     Args:
         context: The context.
-        state: What `context_state` returned.
-        fresh: What stays as it was assembled: "optimizer", "schedulers".
+        state: A state from `context_state`.
+        fresh: Parts that stay as they were assembled: "optimizer", "schedulers".
 
     Raises:
-        SnapshotMismatch: Model, optimizers or loaders are not those of the checkpoint.
-        DataChanged: The data are not.
+        SnapshotMismatch: Model, optimizers or loaders differ from those of the checkpoint.
+        DataChanged: The data differs.
     """
     _check_loaders(context, state)
     load_module_state(context.model, state["model"])
@@ -173,10 +172,10 @@ def load_context_state(
     _load_slots(context, state["optimizers"], fresh)
     context.precision.load_state_dict(state["precision"])
     context.counts.load_state_dict(state["counts"])
-    # Names that the state lacks are those of later versions, which begin with their first values.
+    # Fields that the state lacks were added by later versions; they keep their first values.
     for name in (one for one in _PLAIN if one in state["plain"]):
         setattr(context, name, copied(state["plain"][name]))
-    if "measured" not in state["plain"]:  # an earlier version noted the last validation alone
+    if "measured" not in state["plain"]:  # an earlier version saved only the last validation
         at = context.validated_at or context.moment
         context.measured = dict.fromkeys(context.results, (context.counts.epoch, *at))
     for name in (one for one in _TENSORS if one in state["in_flight"]):
@@ -185,7 +184,7 @@ def load_context_state(
     tables = {"train": context.train_metrics, "validation": context.validation_metrics}
     for name, table in tables.items():
         table.load_state_dict(state["metrics"][name])
-    context.train_metrics.over = state.get("metrics_over")  # None: of an earlier version
+    context.train_metrics.over = state.get("metrics_over")  # None in states of an earlier version
     context.log_table = tables.get(state["logging"])
     if state["train"] is not None:
         context.train.load_state_dict(state["train"])
@@ -200,7 +199,7 @@ def load_context_state(
 
 
 def _restore_generators(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Put the generators that the model reaches where they were.
+    """Restore the random number generators that the model reaches.
 
     Earlier versions named them by the path of their module alone: ``body.rng``, and ``.rng`` at the
     top.
@@ -214,9 +213,9 @@ def _restore_generators(model: nn.Module, saved: Mapping[str, Any]) -> None:
 
 
 def _cut_off(leaf: object) -> object:
-    """Cut a tensor off from its autograd graph.
+    """Detach a tensor from its autograd graph.
 
-    One without a graph stays the same object, so that a batch and its splits are written once.
+    A tensor without a graph stays the same object, so that a batch and its splits are written once.
     """
     if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
         return leaf.detach()
@@ -275,9 +274,9 @@ def _slot_states(context: Context) -> Iterator[dict[str, Any]]:
 
 
 def _outline(slot: OptimizerSlot, names: Mapping[int, str]) -> dict[str, Any]:
-    """What kind of optimizer it is, and which parameters it updates, in its order.
+    """Return the kind of an optimizer, and the parameters that it updates, in its order.
 
-    The state of an optimizer knows its parameters by number alone.
+    The state of an optimizer identifies its parameters only by number.
     """
     return {
         "kind": type(slot.optimizer).__name__,
@@ -312,7 +311,7 @@ def _load_slots(context: Context, saved: Sequence[dict[str, Any]], fresh: Collec
 
 
 def _check_slots(context: Context, saved: Sequence[dict[str, Any]], fresh: Collection[str]) -> None:
-    """Refuse optimizers and schedulers of another kind, as far as their state is to be loaded."""
+    """Refuse optimizers and schedulers that differ from those whose state is loaded."""
     if "optimizer" in fresh and "schedulers" in fresh:
         return
     names = {id(p): name for name, p in PlainNames(context.model).parameters()}
@@ -331,14 +330,14 @@ def _check_slots(context: Context, saved: Sequence[dict[str, Any]], fresh: Colle
 
 
 def _set_rates(optimizer: Optimizer, scheduler: Any) -> None:
-    """Set the learning rates of a fresh optimizer to those of a scheduler that goes on."""
+    """Set the learning rates of a fresh optimizer to those of a restored scheduler."""
     rates = getattr(scheduler, "_last_lr", None) or ()
     for group, rate in zip(optimizer.param_groups, rates, strict=False):
         group["lr"] = rate
 
 
 def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load an optimizer's state; torch casts it to the type of the parameter, which loses bits."""
+    """Load an optimizer's state without torch's cast to the type of the parameter, which loses bits."""
     optimizer.load_state_dict(dict(state))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [n for group in state["param_groups"] for n in group["params"]]
@@ -350,7 +349,7 @@ def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 def _difference(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
-    """Say where two lists of optimizers part."""
+    """Describe the first difference of two lists of optimizers."""
     if len(theirs) != len(ours):
         kinds = [[one["kind"] for one in many] for many in (theirs, ours)]
         return f"there were {len(theirs)} ({kinds[0]}), here are {len(ours)} ({kinds[1]})"

@@ -1,7 +1,6 @@
-"""Beginning anew: a fit that is put together, the next fold or round, a saved state to load.
+"""Resets a run: for a new fit, for the next fold or round, and before a saved state is loaded.
 
-All of them begin with `begin_fit`. What it resets follows from the scopes that the fields of the
-context declare.
+All of these call `begin_fit`. It resets the fields of the context by the scopes that they declare.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from statemachine_trainer.parallel import Precision, map_leaves
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
 
 _OF_THE_FIT: Final = ("stop", "end_epoch", "validate")
-"""Posted events that were meant for the fit that is over."""
+"""Posted events that end with the fit that they were meant for."""
 
 
 def begin_fit(context: Context) -> None:
-    """Bring all that belongs to a fit to where it begins; optimizers and schedulers are new.
+    """Reset all that belongs to a fit, and make new optimizers and schedulers.
 
-    What belongs to the run stays: the model with its weights, the data where they stand, and the
-    generators of random numbers.
+    What belongs to the run stays: the model with its weights, the position in the data, and the
+    random number generators.
 
     Raises:
-        OptimizerError: There is no optimizer, or something else in its place.
+        OptimizerError: The model configures no valid optimizer.
     """
     context.begin("fit")
     context.use_optimizers(read_optimizers(context.steps.configure_optimizers()))
@@ -50,20 +49,20 @@ def renew(
     train: Any = None,
     validation: Any = None,
 ) -> None:
-    """Begin a fit within a run, such as the next fold: nothing of the last one is left.
+    """Begin a new fit within a run, such as the next fold, without any state of the last one.
 
-    Besides all that `begin_fit` resets, gradients are cleared, and the intervals of checkpoints
-    begin anew. How often subscriptions with `every=` were called stays.
+    Besides what `begin_fit` resets, gradients are cleared and the intervals of checkpoints start
+    again. The counters of subscriptions with `every=` stay.
 
     Args:
-        context: What the loops of the run share; its model stays the same object.
-        weights: What `captured` returned; None leaves the weights as they are.
-        callbacks: What `captured_callbacks` returned: callbacks begin with that state.
-        train: A loader for the new fit; None leaves the present one, where it stands.
+        context: The context of the run. Its model stays the same object.
+        weights: Weights from `captured`; None keeps the present ones.
+        callbacks: States from `captured_callbacks` with which the callbacks begin.
+        train: A loader for the new fit; None keeps the present one, at its position.
         validation: The same; one loader, or several as `fit` takes them.
 
     Raises:
-        SettingError: The optimizer was given as an object, which cannot be made anew.
+        SettingError: The optimizer was given as an object, so no new one can be made.
     """
     check_renewable(context)
     if weights is not None:
@@ -75,16 +74,16 @@ def renew(
 
 
 def captured(context: Context) -> dict[str, Any]:
-    """Return a copy of the model's state, on the CPU, that later steps do not change."""
+    """Return a copy of the model's state on the CPU."""
     state: dict[str, Any] = _copied(module_state(context.model, grads=False))
     return state
 
 
 def check_renewable(context: Context) -> None:
-    """Refuse an optimizer object: it would carry what it has learned into the next fit.
+    """Refuse an optimizer object: its state would leak into the next fit.
 
     Raises:
-        SettingError: It is one.
+        SettingError: The optimizer is an object.
     """
     given = context.steps.given[1]
     if isinstance(given, Optimizer):
@@ -96,10 +95,10 @@ def check_renewable(context: Context) -> None:
 
 
 def reopen(context: Context) -> None:
-    """Make a context as it was when its fit began, so that a saved state can be loaded into it.
+    """Reset a context to the start of its fit, so that a saved state can be loaded into it.
 
-    Loops may have exchanged optimizers and data since. They put in theirs once more when they are
-    told where they stand. The context and its model stay the same objects.
+    Loops may have exchanged optimizers and data since then. They do so again when their state is
+    restored. The context and its model stay the same objects.
     """
     for feed in _feeds(context):
         feed.shutdown()
@@ -114,10 +113,10 @@ def reopen(context: Context) -> None:
 
 
 def replace_data(context: Context, train: Any, validation: Any) -> None:
-    """Give a context its data. None, or the very data it has, keeps them where they stand.
+    """Give a context its data. None, or the data that it already has, keeps the position in the data.
 
     Raises:
-        ModelError: There are no training data, or data for a step that the model lacks.
+        ModelError: There is no training data, or the model lacks the step for the validation data.
         EmptyLoader: A loader has no batch.
     """
     if train is None and context.train is None:
@@ -147,9 +146,9 @@ def replace_data(context: Context, train: Any, validation: Any) -> None:
 
 
 def equip(context: Context, *, train: Any = None, validation: Any = None) -> None:
-    """Give a context feeds of other data; the loaders given to `fit` are not reloaded any more.
+    """Give a context feeds of other data. The loaders given to `fit` are then no longer reloaded.
 
-    Workers of the feeds before end, persistent ones too: nobody reads from them again.
+    The workers of the previous feeds end, persistent ones too.
     """
     if train is not None:
         if context.train is not None:
@@ -163,19 +162,19 @@ def equip(context: Context, *, train: Any = None, validation: Any = None) -> Non
 
 
 def training_feed_for(context: Context, loader: Any) -> Feed:
-    """Make a feed of training data, which reads ahead where the trainer is to."""
+    """Make a feed of training data, which reads ahead if the trainer prefetches."""
     feed: Feed = context.equipment.training_feed(as_loader(loader, "train"), context)
     return feed
 
 
 def feeds_for(context: Context, loader: Any, name: str) -> list[tuple[str, Feed]]:
-    """Make feeds to put into `context.others`, for an evaluation within a loop of loops."""
+    """Make feeds for `context.others`, for evaluations of loops such as k-fold."""
     feeds: list[tuple[str, Feed]] = context.equipment.feeds(loader, name)
     return feeds
 
 
 def withdraw_feeds(context: Context, name: str) -> None:
-    """Take feeds out of `context.others`, if they are there, and end their workers."""
+    """Remove feeds from `context.others`, if they are there, and end their workers."""
     for _, feed in context.others.pop(name, ()):
         feed.shutdown()
 
@@ -185,10 +184,10 @@ def given_dataset(context: Context, wanted_by: object) -> Dataset[Any]:
 
     Args:
         context: What the loops of the run share.
-        wanted_by: The loop that takes them apart, for the error.
+        wanted_by: The loop that divides the data, for the error message.
 
     Raises:
-        BadSource: They have no length, or no items by index.
+        BadSource: The data has no length, or no items by index.
     """
     return dataset_of(as_loader(context.sources[0]), type(wanted_by).__name__)
 
@@ -205,7 +204,7 @@ def captured_callbacks(context: Context) -> list[dict[str, Any]]:
 
 
 def forget_posted(context: Context) -> None:
-    """Withdraw posted events that were meant for the fit that is over."""
+    """Withdraw posted events that were meant for the fit that has ended."""
     if context.trainer is None:
         return
     for event in _OF_THE_FIT:
@@ -214,7 +213,7 @@ def forget_posted(context: Context) -> None:
 
 
 def renew_callbacks(context: Context, saved: Sequence[Mapping[str, Any]]) -> None:
-    """Put callbacks into the state that `captured_callbacks` returned."""
+    """Restore the states of callbacks that `captured_callbacks` returned."""
     for one, was in zip(_callbacks(context), saved, strict=False):
         if type(one).__qualname__ == was["kind"]:
             one.load_state_dict(_copied(was["state"]))
@@ -251,7 +250,7 @@ def _feeds(context: Context) -> Iterator[Feed]:
 
 
 def _can_be_made_anew(source: Any) -> bool:
-    """Whether a loader, or one of several, was given as a function."""
+    """Return whether a loader, or one of several, was given as a function."""
     if isinstance(source, Mapping | list | tuple):
         sources = source.values() if isinstance(source, Mapping) else source
         return any(map(_is_function, sources))

@@ -29,7 +29,7 @@ class ManualLoop(TrainingLoop):
     gradients and leaves the step out where one has overflowed.
 
     Args:
-        instead_of: The loop that comes back for a model that does not optimize by hand.
+        instead_of: The loop that returns for a model that does not optimize by hand.
     """
 
     initial = "manual_step"

@@ -1,4 +1,4 @@
-"""What `configure_optimizers` returns, brought into one form, and the work around a step."""
+"""Normalizes the return value of `configure_optimizers`, and does the work around a step."""
 
 from __future__ import annotations
 
@@ -31,23 +31,22 @@ _ACCEPTED: Final = (
 
 
 class SteppedByEpochs(LikelyMistake):
-    """A scheduler that goes by steps was given without saying that it does."""
+    """A scheduler that counts steps was given without `interval="step"`."""
 
 
 @dataclass(slots=True)
 class Scheduler:
-    """A learning rate scheduler and when it is stepped.
+    """A learning rate scheduler, and when to step it.
 
     Attributes:
         scheduler: Anything with `step`, `state_dict` and `load_state_dict`.
-        interval: Stepped after optimizer steps, or at the end of epochs.
-        frequency: At every n-th of these, counted over the run. Steps are those of its own
-            optimizer.
-        monitor: Name of the metric handed to `step`; None for schedulers that take none.
+        interval: "step" (after optimizer steps) or "epoch" (at the end of epochs).
+        frequency: Step it at every n-th of these, counted over the run. Steps are those of its own optimizer.
+        monitor: Name of the metric passed to `step`; None for schedulers that take none.
         strict: Whether a monitored metric that does not exist is an error.
         name: For messages and loggers.
-        seen: When the monitored value that it was last stepped with was measured.
-        configured: What it was set to when it was made.
+        seen: When the monitored value of its last step was measured.
+        configured: Its settings when it was made.
     """
 
     scheduler: Any
@@ -62,21 +61,21 @@ class Scheduler:
 
 @dataclass(slots=True)
 class OptimizerSlot:
-    """One optimizer with all that belongs to it.
+    """One optimizer, with its schedulers and counters.
 
     Attributes:
         optimizer: The torch optimizer.
-        frequency: Number of batches in a row that are its own, where several optimizers take turns.
+        frequency: Number of batches in a row that it trains on, if several optimizers take turns.
         schedulers: Its schedulers.
         steps: Steps it has taken in this run.
-        window: Backward passes since its gradients were last cleared and not yet stepped.
-        size: Backward passes that the open window takes; a setting that changes holds for the next one.
-        others: The other optimizers, whose parameters are frozen while this one works.
-        made_by: The phase that made it, as path of its loop in the tree and name; None if the model
-            configured it.
-        scheduled_by: The phase that gave it its schedulers; None if they came with it.
+        window: Backward passes since its gradients were last cleared that it has not yet stepped
+            with.
+        size: Size of the open window, in backward passes. A changed setting holds for the next window.
+        others: The other optimizers. Their parameters are frozen while this one works.
+        made_by: The phase that made it: path of its loop in the tree, and name. None if the model configured it.
+        scheduled_by: The phase that made its schedulers; None if they were configured with it.
         takes_closure: Whether it evaluates the loss itself, several times a step (LBFGS).
-        configured: What its groups of parameters were set to when it was made.
+        configured: The settings of its parameter groups when it was made.
     """
 
     optimizer: Optimizer
@@ -93,12 +92,12 @@ class OptimizerSlot:
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The parameters it updates at present; groups may be added during a run."""
+        """The parameters that it updates now; groups may be added during a run."""
         return _parameters(self.optimizer)
 
     @contextmanager
     def others_frozen(self) -> Iterator[None]:
-        """Switch off, within the block, the gradients of all that only other optimizers update."""
+        """Within the block, freeze the parameters that only other optimizers update."""
         own = {id(parameter) for parameter in self.parameters}
         foreign = (p for other in self.others for p in _parameters(other))
         frozen = [p for p in foreign if p.requires_grad and id(p) not in own]
@@ -112,17 +111,18 @@ class OptimizerSlot:
 
 
 def read_optimizers(returned: Any) -> list[OptimizerSlot]:
-    """Bring the return value of `configure_optimizers` into a list of slots.
+    """Convert the return value of `configure_optimizers` to a list of slots.
 
     Args:
-        returned: All that Lightning accepts: an optimizer, a list or tuple of them, two lists
+        returned: Any form that Lightning accepts: an optimizer, a list or tuple of them, two lists
             `(optimizers, schedulers)`, a dict with `optimizer` and `lr_scheduler` (a scheduler or a
             dict with `scheduler`, `interval`, `frequency`, `monitor`, `strict`, `name`), a list of
             such dicts (with `frequency` for taking turns), or None or an empty list for no
             optimizer.
 
     Raises:
-        OptimizerError: It is none of these; the message says what was found and what is accepted.
+        OptimizerError: It has none of these forms. The message says what was found and what is
+            accepted.
     """
     slots = list(_slots(returned))
     frequencies = [slot.frequency for slot in slots]
@@ -143,7 +143,7 @@ def read_optimizers(returned: Any) -> list[OptimizerSlot]:
 
 
 def _settings_of_scheduler(scheduler: Any) -> dict[str, Any]:
-    """Return the attributes of a scheduler, without those that say where it stands."""
+    """Return the settings of a scheduler: its attributes without its counters."""
     return {
         name: copy.copy(value)
         for name, value in getattr(scheduler, "__dict__", {}).items()
@@ -278,7 +278,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _needs_argument(function: Callable[..., Any], name: str | None = None) -> bool:
-    """Tell whether a function cannot be called without an argument (of that name)."""
+    """Return whether a function has a required argument (of this name)."""
     return any(
         one.default is one.empty
         and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
@@ -296,14 +296,13 @@ def _shown(found: Any) -> str:
 
 
 class Turns:
-    """Which optimizers work on a batch: all, or by their frequencies one after the other.
+    """Decides which optimizers work on a batch: all, or one after the other by their frequencies.
 
-    Frequencies are counted over the run, so that they go on over the borders of epochs as
-    schedulers do.
+    Frequencies are counted over the run, across the ends of epochs, as for schedulers.
 
     Args:
         slots: The optimizers.
-        only: Indices of those that work at all; None for all of them.
+        only: Indices of the optimizers in use; None for all.
     """
 
     def __init__(self, slots: Sequence[OptimizerSlot], only: Collection[int] | None = None) -> None:
@@ -323,14 +322,14 @@ class Turns:
 
 
 class HasMetrics(Protocol):
-    """The context of a run, as far as a scheduler looks at it."""
+    """The part of the context that schedulers need."""
 
     def read_metrics(self) -> Mapping[str, float]:
         """Return the newest value of every metric."""
         ...
 
     def measured_at(self, name: str) -> tuple[int, int, int] | None:
-        """Tell when the newest value of a metric was measured."""
+        """Return when the newest value of a metric was measured."""
         ...
 
     @property
@@ -345,22 +344,22 @@ def step_schedulers(
     count: int,
     metrics: HasMetrics,
 ) -> None:
-    """Step those schedulers of an optimizer that are due.
+    """Step the schedulers of an optimizer that are due.
 
-    One that monitors a metric is handed each value of it once: an epoch without a validation says
-    nothing new.
+    A scheduler that monitors a metric gets each value once: an epoch without a validation has no
+    new value.
 
     Args:
         slot: The optimizer.
-        interval: Whether a step or an epoch has just been done.
+        interval: Whether a step or an epoch has just ended.
         count: How many of these the optimizer has done in the run.
-        metrics: The context of the run. It is asked only where a monitored value is due: that waits
-            for the device.
+        metrics: The context of the run. Read only when a monitored value is due: reading waits for
+            the device.
 
     Raises:
         MissingMetric: At the end of an epoch, a strict scheduler monitors a name that was never
-            logged. Within the epoch one that goes by steps waits for its first value; all wait for
-            the first validation, if there is to be one.
+            logged. Schedulers that count steps wait for the end of the epoch, and all wait for the
+            first validation, if one will come.
     """
     for one in slot.schedulers:
         if one.monitor is None:
@@ -399,9 +398,9 @@ def _step_monitored(
 def step_scaled(slot: OptimizerSlot, slots: Sequence[OptimizerSlot], scaler: GradScaler) -> bool:
     """Unscale the gradients of an optimizer and step it, unless one of them has overflowed.
 
-    The scaler is brought up to date after each step of each optimizer. Others may hold gradients in
-    an open accumulation window then: those are brought to the new scale, by which they will be
-    divided (exactly: scales are powers of two).
+    The scaler is updated after each step of each optimizer. Other optimizers may then hold
+    gradients of an open accumulation window. These are rescaled to the new scale, by which they
+    will be divided. That is exact, because scales are powers of two.
 
     Args:
         slot: The optimizer; its window is closed.
@@ -409,7 +408,7 @@ def step_scaled(slot: OptimizerSlot, slots: Sequence[OptimizerSlot], scaler: Gra
         scaler: The scaler of the run.
 
     Returns:
-        Whether it stepped.
+        Whether the optimizer stepped.
     """
     stepped: list[object] = []
     hook = slot.optimizer.register_step_post_hook(lambda *_: stepped.append(slot))

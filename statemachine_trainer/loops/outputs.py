@@ -1,4 +1,4 @@
-"""What a training step may return."""
+"""Reads the return value of a training step."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from statemachine_trainer.parallel.containers import detach
 def read_output(
     output: Any, takes_hiddens: bool, model: nn.Module | None = None, *, verb: str = "returned"
 ) -> tuple[torch.Tensor | None, Any]:
-    """Find the loss, and what goes on to the next split, in the return value of a training step.
+    """Find the loss and the hiddens in the return value of a training step.
 
     Args:
         output: The loss (a tensor of one element with a gradient), a mapping with `loss` (and
             `hiddens`), a tuple `(loss, hiddens)` where the step takes hiddens, an object with an
-            attribute `loss`, or None (also in the place of the loss) to leave the batch out.
+            attribute `loss`. None, also in place of the loss, leaves the batch out.
         takes_hiddens: Whether the step has a parameter `hiddens`.
-        model: Whose step it is, so that an error can say more.
-        verb: What the step did with the output, for errors.
+        model: The model of the step, for error messages.
+        verb: How the step gave the output ("returned", "yielded"), for error messages.
 
     Returns:
-        The loss, None if the batch is to be left out, and the hiddens, None if there are none.
+        The loss, None to leave the batch out, and the hiddens, None if there are none.
 
     Raises:
-        StepOutputError: It is none of these.
+        StepOutputError: The output has none of these forms.
     """
     if output is None:
         return None, None
@@ -49,9 +49,9 @@ def read_output(
 
 
 def read_manual_output(output: Any, takes_hiddens: bool) -> tuple[torch.Tensor | None, Any]:
-    """Find loss and hiddens in what a training step returned that optimizes by hand.
+    """Find loss and hiddens in the return value of a training step that optimizes by hand.
 
-    Whatever it returns is fine, but a step that takes hiddens has to hand them on.
+    It may return anything, but a step that takes hiddens must return them.
 
     Raises:
         StepOutputError: There are no hiddens.

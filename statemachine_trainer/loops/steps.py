@@ -1,4 +1,4 @@
-"""What a user trains, as a handful of functions: a module with steps, or a model with a loss."""
+"""The steps of a model as functions of one form: a module with steps, or a plain model with a loss."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from statemachine_trainer.parallel.wrapped import Wrapped
 
 
 def finds_own_loss(model: nn.Module) -> bool:
-    """Tell whether the forward pass of a model takes `labels`, or any keyword."""
+    """Return whether the forward pass of a model takes `labels`, or any keyword."""
     parameters = inspect.signature(model.forward).parameters
     any_keyword = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     return "labels" in parameters or any_keyword
 
 
 def own_loss_steps(model: nn.Module) -> dict[str, Callable[[Any, int], Any]]:
-    """Make the steps of a model whose `model(**batch)` returns an object with `loss`.
+    """Make the steps of a model for which `model(**batch)` returns an object with `loss`.
 
-    Each logs it, as `loss`, `val_loss` or `test_loss`. A prediction is all that the model returns.
+    Each step logs the loss, as `loss`, `val_loss` or `test_loss`. A prediction is the whole output.
     """
     steps = loss_steps(lambda batch: _loss_of(_call(model, batch), model, batch))
     return {**steps, "predict_step": lambda batch, _batch_idx: _call(model, batch)}
@@ -62,10 +62,10 @@ _LOGGED = {"training_step": "loss", "validation_step": "val_loss", "test_step": 
 
 
 def loss_steps(loss_of: Callable[[Any], torch.Tensor]) -> dict[str, Callable[[Any, int], Any]]:
-    """Make the steps of training, validation and test; each logs its loss under a name of its own.
+    """Make the steps of training, validation and test, which log `loss`, `val_loss` and `test_loss`.
 
     Args:
-        loss_of: Finds the loss of a batch, a scalar.
+        loss_of: Computes the loss of a batch, a scalar.
     """
 
     def logging_as(name: str) -> Callable[[Any, int], Any]:
@@ -80,7 +80,7 @@ def loss_steps(loss_of: Callable[[Any], torch.Tensor]) -> dict[str, Callable[[An
 
 
 Step = Callable[[Any, int], Any]
-"""A step in one form: called with the batch and its number."""
+"""A step, called with the batch and its number."""
 
 Loss = Callable[[Any, Any], torch.Tensor]
 MakeOptimizer = Optimizer | Callable[..., Optimizer]
@@ -91,24 +91,25 @@ STEPS: Final = ("training_step", "validation_step", "test_step", "predict_step")
 ASKABLE: Final = (
     "batch_idx", "dataloader_idx", "optimizer_idx", "split_idx", "hiddens", "optimizers", "trainer",
 )  # fmt: skip
-"""What a step gets if it names it in its signature."""
+"""Further arguments that a step may name in its signature."""
 
 
 class Steps:
     """The steps of a model, each called as `step(batch, batch_idx)`.
 
-    Besides the batch and its number, a step gets what its signature names: `dataloader_idx`,
-    `optimizer_idx`, `split_idx`, `hiddens`, `optimizers`, `trainer`. The number is its second
-    argument, whatever its name, if it has no default, and goes to `*args`; `**kwargs` get nothing.
+    Besides the batch and its number, a step gets the arguments that its signature names:
+    `dataloader_idx`, `optimizer_idx`, `split_idx`, `hiddens`, `optimizers`, `trainer`. A second
+    argument without a default gets the number of the batch, whatever its name; so does `*args`.
+    `**kwargs` stays empty.
 
     Args:
-        model: Any module. With `loss`, its training step is `loss(model(x), y)` on batches
-            `(x, y)`, unless it has one of its own. A model without either that takes `labels`, as
-            those of Hugging Face do, is called with the batch as keywords and finds its loss itself.
+        model: Any module. With `loss`, its training step is `loss(model(x), y)` on batches `(x,
+            y)`, unless it has one of its own. A model without either that takes `labels`, as those
+            of Hugging Face do, is called with the batch as keywords and computes its loss itself.
         loss: For a plain model: called with the model's output and the targets.
-        optimizer: An optimizer, or a callable that makes one of the parameters; takes the place of
+        optimizer: An optimizer, or a callable that makes one from the parameters; used instead of
             `configure_optimizers`.
-        source: Has an attribute for each name that a step may ask for; read at each call.
+        source: Has an attribute for each further argument of a step; read at each call.
         wrapped: The model in its `DistributedDataParallel`, through which the training step is
             called. The other steps are not: a rank may evaluate alone.
         whole: The model as it was given, in all its wrappers; None if it is in none.
@@ -123,7 +124,7 @@ class Steps:
         by_hand: Whether the model asks for manual optimization (`automatic_optimization = False`).
 
     Raises:
-        ModelError: A step has a parameter that nobody can fill.
+        ModelError: A step has an unknown parameter without a default.
     """
 
     def __init__(
@@ -173,14 +174,14 @@ class Steps:
     # -- what a guest does in its own way ----------------------------------------------------------
 
     foreign: ClassVar[bool] = False
-    """Whether the model is of another library, with hooks and ways of its own; see `Guest`."""
+    """Whether the model is written for another library, with its own hooks; see `Guest`."""
 
     def arrive(self, _stage: str, *data: Any) -> tuple[Any, ...]:
         """Get the model ready for a fit or an evaluation; return the data to use."""
         return data
 
     def optimizer_loop(self, loop: Loop) -> Loop:
-        """Return the loop that is to stand in the place of an `OptimizerLoop`."""
+        """Return the loop to use in place of an `OptimizerLoop`."""
         return loop
 
     def receiver(self) -> object:
@@ -188,14 +189,14 @@ class Steps:
         return self.model
 
     def subscribe(self, _trainer: Any) -> bool:
-        """Let the model subscribe its hooks; False if whoever asks is to do so by their names."""
+        """Let the model subscribe its hooks; False if the caller must subscribe them by name."""
         return False
 
     def expect(self, state: Any) -> None:
-        """Hear of the state of the context that is about to be loaded, before those of receivers are."""
+        """Called with the state of the context before it, and the states of receivers, are loaded."""
 
     def failed(self, error: BaseException) -> None:
-        """Hear of an exception that ends the run."""
+        """Called with an exception that ends the run."""
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -205,7 +206,7 @@ class Steps:
         return callable(getattr(self.model, "training_epoch_end", None))
 
     def training_epoch_end(self, outputs: list[Any]) -> None:
-        """Hand the outputs of an epoch's training steps to the model."""
+        """Pass the outputs of an epoch's training steps to the model."""
         self.model.training_epoch_end(outputs)  # type: ignore[operator]
 
     def __contains__(self, name: str) -> bool:
@@ -231,7 +232,7 @@ class Steps:
         return self._found[name]
 
     def configure_optimizers(self) -> Any:
-        """Return what the model, or the `optimizer=` setting, says about optimizers."""
+        """Return the optimizers as the model, or the argument `optimizer=`, configures them."""
         if self.given[1] is not None:
             made = self.given[1]
             if not isinstance(made, Optimizer) and callable(made):
@@ -252,7 +253,7 @@ class Steps:
         return configure()
 
     def _refuse_unseen_backward(self) -> None:
-        """Refuse a wrapped model whose training step goes backward before the wrapper knows of it."""
+        """Refuse a wrapped model whose training step calls backward inside the wrapper's forward pass."""
         yields = inspect.isgeneratorfunction(getattr(self.model, "training_step", None))
         if self.by_hand or yields:
             how = "yields its losses" if yields else "optimizes by hand"
@@ -266,7 +267,7 @@ class Steps:
         return self.get("training_step")
 
     def split(self, batch: Any, split_steps: int) -> list[Any] | None:
-        """Return the model's own splits of a batch along time; None if it has no way to split."""
+        """Return the model's own splits of a batch along time; None if the model has no method for it."""
         for name in ("split_batch", "tbptt_split_batch"):
             method = getattr(self.model, name, None)
             if method is not None:
@@ -291,7 +292,7 @@ def supervised_steps(model: nn.Module, loss: Loss) -> dict[str, Step]:
 
 
 def inputs_of(batch: Any) -> Any:
-    """Return the inputs of a batch: its first part if it is a pair, else all of it."""
+    """Return the inputs of a batch: its first part if it is a pair, else the whole batch."""
     return batch[0] if isinstance(batch, list | tuple) and len(batch) == 2 else batch
 
 
@@ -310,7 +311,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 
 def _adapt(method: Callable[..., Any], label: str, source: object) -> Step:
-    """Bring a step into the form that is called with the batch and its number."""
+    """Wrap a method as a step that is called with the batch and its number."""
     yields = inspect.isgeneratorfunction(method) and not label.endswith(".training_step")
     if yields or inspect.iscoroutinefunction(method):
         raise ModelError(
@@ -349,7 +350,7 @@ def _adapt(method: Callable[..., Any], label: str, source: object) -> Step:
 
 
 def _is_number(second: inspect.Parameter) -> bool:
-    """Tell whether the second parameter of a step is the number of the batch."""
+    """Return whether the second parameter of a step is the number of the batch."""
     if second.name in ASKABLE:
         return second.name == "batch_idx"
     return second.default is second.empty
@@ -364,6 +365,6 @@ def _is_lightning_module(model: nn.Module) -> bool:
 
 
 def hooks_of(model: nn.Module) -> Mapping[str, Callable[..., Any]]:
-    """Return the model's methods called `on_<state>`, which are subscribed like a callback's."""
+    """Return the model's `on_<state>` methods, which are subscribed like those of a callback."""
     names = [n for n in dir(type(model)) if n.startswith("on_")]
     return {name: method for name in names if callable(method := getattr(model, name, None))}

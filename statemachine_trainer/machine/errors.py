@@ -1,4 +1,4 @@
-"""The mistakes the machine knows, one exception class for each kind.
+"""The errors of the machine, one class for each kind of mistake.
 
 Every message says what is wrong, where (the path of the loop or state), and what to do about it.
 """
@@ -55,7 +55,7 @@ class NoWayOut(LoopDefinitionError):
 
 
 class LoopUsedTwice(LoopDefinitionError):
-    """One loop instance in two places of a tree, or in two machines: its state could not be told apart."""
+    """One loop instance is in two places of a tree, or in two machines."""
 
 
 class MissingLoop(LoopDefinitionError):
@@ -63,11 +63,11 @@ class MissingLoop(LoopDefinitionError):
 
 
 class ReservedName(LoopDefinitionError):
-    """A name that the machine keeps for itself, or that cannot stand in a path."""
+    """A name that is reserved for the machine, or that cannot be part of a path."""
 
 
 class PlaceNotNamed(LoopDefinitionError, TypeError):
-    """A loop was given by position, which does not say where it is to stand."""
+    """A loop was given by position, so its place is unknown."""
 
 
 class NoValueYet(StateMachineError, AttributeError):
@@ -75,7 +75,7 @@ class NoValueYet(StateMachineError, AttributeError):
 
 
 class UnknownLoop(StateMachineError):
-    """A path or name that leads to no loop of the tree, or to more than one."""
+    """A path or name that matches no loop of the tree, or more than one."""
 
 
 class LoopInUse(StateMachineError):
@@ -87,11 +87,11 @@ class CannotBuild(StateMachineError):
 
 
 class UnexpectedEvent(StateMachineError):
-    """A state answered at run time with something no transition is waiting for."""
+    """A state answered at run time with something that has no transition."""
 
 
 class StrayStopIteration(StateMachineError):
-    """User code let a `StopIteration` escape, which never steers a loop."""
+    """User code let a `StopIteration` escape. It does not end a loop here."""
 
 
 class AlreadyRunning(StateMachineError):
@@ -115,11 +115,11 @@ class UnknownSignal(SubscriptionError):
 
 
 class AmbiguousSignal(SubscriptionError):
-    """A short name that several states bear."""
+    """A short name that several states have."""
 
 
 class BadReceiver(SubscriptionError):
-    """A receiver that cannot be called with `(trainer, moment)`, or a senseless option."""
+    """A receiver that cannot be called with `(trainer, moment)`, or an invalid option."""
 
 
 class StateMismatch(StateMachineError):
@@ -141,7 +141,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def level_of_caller() -> int:
-    """Return the `stacklevel` of the first frame outside of this package, seen by whoever asks."""
+    """Return the `stacklevel` with which a warning of the caller points outside this package."""
     level, frame = 1, sys._getframe(1)
     package = __name__.partition(".")[0]
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:

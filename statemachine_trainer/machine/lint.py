@@ -1,4 +1,4 @@
-"""What the code of a loop class tells before it runs: mistakes that would show late, or never."""
+"""Checks of the code of a loop class that find mistakes which would show late, or never."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ _READ_BY_THE_MACHINE: Final = (
 
 
 def check_class(cls: type[Loop], path: str) -> None:
-    """Refuse a class that hides what the machine needs, or misspells what it declares.
+    """Refuse a class that overrides what the machine needs, or misspells a declaration.
 
     Raises:
         ReservedName: It defines `context`, or a method by the name of one that the machine calls.
-        LoopDefinitionError: An attribute that is nearly a declaration, or a container all share.
+        LoopDefinitionError: An attribute is nearly a declaration, or a container that all loops
+            would share.
     """
     where = f"Loop {path!r} ({cls.__name__})"
     for base in _own_classes(cls):
@@ -69,7 +70,7 @@ def _check_attribute(cls: type[Loop], base: type, name: str, value: object, wher
 
 
 def check_fields(loop: Loop, path: str) -> None:
-    """Refuse a field whose value from `__init__` would be reset at the first entry.
+    """Refuse a field that `__init__` sets: the first entry would reset it.
 
     Raises:
         LoopDefinitionError: `__init__` sets a field.
@@ -95,10 +96,10 @@ def check_fields(loop: Loop, path: str) -> None:
 
 
 def check_scopes(loop: Loop, path: str) -> None:
-    """Refuse the scope of a field that is nearly, but not quite, a loop around it.
+    """Refuse a misspelt scope of a field.
 
     Raises:
-        LoopDefinitionError: No loop around has the name, and one has a similar one.
+        LoopDefinitionError: No loop around has this name, but one has a similar name.
     """
     around = path.split(".")
     for name, declared in loop._fields.items():
@@ -114,14 +115,14 @@ def check_scopes(loop: Loop, path: str) -> None:
 
 
 def check_left_out(cls: type[Loop], path: str, states: Sequence[str], guards: set[str]) -> None:
-    """Refuse states that were written and then forgotten in `transitions`, or misspelt.
+    """Refuse states that are missing or misspelt in `transitions`.
 
-    Only what is written beside the transitions, or in classes derived from there, is looked at: a
-    base class may offer states that a loop makes no use of.
+    Only the class that has the transitions, and classes derived from it, are checked: a base class
+    may offer states that a loop does not use.
 
     Raises:
         UnreachableState: A loop, or a method with events, that no transition names.
-        LoopDefinitionError: A name that is a loop and a method at once.
+        LoopDefinitionError: A name is a loop and a method at once.
     """
     where = f"loop {path!r} ({cls.__name__})"
     for base in _beside_the_transitions(cls):
@@ -148,10 +149,10 @@ def check_left_out(cls: type[Loop], path: str, states: Sequence[str], guards: se
 
 
 def check_state(method: Callable[..., object], loop: Loop, path: str) -> None:
-    """Compare what a state method does, and the methods that it calls, with what its loop declares.
+    """Check that a state method, and the methods that it calls, set only declared fields.
 
     Raises:
-        LoopDefinitionError: It keeps something in an attribute that is no field.
+        LoopDefinitionError: One sets or changes an attribute that is not a field.
     """
     cls = type(loop)
     parts = _with_helpers(method, cls)
@@ -182,7 +183,7 @@ def check_state(method: Callable[..., object], loop: Loop, path: str) -> None:
 
 
 def check_hooks(cls: type[Loop], path: str, states: Sequence[str], events: Sequence[str]) -> None:
-    """Refuse methods that look like receivers: nobody calls those of a loop.
+    """Refuse methods of a loop that look like receivers, because they are never called.
 
     Raises:
         LoopDefinitionError: There is a method `on_<state>`, `on_enter_...`, `on_exit_...`,
@@ -215,10 +216,10 @@ def check_answers(
 ) -> None:
     """Compare the events that a method returns by name with those that it declares.
 
-    A method with nothing in it (`...`) is a sketch, which may be drawn before it can run.
+    A method without a body (`...`) is a sketch: it can be drawn, but not run.
 
     Raises:
-        UndeclaredEvents: It returns an event that it does not declare, or nothing at all.
+        UndeclaredEvents: It returns an event that it does not declare, or never returns one.
     """
     facts = facts_of(method)
     if facts is None:

@@ -1,4 +1,4 @@
-"""What the source of a method tells: attributes that it sets, what it calls and returns."""
+"""Reads the source of a method: the attributes that it sets, what it calls and returns."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _MUTATING: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was read from one method.
+    """Facts about the source of one method.
 
     Attributes:
         sets: Attributes that it sets on its first argument.
-        changes: Attributes of its first argument whose content it changes.
+        changes: Attributes of its first argument whose contents it changes.
         calls: Methods of its first argument that it calls.
-        returns: The constants that it returns; None if its end may be reached.
+        returns: The constants that it returns, None among them if its end may be reached.
         returns_others: Whether it returns anything else as well.
-        is_empty: Whether there is nothing in it but `...`, `pass` or a docstring.
+        is_empty: Whether it holds nothing but `...`, `pass` or a docstring.
     """
 
     sets: frozenset[str]

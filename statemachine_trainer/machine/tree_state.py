@@ -1,4 +1,4 @@
-"""The state of a tree of loops as plain data, and whether such data fits a tree."""
+"""The state of a tree of loops as plain data, and the check that it fits another tree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statemachine_trainer.machine.program import Program
 
 
 def state_of_loops(root: Loop, name: str) -> dict[str, dict[str, Any]]:
-    """Return class and fields of every loop by its path."""
+    """Return the class and the fields of every loop, by path."""
     return {
         path: {"loop": type(loop).__qualname__, "fields": loop.state_dict()}
         for path, loop in root.walk(name)
@@ -20,7 +20,7 @@ def state_of_loops(root: Loop, name: str) -> dict[str, dict[str, Any]]:
 
 
 def check_state(state: Mapping[str, Any], root: Loop, name: str, program: Program) -> None:
-    """Refuse what a driver of another tree has written down.
+    """Refuse a state that was saved from a different tree.
 
     Raises:
         StateMismatch: The message lists all differences.

@@ -1,4 +1,4 @@
-"""What a run is to stop at, and iterating over the transitions up to there."""
+"""The goal (`until`) of a run, and iterating over the transitions up to it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from statemachine_trainer.machine.program import Edge
 from statemachine_trainer.machine.signals import ENTER, Moment, Subscription, adapt
 
 Until = str | Callable[..., Any] | None
-"""Name of a signal, or a condition of `(trainer, moment)` asked at each entry of a state."""
+"""Name of a signal, or a condition of `(trainer, moment)` evaluated at each entry of a state."""
 
 
 class Goal:
-    """An `until`, found out in both ways in which a machine is run.
+    """An `until`, for whole runs and for single transitions.
 
-    A whole run listens for it, so that a transition that does not meet it costs nothing. Who takes
-    single transitions asks about each.
+    A whole run subscribes to it with `watch`, so that other transitions cost nothing. Code that
+    makes single transitions asks `is_met` after each.
 
     Raises:
         BadReceiver: It is neither a name nor a function.
@@ -40,7 +40,7 @@ class Goal:
             )
 
     def watch(self, meet: Callable[[], None]) -> Subscription | None:
-        """Call `meet` whenever the goal is met; None if there is no goal."""
+        """Call `meet` whenever the goal is met. Returns None if there is no goal."""
         if self._name is not None:
             return self._board.watch(self._name, meet)
         if self._condition is not None:
@@ -48,14 +48,14 @@ class Goal:
         return None
 
     def is_met(self, edge: Edge) -> bool:
-        """Tell whether going along an edge has met the goal."""
+        """Return whether following an edge has met the goal."""
         moments = [emission.moment for emission in edge.emissions()]
         if self._condition is not None:
             entries = (moment for moment in moments if moment.kind == ENTER)
             return any(self._condition(self._sender, moment) for moment in entries)
         if self._name is None:
             return False
-        # Looked up each time: a swap between two transitions may have made other signals.
+        # Looked up each time: a swap between two transitions may have made new signals.
         names = {signal.name for signal in self._board.resolve(self._name)}
         return any(moment.signal in names for moment in moments)
 
@@ -70,7 +70,7 @@ class Steppable(Protocol):
 
     @property
     def transient(self) -> bool:
-        """Whether what lives at this boundary cannot be written down."""
+        """Whether no snapshot can be taken at this boundary."""
         ...
 
     def advance(self) -> Edge | None:
@@ -78,14 +78,14 @@ class Steppable(Protocol):
         ...
 
     def take_pause(self) -> bool:
-        """Tell whether a pause was asked for, and take it as obeyed."""
+        """Return whether a pause was requested, and clear the request."""
         ...
 
 
 class Moments(Iterator[Moment]):
     """Makes one transition of a machine per item.
 
-    Not a generator, so that no StopIteration of user code can end it.
+    It is not a generator, so that a StopIteration raised by user code cannot end it.
     """
 
     def __init__(self, machine: Steppable, goal: Goal) -> None:
