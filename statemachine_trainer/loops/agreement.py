@@ -1,9 +1,9 @@
-"""Several ranks that train one model: what they have to agree on, so that none waits for ever.
+"""Agreement of the ranks that train one model, so that no rank waits for ever.
 
-Ranks of a run have to make the same transitions: one that stops a batch earlier than another leaves
-it waiting for gradients that never come. What follows from counters is the same at all of them.
-What comes from outside (a posted event, a signal of the system, the time) or was measured on a
-part of the data is not, and is agreed on here.
+The ranks of a run must make the same transitions: if one stops a batch earlier, the others wait for
+gradients that never come. Decisions based on counters are the same on all ranks. Events from
+outside (a posted event, a signal of the operating system, the time) and metrics of a part of the
+data differ, so the ranks agree on them here.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _COMPARED: Final = -1
 
 
 class Agreement:
-    """Lets all ranks of a fit take what comes from outside at the same boundary.
+    """Makes all ranks of a fit handle events from outside at the same boundary.
 
     They meet where events are taken: at the entry of each state that has an edge for a posted
-    event, so once a batch in the default tree. What was posted at any of them until then is posted
-    at all; a checkpoint that one was asked for is written by all; a signal of the system that one
-    received stops all. From batch to batch that happens one meeting later, when the answers have
-    come in by themselves. The clock of the run is the same for all, so that limits and intervals
-    in seconds are due at the same batch.
+    event, which is once a batch in the default tree. An event posted at one rank is posted at all.
+    A checkpoint requested at one rank is written by all. A signal of the operating system that one
+    rank receives stops all. From batch to batch this takes effect one meeting later, so that no
+    rank waits for the answers. All ranks use the same clock, so limits and intervals in seconds are
+    due at the same batch.
 
-    Metrics that were logged as numbers are reduced over the ranks as a validation or an epoch ends.
+    Metrics that were logged as numbers are reduced over the ranks when a validation or an epoch ends.
 
     Args:
         ranks: The ranks.
@@ -58,7 +58,7 @@ class Agreement:
         self._ranks = ranks
         self._trainer = trainer
         self._driver = driver = cast(Driver, trainer.driver)
-        driver.post_to = self  # whoever posts, posts to all ranks
+        driver.post_to = self  # posted events go to all ranks
         self._wishes: set[str] = set()
         self._asked: tuple[list[str], Callable[[], list[float]]] | None = None
         self._on_the_way: list[str] = []
@@ -68,7 +68,7 @@ class Agreement:
         self._entries = driver.entries
         self._steps_before: int | None = None
         self._wrapped = context.steps.wrapped
-        # At the first batch alone: it costs a look into the batch.
+        # At the first batch only, because it costs a look into the batch.
         self._compares = [*self._first(f"{driver.name}*.fetch:fetched", self._compare_batches)]
         self._subscriptions = [
             *(trainer.board.watch(path, self._meet) for path in _meeting_points(driver)),
@@ -85,7 +85,7 @@ class Agreement:
                 self._wrapped.averages = windows.closes
 
     def leave(self) -> None:
-        """Agree on nothing any more: another fit is assembled."""
+        """End the agreement: another fit is assembled."""
         self._driver.post_to = None
         for one in self._subscriptions:
             one.cancel()
@@ -93,31 +93,31 @@ class Agreement:
     def post(self, event: str) -> None:
         """Post an event to all ranks. After the end it does nothing.
 
-        May be called from receivers, other threads and handlers of system signals.
+        May be called from receivers, other threads and handlers of operating system signals.
 
         Raises:
             UnknownEvent: No loop takes it.
         """
         if event not in self._driver.program.postable:
-            self._driver.post_here(event)  # its error names those that there are
+            self._driver.post_here(event)  # raises an error that names the known events
         if self._driver.path is not None:
             self._wishes.add(event)
 
     def waiting(self) -> list[str]:
-        """Return the events that were posted here and that the others have not agreed on yet."""
+        """Return the events that were posted here and not agreed on yet."""
         return [*self._on_the_way, *self._wishes]
 
     def clock(self) -> float:
-        """Return the seconds that the fit has run, as agreed on at the last meeting."""
+        """Return the seconds that the fit has run, as agreed at the last meeting."""
         return self._seconds
 
     # -- meeting ---------------------------------------------------------------------------------
 
     def _meet(self, _sender: Any, moment: Moment) -> None:
-        """Ask the others, and take what they said.
+        """Exchange events with the other ranks, and handle those that were agreed on.
 
-        Where the fit comes back to the state in which the ranks met last, which is the case from
-        batch to batch, what was asked there is taken here, so that nobody waits.
+        If the fit returns to the state of the last meeting, as it does from batch to batch, the
+        answers of that meeting are handled here, so that no rank waits.
         """
         again, self._path = moment.path == self._path, moment.path
         stops = self._take()
@@ -127,27 +127,27 @@ class Agreement:
         self._compare_weights()
 
     def _ask(self) -> None:
-        """Begin to ask the others, and tell them what came in here."""
+        """Begin an exchange with the other ranks, and send the events of this rank."""
         checkpoints = self._trainer.checkpoints
         asked = (0, False) if checkpoints is None else checkpoints.asked()
         events = sorted(self._driver.program.postable)
         wishes = [event in self._wishes for event in events]
         self._on_the_way = [event for event, wished in zip(events, wishes, strict=True) if wished]
         for event, wished in zip(events, wishes, strict=True):
-            if wished:  # others stay: a thread may have posted them just now
+            if wished:  # remove only these: a thread may have just posted others
                 self._wishes.discard(event)
         answer = self._ranks.begin_largest([self._read_clock(), *asked, *wishes])
         self._asked = events, answer
 
     def _take(self) -> bool:
-        """Do what was agreed on, if anything was asked; tell whether the ranks stop."""
+        """Handle what was agreed on in the last exchange, if there was one; return whether the ranks stop."""
         if self._asked is None:
             return False
         (events, answer), self._asked = self._asked, None
         self._seconds, signum, written, *wishes = answer()
         for event, wished in zip(events, wishes, strict=True):
             if wished:
-                self._wishes.discard(event)  # whoever asks for it asks all ranks, some a bit later
+                self._wishes.discard(event)  # all ranks may wish it, some a bit later
                 self._driver.post_here(event)
         self._on_the_way = []
         if self._trainer.checkpoints is not None:
@@ -155,14 +155,14 @@ class Agreement:
         return bool(signum)
 
     def _read_clock(self) -> float:
-        """The seconds that this rank has run; the time between two runs does not count."""
+        """Return the seconds that this rank has run; time between two runs does not count."""
         before, self._read_at = self._read_at, time.monotonic()
         ran, self._entries = self._entries == self._driver.entries, self._driver.entries
         self._ran += self._read_at - before if ran else 0.0
         return self._ran
 
     def _compare_weights(self) -> None:
-        """Look once, after the first step, whether the gradients are averaged at all."""
+        """Check once, after the first step, that gradients are averaged."""
         context: Context = self._driver.context
         if self._steps_before is None:
             self._steps_before = context.counts.step
@@ -171,7 +171,7 @@ class Agreement:
             compare_weights(self._ranks, context.model)
 
     def _compare_batches(self) -> None:
-        """Look once, at the first batch, whether each rank has data of its own."""
+        """Check once, at the first batch, that each rank reads different data."""
         for one in self._compares:
             one.cancel()
         compare_batches(self._ranks, self._driver.context)
@@ -179,7 +179,7 @@ class Agreement:
     # -- evaluation ------------------------------------------------------------------------------
 
     def _share_buffers(self) -> None:
-        """Let all ranks evaluate the model that rank 0 writes into checkpoints."""
+        """Give all ranks the buffers of rank 0, so that all evaluate the model that checkpoints hold."""
         if self._wrapped is not None:
             self._wrapped.share_buffers()
 
@@ -190,7 +190,7 @@ class Agreement:
         self._reduce(self._driver.context.train_metrics)
 
     def _reduce(self, table: Metrics) -> None:
-        """Reduce the numbers of a table over the ranks. Metric objects do so themselves."""
+        """Reduce the numbers of a table over the ranks. Metric objects reduce themselves."""
         entries = table._entries
         mine = {n: _plain(n, one) for n, one in entries.items() if isinstance(one, Number)}
         told = cast("list[dict[str, Any]]", self._ranks.from_all(cast(Json, mine)))
@@ -198,12 +198,12 @@ class Agreement:
             joined = reduce(_joined, [one[name] for one in told if name in one])
             entries[name] = Number.restored(joined)
         table._numbers = None
-        table.compute()  # here, where all ranks are: some objects wait for the others meanwhile
+        table.compute()  # here, where all ranks are: some objects communicate in `compute`
 
     # -- parts -----------------------------------------------------------------------------------
 
     def _first(self, name: str, receiver: Any) -> Iterator[Subscription]:
-        """Listen before all others, if the tree has such a state."""
+        """Subscribe before all other receivers, if the tree has such a state."""
         try:
             yield self._trainer.board.on(name, receiver, priority=_FIRST)
         except UnknownSignal:
@@ -211,18 +211,18 @@ class Agreement:
 
 
 def agree(trainer: Any, context: Context, before: Agreement | None) -> Agreement | None:
-    """Let the ranks agree about the fit that was just assembled; None where there are none.
+    """Make the agreement of a newly assembled fit; None without ranks.
 
     A collective.
 
     Args:
         trainer: The trainer of this rank.
         context: The context of the fit.
-        before: The agreement about the fit before, which ends.
+        before: The agreement of the previous fit, which ends.
 
     Raises:
-        RanksDiffer: What was given to them differs in a way that would let one wait for ever.
-        SettingError: A setting by which a rank does something alone.
+        RanksDiffer: The ranks were given different things, so that one would wait for ever.
+        SettingError: A setting would make one rank act alone.
     """
     ranks = Ranks.here()
     check_environment(ranks, trainer)
@@ -239,9 +239,9 @@ def agree(trainer: Any, context: Context, before: Agreement | None) -> Agreement
 
 
 def _meeting_points(driver: Driver) -> list[str]:
-    """The states before which posted events may be taken; all, if there are none.
+    """Return the states before which posted events may be taken; all states if there are none.
 
-    Those of evaluations are left out: ranks may evaluate different numbers of batches.
+    States of evaluations are left out, because ranks may evaluate different numbers of batches.
     """
     evaluations = tuple(
         path + SEPARATOR
@@ -257,10 +257,10 @@ def _meeting_points(driver: Driver) -> list[str]:
 
 
 class Windows:
-    """Tells which backward passes close a window, and averages what one holds that is left open.
+    """Decides which backward passes average gradients: only the last of each accumulation window.
 
-    It does so where one loop alone steps the optimizers, and uses their gradients at its steps only.
-    Other loops may use them after each backward pass, and so they are averaged each time.
+    This holds if a single loop steps the optimizers, and uses gradients only at its steps. Other
+    loops may use gradients after each backward pass, so they are averaged each time.
 
     Args:
         driver: The driver of the fit.
@@ -284,7 +284,7 @@ class Windows:
         return size is None or slot.window + 1 >= (open_size or size)
 
     def average_open(self) -> None:
-        """Average the gradients of windows that the end of the data has left open. A collective."""
+        """Average the gradients of windows that are open at the end of the data. A collective."""
         loop = self._loop()
         if loop is not None and loop.window_size() is not None:
             for slot in self._context.slots:
@@ -292,7 +292,7 @@ class Windows:
                     self._wrapped.average_gradients(slot.parameters)
 
     def _loop(self) -> TrainingLoop | None:
-        """The loop that steps the optimizers; None if there are others."""
+        """Return the only loop that steps the optimizers; None if there are several."""
         driver = self._driver
         if self._program is not driver.program:  # the first time, or loops were replaced
             loops = [loop for _, loop in training_loops(driver.root) if loop.steps_optimizers]
@@ -304,7 +304,7 @@ class Windows:
 
 
 def _plain(name: str, number: Number) -> dict[str, Any]:
-    """The state of a number as JSON has it, what lies on devices folded in."""
+    """Return the state of a number as JSON, with the values on devices added."""
     state: dict[str, Any] = number.state(name, None)
     totals = [state["total"], *(float(one) for one in state["totals_on"].values())]
     newest = state["newests_on"].get(state["newest_on"], state["newest"])
@@ -313,7 +313,7 @@ def _plain(name: str, number: Number) -> dict[str, Any]:
 
 
 def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Two accumulators of a metric as one. Of "last" the first rank's counts."""
+    """Merge two accumulators of a metric. For "last" the value of the first rank counts."""
     fold = _FOLDS[one["reduce"]]
     total = fold([one["total"], other["total"]])
     return {**one, "total": total, "weight": one["weight"] + other["weight"]}

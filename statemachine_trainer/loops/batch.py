@@ -22,18 +22,18 @@ class SplitError(StateMachineError):
 
 
 class BatchLoop(TrainingLoop):
-    """One batch: cut along time if asked for, each split handed to the optimizer loop.
+    """One batch, optionally split along time. Each split goes to the optimizer loop.
 
-    Truncated backpropagation through time: what the step returns as `hiddens` is detached and
-    handed to the step of the next split. The model may cut batches itself with a method
+    Truncated backpropagation through time: the `hiddens` that a step returns are detached and
+    passed to the step of the next split. The model may split batches itself with a method
     `split_batch(batch, split_steps)`.
 
     Args:
         split_steps: Time steps in a split; None for whole batches.
         time_dim: The dimension of time in the tensors of a batch.
-        carry_hiddens: Hand the hiddens of a batch to the next one as well, until the epoch ends.
-            For data in which each row of a batch goes on in the same row of the next (a long text
-            cut into parallel streams): not shuffled, and all batches of one size.
+        carry_hiddens: Also pass the hiddens of a batch to the next one, until the epoch ends. For
+            data in which each row of a batch continues the same row of the previous one (a long
+            text cut into parallel streams): not shuffled, and all batches of one size.
         **loops: The loop for `optimizer`.
 
     Raises:
@@ -65,13 +65,13 @@ class BatchLoop(TrainingLoop):
         if split_steps is not None:
             split_steps = whole_number(self, "split_steps", split_steps, 1, " Or None, for no cut.")
         if not isinstance(carry_hiddens, bool):
-            raise SettingError(f"BatchLoop(carry_hiddens={carry_hiddens!r}): say True or False.")
+            raise SettingError(f"BatchLoop(carry_hiddens={carry_hiddens!r}): use True or False.")
         self.split_steps = split_steps
         self.time_dim = whole_number(self, "time_dim", time_dim)
         self.carry_hiddens = carry_hiddens
 
     def batch_start(self) -> Literal["batch_started"]:
-        """Cut the batch."""
+        """Split the batch along time, if asked for."""
         context = self.context
         context.split_idx = -1
         if context.kept_hiddens and (not self.carry_hiddens or context.counts.batch_in_epoch == 0):
@@ -103,7 +103,7 @@ class BatchLoop(TrainingLoop):
         return "batch_complete"
 
     def batch_end(self) -> Literal["batch_done"]:
-        """Let go of the batch: only carried hiddens are kept beyond its step."""
+        """Drop the batch. Only carried hiddens are kept."""
         context = self.context
         context.batch = context.split = context.output = context.loss = None
         if context.kept_hiddens and not self.carry_hiddens:
@@ -125,14 +125,14 @@ _WAY_OUT = (
 
 
 def split_batch(batch: Tree, split_steps: int, time_dim: int = 1) -> list[Tree]:
-    """The batch in pieces of `split_steps` time steps, in order.
+    """Split a batch into pieces of `split_steps` time steps, in order.
 
-    Every tensor with a dimension `time_dim` is cut along it; the pieces are views. What has no
-    such dimension goes to every piece whole: tensors with fewer dimensions (one label per
-    sequence, lengths) and all that is not a tensor. Containers are cut part by part.
+    Every tensor with a dimension `time_dim` is split along it; the pieces are views. Everything
+    else goes to every piece whole: tensors with fewer dimensions (one label per sequence, lengths)
+    and values that are not tensors. Containers are split part by part.
 
-    A list is a container of fields, as torch's default collate function makes them: of a list with
-    one sequence *per sample*, and of sequences that are not tensors, nothing is known here.
+    A list is taken as a container of fields, as torch's default collate function makes it. A list
+    with one sequence *per sample*, or with sequences that are not tensors, is not split.
 
     Args:
         batch: Nested containers with at least one tensor of more than `time_dim` dimensions, such
@@ -176,7 +176,7 @@ def _is_packed(tree: object) -> bool:
 
 
 def _length(batch: object, time_dim: int) -> int:
-    """The number of time steps, the same in every tensor that has time."""
+    """Return the number of time steps, which must be the same in every tensor with time."""
     found: tuple[str, int] | None = None
     for path, leaf in leaves_with_paths(batch, "batch", is_leaf=_is_packed):
         if isinstance(leaf, PackedSequence):

@@ -1,4 +1,4 @@
-"""The short way to the default tree: settings by name, each handed to the loop that it controls."""
+"""Builds the default tree of loops from named settings, each passed to the loop that it controls."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def default_tree(settings: Mapping[str, Any]) -> FitLoop:
     """Build the default tree of loops, each with its own settings.
 
     Raises:
-        SettingError: Nobody knows a setting; the message offers the nearest names, and ours where
-            it is another trainer's name.
+        SettingError: A setting is unknown. The message offers the nearest names, or our name for a
+            setting of another trainer.
     """
     check_names(settings)
     fit = FitLoop(**_of("fit", settings))
-    # Filled, not given: nobody chose these loops, so that a loop swapped in may declare others.
+    # Filled, not given: these are default loops, so a loop swapped in later may declare others.
     epoch = fit.fill("epoch", **_of("epoch", settings))
     batch = epoch.fill("batch", **_of("batch", settings))
     batch.fill("optimizer", **_of("optimizer", settings))
@@ -70,7 +70,7 @@ def evaluation_loops(
 
 
 def check_names(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that no loop has."""
+    """Refuse unknown settings."""
     for name in settings:
         if name in foreign_names.SETTINGS:
             raise SettingError(
@@ -85,7 +85,7 @@ def check_names(settings: Mapping[str, Any]) -> None:
 
 
 def only_of_evaluation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those settings that do not belong to the tree of `fit`."""
+    """Return the settings that do not belong to the tree of `fit`."""
     own = {**_LOOPS["test"], **_LOOPS["predict"]}
     return {name: value for name, value in settings.items() if name in own}
 

@@ -22,23 +22,22 @@ from statemachine_trainer.machine.loop import Loop, place
 class EpochLoop(TrainingLoop):
     """One pass over the training data.
 
-    `fetch` is where everything that interrupts training has its edge: validation that is due or
-    was posted, `stop`, `end_epoch`, a limit that was reached. What is left to do when the data
-    have ended (an open accumulation window, the last validation) is seen to by `drain`.
+    Everything that interrupts training is an edge from `fetch`: validation that is due or was
+    posted, `stop`, `end_epoch`, a limit that was reached. When the data has ended, `drain` does
+    what is left: open accumulation windows and the last validation.
 
-    An epoch that is cut short by `stop` or by a limit is validated at its end, whatever the
-    interval. Its data stay where they are: a later fit goes on with them. `end_epoch` gives up the
-    rest of the pass; the epoch is validated if its end is a moment of the interval. Posted when the
-    epoch is about to end anyway, it changes nothing, and the next epoch is a whole one.
+    An epoch that `stop` or a limit cuts short is validated at its end, whatever the interval. The
+    data keeps its position, and a later fit continues there. `end_epoch` drops the rest of the
+    pass; the epoch is validated if its end is due by the interval. If it is posted when the epoch
+    is about to end anyway, it changes nothing, and the next epoch is a whole one.
 
     Args:
         validate_every: When to validate: an int (batches, counted over the run), a float (fraction
-            of an epoch, its end included), or `every(...)`. So 1 is after each batch, and 1.0 is
-            at the end of each epoch.
-        validate_epochs: Validate in every n-th epoch only.
-        limit_batches: Batches in an epoch at most: an int, or a float for a fraction.
-        reload_every: Make anew, before every n-th epoch, the loaders that were given as functions;
-            0 for never.
+            of an epoch, its end included), or `every(...)`. 1 means after each batch, 1.0 means at
+            the end of each epoch.
+        validate_epochs: Validate only in every n-th epoch.
+        limit_batches: Largest number of batches in an epoch: an int, or a float for a fraction.
+        reload_every: Call the functions that make loaders again before every n-th epoch; 0 for never.
         gather_outputs: Keep the outputs of the training steps until the end of the epoch.
         **loops: Loops for `batch` and `validation`.
 
@@ -67,7 +66,7 @@ class EpochLoop(TrainingLoop):
         ["end_epoch", "epoch_end", None],
     )
     outcomes = ("epoch_done",)
-    # `validate` is an answer of `fetch` and `drain` as well: without this they would not take it.
+    # `fetch` and `drain` also answer `validate`. Without this they would not take a posted one.
     posted = ("end_epoch", "validate")
 
     batch: Loop = place(BatchLoop)
@@ -81,12 +80,10 @@ class EpochLoop(TrainingLoop):
 
     _limits: Limits | None = None
     _watchful: bool = False
-    """Whether something but the data may interrupt the epoch, by the limits last looked at: they are
-    another object whenever they were read anew."""
+    """Whether limits may interrupt the epoch, cached for the `Limits` object that was last looked at."""
 
     _ticker: Interval | None = None
-    """Decides by the interval. What it remembers is in the field `ticker`, written when it fires:
-    what it learns between two firings follows from the counters."""
+    """Decides when to validate. Its state is in the field `ticker`, saved each time it is due."""
 
     def __init__(
         self,
@@ -113,7 +110,7 @@ class EpochLoop(TrainingLoop):
 
     @property
     def validate_every(self) -> Every:
-        """The interval of validations; set in any of its forms, also in a pause."""
+        """The interval of validations. It may be set in any of its forms, also in a pause."""
         return self._every
 
     @validate_every.setter
@@ -123,7 +120,7 @@ class EpochLoop(TrainingLoop):
     # -- states ----------------------------------------------------------------------------------
 
     def epoch_start(self) -> Literal["epoch_started"]:
-        """Begin a pass over the data, or go on with one that an earlier fit left unfinished."""
+        """Begin a pass over the data, or continue one that an earlier fit left unfinished."""
         context = self.context
         begin_epoch(context)
         if context.train.phase in ("begun", "running"):
@@ -137,7 +134,7 @@ class EpochLoop(TrainingLoop):
         return "epoch_started"
 
     def fetch(self) -> Literal["fetched", "exhausted", "validate", "timeout"]:
-        """Get the next batch and move it to the device, unless something else comes first."""
+        """Get the next batch and move it to the device, unless a validation or a limit comes first."""
         context = self.context
         if self.draining or context.finished or context.counts.batch_in_epoch == self.limit:
             return self._exhausted()
@@ -147,7 +144,7 @@ class EpochLoop(TrainingLoop):
             event = self._interruption()
             if event is not None:
                 return event
-        # From here on as in `CustomLoop.next_batch`, written out: this is paid in every batch.
+        # The same as `CustomLoop.next_batch` from here on, inlined because it runs in every batch.
         if not self.holding:
             batch = context.train.next_batch()
             if batch is END:
@@ -161,7 +158,7 @@ class EpochLoop(TrainingLoop):
         return "fetched"
 
     def ending(self) -> Literal["cut"]:
-        """Note that there are no more batches in this epoch."""
+        """Note that this epoch has no more batches."""
         self.draining = True
         return "cut"
 
@@ -171,9 +168,9 @@ class EpochLoop(TrainingLoop):
         return "stopped"
 
     def drain(self) -> Literal["flush", "validate", "drained"]:
-        """See to what is left when the data have ended: open windows, then the last validation."""
+        """Do what is left when the data has ended: close open windows, then the last validation."""
         context = self.context
-        # Asked anew each time: the step of the last window may be the one that reaches a limit.
+        # Checked each time: the step of the last window may reach a limit.
         context.stopping = context.stopping or self._at_limit()
         if context.open_windows:
             context.flushing = True
@@ -185,7 +182,7 @@ class EpochLoop(TrainingLoop):
         return "drained"
 
     def epoch_end(self) -> Literal["epoch_done"]:
-        """Step the schedulers that go by epochs, keep the epoch's metrics, count the epoch."""
+        """Step the schedulers that count epochs, keep the epoch's metrics, count the epoch."""
         context = self.context
         over = not context.stopping or context.counts.batch_in_epoch == self.limit
         end_epoch(self, context, over=over, schedulers=not context.manual)
@@ -203,12 +200,12 @@ class EpochLoop(TrainingLoop):
     # -- guards and parts ------------------------------------------------------------------------
 
     def may_stop(self) -> bool:
-        """Guard of `stop`: the least number of epochs and steps is done."""
+        """Guard of `stop`: `min_epochs` and `min_steps` are reached."""
         return self.context.may_stop
 
     def _exhausted(self) -> Literal["exhausted"]:
-        # Noted before `drain` works: a validation that is posted in between comes back to `fetch`,
-        # which must not go on with the data then.
+        # Noted before `drain` works: after a validation that is posted in between, `fetch` must not
+        # continue with the data.
         self.draining = True
         return "exhausted"
 
@@ -226,18 +223,18 @@ class EpochLoop(TrainingLoop):
         self._measure_pass()
 
     def _measure_pass(self) -> None:
-        """Find how many batches are left of a pass, which may be one that an earlier fit began."""
+        """Find how many batches are left of a pass, which an earlier fit may have begun."""
         feed = self.context.train
         known = limit_batches(self.limit_batches, feed.length, feed.name)
         left = None if known is None else max(0, known - feed.position)
         self.context.counts.batches_per_epoch = left
-        # Where nobody limits them the data know best when they end.
+        # Without a limit, the data itself tells when it ends.
         limit = self.limit_batches
         everything = limit is None or (isinstance(limit, float) and limit == 1.0)
         self.limit = None if everything else left
 
     def _batch_of_next_pass(self) -> Any:
-        """Begin the next pass if the one before had nothing left for this epoch."""
+        """Begin the next pass if the previous one has nothing left for this epoch."""
         if self.context.counts.batch_in_epoch:
             return END
         self._begin_pass()
@@ -245,7 +242,7 @@ class EpochLoop(TrainingLoop):
 
     @property
     def _validates_between(self) -> bool:
-        """Whether the interval has moments that are not ends of epochs."""
+        """Return whether the interval can be due within an epoch."""
         every = self.validate_every
         only_at_end = every.unit == "epoch" and (not every.is_fraction or every.n == 1.0)
         return not only_at_end and bool(self.context.validation)
@@ -286,13 +283,13 @@ class EpochLoop(TrainingLoop):
         return (due or self.context.stopping) and self._may_validate()
 
     def _may_validate(self) -> bool:
-        """Whether this is a validating epoch, and this very moment was not validated yet."""
+        """Return whether this epoch validates, and this very moment was not validated yet."""
         context = self.context
         in_turn = (context.counts.epoch + 1) % self.validate_epochs == 0
         return in_turn and context.validated_at != context.moment
 
     def _begin_ticker(self) -> None:
-        """Go on with the interval as it stood, or begin counting here if it is new."""
+        """Restore the interval, or begin counting here if it is new."""
         every, remembered = self.validate_every, self.ticker
         if remembered is None or remembered["interval"] != repr(every):
             self._ticker = Interval(every, self.context.counts)
@@ -303,7 +300,7 @@ class EpochLoop(TrainingLoop):
         self.ticker = {"interval": repr(self._ticker.every), **self._ticker.state_dict()}
 
     def _due(self, *, ended: bool = False) -> bool:
-        """Ask the interval whether it is due, now or with the end of the epoch."""
+        """Return whether the interval is due, now or with the end of the epoch."""
         counts = self.context.counts
         if self.validate_every.unit == "second":
             self.context.read_clock()

@@ -1,4 +1,4 @@
-"""Evaluation loops: validation (within training or alone), test, sanity check and prediction."""
+"""Evaluation loops: validation, test, sanity check and prediction."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from statemachine_trainer.snapshot.rng import (
 
 
 class NothingToEvaluate(UserWarning):
-    """A validation that was asked for where there are no validation data."""
+    """A validation was posted, but there is no validation data."""
 
 
 class GradientsOff(TrainingError):
-    """A step of an evaluation asks for gradients, and there are none."""
+    """A step of an evaluation needs gradients, which are off."""
 
 
 _ASKED_FOR_GRADIENTS: Final = (
@@ -44,36 +44,36 @@ _ASKED_FOR_GRADIENTS: Final = (
     "Differentiated Tensors",
     "does not have a grad_fn",
 )
-"""What torch says where a backward pass finds no graph."""
+"""Parts of torch's error messages for a backward pass without a graph."""
 
 
 class EvaluationLoop(TrainingLoop):
-    """One pass over each of several loaders, without gradients, the model in evaluation mode.
+    """One pass over each of several loaders, without gradients and with the model in evaluation mode.
 
-    It may stand in any loop: what is in flight is put aside meanwhile, so that an evaluation between
-    two splits of a batch, or between gradients and step, changes nothing. Gradients that are there
-    are left alone. The mode (training or evaluation) of every sub-module is put back afterwards.
-    What is logged gets the name of its loader where there are several: "loss/clean", or "loss/0" where
-    they have no names. The batch and what the step returned are kept until the next batch is
+    It may be used in any loop. The batch in flight is put aside meanwhile, so an evaluation between
+    two splits of a batch, or between backward pass and step, changes nothing. Existing gradients
+    are not touched. The mode (training or evaluation) of every sub-module is restored afterwards.
+    With several loaders, the names of metrics get the name of the loader: "loss/clean", or "loss/0"
+    if loaders have no names. The batch and the output of the step are kept until the next batch is
     fetched.
 
     A subclass names its states: `class ValidationLoop(EvaluationLoop, states="validation")` has
     `validation_start`, `validation_fetch`, `validation_step` and `validation_end`, which call
-    `begin`, `next_batch`, `evaluate` and `finish`. The first line of the docstring of each of these
-    methods says what the state does. Override the methods to change the work, or declare
-    `transitions` and states of your own and call the methods from there.
+    `begin`, `next_batch`, `evaluate` and `finish`. The docstrings of the states come from these
+    methods. Override the methods to change the work, or declare your own `transitions` and states
+    and call the methods from there.
 
     Class arguments:
-        states: What the names of the four states begin with.
+        states: Prefix of the names of the four states.
         answer: Event of the step state.
-        outcome: Event with which the loop ends; `<states>_done` unless given.
+        outcome: Event with which the loop ends; `<states>_done` by default.
 
     Args:
-        limit_batches: Batches of each loader at most: an int, or a float for a fraction.
+        limit_batches: Largest number of batches of each loader: an int, or a float for a fraction.
         **loops: Loops for places that a subclass declares.
 
     Raises:
-        BadLimit: A limit that makes no sense.
+        BadLimit: The limit is invalid.
     """
 
     step_name: ClassVar[str] = "validation_step"
@@ -104,7 +104,7 @@ class EvaluationLoop(TrainingLoop):
 
     @property
     def kind(self) -> str:
-        """What is done: "validation", "test" or "predict"."""
+        """The kind of evaluation: "validation", "test" or "predict"."""
         return self.step_name.removesuffix("_step")
 
     # -- the work of the states ------------------------------------------------------------------
@@ -112,11 +112,11 @@ class EvaluationLoop(TrainingLoop):
     def begin(self) -> None:
         """Go into evaluation mode.
 
-        The table of metrics is emptied, and what is in flight is put aside.
+        Clears the table of metrics, and puts the batch in flight aside.
         """
         self.leave_training()
         table = self.table()
-        if self.context.log_table is not table:  # else a receiver has logged something already
+        if self.context.log_table is not table:  # else a receiver has logged a metric already
             table.begin()
         self.context.log_table = table
         if not self.feeds():
@@ -132,7 +132,7 @@ class EvaluationLoop(TrainingLoop):
         """Get the next batch of the loaders.
 
         Returns:
-            False when all loaders have ended.
+            False if all loaders have ended.
         """
         context = self.context
         feeds = self.feeds()
@@ -161,7 +161,7 @@ class EvaluationLoop(TrainingLoop):
     def evaluate(self) -> None:
         """Evaluate the batch.
 
-        The step is called without gradients.
+        Calls the step without gradients.
         """
         context = self.context
         if context.model.training:
@@ -169,10 +169,10 @@ class EvaluationLoop(TrainingLoop):
         context.output = self.call_step()
 
     def call_step(self) -> Any:
-        """Call the step on the batch, without gradients, in the precision of the run.
+        """Call the step on the batch, without gradients and in the precision of the run.
 
         Raises:
-            GradientsOff: It asked for gradients.
+            GradientsOff: The step needs gradients.
         """
         context = self.context
         step = context.steps.get(self.step_name)
@@ -191,7 +191,7 @@ class EvaluationLoop(TrainingLoop):
     def finish(self) -> None:
         """Keep the metrics and go back to training mode.
 
-        Every sub-module gets back the mode that it had.
+        Restores the mode of every sub-module.
         """
         context = self.context
         found = self.table().compute()
@@ -211,7 +211,7 @@ class EvaluationLoop(TrainingLoop):
         model.eval()
 
     def restore_modes(self) -> None:
-        """Put the mode of every sub-module back, and what was in flight; stop logging here."""
+        """Restore the mode of every sub-module and the batch in flight; stop logging to this table."""
         context = self.context
         if context.aside:
             context.take_back()
@@ -222,7 +222,7 @@ class EvaluationLoop(TrainingLoop):
         context.log_table, context.log_suffix = context.train_metrics, ""
 
     def abandon(self) -> None:
-        """Put back what an evaluation has changed that nobody goes on with."""
+        """Undo the changes of an unfinished evaluation."""
         if self.modes is not None:
             self.restore_modes()
 
@@ -241,7 +241,7 @@ class EvaluationLoop(TrainingLoop):
         return self.context.validation_metrics
 
     def most_batches(self, feed: Feed) -> int | None:
-        """Return how many batches of a loader are evaluated at most."""
+        """Return the largest number of batches of a loader to evaluate."""
         return limit_batches(self.limit_batches, feed.length, feed.name)
 
     # -- parts -----------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class EvaluationLoop(TrainingLoop):
         return END if self.done == self.limit else feed.next_batch()
 
     def _hand_over(self, batch: Any) -> None:
-        """Move a batch to the device. If that fails, the batch is held and tried again."""
+        """Move a batch to the device. If that fails, keep the batch for another try."""
         context = self.context
         context.batch = batch
         move_batch(self, context)
@@ -259,10 +259,10 @@ class EvaluationLoop(TrainingLoop):
         self.done += 1
 
     def _refuse_mixed_metrics(self) -> None:
-        """Refuse a metric object that the training step logs too: it would hold a mixture of both.
+        """Refuse a metric object that the training step logs, too: it would mix both.
 
         Raises:
-            MetricConflict: There is one.
+            MetricConflict: There is such an object.
         """
         context = self.context
         if self.table() is context.train_metrics:
@@ -281,7 +281,7 @@ class EvaluationLoop(TrainingLoop):
 
 
 def _declare_states(cls: type[EvaluationLoop], states: str, answer: str, outcome: str) -> None:
-    """Give a class its four states, with transitions and outcome, unless it writes its own."""
+    """Give a class its four states, with transitions and outcome, unless it declares its own."""
     start, fetch, step, end = (f"{states}_{part}" for part in ("start", "fetch", "step", "end"))
     started = f"{states}_started"
     cls.initial = start
@@ -339,16 +339,16 @@ class TestLoop(EvaluationLoop, states="test"):
 
 
 class SanityLoop(EvaluationLoop, states="sanity"):
-    """A few validation batches before the first epoch, so that a mistake in it is found early.
+    """A few validation batches before the first epoch, to find mistakes early.
 
-    Leaves no trace: random number generators, those of the loaders among them, metrics and modes
-    are afterwards as if it had not run. Loaders that can be read only once are left out.
+    Leaves no trace: random number generators (also those of the loaders), metrics and modes are
+    restored. Loaders that can be read only once are left out.
 
     Args:
-        batches: Batches of each loader; -1 for all.
+        batches: Number of batches of each loader; -1 for all.
 
     Raises:
-        SettingError: It is something else.
+        SettingError: It is not a whole number from -1.
     """
 
     before: dict[str, Any] | None = None
@@ -358,7 +358,7 @@ class SanityLoop(EvaluationLoop, states="sanity"):
         self.batches = whole_number(self, "batches", batches, -1, " -1 means all, 0 none.")
 
     def begin(self) -> None:
-        """Remember the random number generators, the metric objects and where the data stand."""
+        """Remember the random number generators, the metric objects and the position in the data."""
         self.before = {
             "rng": rng_state(devices_in_use()),
             "torchmetrics": torchmetrics_state(self.context.model),
@@ -367,7 +367,7 @@ class SanityLoop(EvaluationLoop, states="sanity"):
         super().begin()
 
     def finish(self) -> None:
-        """Wipe out every trace."""
+        """Restore the random number generators, the metric objects and the position in the data."""
         assert self.before is not None
         self.restore_modes()
         self.table().begin()
@@ -383,7 +383,7 @@ class SanityLoop(EvaluationLoop, states="sanity"):
         return self.batches == 0
 
     def most_batches(self, feed: Feed) -> int | None:
-        """Return how many batches of a loader are tried."""
+        """Return the number of batches of a loader to try."""
         if _is_one_shot(feed):
             return 0
         return limit_batches(None if self.batches == -1 else self.batches, feed.length, feed.name)
@@ -394,14 +394,14 @@ def _is_one_shot(feed: Feed) -> bool:
 
 
 class PredictionLoop(EvaluationLoop, states="predict", answer="predicted"):
-    """Gathers what `predict_step` (or the model itself) answers for each batch.
+    """Collects the output of `predict_step` (or of the model itself) for each batch.
 
     The batch and its predictions are in the context until the next batch is fetched, so that a
-    receiver of `predict_step:exit` can write them down.
+    receiver of `predict_step:exit` can save them.
 
     Args:
-        keep: Gather the predictions, on the CPU; False where a receiver takes care of them.
-        limit_batches: Batches of each loader at most.
+        keep: Collect the predictions on the CPU; False if a receiver handles them.
+        limit_batches: Largest number of batches of each loader.
     """
 
     step_name = "predict_step"
@@ -419,7 +419,7 @@ class PredictionLoop(EvaluationLoop, states="predict", answer="predicted"):
         self.predictions = [[] for _ in self.feeds()]
 
     def evaluate(self) -> None:
-        """Predict the batch; predictions are kept on the CPU."""
+        """Predict the batch; keep the predictions on the CPU."""
         super().evaluate()
         if self.keep:
             self.predictions[self.loader].append(map_leaves(_to_cpu, self.context.output))
@@ -434,14 +434,14 @@ def _to_cpu(leaf: Any) -> Any:
 
 
 def abandon_loops(root: Loop) -> None:
-    """Let loops below `root` that were left unfinished put back what they have changed."""
+    """Make unfinished loops at and below `root` undo their changes."""
     for _, loop in training_loops(root):
         loop.abandon()
 
 
 @contextmanager
 def undisturbed(fit: Context | None) -> Iterator[None]:
-    """Keep an evaluation from changing a paused fit: its metric objects, and what it draws.
+    """Protect a paused fit from an evaluation: its metric objects, and its random numbers.
 
     Args:
         fit: The context of the paused fit, if there is one.

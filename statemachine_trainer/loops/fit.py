@@ -1,4 +1,4 @@
-"""The fit loop: epochs, from the sanity check to the end."""
+"""The fit loop: the sanity check, then epochs, until a limit is reached."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ MaxTime = str | float | datetime.timedelta | dict[str, float]
 
 
 class FitLoop(TrainingLoop):
-    """Trains for a number of epochs, steps, batches, or for some time, whichever ends first.
+    """Trains up to a number of epochs, steps or batches, or for some time, whichever is reached first.
 
-    A limit of None or `math.inf` is no limit. Settings may be changed between runs, or while the
-    fit is paused; they are read when it goes on and before each epoch. What counts as an epoch is
-    a pass through the epoch loop: if a fit is stopped within the data and goes on later, the rest
-    of the data is an epoch of its own.
+    None and `math.inf` mean no limit. Settings may be changed between runs, or while the fit is
+    paused. They are read when the fit continues and before each epoch. An epoch is one pass through
+    the epoch loop: if a fit is stopped within the data and continued later, the rest of the data is
+    an epoch of its own.
 
     Args:
-        max_epochs: Epochs at most.
-        min_epochs: Epochs at least: `stop` and `max_time` wait for them.
-        max_steps: Optimizer steps at most, never one more.
-        min_steps: Optimizer steps at least: `stop` and `max_time` wait for them.
-        max_batches: Training batches at most.
-        max_time: Time at most: seconds, a `timedelta`, its keywords as a dict, or "DD:HH:MM:SS".
-            The time that a fit is paused does not count.
-        count_steps_of: "first" (steps of the first optimizer) or "all" optimizers, for the two
-            limits on steps.
-        sanity_batches: Validation batches tried before the first epoch; 0 for none, -1 for all.
+        max_epochs: Largest number of epochs.
+        min_epochs: Smallest number of epochs: `stop` and `max_time` wait for it.
+        max_steps: Largest number of optimizer steps, exact.
+        min_steps: Smallest number of optimizer steps: `stop` and `max_time` wait for it.
+        max_batches: Largest number of training batches.
+        max_time: Longest time: seconds, a `timedelta`, its keywords as a dict, or "DD:HH:MM:SS".
+            Pauses do not count.
+        count_steps_of: Which optimizers the two limits on steps count: the "first" one, or "all".
+        sanity_batches: Number of validation batches to try before the first epoch; 0 for none, -1
+            for all.
         **loops: Loops for `sanity` and `epoch`.
 
     Raises:
@@ -60,7 +60,11 @@ class FitLoop(TrainingLoop):
         ["epoch_done", "epoch", "next_epoch"],
         ["epochs_done", "next_epoch", "fit_end"],
         ["stop", "next_epoch", "fit_end", "may_stop"],
-        ["end_epoch", "next_epoch", None],  # of an epoch that is over: the next is no empty one
+        [
+            "end_epoch",
+            "next_epoch",
+            None,
+        ],  # posted after the end of an epoch: the next one is a whole epoch
     )
     outcomes = ("fit_done",)
     posted = ("end_epoch",)
@@ -101,7 +105,7 @@ class FitLoop(TrainingLoop):
         """Check the settings and return them as the limits of a fit.
 
         Raises:
-            SettingError: One of them is out of its range.
+            SettingError: A setting is out of its range.
         """
         if self.count_steps_of not in ("first", "all"):
             raise SettingError(
@@ -130,10 +134,10 @@ class FitLoop(TrainingLoop):
         self.since = counts.state_dict()
 
     def fit_start(self) -> Literal["check", "fit_started"]:
-        """Get the model into training mode; check the validation before the first fit of a model.
+        """Put the model into training mode; run the sanity check before the first fit of a model.
 
-        A model that is in training mode as a whole is left alone, so that parts of it that were put
-        into evaluation mode (because they are frozen, say) stay in it.
+        If the model itself is already in training mode, nothing changes, so parts that were put
+        into evaluation mode (frozen ones, for example) stay in it.
         """
         context = self.context
         context.limits = self.limits()
@@ -156,14 +160,14 @@ class FitLoop(TrainingLoop):
         return "epoch_due" if context.limit_reached is None else "epochs_done"
 
     def fit_end(self) -> Literal["fit_done"]:
-        """The fit is over; what it found is in the context."""
-        if len([*self.outwards()]) == 1:  # of several fits a later one may validate
+        """End the fit. Its results are in the context."""
+        if len([*self.outwards()]) == 1:  # if there are several fits, a later one may validate
             warn_of_no_validation(self.context, self.epoch)
             warn_of_posted_too_late(self.context)
         return "fit_done"
 
     def may_stop(self) -> bool:
-        """Guard of `stop`: the least number of epochs and steps is done."""
+        """Guard of `stop`: `min_epochs` and `min_steps` are reached."""
         return self.context.may_stop
 
     # -- parts -----------------------------------------------------------------------------------
@@ -176,10 +180,10 @@ class FitLoop(TrainingLoop):
 
 
 def parse_time(value: MaxTime) -> float:
-    """Return a length of time in seconds.
+    """Convert a length of time to seconds.
 
     Raises:
-        SettingError: It is no number, `timedelta`, dict of its keywords, or text "DD:HH:MM:SS".
+        SettingError: It is not a number, `timedelta`, dict of its keywords, or text "DD:HH:MM:SS".
     """
     try:
         seconds = _seconds(value)

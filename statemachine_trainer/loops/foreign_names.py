@@ -1,4 +1,4 @@
-"""What other trainers call things, for error messages that name ours."""
+"""Names that other trainers use, and their equivalents here, for error messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SETTINGS: Final = {
     "gradient_accumulation_steps": "accumulate",
     "max_grad_norm": "clip_norm",
 }
-"""Settings of other trainers that there are here, and what they are called."""
+"""Settings of other trainers that exist here, and their names."""
 
 _TORCHRUN: Final = (
     "A model that several processes train is wrapped by DistributedDataParallel and started by "
@@ -82,7 +82,7 @@ NOT_HERE: Final = {
     "move_metrics_to_cpu": "Metrics are read when somebody looks, not before",
     "process_position": "Bars are placed by rich",
 }
-"""Settings of other trainers that there are none of here, and what to do."""
+"""Settings of other trainers that do not exist here, and what to do instead."""
 
 _ARGUMENTS: Final = {
     "train_dataloaders": "train",
@@ -102,7 +102,7 @@ _ARGUMENTS: Final = {
     "epochs": "max_epochs, a setting of the Trainer",
     "max_epochs": "max_epochs, a setting of the Trainer",
 }
-"""Arguments of `fit`, and of the evaluations as far as the next list has no other answer for them."""
+"""Arguments of `fit`, and of evaluations unless the next list has an entry for them."""
 
 _WEIGHTS: Final = (
     "It is called checkpoint, such as checkpoint='best'; the model has its own weights again afterwards. "
@@ -117,7 +117,7 @@ _OF_EVALUATIONS: Final = {
     "return_predictions": "The predictions are returned; a receiver of 'predict_step:exit' sees each",
     "weights_only": "Checkpoints are read without pickle",
 }
-"""Arguments of evaluations elsewhere, and what to do here."""
+"""Arguments of evaluations in other trainers, and what to do here."""
 
 HOOKS: Final = {
     "on_train_start": "fit_start",
@@ -142,7 +142,7 @@ HOOKS: Final = {
     "on_predict_batch_start": "predict_step",
     "on_predict_batch_end": "predict_step:exit",
 }
-"""Hooks of Lightning, and the signals of ours that fire at that moment."""
+"""Hooks of Lightning, and our signals that fire at the same moment."""
 
 
 UNCALLED: Final = {
@@ -157,19 +157,19 @@ UNCALLED: Final = {
     "lr_scheduler_step": "a scheduler with a step() of its own",
     "transfer_batch_to_device": "transfer_batch(batch, device)",
 }
-"""Methods that Lightning calls of a model, without `on_` in their names, and what is in their place."""
+"""Other methods that Lightning calls on a model, and what to use instead."""
 
 
 def check_arguments(function: str, unknown: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse arguments that a function of the trainer does not have.
+    """Refuse unknown arguments of a function of the trainer.
 
     Args:
-        function: Its name.
-        unknown: The arguments that nobody took.
-        known: Those that it has.
+        function: Name of the function.
+        unknown: The unknown arguments.
+        known: The arguments that the function has.
 
     Raises:
-        UnknownArgument: There is one.
+        UnknownArgument: There is an unknown argument.
     """
     known = list(known)
     for name in unknown:
@@ -182,10 +182,10 @@ def check_arguments(function: str, unknown: Iterable[str], known: Iterable[str])
 
 
 def advice_on_hooks(name: object) -> str:
-    """Say what Lightning's hooks are called here; "" if they are none of Lightning's.
+    """Return advice on hooks of Lightning; "" if the name is not that of one.
 
     Args:
-        name: Of a signal; or an object with methods that are called like hooks.
+        name: Name of a signal, or an object with methods named like hooks.
     """
     if isinstance(name, str):
         signal = HOOKS.get(name) or HOOKS.get(f"on_{name}")
@@ -203,6 +203,6 @@ def advice_on_hooks(name: object) -> str:
 
 
 def _method(signal: str) -> str:
-    """Return the name of the method that hears a signal."""
+    """Return the name of the callback method for a signal."""
     state, _, left = signal.partition(":")
     return f"on_exit_{state}" if left else f"on_{state}"

@@ -17,16 +17,15 @@ from statemachine_trainer.parallel.containers import detach
 
 
 class ManualLoop(TrainingLoop):
-    """Takes the place of `OptimizerLoop` where the training step does everything by itself.
+    """Replaces `OptimizerLoop` for a training step that runs backward and steps its optimizers itself.
 
     The step gets its optimizers by naming a parameter `optimizers`, calls `trainer.backward(loss)`
-    (or, unless precision is fp16, `loss.backward()`) and steps them. Every step of the first
-    optimizer that `configure_optimizers` returned (of each, if the limits say so) is counted, just
-    as in automatic optimization; a split in which `max_steps` is reached is the last one.
-    Schedulers are the step's business.
+    (or, unless precision is fp16, `loss.backward()`) and steps them. As in automatic optimization,
+    the steps of the first optimizer are counted, or of all if the limits say so. A split in which
+    `max_steps` is reached is the last one. The training step also steps its schedulers.
 
     With fp16, `step()` of an optimizer goes through the gradient scaler, which unscales the
-    gradients and leaves the step out where one has overflowed.
+    gradients and skips the step if one has overflowed.
 
     Args:
         instead_of: The loop that returns for a model that does not optimize by hand.
@@ -49,7 +48,7 @@ class ManualLoop(TrainingLoop):
         return self.instead_of
 
     def manual_step(self) -> Literal["optimized"]:
-        """Call the training step; what it returns is for the eyes of others only."""
+        """Call the training step. Its loss is only for receivers to read."""
         context = self.context
         steps = context.steps
         with ExitStack() as stack:

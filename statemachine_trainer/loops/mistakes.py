@@ -1,4 +1,4 @@
-"""What is nearly always a mistake, though nothing would fail: found before a fit, or at its end."""
+"""Warnings of likely mistakes that raise no error, found before a fit or at its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from statemachine_trainer.machine.loop import Loop
 
 
 class ForeignParameters(LikelyMistake):
-    """An optimizer updates parameters that are none of the model's."""
+    """An optimizer updates parameters that do not belong to the model."""
 
 
 class FrozenParameters(LikelyMistake):
@@ -28,15 +28,15 @@ class FrozenParameters(LikelyMistake):
 
 
 class SchedulerNotReturned(LikelyMistake):
-    """A learning rate scheduler was made for an optimizer, and nobody was told of it."""
+    """A learning rate scheduler was made for an optimizer, but not returned."""
 
 
 class NeverCalled(LikelyMistake):
-    """A model has a method with the name of a hook that nobody calls here."""
+    """A model has a method with the name of a hook that is not called here."""
 
 
 class NothingLearned(LikelyMistake):
-    """An epoch has passed in which no optimizer has stepped."""
+    """No optimizer stepped in a whole epoch."""
 
 
 class NeverValidated(LikelyMistake):
@@ -44,32 +44,32 @@ class NeverValidated(LikelyMistake):
 
 
 class NeverTaken(LikelyMistake):
-    """A validation was asked for after the last epoch, where nothing takes it any more."""
+    """A validation was posted after the last epoch, too late to be taken."""
 
 
 class ShuffledPredictions(LikelyMistake):
-    """Predictions are asked for of data in an order of chance."""
+    """Predictions are made on shuffled data."""
 
 
 class SharedName(LikelyMistake):
-    """Training and validation log under one name, so that one of the two is not seen."""
+    """Training and validation log under one name, so one hides the other."""
 
 
 _WAYS: Final = {
     **UNCALLED,
     "val_dataloader": "fit(model, train, validation=model.val_dataloader())",
 }
-"""What does the work of methods that nobody calls."""
+"""What to use instead of methods that are not called."""
 
 
 def look_for_mistakes(context: Context, validation: object = None) -> None:
-    """Look at a fit that was just put together.
+    """Check a newly assembled fit.
 
-    Models of other libraries have their own ways and are left alone.
+    Models of other libraries are not checked.
 
     Args:
-        context: What the loops of the run share.
-        validation: The validation data as they were given.
+        context: The context of the run.
+        validation: The validation data as it was given.
 
     Raises:
         OptimizerError: An optimizer updates no parameter of the model.
@@ -81,7 +81,7 @@ def look_for_mistakes(context: Context, validation: object = None) -> None:
     if context.steps.foreign:
         return
     own = {id(one) for one in model.parameters()}
-    # Where only some are frozen, they may be meant to thaw as the fit goes on.
+    # If only some are frozen, they may be meant to thaw later in the fit.
     if context.slots and all(_is_frozen(slot) for slot in context.slots):
         _warn_of_frozen(context.slots[0])
     for slot in context.slots:
@@ -107,9 +107,9 @@ def look_for_mistakes(context: Context, validation: object = None) -> None:
 
 
 def warn_of_nothing_learned(context: Context) -> None:
-    """Warn at the end of an epoch if no optimizer has stepped so far.
+    """Warn at the end of an epoch if no optimizer has stepped yet.
 
-    With a gradient scaler that is no mistake: it leaves steps out until it has found its scale.
+    With a gradient scaler that is not a mistake: it skips steps until it has found its scale.
     """
     batches, scaler = context.counts.batch_in_epoch, context.precision.scaler
     stepped = any(slot.steps for slot in context.slots)
@@ -138,8 +138,8 @@ def warn_of_no_validation(context: Context, epoch: Loop) -> None:
     """Warn at the end of a fit if its validation data were never used.
 
     Args:
-        context: What the loops of the run share.
-        epoch: The loop that says when to validate, for the message.
+        context: The context of the run.
+        epoch: The loop that decides when to validate, for the message.
     """
     if not context.validation or context.validated_at is not None or not context.counts.batch:
         return
@@ -156,7 +156,7 @@ def warn_of_no_validation(context: Context, epoch: Loop) -> None:
 
 
 def warn_of_posted_too_late(context: Context) -> None:
-    """Warn at the end of a fit if a validation was posted that no epoch is left for."""
+    """Warn at the end of a fit if a validation was posted after its last epoch."""
     if context.trainer is None or "validate" not in context.trainer.driver.posted:
         return
     _warn(
@@ -167,10 +167,10 @@ def warn_of_posted_too_late(context: Context) -> None:
 
 
 def warn_of_shuffled_predictions(context: Context) -> None:
-    """Warn of predictions in the order of a loader that shuffles.
+    """Warn of predictions on data of a loader that shuffles.
 
     Warns:
-        ShuffledPredictions: A loader does.
+        ShuffledPredictions: A loader shuffles.
     """
     for name, feed in context.validation:
         if isinstance(getattr(feed.loader, "sampler", None), RandomSampler):
@@ -185,7 +185,7 @@ def warn_of_shared_names(context: Context, validated: Iterable[str]) -> None:
     """Warn of metrics that are logged in training and in validation.
 
     Args:
-        context: What the loops of the run share.
+        context: The context of the run.
         validated: Names that a validation has just logged.
     """
     name = next((one for one in validated if _is_seen(context.train_metrics, one)), None)
@@ -219,7 +219,7 @@ def _check_parameters(slot: OptimizerSlot, own: Collection[int], model: nn.Modul
 
 
 def _is_seen(table: Metrics, name: str) -> bool:
-    """Whether a table shows a metric of this name, without computing any."""
+    """Return whether a table shows a metric of this name, without computing it."""
     try:
         return table.shown(name).on_epoch
     except UnknownMetric:
@@ -242,9 +242,9 @@ def _warn_of_frozen(slot: OptimizerSlot) -> None:
 
 
 def _has_scheduler(slot: OptimizerSlot) -> bool:
-    """Whether a scheduler of torch was made for the optimizer: it puts something around `step`.
+    """Return whether a scheduler of torch was made for the optimizer: it wraps the method `step`.
 
-    What it writes into the groups may have come with a state that was loaded.
+    Settings that it writes into the groups may also come from a loaded state.
     """
     return hasattr(slot.optimizer.step, "_wrapped_by_lr_sched")
 

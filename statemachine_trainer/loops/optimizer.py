@@ -1,6 +1,6 @@
-"""The optimizer loop: forward, backward and step, for each optimizer in its turn.
+"""The optimizer loop: forward, backward and step, for one optimizer after the other.
 
-Its base, `SteppingLoop`, has what every loop needs that steps optimizers in an order of its own.
+Its base, `SteppingLoop`, is the base of all loops that step optimizers.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ NonFinite = Literal["ignore", "raise", "skip"]
 
 
 class SteppingLoop(TrainingLoop):
-    """Base of the loops that take one split of a batch to steps of the optimizers.
+    """Base of the loops that step optimizers on one split of a batch.
 
-    It has no states, only what these have to do in any order of theirs: call the training step,
-    close windows of accumulation, clip, step through the scaler, step the schedulers.
+    It has no states, only the methods that they need in any order: call the training step, close
+    accumulation windows, clip, step through the scaler, step the schedulers.
 
     Args:
         accumulate: Backward passes per step: a number, or `{from_epoch: number}`.
@@ -49,11 +49,11 @@ class SteppingLoop(TrainingLoop):
         SettingError: A setting out of its range.
     """
 
-    # Not reset when the loop is entered: that would be paid in every batch, and most models have one
-    # optimizer, whose turn it always is.
+    # Not reset when the loop is entered: that would cost time in every batch, and most models have
+    # one optimizer, whose turn it always is.
     turn: int = field(0, scope=RUN)
     turn_of: tuple[int, int] = field((-1, -1), scope=RUN)
-    """The split within which the turns are counted: the number of its batch, and its own."""
+    """The split to which `turn` belongs: the number of its batch, and its own."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class SteppingLoop(TrainingLoop):
 
     @property
     def accumulate(self) -> int | Mapping[int, int]:
-        """Backward passes per step; what is set while a window is open holds for the next one."""
+        """Backward passes per step. A value set while a window is open holds for the next one."""
         return self._accumulate
 
     @accumulate.setter
@@ -99,7 +99,7 @@ class SteppingLoop(TrainingLoop):
     # -- turns -----------------------------------------------------------------------------------
 
     def _take_turn(self) -> OptimizerSlot:
-        """Put the optimizer to work whose turn it is in this split."""
+        """Select the optimizer whose turn it is in this split."""
         context = self.context
         context.optimizer_idx = context.turns.at(context.counts.batch)[self._turns_done()]
         return context.slots[context.optimizer_idx]
@@ -124,11 +124,11 @@ class SteppingLoop(TrainingLoop):
     # -- the training step -----------------------------------------------------------------------
 
     def _call_step(self) -> bool:
-        """Find the loss; tell whether to use it, or to leave the batch out."""
+        """Call the training step; return False to leave the batch out."""
         return self._read_loss(call_step(self.context, self.context.split))
 
     def _read_loss(self, output: Any) -> bool:
-        """Take loss and hiddens out of what a step returned; tell whether to use the loss."""
+        """Read loss and hiddens from the output of a step; return False to leave the batch out."""
         context = self.context
         loss, hiddens = read_output(output, context.steps.takes_hiddens, context.model)
         context.loss = loss
@@ -151,26 +151,26 @@ class SteppingLoop(TrainingLoop):
         return False
 
     def _begin_backward(self, slot: OptimizerSlot) -> torch.Tensor:
-        """Clear the gradients if a window begins; return the loss as it is to be propagated."""
+        """Clear the gradients if a window begins; return the loss to propagate."""
         loss = self.context.loss
         assert loss is not None
         return loss_to_propagate(self.context, slot, loss, self._window_size(slot))
 
     def _propagate(self, slot: OptimizerSlot) -> None:
-        """Propagate the loss backward, to the parameters of one optimizer."""
+        """Run the backward pass, to the parameters of one optimizer."""
         loss = self._begin_backward(slot)
-        # Activation checkpointing runs forward passes again in here.
+        # Activation checkpointing repeats forward passes in here.
         with slot.others_frozen():
             loss.backward()
 
     def _is_full(self, slot: OptimizerSlot) -> bool:
-        """Tell whether an optimizer has all the gradients that it steps with."""
+        """Return whether the accumulation window of an optimizer is full."""
         return slot.window >= self._window_size(slot)
 
     # -- stepping --------------------------------------------------------------------------------
 
     def _step(self, slot: OptimizerSlot) -> None:
-        """Clip the gradients of the optimizer at work, and step it."""
+        """Clip the gradients of an optimizer, and step it."""
         context = self.context
         if self.clip_norm is not None or self.clip_value is not None:
             if context.precision.scaler is not None:
@@ -179,7 +179,7 @@ class SteppingLoop(TrainingLoop):
         step_optimizer(context, context.optimizer_idx)
 
     def _check_closure(self, slot: OptimizerSlot) -> None:
-        """Refuse what cannot be combined with an optimizer that evaluates the loss itself."""
+        """Refuse settings that do not work with an optimizer that evaluates the loss itself."""
         kind = type(slot.optimizer).__name__
         if self.context.precision.scaler is not None:
             raise SettingError(f"{kind} evaluates the loss itself: use bf16 or 32, not fp16.")
@@ -196,7 +196,7 @@ class SteppingLoop(TrainingLoop):
             )
 
     def _clip(self, slot: OptimizerSlot) -> torch.Tensor | None:
-        """Clip the gradients of an optimizer; return their norm before, if it was measured."""
+        """Clip the gradients of an optimizer; return their norm before clipping, if it was computed."""
         norm = None
         if self.clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(slot.parameters, self.clip_norm)
@@ -207,10 +207,10 @@ class SteppingLoop(TrainingLoop):
     # -- accumulation ----------------------------------------------------------------------------
 
     def _window_size(self, slot: OptimizerSlot) -> int:
-        """Return the size of the window that is open, else of the one that is to be opened.
+        """Return the size of the open window, or of the next one if none is open.
 
-        A window ends with the size that it began with: `accumulate` may change in the middle of it,
-        in the run or from one start to the next, and its gradients are divided by the old number.
+        A window keeps its size: if `accumulate` changes while it is open, its gradients have
+        already been divided by the old number.
         """
         return (slot.window and slot.size) or self._size or self._size_by_epoch()
 
@@ -219,7 +219,7 @@ class SteppingLoop(TrainingLoop):
         return next((size for start, size in self._sizes if start <= epoch), 1)
 
     def _flush(self) -> Literal["next_window", "flushed"]:
-        """Step the first optimizer whose window is open, its gradients scaled by its true size."""
+        """Step the first optimizer with an open window, with gradients scaled to its true size."""
         context = self.context
         index, slot = next((i, s) for i, s in enumerate(context.slots) if s.window)
         context.optimizer_idx = index
@@ -239,12 +239,12 @@ class SteppingLoop(TrainingLoop):
 class OptimizerLoop(SteppingLoop):
     """One split of a batch: forward, zero_grad, backward, clipping, step, schedulers.
 
-    With several optimizers each has its turn, the parameters of the others frozen during its
-    forward and backward pass. With accumulation, an optimizer steps at every n-th backward pass; a
-    window that is still open when the data of an epoch end is entered by `flush` and stepped with
-    its gradients scaled by its true size. (Where `max_steps` counts all optimizers and has been
-    reached, it is dropped.) With fp16 a step that the scaler leaves out, because a gradient
-    overflowed, is no step: neither counters nor schedulers move.
+    Several optimizers take turns. The parameters of the others are frozen during the forward and
+    backward pass of one. With accumulation, an optimizer steps at every n-th backward pass. If a
+    window is still open when the data of an epoch ends, the loop is entered once more by `flush`
+    and steps with gradients scaled to the true size of the window. (If `max_steps` counts all
+    optimizers and was reached, the window is dropped.) With fp16, a step that the scaler skips
+    because a gradient overflowed does not count: counters and schedulers stay.
 
     Args:
         accumulate: Backward passes per step: a number, or `{from_epoch: number}`.
@@ -275,7 +275,7 @@ class OptimizerLoop(SteppingLoop):
 
     def forward(self) -> Literal["forward_done", "closure", "next_optimizer", "optimized"]:
         """Call the training step. A step that returns None leaves this optimizer out."""
-        # Written out for what is usual, as are the two states below: this is paid in every batch.
+        # The usual case is inlined here and in the two states below, because it runs in every batch.
         context = self.context
         slots, steps = context.slots, context.steps
         if len(slots) > 1:
@@ -292,7 +292,7 @@ class OptimizerLoop(SteppingLoop):
             usable = self._call_step()
         else:
             output = context.output = steps.training(context.split, context.batch_idx)
-            # Only attributes are looked at, which costs no call.
+            # Only attributes are read, without calls.
             if output.__class__ is Tensor and output.requires_grad and not output.ndim:
                 context.loss = output
                 usable = True
@@ -306,7 +306,7 @@ class OptimizerLoop(SteppingLoop):
 
     @transient
     def backward(self) -> Literal["backward_done", "next_optimizer", "optimized"]:
-        """Clear the gradients at the beginning of a window, and propagate the loss backward."""
+        """Clear the gradients at the beginning of a window, and run the backward pass."""
         context = self.context
         slot = context.slots[context.optimizer_idx]
         if (
@@ -325,7 +325,7 @@ class OptimizerLoop(SteppingLoop):
         return "backward_done" if self._is_full(slot) else self._turn_done()
 
     def optimizer_step(self) -> Literal["next_optimizer", "optimized", "next_window", "flushed"]:
-        """Clip, step, and step the schedulers that go by steps."""
+        """Clip, step, and step the schedulers that count steps."""
         context = self.context
         if context.flushing:
             return self._flush()
@@ -338,7 +338,7 @@ class OptimizerLoop(SteppingLoop):
             and context.precision.scaler is None
             and not slot.schedulers
         ):
-            slot.optimizer.step()  # the plain case of `step_optimizer`
+            slot.optimizer.step()  # the usual case of `step_optimizer`
             context.count_step(context.optimizer_idx)
         else:
             self._step(slot)
@@ -390,7 +390,7 @@ class _LeftOut(Exception):
 
 
 def _sizes(loop: str, accumulate: Any) -> list[tuple[int, int]]:
-    """Check `accumulate`; return pairs (from this epoch, size of a window), the latest first."""
+    """Check `accumulate`; return pairs (first epoch, size of a window), the latest first."""
     table = accumulate if isinstance(accumulate, Mapping) else {0: accumulate}
     for epoch, size in table.items():
         whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (epoch, size))

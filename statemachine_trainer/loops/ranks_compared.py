@@ -1,7 +1,7 @@
-"""What the ranks of a run must have in common, or each for itself; compared at its start.
+"""Compares the ranks at the start of a run: what must be equal, and what must differ.
 
-Ranks that were given different loops, models or numbers of batches would wait for each other for
-ever. Ranks that were given the same data do the work of one.
+Ranks with different loops, models or numbers of batches would wait for each other for ever. Ranks
+with the same data would repeat the work of one.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from statemachine_trainer.snapshot.ranked import digest
 
 
 class RanksDiffer(StateMachineError):
-    """Ranks of one run were given things that must be the same for all."""
+    """Ranks of one run were given different things that must be the same."""
 
 
 class WeightsDiffer(UserWarning):
-    """After a step each rank has weights of its own, and nothing brings them together."""
+    """After a step the ranks have different weights, because gradients are not averaged."""
 
 
 class SameBatches(StateMachineError):
@@ -39,7 +39,7 @@ class SameBatches(StateMachineError):
 
 
 class SameWork(LikelyMistake):
-    """All ranks read the same data, and each of them trains a model by itself."""
+    """All ranks read the same data, and each trains its own model."""
 
 
 _ADVICE: Final = {
@@ -51,14 +51,14 @@ _ADVICE: Final = {
         "Give all of them the same; rank 0 writes there, with the state of each."
     ),
 }
-"""What must be the same, and what to do about it."""
+"""What must be the same on all ranks, and what to do about it."""
 
 
 def check_environment(ranks: Ranks | None, trainer: Any) -> None:
-    """Refuse processes that would take each other's files for their own.
+    """Refuse processes that would mix up each other's files.
 
     Raises:
-        SettingError: The environment says something else of ranks than the process group.
+        SettingError: The environment contradicts the process group.
     """
     named = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if ranks is None:
@@ -78,10 +78,10 @@ def check_environment(ranks: Ranks | None, trainer: Any) -> None:
 
 
 def check_alone(trainer: Any, context: Context) -> None:
-    """Refuse what a rank would do without the others.
+    """Refuse models and loops with which one rank would act without the others.
 
     Raises:
-        SettingError: The model, or a loop, would.
+        SettingError: The model, or a loop, does.
     """
     _check_loops(trainer.loop)
     _check_model(context)
@@ -91,7 +91,7 @@ def check_same(ranks: Ranks, trainer: Any, context: Context) -> None:
     """Refuse ranks that were given different things. A collective.
 
     Raises:
-        RanksDiffer: They were.
+        RanksDiffer: They were given different things.
     """
     told = cast("list[dict[str, Json]]", ranks.from_all(_facts(trainer, context)))
     for rank, other in enumerate(told):
@@ -163,10 +163,10 @@ def compare_batches(ranks: Ranks, context: Context) -> None:
     """Refuse ranks that read the same batch: a sampler was forgotten. A collective.
 
     Raises:
-        SameBatches: They do, and their gradients are averaged.
+        SameBatches: They read the same batch, and their gradients are averaged.
 
     Warns:
-        SameWork: They do, and their gradients are not averaged.
+        SameWork: They read the same batch, and their gradients are not averaged.
     """
     told = ranks.from_all(_digest_of_batch(context.batch))
     if told[0] is None or any(one != told[0] for one in told):
@@ -186,7 +186,7 @@ def _averages(module: nn.Module) -> bool:
 
 
 def _digest_of_batch(batch: Any) -> str | None:
-    """Return a digest of a batch; None if it is all of one value, which says nothing."""
+    """Return a digest of a batch; None if all its values are equal, so that it identifies nothing."""
     found, telling = hashlib.sha256(), False
     for path, leaf in leaves_with_paths(batch):
         if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided and leaf.numel():

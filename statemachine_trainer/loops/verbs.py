@@ -1,9 +1,9 @@
-"""What loops do in a pass over the training data: each verb once, for all loops that say it.
+"""The actions of a pass over the training data, written once for all loops.
 
-`EpochLoop`, `BatchLoop`, the loops that step optimizers and `CustomLoop` differ in when they say a
-verb, not in what it does. Three states are entered in every batch and write the plain case of a verb
-out, since a call more is what users would pay: `EpochLoop.fetch`, `OptimizerLoop.forward` and
-`OptimizerLoop.optimizer_step`. Whatever is not plain goes through here.
+`EpochLoop`, `BatchLoop`, the loops that step optimizers and `CustomLoop` differ only in when they
+do these actions. Three states that run in every batch inline the usual case, to save calls:
+`EpochLoop.fetch`, `OptimizerLoop.forward` and `OptimizerLoop.optimizer_step`. All other cases go
+through here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class HoldsBatch(Protocol):
     """A loop that fetches batches.
 
     Attributes:
-        holding: Whether a batch was fetched that could not be moved yet; it is tried again.
+        holding: Whether a batch was fetched but not moved to the device yet. It is tried again.
     """
 
     holding: bool
@@ -33,33 +33,32 @@ class EndsEpochs(Protocol):
     """A loop that ends epochs.
 
     Attributes:
-        scheduled: Optimizers whose schedulers have been stepped at this end of an epoch.
+        scheduled: Number of optimizers whose schedulers were already stepped at this end of an epoch.
     """
 
     scheduled: int
 
 
 def begin_epoch(context: Context) -> None:
-    """Begin an epoch: what is counted within it is 0, and metrics are averaged from here on."""
+    """Begin an epoch: reset the counters within it, and average metrics from here on."""
     context.read_clock()
     context.counts.begin_epoch()
     context.stopping = context.finished = False
     if (
         context.train_metrics.over is not False
-    ):  # else a receiver has logged something for this epoch already
+    ):  # else a receiver has logged a metric for this epoch already
         context.train_metrics.begin()
     context.log_table, context.log_suffix = context.train_metrics, ""
 
 
 def end_epoch(loop: EndsEpochs, context: Context, *, over: bool, schedulers: bool = True) -> None:
-    """Step the schedulers that go by epochs, keep the epoch's metrics, and count the epoch.
+    """Step the schedulers that count epochs, keep the epoch's metrics, and count the epoch.
 
     Args:
-        loop: Knows which schedulers were stepped before an error.
-        context: What the loops share.
-        over: Whether the pass over the data has ended. Else the data stay where they are, and a
-            later fit goes on with them.
-        schedulers: Whether those that go by epochs are stepped.
+        loop: The loop. It remembers which schedulers were stepped before an error.
+        context: The context of the run.
+        over: Whether the pass over the data has ended. If not, a later fit continues from its position.
+        schedulers: Whether to step the schedulers that count epochs.
     """
     context.read_clock()
     if schedulers:
@@ -75,7 +74,7 @@ def end_epoch(loop: EndsEpochs, context: Context, *, over: bool, schedulers: boo
 
 
 def move_batch(loop: HoldsBatch, context: Context) -> None:
-    """Move the batch in flight to the device. If that fails, the loop holds the batch."""
+    """Move the batch in flight to the device. If that fails, the loop keeps it for another try."""
     loop.holding = True
     if context.transfer is not None:
         context.batch = context.transfer(context.batch)
@@ -83,7 +82,7 @@ def move_batch(loop: HoldsBatch, context: Context) -> None:
 
 
 def count_batch(context: Context) -> None:
-    """Count the batch in flight, and its samples if somebody goes by them."""
+    """Count the batch in flight, and its samples if an interval needs them."""
     context.counts.batch += 1
     context.counts.batch_in_epoch += 1
     if context.sample_size is not None:
@@ -94,7 +93,7 @@ def count_samples(context: Context) -> None:
     """Count the samples of the batch in flight.
 
     Warns:
-        UnclearBatchSize: The first batch does not say clearly how many it holds.
+        UnclearBatchSize: The number of samples in the first batch is not clear.
     """
     assert context.sample_size is not None
     size = context.sample_size(context.batch) or 0
@@ -110,7 +109,7 @@ def count_samples(context: Context) -> None:
 
 
 def call_step(context: Context, batch: Any) -> Any:
-    """Call the training step on a batch, or on a part of it, in the precision of the run."""
+    """Call the training step on a batch, or on a split of it, in the precision of the run."""
     if context.precision.autocasts:
         with context.precision.context():
             output = context.steps.training(batch, context.batch_idx)
@@ -123,13 +122,13 @@ def call_step(context: Context, batch: Any) -> Any:
 def loss_to_propagate(
     context: Context, slot: OptimizerSlot, loss: torch.Tensor, size: int = 1
 ) -> torch.Tensor:
-    """Clear the gradients if a window begins; return the loss as it is to be propagated.
+    """Clear the gradients if a window begins; return the loss to propagate, scaled.
 
     Args:
-        context: What the loops share.
-        slot: The optimizer whose gradients are found.
+        context: The context of the run.
+        slot: The optimizer.
         loss: The loss, a scalar.
-        size: Backward passes per step, by which the loss is divided.
+        size: Backward passes per step. The loss is divided by it.
     """
     if slot.window == 0:
         slot.size = size
@@ -143,8 +142,8 @@ def loss_to_propagate(
 def step_optimizer(context: Context, index: int) -> None:
     """Step an optimizer, through the gradient scaler if there is one, and count the step.
 
-    Its schedulers that go by steps are stepped too. A step that the scaler leaves out, because a
-    gradient overflowed, is none: neither counters nor schedulers move.
+    Its schedulers that count steps are stepped, too. A step that the scaler skips because a
+    gradient overflowed does not count: counters and schedulers stay.
     """
     slot, scaler = context.slots[index], context.precision.scaler
     if scaler is None:
@@ -155,7 +154,7 @@ def step_optimizer(context: Context, index: int) -> None:
 
 
 def count_step(context: Context, index: int) -> None:
-    """Count a step that an optimizer has made, and step its schedulers that go by steps."""
+    """Count a step of an optimizer, and step its schedulers that count steps."""
     context.count_step(index)
     slot = context.slots[index]
     if slot.schedulers:

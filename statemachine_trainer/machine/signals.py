@@ -239,7 +239,7 @@ class Subscription:
                 "method `due`."
             )
         if not isinstance(once, bool):
-            raise BadReceiver(f"once={once!r} for {name!r}: say True or False.")
+            raise BadReceiver(f"once={once!r} for {name!r}: use True or False.")
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise BadReceiver(f"priority={priority!r} for {name!r}: use a whole number.")
         self.name = name
