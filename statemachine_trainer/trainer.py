@@ -15,7 +15,7 @@ from statemachine_trainer.callbacks.finding import NoCheckpoint
 from statemachine_trainer.control.ownership import Ownership
 from statemachine_trainer.debugging import Breakpoint, Memory, Rewound, Where
 from statemachine_trainer.debugging.breakpoints import Breakpoints
-from statemachine_trainer.debugging.memory import Debugger
+from statemachine_trainer.debugging.rewinding import Debugger
 from statemachine_trainer.graph.extraction import receivers_on
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.loops.assembly import Equipment

@@ -1,7 +1,7 @@
 """Draw the pictures of the documentation: the graph, its heat, k-fold, a swap.
 
 They need pygraphviz and change with its version, so that no test compares them; `graph.mmd` and
-`swap.txt` are text, and `tests/machine/test_pictures.py` holds them true.
+`swap.txt` are text, and `tests/graph/test_pictures.py` holds them true.
 
 Usage: python tools/draw_pictures.py [FOLDER]
 """

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import LikelyMistake
-from statemachine_trainer.loops.metrics.weights import fingerprint_of_weights
+from statemachine_trainer.loops.metrics.fingerprint import fingerprint_of_weights
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot import Best, Store
 from statemachine_trainer.snapshot.retention import Kept

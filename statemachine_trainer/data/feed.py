@@ -12,8 +12,8 @@ from statemachine_trainer.data.data_errors import (
     NoPass,
     StrayStopIteration,
 )
-from statemachine_trainer.data.generators import parts_of, set_epoch
 from statemachine_trainer.data.mapstyle import MapReader, is_map_loader
+from statemachine_trainer.data.own_generators import parts_of, set_epoch
 from statemachine_trainer.data.reader import DrawsIn, Phase, Reader
 from statemachine_trainer.data.sources import length_of
 from statemachine_trainer.data.streams import SequenceReader, StreamReader, is_sequence

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, MapDataPipe
 
 from statemachine_trainer.data.data_errors import NotExact, OrderKept
-from statemachine_trainer.data.generators import (
+from statemachine_trainer.data.indices import IndexStream, plan_for
+from statemachine_trainer.data.own_generators import (
     bring_back,
     has_state,
     parts_of,
@@ -19,7 +20,6 @@ from statemachine_trainer.data.generators import (
     restore,
     set_epoch,
 )
-from statemachine_trainer.data.indices import IndexStream, plan_for
 from statemachine_trainer.data.reader import DrawsIn, Phase, Reader
 from statemachine_trainer.data.seeding import SeededFetch, as_it_is, sample_seed
 from statemachine_trainer.data.workers import WorkerStart, end_at_exit

@@ -17,7 +17,7 @@ from statemachine_trainer.data.data_errors import (
     PassBroken,
     ReplayWarning,
 )
-from statemachine_trainer.data.generators import (
+from statemachine_trainer.data.own_generators import (
     bring_back,
     has_state,
     parts_of,

@@ -10,7 +10,7 @@ from statemachine_trainer.data import Feed, limit_batches
 from statemachine_trainer.intervals import Counts
 from statemachine_trainer.loops.context import Context, Limits
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.optimizers import OptimizerSlot
+from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.machine.loop import Loop
 
 

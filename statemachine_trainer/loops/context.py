@@ -14,7 +14,7 @@ from statemachine_trainer.data import Feed
 from statemachine_trainer.intervals import Counts
 from statemachine_trainer.loops.metrics.sizes import batch_size_of
 from statemachine_trainer.loops.metrics.table import Metrics
-from statemachine_trainer.loops.optimizers import OptimizerSlot, Turns
+from statemachine_trainer.loops.slots import OptimizerSlot, Turns
 from statemachine_trainer.parallel import Precision
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from statemachine_trainer.data import NotExact
-from statemachine_trainer.data.generators import not_there
+from statemachine_trainer.data.own_generators import not_there
 from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context, saved_as
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
-from statemachine_trainer.loops.optimizers import OptimizerSlot
 from statemachine_trainer.loops.scheduler_state import load_scheduler_state, scheduler_state
+from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.machine.fields import copied
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves, to_device

@@ -13,9 +13,9 @@ from statemachine_trainer.data import END, Feed, limit_batches
 from statemachine_trainer.loops.base import TrainingLoop, check_limit, training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import MetricConflict, TrainingError
+from statemachine_trainer.loops.metrics.fingerprint import fingerprint_of_weights
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.metrics.table import Metrics
-from statemachine_trainer.loops.metrics.weights import fingerprint_of_weights
 from statemachine_trainer.loops.mistakes import warn_of_shared_names
 from statemachine_trainer.loops.settings_checks import flags, whole_number
 from statemachine_trainer.loops.verbs import move_batch

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from statemachine_trainer.data import Feed, as_loader, dataset_of
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import ModelError, SettingError
-from statemachine_trainer.loops.optimizers import read_optimizers
+from statemachine_trainer.loops.slots import read_optimizers
 from statemachine_trainer.parallel import Precision, map_leaves
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
 

@@ -9,9 +9,9 @@ from typing import Literal
 from torch.optim import Optimizer
 
 from statemachine_trainer.loops.base import TrainingLoop
-from statemachine_trainer.loops.optimizers import stepping_through
 from statemachine_trainer.loops.outputs import gather, read_manual_output
 from statemachine_trainer.loops.settings_checks import refuse
+from statemachine_trainer.loops.slots import stepping_through
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.containers import detach
 

@@ -14,7 +14,7 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.foreign_names import UNCALLED
 from statemachine_trainer.loops.loop_errors import LikelyMistake, OptimizerError
 from statemachine_trainer.loops.metrics.table import Metrics, UnknownMetric
-from statemachine_trainer.loops.optimizers import OptimizerSlot
+from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop
 

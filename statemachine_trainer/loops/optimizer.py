@@ -13,12 +13,12 @@ from torch import Tensor
 
 from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.loop_errors import NonFiniteLoss, SettingError, StepOutputError
-from statemachine_trainer.loops.optimizers import (
+from statemachine_trainer.loops.outputs import gather, read_output
+from statemachine_trainer.loops.settings_checks import number, one_of
+from statemachine_trainer.loops.slots import (
     OptimizerSlot,
     scale_gradients,
 )
-from statemachine_trainer.loops.outputs import gather, read_output
-from statemachine_trainer.loops.settings_checks import number, one_of
 from statemachine_trainer.loops.verbs import (
     call_step,
     count_step,

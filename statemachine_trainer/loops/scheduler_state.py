@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from torch.optim import Optimizer
 
-from statemachine_trainer.loops.optimizers import Scheduler
+from statemachine_trainer.loops.slots import Scheduler
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch, Unwritable
 
 _OBJECT: Final = "$object"

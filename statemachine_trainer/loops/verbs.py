@@ -15,7 +15,7 @@ import torch
 
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.metrics.sizes import UnclearBatchSize, why_unclear
-from statemachine_trainer.loops.optimizers import OptimizerSlot, step_scaled, step_schedulers
+from statemachine_trainer.loops.slots import OptimizerSlot, step_scaled, step_schedulers
 from statemachine_trainer.machine.errors import level_of_caller
 
 

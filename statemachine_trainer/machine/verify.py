@@ -206,9 +206,10 @@ def plan_tree(root: Loop, name: str) -> LoopPlan:
         kind = root.__name__ if isinstance(root, type) else type(root).__name__
         given = f"the class {kind}: write `{kind}()`" if isinstance(root, type) else f"a {kind}"
         raise LoopDefinitionError(f"A machine is built from a loop, and was given {given}.")
-    if not name.isidentifier() or name == END:
+    if not name.isidentifier() or name in (END, *_OF_THE_LIBRARY):
+        kept = ", ".join(map(repr, (END, *_OF_THE_LIBRARY)))
         raise ReservedName(
-            f"The root cannot be called {name!r}: use an identifier other than {END!r}."
+            f"The root cannot be called {name!r}: use an identifier other than {kept}."
         )
     plan = _plan(
         root, name, {}, interrupted=bool({*POSTED_EVENTS, *root.posted} & {*root.outcomes})

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.checkpoints import Host as HostOfCheckpoints
 from statemachine_trainer.data import NotExact
-from statemachine_trainer.data.generators import not_there
+from statemachine_trainer.data.own_generators import not_there
 from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import (

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from statemachine_trainer.data import Feed
-from statemachine_trainer.data.generators import parts_of
+from statemachine_trainer.data.own_generators import parts_of
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver

@@ -14,7 +14,7 @@ from torch import nn
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.finding import NoCheckpoint
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.metrics.weights import fingerprint_of_weights
+from statemachine_trainer.loops.metrics.fingerprint import fingerprint_of_weights
 from statemachine_trainer.observe.best import load_weights
 from statemachine_trainer.snapshot import Best
 from statemachine_trainer.snapshot.modules import load_module_weights, module_state

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from statemachine_trainer.loops.compiled import CompiledStep, NotCompiled
-from statemachine_trainer.loops.compiled.program import Backend
+from statemachine_trainer.loops.compiled.compiling import Backend
 from statemachine_trainer.trainer import Trainer
 from tests.compiled.subjects import CHANGES, HABITS, OPTIMIZERS, Block, Plan, Subject
 

@@ -20,7 +20,7 @@ from torch._guards import TracingContext
 
 from statemachine_trainer.loops import log
 from statemachine_trainer.loops.compiled import CompiledStep, NotCompiled
-from statemachine_trainer.loops.compiled.program import Backend
+from statemachine_trainer.loops.compiled.compiling import Backend
 from statemachine_trainer.loops.loop_errors import NonFiniteLoss, SettingError
 from statemachine_trainer.machine import Moment
 from statemachine_trainer.testing import assert_resumable

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from statemachine_trainer.loops.loop_errors import OptimizerError
-from statemachine_trainer.loops.optimizers import read_optimizers
+from statemachine_trainer.loops.slots import read_optimizers
 from tests.loops.inner_kit import Regression, make_batches, make_trainer
 
 

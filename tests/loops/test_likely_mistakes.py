@@ -25,7 +25,7 @@ from statemachine_trainer.loops.mistakes import (
     SchedulerNotReturned,
     SharedName,
 )
-from statemachine_trainer.loops.optimizers import SteppedByEpochs
+from statemachine_trainer.loops.slots import SteppedByEpochs
 from statemachine_trainer.trainer import Trainer
 from tests.loops.inner_kit import Batch, Regression, make_batches, make_trainer, mse
 

@@ -16,7 +16,7 @@ from statemachine_trainer.integrations.lightning.strategy import StrategyView
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.optimizer import OptimizerLoop
-from statemachine_trainer.loops.optimizers import OptimizerSlot, step_schedulers
+from statemachine_trainer.loops.slots import OptimizerSlot, step_schedulers
 from statemachine_trainer.machine.declaration import transient
 from statemachine_trainer.machine.loop import Loop
 

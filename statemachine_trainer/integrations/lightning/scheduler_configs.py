@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from statemachine_trainer.integrations.lightning.calls import HookCalls
-from statemachine_trainer.loops.optimizers import OptimizerSlot, Scheduler
+from statemachine_trainer.loops.slots import OptimizerSlot, Scheduler
 
 # -- What `configure_optimizers` returns ----------------------------------------------------------
 

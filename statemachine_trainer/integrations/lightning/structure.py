@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.optim import Optimizer
 
-from statemachine_trainer.loops.optimizers import OptimizerSlot
+from statemachine_trainer.loops.slots import OptimizerSlot
 
 
 def parameter_names(module: nn.Module, slots: list[OptimizerSlot]) -> list[list[list[str]]]:

@@ -13,7 +13,7 @@
 - `private`: all that is taken from inside of torch.
 """
 
-from statemachine_trainer.loops.compiled.errors import CompiledDiffers, NotCompiled
+from statemachine_trainer.loops.compiled.compiled_errors import CompiledDiffers, NotCompiled
 from statemachine_trainer.loops.compiled.step import CompiledStep
 
 __all__ = ["CompiledDiffers", "CompiledStep", "NotCompiled"]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from statemachine_trainer.loops.compiled.errors import NotCapturable
-from statemachine_trainer.loops.compiled.memory import overlapping
+from statemachine_trainer.loops.compiled.compiled_errors import NotCapturable
+from statemachine_trainer.loops.compiled.layout import overlapping
 from statemachine_trainer.loops.compiled.stepping import SteppingCode
 
 _END: Final = (object(),)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from statemachine_trainer.loops.compiled import private
-from statemachine_trainer.loops.compiled.errors import NotCapturable, Reached, reached
-from statemachine_trainer.loops.compiled.watch import Watch
+from statemachine_trainer.loops.compiled.compiled_errors import NotCapturable, Reached, reached
+from statemachine_trainer.loops.compiled.hooked import Watch
 from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.loops.metrics.table import batch_size_of
 from statemachine_trainer.loops.outputs import read_output

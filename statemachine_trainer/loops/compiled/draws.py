@@ -7,7 +7,7 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
-from statemachine_trainer.loops.compiled.errors import NotCapturable
+from statemachine_trainer.loops.compiled.compiled_errors import NotCapturable
 from statemachine_trainer.loops.compiled.private import keeps_order_of_draws
 
 

@@ -11,11 +11,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from statemachine_trainer.loops.compiled import private
 from statemachine_trainer.loops.compiled.binding import Binding
 from statemachine_trainer.loops.compiled.capture import Arguments, Capture, capture
-from statemachine_trainer.loops.compiled.errors import NotCapturable
+from statemachine_trainer.loops.compiled.compiled_errors import NotCapturable
+from statemachine_trainer.loops.compiled.compiling import Compiled, Options, compile_program
 from statemachine_trainer.loops.compiled.joint import Recipe
-from statemachine_trainer.loops.compiled.program import Compiled, Options, compile_program
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.optimizers import OptimizerSlot
+from statemachine_trainer.loops.slots import OptimizerSlot
 
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,13 +18,13 @@ from torch.fx import GraphModule
 
 from statemachine_trainer.loops.compiled.binding import Binding
 from statemachine_trainer.loops.compiled.capture import take_out_mark
-from statemachine_trainer.loops.compiled.errors import (
+from statemachine_trainer.loops.compiled.compiled_errors import (
     NotCapturable,
     NotTraceable,
     StateMissing,
     first_line,
 )
-from statemachine_trainer.loops.compiled.memory import (
+from statemachine_trainer.loops.compiled.layout import (
     as_accumulated,
     overlapping,
     overlaps_itself,

@@ -18,7 +18,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from statemachine_trainer.loops.compiled.errors import NotCapturable, Reached, first_line, reached
+from statemachine_trainer.loops.compiled.compiled_errors import (
+    NotCapturable,
+    Reached,
+    first_line,
+    reached,
+)
 
 Call = Callable[[list[Any]], Sequence[Any]]
 """Called with a list of tensors."""

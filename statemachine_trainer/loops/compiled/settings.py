@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from statemachine_trainer.loops.compiled.capture import LogRecorder
-from statemachine_trainer.loops.compiled.errors import NotCompiled
+from statemachine_trainer.loops.compiled.compiled_errors import NotCompiled
+from statemachine_trainer.loops.compiled.compiling import Backend
 from statemachine_trainer.loops.compiled.fused import FusedStep
-from statemachine_trainer.loops.compiled.program import Backend
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.optimizer import NonFinite, OptimizerLoop
 from statemachine_trainer.loops.settings_checks import flags, refuse, whole_number

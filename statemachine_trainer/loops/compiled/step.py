@@ -8,7 +8,8 @@ import torch
 
 from statemachine_trainer.loops.compiled import private
 from statemachine_trainer.loops.compiled.capture import Arguments, Capture
-from statemachine_trainer.loops.compiled.errors import (
+from statemachine_trainer.loops.compiled.comparing import Trial
+from statemachine_trainer.loops.compiled.compiled_errors import (
     CompiledDiffers,
     NotCapturable,
     NotCompiled,
@@ -17,14 +18,13 @@ from statemachine_trainer.loops.compiled.errors import (
     StateMissing,
     first_line,
 )
+from statemachine_trainer.loops.compiled.compiling import Compiled, Options
 from statemachine_trainer.loops.compiled.fused import FusedStep
 from statemachine_trainer.loops.compiled.joint import Recipe
-from statemachine_trainer.loops.compiled.program import Compiled, Options
 from statemachine_trainer.loops.compiled.settings import CompilingLoop, Mode, warn
-from statemachine_trainer.loops.compiled.verify import Trial
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.optimizers import OptimizerSlot, step_schedulers
 from statemachine_trainer.loops.outputs import gather
+from statemachine_trainer.loops.slots import OptimizerSlot, step_schedulers
 from statemachine_trainer.parallel.containers import detach
 
 __all__ = ["CompiledStep", "NotCompiled"]

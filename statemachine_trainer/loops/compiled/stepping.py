@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from statemachine_trainer.loops.compiled.errors import NotTraceable
+from statemachine_trainer.loops.compiled.compiled_errors import NotTraceable
 
 Step = Callable[[Optimizer], object]
 

@@ -21,8 +21,8 @@ from statemachine_trainer.loops.fresh_start import (
     withdraw_feeds,
 )
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.optimizers import OptimizerSlot, read_optimizers
 from statemachine_trainer.loops.settings_checks import whole_number
+from statemachine_trainer.loops.slots import OptimizerSlot, read_optimizers
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from statemachine_trainer.loops.compiled.binding import Binding
-from statemachine_trainer.loops.compiled.program import Compiled
+from statemachine_trainer.loops.compiled.compiling import Compiled
 from statemachine_trainer.snapshot.rng import devices_in_use, isolated_rng, rng_state
 
 _NOISE: Final = 1e-4

@@ -18,15 +18,15 @@ from torch.fx import GraphModule
 
 from statemachine_trainer.loops.compiled import private
 from statemachine_trainer.loops.compiled.binding import Binding
-from statemachine_trainer.loops.compiled.draws import keep_draws
-from statemachine_trainer.loops.compiled.errors import (
+from statemachine_trainer.loops.compiled.compiled_errors import (
     NotCapturable,
     Stale,
     StateMissing,
     first_line,
 )
+from statemachine_trainer.loops.compiled.draws import keep_draws
 from statemachine_trainer.loops.compiled.joint import Joint, Recipe, View
-from statemachine_trainer.loops.compiled.memory import share_memory, written_by
+from statemachine_trainer.loops.compiled.layout import share_memory, written_by
 from statemachine_trainer.snapshot.rng import isolated_rng
 
 Backend = Literal["inductor", "eager"]
