@@ -427,7 +427,7 @@ def test_names_that_signals_need_are_refused_as_events(event: str) -> None:
     refuse(Taken(), ReservedName, repr(event), "Taken")
 
 
-@pytest.mark.parametrize("name", ["end", "my run", ""])
+@pytest.mark.parametrize("name", ["end", "state", "my run", ""])
 def test_a_name_of_the_root_must_be_able_to_head_a_path(name: str) -> None:
     with pytest.raises(ReservedName, match="root"):
         Driver(Pair(), name=name)
