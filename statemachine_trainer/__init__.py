@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from statemachine_trainer.loops import every as every
     from statemachine_trainer.loops import log as log
     from statemachine_trainer.loops import log_dict as log_dict
+    from statemachine_trainer.loops.schedules import warmup as warmup
     from statemachine_trainer.machine import Driver as Driver
     from statemachine_trainer.machine import Loop as Loop
     from statemachine_trainer.machine import Moment as Moment

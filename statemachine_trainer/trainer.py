@@ -21,7 +21,7 @@ from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.loops.assembly import Equipment
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.foreign_names import check_arguments
-from statemachine_trainer.loops.steps import Loss, MakeOptimizer
+from statemachine_trainer.loops.plain import Loss, MakeOptimizer, PlainParts
 from statemachine_trainer.machine.board import NOT_GIVEN, SignalBoard
 from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.driver import Driver, Until
@@ -51,10 +51,10 @@ from statemachine_trainer.running.weights import Checkpoint
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FIT = (
-    "model", "train", "validation", "loss", "optimizer", "restart", "resume", "fresh", "restore_best",
-    "until",
+    "model", "train", "validation", "loss", "optimizer", "scheduler", "metrics", "restart", "resume",
+    "fresh", "restore_best", "until",
 )  # fmt: skip
-_EVALUATION = ("model", "data", "checkpoint", "loss")
+_EVALUATION = ("model", "data", "checkpoint", "loss", "metrics")
 
 
 class ServedPage(Protocol):
@@ -190,6 +190,8 @@ class Trainer:
         *,
         loss: Loss | None = None,
         optimizer: MakeOptimizer | None = None,
+        scheduler: Any = None,
+        metrics: Any = None,
         restart: bool = False,
         resume: str | Path | None = None,
         fresh: Fresh | Iterable[Fresh] = (),
@@ -210,7 +212,13 @@ class Trainer:
                 `DataLoader(data, batch_size=32, shuffle=True)`.
             validation: The same, or a list or dict of several.
             loss: For a plain model: called as `loss(model(inputs), targets)`.
-            optimizer: An optimizer, or a callable that makes one of the parameters.
+            optimizer: An optimizer, or a callable that makes one of the parameters (or all that
+                `configure_optimizers` may return).
+            scheduler: A learning rate scheduler, a function that makes one of the optimizer (and of
+                `total_steps`, if it has such a parameter: then it goes by steps), or a dict with one of
+                these as "scheduler", and "interval" ("epoch" or "step"), "frequency", "monitor".
+            metrics: For a plain model: a metric of outputs and targets, or a dict of several by name, as
+                torchmetrics or functions. They are logged as "acc", "val_acc" and "test_acc".
             restart: Begin anew instead of going on.
             resume: Go on from a checkpoint: "auto" (the newest of this trainer's checkpoints; the first
                 start if there is none yet), a folder of checkpoints, or one checkpoint. A fit that a
@@ -248,8 +256,7 @@ class Trainer:
             model,
             train,
             validation,
-            loss,
-            optimizer,
+            PlainParts(loss, optimizer, scheduler, metrics),
             restart,
             resume,
             fresh_given(fresh, resume),
@@ -266,6 +273,8 @@ class Trainer:
         *,
         loss: Loss | None = None,
         optimizer: MakeOptimizer | None = None,
+        scheduler: Any = None,
+        metrics: Any = None,
         until: Until = None,
     ) -> Mapping[str, float]:
         """Go on with a run from its newest whole checkpoint, or from one checkpoint.
@@ -280,13 +289,23 @@ class Trainer:
             validation: Its validation data.
             loss: For a plain model.
             optimizer: For a model that configures none.
+            scheduler: For that optimizer.
+            metrics: For a plain model.
             until: Pause there; see `run`.
 
         Raises:
             NoCheckpoint: There is none.
         """
         return self.fit(
-            model, train, validation, loss=loss, optimizer=optimizer, resume=run, until=until
+            model,
+            train,
+            validation,
+            loss=loss,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            metrics=metrics,
+            resume=run,
+            until=until,
         )
 
     def start(
@@ -297,6 +316,8 @@ class Trainer:
         *,
         loss: Loss | None = None,
         optimizer: MakeOptimizer | None = None,
+        scheduler: Any = None,
+        metrics: Any = None,
         restart: bool = False,
         resume: str | Path | None = None,
         fresh: Fresh | Iterable[Fresh] = (),
@@ -306,7 +327,13 @@ class Trainer:
         Takes what `fit` takes. Where a fit of the same model is paused, nothing changes.
         """
         given = Given(
-            model, train, validation, loss, optimizer, restart, resume, fresh_given(fresh, resume)
+            model,
+            train,
+            validation,
+            PlainParts(loss, optimizer, scheduler, metrics),
+            restart,
+            resume,
+            fresh_given(fresh, resume),
         )
         self._session.start(given)
 
@@ -316,6 +343,7 @@ class Trainer:
         data: Any = None,
         *,
         loss: Loss | None = None,
+        metrics: Any = None,
         checkpoint: Checkpoint | None = None,
         **unknown: Never,
     ) -> dict[str, float]:
@@ -328,6 +356,7 @@ class Trainer:
             model: The model; that of what ran last unless given.
             data: A loader, or a list or dict of several.
             loss: For a plain model.
+            metrics: For a plain model, as for `fit`.
             checkpoint: Evaluate with the weights of a checkpoint; afterwards the model has its own again.
                 "best" (by the one rule of this trainer's retention), `Best("val_loss")`, "newest", or
                 the folder of a run or of a checkpoint.
@@ -338,7 +367,14 @@ class Trainer:
             NotACheckpoint: The folder holds no checkpoint.
         """
         check_arguments("validate", unknown, _EVALUATION)
-        return self._session.measure("validate", "validation_step", model, data, loss, checkpoint)
+        return self._session.measure(
+            "validate",
+            "validation_step",
+            model,
+            data,
+            PlainParts(loss, metrics=metrics),
+            checkpoint,
+        )
 
     def test(
         self,
@@ -346,12 +382,15 @@ class Trainer:
         data: Any = None,
         *,
         loss: Loss | None = None,
+        metrics: Any = None,
         checkpoint: Checkpoint | None = None,
         **unknown: Never,
     ) -> dict[str, float]:
         """Evaluate a model with its `test_step`; return the metrics. Arguments are those of `validate`."""
         check_arguments("test", unknown, _EVALUATION)
-        return self._session.measure("test", "test_step", model, data, loss, checkpoint)
+        return self._session.measure(
+            "test", "test_step", model, data, PlainParts(loss, metrics=metrics), checkpoint
+        )
 
     def predict(
         self,
@@ -564,6 +603,19 @@ class Trainer:
     def steps(self) -> int:
         """Optimizer steps done in this fit."""
         return self._drivers.counting.counts.step
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole fit, by its limits and data, if nothing ends it early.
+
+        Known as soon as the fit is begun: `configure_optimizers` may ask for it as a parameter, as in
+        `def configure_optimizers(self, total_steps)`.
+
+        Raises:
+            NotStarted: No fit was begun.
+            UnknownTotal: The settings or the data do not tell, such as a loader without a length.
+        """
+        return self._session.total_steps()
 
     @property
     def metrics(self) -> dict[str, float]:

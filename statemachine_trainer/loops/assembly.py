@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.mistakes import look_for_mistakes, warn_of_shuffled_predictions
 from statemachine_trainer.loops.optimizer import OptimizerLoop
-from statemachine_trainer.loops.steps import Loss, MakeOptimizer
+from statemachine_trainer.loops.plain import PlainParts
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
 from statemachine_trainer.parallel.wrappers import see_through
@@ -65,11 +66,10 @@ class Equipment:
             )
         self.prefetch = prefetch
         Precision(precision, self.device)
+        self.newest: Context | None = None  # of the fit that was begun last
         self.agreement: Agreement | None = None  # of the ranks of a fit, if there are several
 
-    def context(
-        self, model: nn.Module, trainer: Any, loss: Loss | None, optimizer: MakeOptimizer | None
-    ) -> Context:
+    def context(self, model: nn.Module, trainer: Any, parts: PlainParts) -> Context:
         """Make the context of a run, and move the model to the device.
 
         A model is taken out of its wrappers. A `DistributedDataParallel` keeps its model.
@@ -78,8 +78,10 @@ class Equipment:
         model, wrapped = see_through(model)
         device = self.device if wrapped is None else wrapped.device or self.device
         context = Context(model, None, trainer, self)  # type: ignore[arg-type]
-        context.steps = steps_of(model, context, loss, optimizer, wrapped, whole)
-        context.train_metrics, context.validation_metrics = Metrics(model), Metrics(model)
+        context.steps = steps_of(model, context, parts, wrapped, whole)
+        context.train_metrics, context.validation_metrics = (
+            Metrics(model, lambda name: context.steps.metric_named(name)) for _ in range(2)
+        )
         model.to(device)
         context.device = device
         context.precision = Precision(self.precision_name, device)
@@ -130,8 +132,7 @@ def assemble_fit(
     model: nn.Module,
     train: Any,
     validation: Any,
-    loss: Loss | None,
-    optimizer: MakeOptimizer | None,
+    parts: PlainParts,
 ) -> Context:
     """Make the context of a fit.
 
@@ -141,10 +142,11 @@ def assemble_fit(
         SettingError: Settings of automatic optimization with a model that optimizes by hand.
         RanksDiffer: The ranks were given different things.
     """
-    context = equipment.context(model, trainer, loss, optimizer)
+    context = equipment.newest = equipment.context(model, trainer, parts)
     if any(loop.steps_optimizers or loop.by_hand for _, loop in training_loops(root)):
         context.steps.get("training_step")  # guests check this when they call it
     train, validation = context.steps.arrive("fit", train, validation)
+    context.data_to_come = partial(replace_data, context, train, validation)
     begin_fit(context)
     context.manual = _settle_optimization(root, context)
     if not context.slots and not context.manual:
@@ -155,7 +157,7 @@ def assemble_fit(
     look_for_mistakes(context, validation)
     if any(loop.counts_samples for _, loop in training_loops(root)):
         context.count_samples()
-    replace_data(context, train, validation)
+    context.have_data()
     equipment.agreement = agree(trainer, context, equipment.agreement)
     return context
 
@@ -164,8 +166,7 @@ def go_on(
     context: Context,
     train: Any,
     validation: Any,
-    loss: Loss | None,
-    optimizer: MakeOptimizer | None,
+    parts: PlainParts,
 ) -> None:
     """Continue a fit that has ended, with the data that was given.
 
@@ -173,23 +174,26 @@ def go_on(
         SettingError: Another optimizer was given. It would discard the state of the one in use.
     """
     had = context.steps.given
-    if optimizer is not None and optimizer is not had[1]:
-        raise SettingError(
-            "This fit goes on with the optimizer that it has, so another `optimizer=` would not be "
-            "used. Leave it out, or begin anew with `fit(..., restart=True)`."
-        )
+    for name in ("optimizer", "scheduler", "metrics"):
+        one = getattr(parts, name)
+        if one is not None and one is not getattr(had, name):
+            raise SettingError(
+                f"This fit goes on with the {name} that it has, so another `{name}=` would not be "
+                "used. Leave it out, or begin anew with `fit(..., restart=True)`."
+            )
     replace_data(context, train, validation)
-    if loss is not None and loss is not had[0]:
+    if parts.loss is not None and parts.loss is not had.loss:
+        steps = context.steps
         context.steps = steps_of(
-            context.model, context, loss, had[1], context.steps.wrapped, context.steps.whole
+            context.model, context, replace(had, loss=parts.loss), steps.wrapped, steps.whole
         )
 
 
 def assemble_evaluation(
-    equipment: Equipment, trainer: Any, model: nn.Module, data: Any, step: str, loss: Loss | None
+    equipment: Equipment, trainer: Any, model: nn.Module, data: Any, step: str, parts: PlainParts
 ) -> Context:
     """Make the context of `validate`, `test` or `predict`."""
-    context = equipment.context(model, trainer, loss, None)
+    context = equipment.context(model, trainer, parts)
     context.steps.get(step)
     (data,) = context.steps.arrive(_STAGES[step], data)
     if data is None:

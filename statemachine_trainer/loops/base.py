@@ -47,6 +47,14 @@ class TrainingLoop(Loop):
         """
         return None
 
+    def own_limits(self) -> Limits | None:
+        """Return the same for a fit that begins at its first step, whatever came before it in the run."""
+        return self.limits()
+
+    def steps_of_batches(self, epoch: int, batches: int) -> int | None:
+        """Return the optimizer steps that the loop makes of the batches of an epoch; None if it cannot tell."""
+        return None
+
     def never_ends(self) -> bool:
         """Whether the loop is a fit that none of its settings would ever end."""
         return False
@@ -57,6 +65,16 @@ class TrainingLoop(Loop):
     @property
     def counts_samples(self) -> bool:
         """Whether a setting of the loop needs samples to be counted, which takes time."""
+        return False
+
+    @property
+    def reads_training_data(self) -> bool:
+        """Whether the loop reads the training data, a pass for each epoch."""
+        return False
+
+    @property
+    def splits_batches(self) -> bool:
+        """Whether the loop cuts batches along time."""
         return False
 
     # -- what it does in a batch -----------------------------------------------------------------

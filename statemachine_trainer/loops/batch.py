@@ -70,6 +70,10 @@ class BatchLoop(TrainingLoop):
         self.time_dim = whole_number(self, "time_dim", time_dim)
         self.carry_hiddens = carry_hiddens
 
+    @property
+    def splits_batches(self) -> bool:
+        return self.split_steps is not None
+
     def batch_start(self) -> Literal["batch_started"]:
         """Split the batch along time, if asked for."""
         context = self.context

@@ -141,6 +141,7 @@ class Context:
         transfer: Moves a batch to the device; None where it is there already.
         sources: The training and the validation data as they were given.
         reload_data: Makes anew the loaders that were given as functions; None if none was.
+        data_to_come: Gives the context its data; None once it has them. See `have_data`.
         manual: Whether the training step does its own optimization.
         counts: The counters of the run.
         limits: How long the fit goes on.
@@ -176,6 +177,7 @@ class Context:
     transfer: Callable[[Any], Any] | None = _part(None)
     manual: bool = _part(False, saved="apart")
     sources: tuple[Any, Any] = _part((None, None))
+    data_to_come: Callable[[], None] | None = _part(None)
     reload_data: Callable[[], None] | None = _part(None)
     train: Feed = _part(None, saved="apart")
     validation: Sequence[tuple[str, Feed]] = _part((), saved="apart")
@@ -365,6 +367,12 @@ class Context:
             self.slots = slots
         self.turns = Turns(self.slots, only)
         self.counted_optimizer = 0 if only is None else min(only)
+
+    def have_data(self) -> None:
+        """Take the data that are still to come, for who asks before it is their turn."""
+        take, self.data_to_come = self.data_to_come, None
+        if take is not None:
+            take()
 
     def start_clock(self) -> None:
         """Count the seconds of the run from here on."""

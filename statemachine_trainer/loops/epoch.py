@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from statemachine_trainer.data import END, limit_batches
+from statemachine_trainer.data import END, Feed, limit_batches
 from statemachine_trainer.intervals import Every, Interval, parse_interval
 from statemachine_trainer.loops.base import TrainingLoop, check_limit
 from statemachine_trainer.loops.batch import BatchLoop
@@ -194,6 +194,14 @@ class EpochLoop(TrainingLoop):
         self._ticker = self._limits = None
 
     @property
+    def reads_training_data(self) -> bool:
+        return True
+
+    def most_batches(self, feed: Feed) -> int | None:
+        """Return how many batches of an epoch are trained on at most."""
+        return limit_batches(self.limit_batches, feed.length, feed.name)
+
+    @property
     def counts_samples(self) -> bool:
         return self.validate_every.unit == "sample"
 
@@ -225,7 +233,7 @@ class EpochLoop(TrainingLoop):
     def _measure_pass(self) -> None:
         """Find how many batches are left of a pass, which an earlier fit may have begun."""
         feed = self.context.train
-        known = limit_batches(self.limit_batches, feed.length, feed.name)
+        known = self.most_batches(feed)
         left = None if known is None else max(0, known - feed.position)
         self.context.counts.batches_per_epoch = left
         # Without a limit, the data itself tells when it ends.

@@ -102,6 +102,14 @@ class FitLoop(TrainingLoop):
         self.limits()
 
     def limits(self) -> Limits:
+        limits = self.own_limits()
+        if self.since is None:
+            return limits
+        begun = Counts()
+        begun.load_state_dict(self.since)
+        return limits.after(begun)
+
+    def own_limits(self) -> Limits:
         """Check the settings and return them as the limits of a fit.
 
         Raises:
@@ -120,11 +128,7 @@ class FitLoop(TrainingLoop):
             max_seconds=None if self.max_time is None else parse_time(self.max_time),
             every_optimizer=self.count_steps_of == "all",
         )
-        if self.since is None:
-            return limits
-        begun = Counts()
-        begun.load_state_dict(self.since)
-        return limits.after(begun)
+        return limits
 
     def never_ends(self) -> bool:
         set_by_someone = (self.max_epochs, self.max_steps, self.max_batches, self.max_time)

@@ -98,6 +98,7 @@ _ARGUMENTS: Final = {
     "lightning.module(lit, datamodule=datamodule)",
     "ckpt_path": "resume",
     "criterion": "loss",
+    "lr_scheduler": "scheduler",
     "optimizers": "optimizer",
     "epochs": "max_epochs, a setting of the Trainer",
     "max_epochs": "max_epochs, a setting of the Trainer",

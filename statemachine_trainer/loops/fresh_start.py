@@ -29,6 +29,7 @@ def begin_fit(context: Context) -> None:
 
     What belongs to the run stays: the model with its weights, the position in the data, and the
     random number generators.
+    Data that are still to come are made now if an optimizer is made of `total_steps`.
 
     Raises:
         OptimizerError: The model configures no valid optimizer.
@@ -68,8 +69,9 @@ def renew(
     if weights is not None:
         load_module_state(context.model, weights)
     context.model.zero_grad(set_to_none=True)
+    context.data_to_come = partial(equip, context, train=train, validation=validation)
     begin_fit(context)
-    equip(context, train=train, validation=validation)
+    context.have_data()
     _renew_trainer(context, callbacks)
 
 
@@ -85,7 +87,7 @@ def check_renewable(context: Context) -> None:
     Raises:
         SettingError: The optimizer is an object.
     """
-    given = context.steps.given[1]
+    given = context.steps.given.optimizer
     if isinstance(given, Optimizer):
         raise SettingError(
             f"optimizer= is a {type(given).__name__} that was made once, but each fit of this loop "
@@ -102,11 +104,12 @@ def reopen(context: Context) -> None:
     """
     for feed in _feeds(context):
         feed.shutdown()
-    begin_fit(context)
     train, validation = context.sources
     context.train, context.validation, context.others = None, (), {}  # type: ignore[assignment]
     context.sources = (None, None)
-    replace_data(context, train, validation)
+    context.data_to_come = partial(replace_data, context, train, validation)
+    begin_fit(context)
+    context.have_data()
 
 
 # -- Data -----------------------------------------------------------------------------------------

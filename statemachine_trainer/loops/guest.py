@@ -9,7 +9,8 @@ from torch import nn
 
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.optimizer import OptimizerLoop
-from statemachine_trainer.loops.steps import Loss, MakeOptimizer, Steps
+from statemachine_trainer.loops.plain import NOTHING_GIVEN, PlainParts
+from statemachine_trainer.loops.steps import Steps
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrapped import Wrapped
 
@@ -95,11 +96,10 @@ def goes_on_from(model: nn.Module | None, path: object) -> bool:
 def steps_of(
     model: nn.Module,
     context: Context,
-    loss: Loss | None = None,
-    optimizer: MakeOptimizer | None = None,
+    parts: PlainParts = NOTHING_GIVEN,
     wrapped: Wrapped | None = None,
     whole: nn.Module | None = None,
 ) -> Steps:
     """Make the steps of a model; see `Steps`. This is the one place that tells guests from modules."""
     kind = _GuestSteps if isinstance(model, Guest) else Steps
-    return kind(model, context, loss, optimizer, wrapped, whole)
+    return kind(model, context, parts, wrapped, whole)

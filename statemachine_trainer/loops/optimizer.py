@@ -88,6 +88,10 @@ class SteppingLoop(TrainingLoop):
     def steps_optimizers(self) -> bool:
         return True
 
+    def steps_of_batches(self, epoch: int, batches: int) -> int:
+        size = next((size for start, size in self._sizes if start <= epoch), 1)
+        return -(-batches // size)  # what is left at the end of an epoch makes a step too
+
     def why_alone(self) -> str | None:
         if self.nonfinite_loss != "skip":
             return None

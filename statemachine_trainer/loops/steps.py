@@ -10,8 +10,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from statemachine_trainer.loops.loop_errors import ModelError, OptimizerError
+from statemachine_trainer.loops.loop_errors import ModelError, OptimizerError, SettingError
 from statemachine_trainer.loops.metrics.log import log
+from statemachine_trainer.loops.metrics.objects import MetricObject
+from statemachine_trainer.loops.plain import (
+    NOTHING_GIVEN,
+    Loss,
+    PlainMetrics,
+    PlainParts,
+    optimizers_of,
+)
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrapped import Wrapped
@@ -82,9 +90,6 @@ def loss_steps(loss_of: Callable[[Any], torch.Tensor]) -> dict[str, Callable[[An
 Step = Callable[[Any, int], Any]
 """A step, called with the batch and its number."""
 
-Loss = Callable[[Any, Any], torch.Tensor]
-MakeOptimizer = Optimizer | Callable[..., Optimizer]
-
 STEPS: Final = ("training_step", "validation_step", "test_step", "predict_step")
 
 
@@ -106,9 +111,7 @@ class Steps:
         model: Any module. With `loss`, its training step is `loss(model(x), y)` on batches `(x,
             y)`, unless it has one of its own. A model without either that takes `labels`, as those
             of Hugging Face do, is called with the batch as keywords and computes its loss itself.
-        loss: For a plain model: called with the model's output and the targets.
-        optimizer: An optimizer, or a callable that makes one from the parameters; used instead of
-            `configure_optimizers`.
+        given: What a plain model is given. An optimizer is used instead of `configure_optimizers`.
         source: Has an attribute for each further argument of a step; read at each call.
         wrapped: The model in its `DistributedDataParallel`, through which the training step is
             called. The other steps are not: a rank may evaluate alone.
@@ -120,7 +123,8 @@ class Steps:
         whole: The module as it was given, in its wrappers.
         training: The training step.
         takes_hiddens: Whether it has a parameter `hiddens`.
-        given: The `loss` and `optimizer` that it was made with.
+        given: What a plain model was given: its loss, optimizer, scheduler and metrics.
+        metrics: Those metrics of each kind of step; None if there are none.
         by_hand: Whether the model asks for manual optimization (`automatic_optimization = False`).
 
     Raises:
@@ -131,8 +135,7 @@ class Steps:
         self,
         model: nn.Module,
         source: object,
-        loss: Loss | None = None,
-        optimizer: MakeOptimizer | None = None,
+        given: PlainParts = NOTHING_GIVEN,
         wrapped: Wrapped | None = None,
         whole: nn.Module | None = None,
     ) -> None:
@@ -152,7 +155,8 @@ class Steps:
         self.by_hand = getattr(model, "automatic_optimization", True) is False
         self.takes_hiddens = False
         self.training: Step = self._missing_training_step
-        self.given = loss, optimizer
+        self.given = given
+        self.metrics: PlainMetrics | None = None
         self._found: dict[str, Step] = {}
         for name in STEPS:
             method = getattr(model, name, None)
@@ -160,8 +164,11 @@ class Steps:
                 self._found[name] = _adapt(method, f"{type(model).__name__}.{name}", source)
                 if name == "training_step":
                     self.takes_hiddens = "hiddens" in inspect.signature(method).parameters
-        if loss is not None:
-            for name, step in supervised_steps(model, loss).items():
+        if given.metrics is not None:
+            self._refuse_unused_metrics()
+            self.metrics = PlainMetrics(given.metrics, source)
+        if given.loss is not None:
+            for name, step in supervised_steps(model, given.loss, self.metrics).items():
                 self._found.setdefault(name, step)
         elif not self._found and finds_own_loss(model):
             self._found.update(own_loss_steps(model))
@@ -233,10 +240,23 @@ class Steps:
 
     def configure_optimizers(self) -> Any:
         """Return the optimizers as the model, or the argument `optimizer=`, configures them."""
-        if self.given[1] is not None:
-            made = self.given[1]
+        return optimizers_of(self.given, self._configured(), self._total_steps)
+
+    def metric_named(self, name: str) -> MetricObject | None:
+        """Return the metric object of a plain model that is logged by a name; None if there is none."""
+        return None if self.metrics is None else self.metrics.find(name)
+
+    def _total_steps(self) -> int:
+        found: int = self.source.trainer.total_steps  # type: ignore[attr-defined]
+        return found
+
+    def _configured(self) -> Any:
+        if self.given.optimizer is not None:
+            made: Any = self.given.optimizer
             if not isinstance(made, Optimizer) and callable(made):
                 made = made(self.model.parameters())
+                if isinstance(made, Mapping) or (isinstance(made, list | tuple) and made):
+                    return made
             if not isinstance(made, Optimizer):
                 raise OptimizerError(
                     "optimizer= is an optimizer, or a function that makes one of the parameters; this "
@@ -250,7 +270,24 @@ class Steps:
                 "given. Write the method, or pass one: "
                 "`optimizer=torch.optim.Adam(model.parameters())`."
             )
+        asked = inspect.signature(configure).parameters
+        if "total_steps" in asked:
+            return configure(total_steps=self._total_steps())
         return configure()
+
+    def _refuse_unused_metrics(self) -> None:
+        """Refuse metrics where nothing would fill them.
+
+        Raises:
+            SettingError: There is no loss, or the model has steps of its own.
+        """
+        own = [name for name in STEPS[:3] if name in self._found]
+        if self.given.loss is None or own:
+            why = f"has a {own[0]} of its own" if own else "was given no loss="
+            raise SettingError(
+                f"metrics= is for a plain model with loss=, and {type(self.model).__name__} {why}. Log metrics in its "
+                "steps: log('acc', self.accuracy)."
+            )
 
     def _refuse_unseen_backward(self) -> None:
         """Refuse a wrapped model whose training step calls backward inside the wrapper's forward pass."""
@@ -281,14 +318,29 @@ class Steps:
         return None
 
 
-def supervised_steps(model: nn.Module, loss: Loss) -> dict[str, Step]:
-    """Make the steps of a plain model for batches `(inputs, targets)`; each logs its loss."""
+def supervised_steps(
+    model: nn.Module, loss: Loss, metrics: PlainMetrics | None = None
+) -> dict[str, Step]:
+    """Make the steps of a plain model for batches `(inputs, targets)`; each logs its loss and metrics."""
 
     def loss_of(batch: Any) -> torch.Tensor:
         inputs, targets = _pair(batch)
         return loss(model(inputs), targets)
 
-    return loss_steps(loss_of)
+    def measuring(name: str, metrics: PlainMetrics) -> Step:
+        def step(batch: Any, _batch_idx: int) -> torch.Tensor:
+            inputs, targets = _pair(batch)
+            output = model(inputs)
+            found = loss(output, targets)
+            log(_LOGGED[name], found)
+            metrics.update(name, output, targets)
+            return found
+
+        return step
+
+    if metrics is None:
+        return loss_steps(loss_of)
+    return {name: measuring(name, metrics) for name in _LOGGED}
 
 
 def inputs_of(batch: Any) -> Any:

@@ -19,8 +19,8 @@ from statemachine_trainer.loops.default_tree import (
     only_of_evaluation,
 )
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.plain import NOTHING_GIVEN, PlainParts
 from statemachine_trainer.loops.settings_checks import flags, is_whole, refuse
-from statemachine_trainer.loops.steps import Loss, MakeOptimizer
 from statemachine_trainer.machine.errors import BadReceiver
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.observe.progress import Progress
@@ -38,8 +38,7 @@ class Given:
         model: The model.
         train: The training data.
         validation: The validation data, of one or several loaders.
-        loss: For a plain model.
-        optimizer: For a model that configures none.
+        parts: What a plain model is given: its loss, optimizer, scheduler and metrics.
         restart: Begin anew, whatever there is to go on with.
         resume: Where to look for a checkpoint to go on from.
         fresh: What is not taken from that checkpoint.
@@ -49,8 +48,7 @@ class Given:
     model: nn.Module | None = None
     train: Any = None
     validation: Any = None
-    loss: Loss | None = None
-    optimizer: MakeOptimizer | None = None
+    parts: PlainParts = NOTHING_GIVEN
     restart: bool = False
     resume: str | Path | None = None
     fresh: tuple[Fresh, ...] = ()
@@ -59,8 +57,7 @@ class Given:
     @property
     def model_alone(self) -> bool:
         """Whether nothing else was given: all the rest stays as it is."""
-        others = (self.train, self.validation, self.loss, self.optimizer)
-        return all(one is None for one in others)
+        return self.train is None and self.validation is None and self.parts == NOTHING_GIVEN
 
 
 def loops_given(loop: Loop | None, settings: Mapping[str, Any]) -> dict[str, Loop]:

@@ -32,8 +32,10 @@ def roots_besides_model_and_data(board: SignalBoard, driver: Driver, context: Co
     for name, source in zip(("train", "validation"), context.sources, strict=True):
         if isinstance(source, FunctionType | MethodType | partial):
             found.append((f"function for {name}", source))
-    if context.steps.given[0] is not None:
-        found.append(("loss", context.steps.given[0]))
+    given = context.steps.given
+    for name in ("loss", "metrics"):
+        if getattr(given, name) is not None:
+            found.append((name, getattr(given, name)))
     roots: Roots = {}
     for name, thing in found:
         roots.setdefault(_free(name, roots), thing)

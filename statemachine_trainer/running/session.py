@@ -21,9 +21,11 @@ from statemachine_trainer.loops.evaluation import abandon_loops, undisturbed
 from statemachine_trainer.loops.guest import goes_on_from
 from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.loops.metrics.log import log, logging_to
+from statemachine_trainer.loops.plain import NOTHING_GIVEN, PlainParts
 from statemachine_trainer.loops.ranks_compared import check_environment
 from statemachine_trainer.loops.settings_checks import flags
-from statemachine_trainer.loops.steps import Loss, Steps, hooks_of
+from statemachine_trainer.loops.steps import Steps, hooks_of
+from statemachine_trainer.loops.total import total_steps
 from statemachine_trainer.machine.driver import Driver, Until
 from statemachine_trainer.machine.errors import NotStarted
 from statemachine_trainer.machine.loop import Loop
@@ -117,7 +119,7 @@ class Session:
         """
         known = context_of(self._fit)
         self._fit.check_at_rest("start")
-        check_loss(given.loss)
+        check_loss(given.parts.loss)
         with self._taking_folder(anew=known is None or given.restart or given.resume is not None):
             self._start(given, known)
 
@@ -160,7 +162,7 @@ class Session:
         if self._best is not None:
             self._best.put_back()
             self._best = None
-        go_on(context, given.train, given.validation, given.loss, given.optimizer)
+        go_on(context, given.train, given.validation, given.parts)
         with self.in_charge(self._fit):
             self._fit.start()
         if self._recorder is not None:
@@ -213,8 +215,7 @@ class Session:
             model,
             given.train,
             given.validation,
-            given.loss,
-            given.optimizer,
+            given.parts,
         )
         refuse_endless(root)
         refuse_to_do_nothing(root, context)
@@ -262,6 +263,19 @@ class Session:
         if driver.path is None and self._may_go_on(state):
             driver.start()
         tell_changes(found, source, ended=driver.path is None)
+
+    def total_steps(self) -> int:
+        """Return how many optimizer steps the fit makes as a whole; see `total_steps`.
+
+        Raises:
+            NotStarted: There is no fit.
+            UnknownTotal: It is not known.
+        """
+        context = self._equipment.newest
+        if context is None:
+            raise NotStarted("No fit was begun whose steps could be counted: fit(model, loader).")
+        fit = self._fit
+        return total_steps(fit.root, context, fit.path if fit.context is context else None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state of the fit; with its last weights, also where the model has its best ones."""
@@ -335,7 +349,7 @@ class Session:
         step: str,
         model: nn.Module | None,
         data: Any,
-        loss: Loss | None,
+        parts: PlainParts,
         checkpoint: Checkpoint | None = None,
     ) -> dict[str, float]:
         """Run the loop of "validate" or "test" to its end and return the metrics.
@@ -345,7 +359,7 @@ class Session:
             step: The step of the model that it calls.
             model: The model; None for that of what ran last.
             data: One loader or several.
-            loss: For a plain model.
+            parts: What a plain model is given: its loss and metrics.
             checkpoint: Evaluate with the weights of this checkpoint.
 
         Raises:
@@ -353,7 +367,7 @@ class Session:
             AlreadyRunning: An evaluation of this name is running.
             NothingToDo: There are no data.
         """
-        return self._evaluate(name, step, model, data, loss, checkpoint).read_metrics()
+        return self._evaluate(name, step, model, data, parts, checkpoint).read_metrics()
 
     def predict(
         self, model: nn.Module | None, data: Any, checkpoint: Checkpoint | None = None
@@ -363,7 +377,7 @@ class Session:
         Returns:
             The answers by batch; with several loaders a list of such lists.
         """
-        self._evaluate("predict", "predict_step", model, data, None, checkpoint)
+        self._evaluate("predict", "predict_step", model, data, NOTHING_GIVEN, checkpoint)
         predictions: list[Any] = getattr(self._drivers["predict"].root, "predictions", [])
         return predictions[0] if len(predictions) == 1 else predictions
 
@@ -373,16 +387,16 @@ class Session:
         step: str,
         model: nn.Module | None,
         data: Any,
-        loss: Loss | None,
+        parts: PlainParts,
         checkpoint: Checkpoint | None,
     ) -> Context:
         """Evaluate, maybe beside a paused fit, whose checkpoints are left alone."""
         driver, before = self._drivers[name], self._drivers.active
         model = self._drivers.context.model if model is None else model
-        check_loss(loss)
+        check_loss(parts.loss)
         driver.check_at_rest("start")
         paused = context_of(before) if before.path is not None else None
-        context = self._assemble_evaluation(driver, step, model, data, loss)
+        context = self._assemble_evaluation(driver, step, model, data, parts)
         self._drivers.active = driver
         try:
             with (
@@ -414,11 +428,11 @@ class Session:
                 self._drivers.active = before
 
     def _assemble_evaluation(
-        self, driver: Driver, step: str, model: nn.Module, data: Any, loss: Loss | None
+        self, driver: Driver, step: str, model: nn.Module, data: Any, parts: PlainParts
     ) -> Context:
         """Let the loops of an evaluation work on a context of its own."""
         abandon_loops(driver.root)
-        context = assemble_evaluation(self._equipment, self._host, model, data, step, loss)
+        context = assemble_evaluation(self._equipment, self._host, model, data, step, parts)
         context.steps.subscribe(self._host)
         driver.share(context)
         return context

@@ -128,7 +128,7 @@ def _settings_of_model(context: Context) -> Settings:
         for name, module in PlainNames(context.model).modules(wrappers=False)
         if (constants := _constants(module))
     }
-    loss = context.steps.given[0]
+    loss = context.steps.given.loss
     if isinstance(loss, nn.Module) and (constants := _constants(loss)):
         found[f"loss ({type(loss).__name__})"] = constants
     return found

@@ -8,7 +8,7 @@ Objects of torchmetrics, and all that look like them, keep their state and are a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 from torch import Tensor, nn
@@ -87,14 +87,20 @@ class Metrics(Mapping[str, float]):
     Args:
         owner: The model. Metric objects that are attributes of it are found again by their place
             when a saved state is loaded.
+        find: Finds a metric object that is none of these by the name that it is logged by.
 
     Attributes:
         over: Whether the pass has ended. What is logged then begins the next one, as receivers do at
             the start of an epoch. None where that is not known.
     """
 
-    def __init__(self, owner: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        owner: nn.Module | None = None,
+        find: Callable[[str], MetricObject | None] | None = None,
+    ) -> None:
         self._owner = owner
+        self._find = find
         self._entries: dict[str, Number | Held | Pending] = {}
         self._numbers: dict[str, float] | None = None
         self.over: bool | None = False
@@ -337,6 +343,8 @@ class Metrics(Mapping[str, float]):
             metric = metric_at(self._owner, pending.path)
             if metric is None and isinstance(known, Held):
                 metric = known.metric
+            if metric is None and self._find is not None:
+                metric = self._find(name)
             if metric is not None:
                 self.attach(name, metric)
 
