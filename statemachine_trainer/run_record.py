@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -37,6 +38,9 @@ RESUME_VARIABLE = "SMT_RESUME"
 
 _HISTORY = 1000
 """Entries kept; a run that is started over and over keeps the newest."""
+
+_PATIENCE_WITH_GIT = 5.0
+"""Seconds that git may take to say which commit it is, in a large repository on a slow disk."""
 
 _LONGEST = 16 << 20
 """Bytes of a record that are read: a thousand entries take far less."""
@@ -69,17 +73,20 @@ class Record:
         folder: The working directory.
         versions: Of Python and of the packages that matter.
         history: Events with their time: started, resumed, stopped, ended, failed.
+        commit: The commit of git that the script stood at, "-dirty" added if files differed from it; None without git.
     """
 
     command: list[str] | None
     folder: str
     versions: dict[str, str]
     history: list[dict[str, Facts]] = field(default_factory=list)
+    commit: str | None = None
 
     @classmethod
     def of_this_process(cls, versions: Mapping[str, str]) -> Record:
         """Describe the process that asks."""
-        return cls(command_line(), str(Path.cwd()), dict(versions))
+        folder = _folder_of_code()
+        return cls(command_line(), str(Path.cwd()), dict(versions), commit=commit_of(folder))
 
 
 def command_line() -> list[str] | None:
@@ -89,6 +96,37 @@ def command_line() -> list[str] | None:
     if interactive or not sys.executable or not arguments or arguments[-1] == "-":
         return None
     return [sys.executable, *arguments]
+
+
+def _folder_of_code() -> Path:
+    """Return where the script lies; the working directory at a prompt, or for a script that was installed."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if script is None or Path(script).absolute().is_relative_to(sys.prefix):
+        return Path.cwd()
+    return Path(script).absolute().parent
+
+
+@cache  # what was loaded is the code of the process, whatever is committed later
+def commit_of(folder: Path) -> str | None:
+    """Return the commit of git that a folder stands at; None if there is none, or no git.
+
+    "-dirty" is added if files that git knows differ from it.
+    """
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # it is only looked at
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE_WITH_GIT,
+            check=True,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace").strip() or None
 
 
 def read_record(root: Path) -> Record | None:
@@ -101,7 +139,8 @@ def read_record(root: Path) -> Record | None:
     try:
         content = read_json(path, _LONGEST)
         record = Record(
-            **{name: content[name] for name in ("command", "folder", "versions", "history")}
+            **{name: content[name] for name in ("command", "folder", "versions", "history")},
+            commit=content.get("commit"),  # earlier versions wrote none
         )
         _check(record)
     except (FileNotFoundError, NotADirectoryError):
@@ -264,6 +303,8 @@ def _check(record: Record) -> None:
         raise TypeError("the command is no list of texts")
     if not isinstance(record.folder, str) or not isinstance(record.history, list):
         raise TypeError("the folder or the history is malformed")
+    if not isinstance(record.commit, str | None):
+        raise TypeError("the commit is no text")
     if not isinstance(record.versions, dict) or not _are_texts([*record.versions.values()]):
         raise TypeError("the versions are malformed")
     if not all(

@@ -44,6 +44,7 @@ from statemachine_trainer.running.arguments import (
 from statemachine_trainer.running.audit import Audit
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh
+from statemachine_trainer.running.hyperparameters import Hyperparameters, settings_of_equipment
 from statemachine_trainer.running.session import Session
 from statemachine_trainer.running.subscribing import subscribe
 from statemachine_trainer.running.weights import Checkpoint
@@ -113,6 +114,9 @@ class Trainer:
             step runs; see `Prefetch` for what that means for random numbers.
         progress: Show a progress bar and the table of metrics, where there is a terminal or a notebook;
             or a `Progress` of your own.
+        hparams: What else the run is set to, for its record and for trackers: a dict, a dataclass or an
+            `argparse.Namespace`. What the trainer, the model, the optimizers and the loader are set to is
+            recorded anyway; see `hyperparameters`.
         **settings: Of the default tree, such as `max_epochs`, `accumulate`, `validate_every`; each is
             handed to the loop that it controls.
 
@@ -134,6 +138,7 @@ class Trainer:
         seed_samples: bool | None = None,
         prefetch: bool = False,
         progress: bool | Progress = True,
+        hparams: object = None,
         **settings: Any,
     ) -> None:
         loops = loops_given(loop, settings)
@@ -148,9 +153,15 @@ class Trainer:
         self.checkpoints = checkpoints_given(checkpoints)
         if self.checkpoints is not None:
             self.checkpoints.attach(self, drivers.fit)
+        settings = {**settings, **settings_of_equipment(equipment, device)}
+        self._hyperparameters = Hyperparameters(hparams, settings)
         recorder = self._recorder = recorder_given(run, self.checkpoints, drivers, settings)
+        if recorder is not None:
+            recorder.hyperparameters = lambda: self._hyperparameters.sections(
+                context_of(drivers.fit)
+            )
         owner = self._owner_of_folder()
-        self._state = FitState(self, drivers.fit, given)
+        self._state = FitState(self, drivers.fit, given, self._hyperparameters)
         self._session = Session(self, drivers, equipment, self._state, recorder, shown, owner)
         self._debugger = Debugger(drivers.fit, self.state_dict, self.load_state_dict)
         self._debugger.recorder = recorder
@@ -627,6 +638,15 @@ class Trainer:
         """The loss in flight; NaN between batches. Reading it waits for the device."""
         loss = self.context.loss
         return float("nan") if loss is None else float(loss.detach())
+
+    @property
+    def hyperparameters(self) -> dict[str, bool | int | float | str | None]:
+        """What the run is set to, by name: `hparams`, then model, trainer, optimizers and data.
+
+        Of the model it is `model.hparams`, if there are such, else the arguments of its constructor that it keeps
+        under their names. A name that two of these places have means the first; the other is `optimizer/lr`.
+        """
+        return self._hyperparameters.of(context_of(self._drivers.fit))
 
     def profile(self, *, annotate: bool = False, synchronize: bool = False) -> Profile:
         """Measure from now on how long each state works; see `Profile`.

@@ -85,6 +85,7 @@ def _print_recorded(run: Run, console: Console) -> bool:
     """Print what black box and journal tell; tell whether they could be read."""
     try:
         status, place, epochs, settings = run.status, run.progress(), run.epochs(), run.settings()
+        hyperparameters = run.hyperparameters()
         ring = next(iter(run.rings()), None)
     except (BadJournal, BadRing) as error:
         console.print(_plain(f"Damaged: {error}"), style="red")
@@ -95,6 +96,13 @@ def _print_recorded(run: Run, console: Console) -> bool:
     if settings:
         written = ", ".join(f"{name}={value}" for name, value in settings.items())
         console.print(_plain(f"  settings  {written}"))
+    # Settings stand above; what is off is left out.
+    others = {
+        k: v for k, v in hyperparameters.items() if k not in settings and v not in (None, False)
+    }
+    if others:
+        written = ", ".join(f"{name}={value}" for name, value in others.items())
+        console.print(_plain(f"  hparams   {written}"))
     if epochs:
         table = MetricsTable(width=console.width)
         table.load_state_dict({"records": [asdict(one) for one in epochs[-_EPOCHS:]]})
@@ -108,6 +116,8 @@ def _record_lines(record: Record) -> Iterator[str]:
     yield f"  command   {command}"
     yield f"  in        {record.folder}"
     yield f"  versions  {_versions(record.versions)}"
+    if record.commit is not None:
+        yield f"  commit    {record.commit}"
     hidden = len(record.history) - _EVENTS
     if hidden > 0:
         yield f"  history   {hidden} earlier events, then"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
+import re
 import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
@@ -76,16 +79,42 @@ def runs(
     mode: Annotated[Mode, typer.Option(help="Whether the lowest or the highest is the best.")] = (
         Mode.min
     ),
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Only runs with this hyperparameter (or <, >, !=)."
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="By the newest value of a metric, or a hyperparameter."),
+    ] = None,
+    show: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Show this hyperparameter.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """List runs: what each is doing or how it ended, how far it came, and its metrics."""
-    list_runs(folder, console_for(), best=best, mode=mode.value)
+    """List runs: what each is doing or how it ended, how far it came, and its metrics.
+
+    Hyperparameters that are asked for (--where, --sort, --show) have a column each.
+    """
+    conditions = [Condition.of(one) for one in where or ()]
+    order = Order(best=best, mode=mode.value, sort=sort)
+    list_runs(folder, console_for(), order, conditions, show or ())
 
 
 # -- The list of runs -----------------------------------------------------------------------------
 
 _SHOWN = 4
+_SIGNS: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "==": operator.eq, "!=": operator.ne,
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
 _COLOURS = {"running": "green", "killed": "red", "failed": "red", "ended": None}
+
+
+class BadCondition(StateMachineError):
+    """A condition on runs that cannot be read."""
 
 
 @dataclass
@@ -97,69 +126,172 @@ class _Line:
     place: tuple[int, int] | None = None
     changed: datetime | None = None
     metrics: dict[str, list[Point]] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
     best: Point | None = None
     trouble: str = ""
 
+    def value(self, name: str) -> Any:
+        """Return the newest value of a metric, or a hyperparameter; None if there is no such one."""
+        points = self.metrics.get(name)
+        return points[-1].value if points else self.hyperparameters.get(name)
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order runs are listed: the newest first, unless something is said.
+
+    Attributes:
+        best: Show the best value of this metric, and the best run first.
+        mode: Which value is the best, and so the first.
+        sort: By the newest value of this metric, or by this hyperparameter.
+    """
+
+    best: str | None = None
+    mode: Literal["min", "max"] = "min"
+    sort: str | None = None
+
+    def apply(self, lines: list[_Line]) -> None:
+        """Sort the lines; those without a value come last.
+
+        Raises:
+            NoRun: No run has such a metric or hyperparameter.
+        """
+        if self.best is not None:
+            _refuse_unknown("metric", self.best, {name for one in lines for name in one.metrics})
+        if self.sort is not None:
+            known = {name for one in lines for name in (*one.metrics, *one.hyperparameters)}
+            _refuse_unknown("metric or hyperparameter", self.sort, known)
+        if self.best is None and self.sort is None:
+            oldest = datetime.min.replace(tzinfo=UTC)
+            lines.sort(key=lambda one: one.changed or oldest, reverse=True)
+            return
+        values = {id(one): self._value(one) for one in lines}
+        sign = 1 if self.mode == "min" else -1
+        numbers = [one for one in lines if _is_number(values[id(one)])]
+        texts = [one for one in lines if isinstance(values[id(one)], str)]
+        rest = [one for one in lines if one not in numbers and one not in texts]
+        numbers.sort(key=lambda one: sign * values[id(one)])
+        texts.sort(key=lambda one: values[id(one)], reverse=self.mode == "max")
+        lines[:] = [*numbers, *texts, *rest]
+
+    def _value(self, line: _Line) -> Any:
+        if self.best is not None and self.sort is None:
+            return None if line.best is None else line.best.value
+        return line.value(self.sort or "")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition that the runs which are listed fulfil, such as `lr<=0.1`.
+
+    Attributes:
+        name: A hyperparameter, or a metric, whose newest value counts.
+        sign: How it is compared.
+        value: With what, as text.
+    """
+
+    name: str
+    sign: str
+    value: str
+
+    @classmethod
+    def of(cls, text: str) -> Condition:
+        """Read a condition.
+
+        Raises:
+            BadCondition: It is none.
+        """
+        found = re.fullmatch(r"\s*([^=!<>]+?)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*", text)
+        if found is None:
+            raise BadCondition(
+                f"--where {text!r}: say NAME=VALUE, such as lr=0.1; or !=, <, <=, >, >=."
+            )
+        name, sign, value = found.groups()
+        return cls(name, "==" if sign == "=" else sign, value)
+
+    def holds(self, line: _Line) -> bool:
+        """Whether it holds for a run. A name that the run does not have fulfils nothing but `!=`."""
+        known = self.name in line.metrics or self.name in line.hyperparameters
+        if not known:
+            return self.sign == "!="
+        value = line.value(self.name)
+        try:
+            return bool(_SIGNS[self.sign](float(value), float(self.value)))
+        except (TypeError, ValueError):
+            return bool(_SIGNS[self.sign](str(value), self.value))
+
 
 def list_runs(
-    folder: Path, console: Console, *, best: str | None, mode: Literal["min", "max"]
+    folder: Path,
+    console: Console,
+    order: Order,
+    conditions: Sequence[Condition] = (),
+    show: Sequence[str] = (),
 ) -> None:
     """Print a line for each run at and below a folder.
 
     Args:
         folder: Where to look.
         console: Where to print.
-        best: Show the best value of this metric, and the best run first.
-        mode: Which value is the best.
+        order: In which order.
+        conditions: Which runs.
+        show: Hyperparameters that have a column, beside those that order and conditions name.
 
     Raises:
-        NoRun: There is no folder, no run in it, or none with that metric.
+        NoRun: There is no folder, no run in it, or none with that metric or hyperparameter.
     """
     if not folder.is_dir():
         raise NoRun(f"There is no folder {folder}.")
-    lines = [_read(path, folder, best, mode) for path in find_runs(folder)]
+    lines = [_read(path, folder, order) for path in find_runs(folder)]
     if not lines:
         raise NoRun(f"No run is recorded in {folder} or three folders down.")
-    if best is None:
-        lines.sort(key=lambda one: one.changed or datetime.min.replace(tzinfo=UTC), reverse=True)
-    else:
-        _refuse_unknown(best, lines)
-        sign = 1 if mode == "min" else -1
-        lines.sort(key=lambda one: math.inf if one.best is None else sign * one.best.value)
-    console.print(_table(lines, best))
+    known = {name for one in lines for name in (*one.metrics, *one.hyperparameters)}
+    for name in (*(one.name for one in conditions), *show):
+        _refuse_unknown("metric or hyperparameter", name, known)
+    order.apply(lines)
+    lines = [one for one in lines if all(condition.holds(one) for condition in conditions)]
+    if not lines:
+        raise NoRun(f"None of the runs in {folder} fulfils what --where says.")
+    named = [*show, *(one.name for one in conditions), *([order.sort] if order.sort else [])]
+    console.print(_table(lines, order.best, [*dict.fromkeys(named)]))
     for line in lines:
         if line.trouble:
             console.print(Text(printable(f"{line.name}: {line.trouble}"), style="red"))
 
 
-def _read(path: Path, folder: Path, best: str | None, mode: Literal["min", "max"]) -> _Line:
+def _read(path: Path, folder: Path, order: Order) -> _Line:
     """Read one run. What is wrong with it is told, and hides no other run."""
     line = _Line(str(path) if path == folder else str(path.relative_to(folder)))
     try:
         run = RunOnDisk(path)
         seen = run.look()
         line.status, line.changed, line.place = seen.status, run.changed(), seen.progress
-        line.metrics = run.metrics()
-        if best in line.metrics:
-            line.best = run.best(best, mode)
+        line.metrics, line.hyperparameters = run.metrics(), run.hyperparameters()
+        if order.best in line.metrics:
+            line.best = run.best(order.best, order.mode)
     except StateMachineError as error:
         line.trouble = str(error)
     return line
 
 
-def _refuse_unknown(best: str, lines: list[_Line]) -> None:
-    known = {name for line in lines for name in line.metrics}
-    if best not in known:
-        raise NoRun(f"No run has a metric {best!r}. {suggest(best, known)}")
+def _refuse_unknown(what: str, name: str, known: set[str]) -> None:
+    if name not in known:
+        raise NoRun(f"No run has a {what} {name!r}. {suggest(name, known)}")
 
 
-def _table(lines: list[_Line], best: str | None) -> Table:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
+def _table(lines: list[_Line], best: str | None, named: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "state", "epoch", "step", "age"):
         right = name in ("epoch", "step", "age")
         table.add_column(name, no_wrap=True, justify="right" if right else "left")
     if best is not None:
         table.add_column(f"best {best}", no_wrap=True)
+    for name in named:
+        table.add_column(Text(printable(name)), no_wrap=True)
     table.add_column("newest metrics", overflow="ellipsis", no_wrap=True)
     for line in lines:
         cells = [
@@ -171,8 +303,13 @@ def _table(lines: list[_Line], best: str | None) -> Table:
         if best is not None:
             found = line.best
             cells.append(Text(f"{format_number(found.value)} at {found.step}" if found else ""))
+        cells += [Text(printable(_shown(line.value(name)))) for name in named]
         table.add_row(*cells, Text(printable(_newest(line.metrics))))
     return table
+
+
+def _shown(value: Any) -> str:
+    return format_number(value) if isinstance(value, float) else "" if value is None else f"{value}"
 
 
 def _newest(metrics: dict[str, list[Point]]) -> str:

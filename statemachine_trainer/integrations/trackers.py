@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from statemachine_trainer.files import path_given
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.observe.readings import Part, values_of_step
+
+_PARAMS_AT_ONCE: Final = 100
+"""Parameters that MLflow takes in one call."""
 
 
 class MissingTracker(StateMachineError):
@@ -30,12 +34,24 @@ class Tracker:
     Metrics are named after the part of the run that they are of: `train/loss` (of an epoch),
     `validation/loss`, `test/loss`, and `step/loss` for those logged with `on_step`, else the loss.
 
+    Before the first of them it is told the hyperparameters of the run (`Trainer.hyperparameters`).
+
     Args:
         every: Batches from one reading of steps to the next; 0 for none.
     """
 
+    _told: Mapping[str, Any] | None = None
+    """The hyperparameters that the service was told."""
+
     def __init__(self, *, every: int = 50) -> None:
         self.every = every
+
+    def describe(self, hyperparameters: Mapping[str, Any]) -> None:
+        """Take the hyperparameters of the run: before the first metrics, and whenever they are others.
+
+        Args:
+            hyperparameters: Numbers, texts and None by name.
+        """
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write metrics.
@@ -82,9 +98,15 @@ class Tracker:
         """Close, for an exception ends the run."""
         self.close_after(error)
 
+    def _tell(self, hyperparameters: Mapping[str, Any]) -> None:
+        if hyperparameters != self._told:
+            self._told = hyperparameters
+            self.describe(hyperparameters)
+
     def _hand_on(self, trainer: Any, part: Part, values: Mapping[str, Any]) -> None:
         if values:
             metrics = {f"{part}/{name}": float(value) for name, value in values.items()}
+            self._tell(trainer.hyperparameters)
             self.write(trainer.steps, metrics)
 
 
@@ -108,6 +130,10 @@ class TensorBoard(Tracker):
         self.folder = path_given(folder)
         self._writer: Any = None
         self._written = False
+        self._hyperparameters: Mapping[str, Any] | None = None
+
+    def describe(self, hyperparameters: Mapping[str, Any]) -> None:
+        self._hyperparameters = hyperparameters
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._writer is None:
@@ -117,6 +143,12 @@ class TensorBoard(Tracker):
             purge = None if stays else step
             self._writer = module.SummaryWriter(str(self.folder), purge_step=purge)
             self._written = True
+        given, self._hyperparameters = self._hyperparameters, None
+        if given is not None:
+            summary = importlib.import_module("torch.utils.tensorboard.summary")
+            known = {name: value for name, value in given.items() if value is not None}
+            for one in summary.hparams(known, {}):
+                self._writer.file_writer.add_summary(one)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         if all(name.startswith("test/") for name in metrics):  # nobody closes after a test
@@ -144,12 +176,20 @@ class WandB(Tracker):
         _check_installed("wandb")
         self._init = init
         self._run: Any = None
+        self._hyperparameters: Mapping[str, Any] | None = None
+
+    def describe(self, hyperparameters: Mapping[str, Any]) -> None:
+        self._hyperparameters = hyperparameters
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._run is None:
             self._run = importlib.import_module("wandb").init(**self._init)
             # What comes after a fit, such as a test, goes on in the same run.
             self._init = {"resume": "allow", **self._init, "id": self._run.id}
+        given, self._hyperparameters = self._hyperparameters, None
+        if given is not None:
+            # What the user gave `wandb.init` as `config` stays beside it.
+            self._run.config.update(dict(given), allow_val_change=True)
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
@@ -195,11 +235,16 @@ class MLflow(Tracker):
         self.uri = uri
         self.run_id = run_id
         self._client: Any = None
+        self._hyperparameters: Mapping[str, Any] | None = None
+
+    def describe(self, hyperparameters: Mapping[str, Any]) -> None:
+        self._hyperparameters = hyperparameters
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._client is None:
             self._open()
         metric = importlib.import_module("mlflow.entities").Metric
+        self._write_hyperparameters()
         now = int(time.time() * 1000)
         values = [metric(name, value, now, step) for name, value in metrics.items()]
         self._client.log_batch(self.run_id, metrics=values)
@@ -215,6 +260,19 @@ class MLflow(Tracker):
         client, self._client = self._client, None
         if client is not None:
             client.set_terminated(self.run_id, status=status)
+
+    def _write_hyperparameters(self) -> None:
+        """Write those that the run of MLflow has not: there they are written once, and never change."""
+        given, self._hyperparameters = self._hyperparameters, None
+        if given is None:
+            return
+        param = importlib.import_module("mlflow.entities").Param
+        known = self._client.get_run(self.run_id).data.params
+        # Names may have letters, digits and ` /.-_` alone.
+        named = {re.sub(r"[^\w ./-]", "_", name): str(value) for name, value in given.items()}
+        new = [param(name, value) for name, value in named.items() if name not in known]
+        for start in range(0, len(new), _PARAMS_AT_ONCE):
+            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_AT_ONCE])
 
     def _open(self) -> None:
         client = importlib.import_module("mlflow.tracking").MlflowClient(tracking_uri=self.uri)
@@ -242,6 +300,10 @@ class Trackio(Tracker):
         _check_installed("trackio")
         self._init = {"project": project, **init}
         self._run: Any = None
+
+    def describe(self, hyperparameters: Mapping[str, Any]) -> None:
+        # Taken with the first metrics; a run of trackio that goes on keeps what it was told.
+        self._init["config"] = {**hyperparameters, **(self._init.get("config") or {})}
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._run is None:

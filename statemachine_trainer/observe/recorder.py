@@ -104,6 +104,7 @@ class Recorder:
 
     Attributes:
         owner: Who holds the folder; what is recorded waits while it is another run's. None: nobody asks.
+        hyperparameters: Returns those of the fit by where they come from; None if nobody knows any.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Recorder:
         self._inside: list[Driver] = []
         self._keeps_record = False
         self.owner: Ownership | None = None
+        self.hyperparameters: Callable[[], Mapping[str, object]] | None = None
 
     @property
     def _fit(self) -> Driver:
@@ -256,11 +258,13 @@ class Recorder:
             _log.warning("What an earlier run left in %s stays there: %s.", root, error)
 
     def _note_beginning(self) -> None:
-        """Note graph and settings, unless they are those of the last beginning."""
+        """Note graph, settings and hyperparameters, unless they are those of the last beginning."""
         journal, context = self._journal, self._fit.context
         if journal is None or context is None:
             return
         facts = {"graph": Graph.of(self._fit.machine).to_dict(), "settings": self._settings}
+        if self.hyperparameters is not None:
+            facts["hyperparameters"] = dict(self.hyperparameters())
         if journal.last("begun") != facts:
             journal.note("begun", context.counts.epoch, context.counts.step, facts)
             journal.flush()

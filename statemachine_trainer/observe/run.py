@@ -177,6 +177,20 @@ class Run:
         with self._reading_facts():
             return {} if begun is None else {f"{k}": f"{v}" for k, v in begun["settings"].items()}
 
+    def hyperparameters(self) -> dict[str, bool | int | float | str | None]:
+        """Return what the run was set to, by name; see `Trainer.hyperparameters`.
+
+        Raises:
+            BadJournal: The journal cannot be read.
+        """
+        begun = self._begun()
+        with self._reading_facts():
+            sections = {} if begun is None else begun.get("hyperparameters", {})
+            found = named_apart({f"{place}": dict(named) for place, named in sections.items()})
+            if not all(isinstance(one, str | int | float | None) for one in found.values()):
+                raise TypeError("its hyperparameters are no plain values")
+        return found
+
     def history(self) -> list[Event]:
         """Return starts, ends and checkpoints in the order of time.
 

@@ -28,6 +28,7 @@ from statemachine_trainer.running.audit import (
     tell_what_is_not_held,
 )
 from statemachine_trainer.running.drivers import context_of, loops_around_state, take_limits
+from statemachine_trainer.running.hyperparameters import Hyperparameters
 from statemachine_trainer.running.reachable import Roots, roots_besides_model_and_data
 from statemachine_trainer.running.settings_record import (
     Change,
@@ -68,12 +69,20 @@ class FitState:
         host: The trainer.
         driver: The driver of its fit.
         callbacks: Those that it was given; others are found among the receivers.
+        hyperparameters: What the user told the trainer and the model.
     """
 
-    def __init__(self, host: Host, driver: Driver, callbacks: Sequence[object]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        driver: Driver,
+        callbacks: Sequence[object],
+        hyperparameters: Hyperparameters,
+    ) -> None:
         self._host = host
         self._driver = driver
         self._callbacks = callbacks
+        self._hyperparameters = hyperparameters
         self._fresh: tuple[Fresh, ...] = ()
 
     def write(self) -> dict[str, Any]:
@@ -185,6 +194,9 @@ class FitState:
     def begin(self) -> None:
         """Note that a fit begins that takes nothing from a checkpoint."""
         self._fresh = ()
+        context = context_of(self._driver)
+        if context is not None:
+            self._hyperparameters.record(context)  # before training changes what the model keeps
 
     def still_stopped(self, state: Mapping[str, Any]) -> bool:
         """Whether callbacks had ended the fit of a state, and one of them would end it again."""
@@ -192,7 +204,8 @@ class FitState:
 
     def _settings(self, context: Context) -> dict[str, Settings]:
         root = self._driver.root.walk(self._driver.name)
-        return settings_of_run(root, self.stateful_callbacks(), context)
+        hyperparameters = self._hyperparameters.record(context)
+        return settings_of_run(root, self.stateful_callbacks(), context, hyperparameters)
 
     def _who_asks_to_stop(self) -> list[Any]:
         return [one for one in self.stateful_callbacks() if getattr(one, "asks_to_stop", False)]

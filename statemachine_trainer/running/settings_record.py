@@ -74,7 +74,10 @@ class Change:
 
 
 def settings_of_run(
-    loops: Iterable[tuple[str, Loop]], callbacks: Sequence[object], context: Context
+    loops: Iterable[tuple[str, Loop]],
+    callbacks: Sequence[object],
+    context: Context,
+    hyperparameters: Settings,
 ) -> dict[str, Settings]:
     """Read the settings of all that a run is made of.
 
@@ -82,6 +85,7 @@ def settings_of_run(
         loops: The loops of the fit by their paths.
         callbacks: Those that have a state.
         context: What the loops share.
+        hyperparameters: What the user told the trainer and the model.
     """
     equipment = context.equipment
     return {
@@ -97,28 +101,36 @@ def settings_of_run(
                 "prefetch": repr(equipment.prefetch),
             }
         },
+        "hyperparameters": hyperparameters,
         "model": _settings_of_model(context),
         "optimizers": _settings_of_optimizers(context),
     }
 
 
 def _settings_of(thing: object) -> dict[str, str]:
-    """Read the settings of an object: what its constructor takes, and it keeps under the same name."""
-    found: dict[str, str] = {}
+    return as_texts(dict(constructor_values(thing)))
+
+
+def constructor_values(thing: object) -> Iterator[tuple[str, object]]:
+    """Yield what the constructor of an object takes, and the object keeps under the same name."""
+    found: set[str] = set()
     for kind in type(thing).__mro__[:-1]:
         if "__init__" not in vars(kind):
             continue
-        for one in inspect.signature(vars(kind)["__init__"]).parameters.values():
+        try:
+            parameters = inspect.signature(vars(kind)["__init__"]).parameters
+        except (TypeError, ValueError):  # it is not written in Python
+            continue
+        for one in parameters.values():
             if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.name == "self":
                 continue
             try:
                 value = getattr(thing, one.name, _MISSING)
             except Exception:  # a place for a loop, or a property that is not ready
                 continue
-            text = _as_text(value)
-            if text is not None:
-                found.setdefault(one.name, text)
-    return found
+            if is_plain(value) and one.name not in found:
+                found.add(one.name)
+                yield one.name, value
 
 
 def _settings_of_model(context: Context) -> Settings:
@@ -139,7 +151,7 @@ def _constants(module: nn.Module) -> dict[str, str]:
     if not type(module).__module__.startswith("torch.nn."):
         return {}
     names = getattr(module, "__constants__", ())
-    texts = {name: _as_text(getattr(module, name, _MISSING)) for name in names}
+    texts = {name: as_text(getattr(module, name, _MISSING)) for name in names}
     return {name: text for name, text in texts.items() if text is not None}
 
 
@@ -149,34 +161,36 @@ def _settings_of_optimizers(context: Context) -> Settings:
     for index, slot in enumerate(context.slots):
         kind = type(slot.optimizer).__name__
         for place, group in enumerate(slot.configured):
-            found[f"optimizer {index} ({kind}), group {place}"] = _texts(group)
+            found[f"optimizer {index} ({kind}), group {place}"] = as_texts(group)
         for one in slot.schedulers:
             whose = f"{type(one.scheduler).__name__} of optimizer {index}"
-            found[whose] = _texts(one.configured)
+            found[whose] = as_texts(one.configured)
             own = {name: getattr(one, name) for name in ("interval", "frequency", "monitor")}
-            found[f"the use of {whose}"] = _texts(own)
+            found[f"the use of {whose}"] = as_texts(own)
     return found
 
 
-def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
-    texts = {name: _as_text(value) for name, value in settings.items()}
+def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the plain ones of these values as text."""
+    texts = {name: as_text(value) for name, value in settings.items()}
     return {name: text for name, text in texts.items() if text is not None}
 
 
-def _as_text(value: object) -> str | None:
+def as_text(value: object) -> str | None:
     """Return a plain value as text; None for what is more than that."""
-    if not _is_plain(value):
+    if not is_plain(value):
         return None
     text = repr(value)
     return text if len(text) <= _LONGEST else text[:_LONGEST]
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
+    """Whether a value is written the same in every process: numbers, texts, times, and collections of them."""
     if isinstance(value, list | tuple | set | frozenset):
-        return len(value) <= _LONGEST and all(_is_plain(one) for one in value)
+        return len(value) <= _LONGEST and all(is_plain(one) for one in value)
     if isinstance(value, Mapping):
         return len(value) <= _LONGEST and all(
-            _is_plain(key) and _is_plain(one) for key, one in value.items()
+            is_plain(key) and is_plain(one) for key, one in value.items()
         )
     return isinstance(value, _PLAIN)
 

@@ -228,3 +228,52 @@ def test_trackio_keeps_the_metrics_on_this_machine(tmp_path: Path) -> None:
         rows = connection.execute("SELECT step, metrics FROM metrics ORDER BY step").fetchall()
     steps = [step for step, metrics in rows if "train/loss" in json.loads(metrics)]
     assert steps == [8, 16]
+
+
+@pytest.mark.slow
+def test_mlflow_and_tensorboard_have_the_hyperparameters_and_keep_those_of_a_resumed_run(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("tensorboard")
+    track(
+        "def fit(**hparams):\n"
+        "    tracker = trackers.MLflow('digits', uri='sqlite:///store.db', run_id=known)\n"
+        "    board = trackers.TensorBoard('board')\n"
+        "    running = trainer(callbacks=[tracker, board], max_epochs=1, hparams=hparams)\n"
+        "    running.fit(Net(), batches(), batches(1))\n"
+        "    return tracker.run_id\n"
+        "known = None\n"
+        "known = fit(width=4)\n"
+        "fit(width=4, depth=2)\n"
+        "import json\n"
+        "from mlflow.tracking import MlflowClient\n"
+        "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
+        "params = MlflowClient(tracking_uri='sqlite:///store.db').get_run(known).data.params\n"
+        "found = EventAccumulator('board').Reload().summary_metadata\n"
+        "told = any('hparams' in str(one) for one in found.values())\n"
+        "open('found.json', 'w').write(json.dumps([params, told]))",
+        tmp_path,
+    )
+    params, told = json.loads((tmp_path / "found.json").read_text())
+    assert {name: params[name] for name in ("width", "depth", "lr", "optimizer")} == {
+        **{"width": "4", "depth": "2", "lr": "0.1", "optimizer": "SGD"}
+    }
+    assert told
+
+
+@pytest.mark.slow
+def test_weights_and_biases_and_trackio_have_the_hyperparameters(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    pytest.importorskip("trackio")
+    track(
+        "def fit(tracker):\n"
+        "    trainer(callbacks=[tracker], max_epochs=1, hparams={'my_width': 4}).fit(Net(), batches())\n"
+        "fit(trackers.WandB(project='digits', mode='offline', every=4))\n"
+        "fit(trackers.Trackio('digits', name='mine', every=4))",
+        tmp_path,
+    )
+    (written,) = tmp_path.rglob("run-*.wandb")
+    assert b"my_width" in written.read_bytes()
+    (database,) = tmp_path.rglob("digits*.db")
+    assert b"my_width" in database.read_bytes()
