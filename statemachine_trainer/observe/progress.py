@@ -15,7 +15,7 @@ from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.epoch_table import MetricsTable, format_clock, format_number
-from statemachine_trainer.observe.screens import Bar, Screen, screen_for
+from statemachine_trainer.observe.screens import Bar, LogScreen, Screen, screen_for
 
 if TYPE_CHECKING:
     from statemachine_trainer.loops.context import Context
@@ -48,16 +48,21 @@ class Console(Protocol):
 class Progress:
     """Shows how far a run is: bars for epoch and evaluation, and a table of each epoch's metrics.
 
-    In a terminal and in a notebook; elsewhere it does nothing, and costs nothing: it listens to the
-    states of a run only while there is something to show. States that a tree of loops does not have
-    are left out. A loss is read, and the device waited for, only where a bar is redrawn. A step
-    shorter than that sees one comparison.
+    In a terminal and in a notebook. Elsewhere it is a plain line for each epoch, and one every few
+    minutes within long epochs and evaluations, as messages of the logger `statemachine_trainer.progress`
+    (INFO); they go to standard output where nobody has set up `logging`.
+
+    It listens to the states of a run only while it runs. States that a tree of loops does not have are
+    left out. A loss is read, and the device waited for, only where a bar is redrawn. A step shorter than
+    that sees one comparison.
 
     Args:
         console: Where to show it; standard output unless given.
-        table: Show the table of metrics.
+        table: Show the table of metrics, or the lines of epochs.
         per_second: How often the bars are redrawn at most.
         share: What part of the time redrawing may take; they are redrawn more seldom if need be.
+        minutes: From one line to the next within an epoch, where there is no terminal; None shows nothing there,
+            neither these lines nor those of epochs.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Progress:
         table: bool = True,
         per_second: float = 10.0,
         share: float = 0.02,
+        minutes: float | None = 5.0,
     ) -> None:
         flags(self, table=table)
         number(self, "per_second", per_second)
@@ -74,6 +80,9 @@ class Progress:
             refuse(self, "share", share, "use a part of the time, at most 1.")
         if console is not None and not hasattr(console, "is_interactive"):
             refuse(self, "console", console, "give a rich.console.Console, or None.")
+        if minutes is not None:
+            number(self, "minutes", minutes, hint=" None shows nothing where there is no terminal.")
+        self._minutes = minutes
         self._console = console
         self._shows_table = table
         self._pause = 1.0 / per_second
@@ -83,6 +92,7 @@ class Progress:
         self._evaluation: _Evaluation | None = None
         self._speed = _Speed()
         self._due = 0.0
+        self._kept_until = 0.0
 
     @contextmanager
     def showing(self, trainer: Any) -> Iterator[None]:
@@ -92,7 +102,7 @@ class Progress:
         goes on showing. Of several ranks rank 0 shows its progress.
         """
         hidden = self._screen is not None or rank_of_process() > 0
-        screen = None if hidden else screen_for(cast(Any, self._console))
+        screen = None if hidden else self._choose_screen()
         if screen is None or not self._open(screen):
             yield
             return
@@ -106,6 +116,12 @@ class Progress:
                 subscription.cancel()
             self._evaluation = None
             self._close()
+
+    def _choose_screen(self) -> Screen | None:
+        screen = screen_for(cast(Any, self._console))
+        if screen is None and self._minutes is not None:
+            return LogScreen(60 * self._minutes)
+        return screen
 
     # -- what it listens to ----------------------------------------------------------------------
 
@@ -177,6 +193,7 @@ class Progress:
         except (OSError, LiveError):  # the terminal is gone, or shows something else already
             return False
         self._screen, self._due = screen, 0.0
+        self._kept_until = time.monotonic() + screen.pause if screen.pause else 0.0
         return True
 
     def _close(self) -> None:
@@ -199,15 +216,18 @@ class Progress:
             return
 
     def _redraw(self, context: Context) -> None:
-        if self._screen is None:
-            return
         began = time.monotonic()
+        if self._screen is None or began < self._kept_until:
+            self._due = self._kept_until
+            return
         bars = [] if context.train is None else [self._training(context)]
         if self._evaluation is not None:
             bars.append(self._evaluation.bar())
         self._screen.draw(bars)
         now = time.monotonic()
         self._due = now + max(self._pause, self._costs * (now - began))
+        if self._screen is not None and self._screen.pause:
+            self._due = self._kept_until = now + self._screen.pause
 
     def _training(self, context: Context) -> Bar:
         counts, limits = context.counts, context.limits

@@ -1,19 +1,24 @@
-"""Where progress is shown: the last lines of a terminal, or a cell of a notebook."""
+"""Where progress is shown: the last lines of a terminal, a cell of a notebook, or lines of a log."""
 
 from __future__ import annotations
 
 import html
 import importlib
 import importlib.util
+import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
-from statemachine_trainer.observe.epoch_table import MetricsTable
+from statemachine_trainer.observe.epoch_table import MetricsTable, format_number, format_seconds
+from statemachine_trainer.observe.readings import named_apart
 
 if TYPE_CHECKING:  # loaded by the functions that need it: most runs in a cluster show nothing
     from rich.console import Console, RenderableType
     from rich.live import Live
+
+_log = logging.getLogger("statemachine_trainer.progress")
 
 _ROOM: Final = 4
 """Columns left free beside a bar: a terminal writes `^C` there, and must not begin a new line."""
@@ -42,7 +47,13 @@ class Bar:
 
 
 class Screen(Protocol):
-    """Something that shows bars, and a table that grows above them."""
+    """Something that shows bars, and a table that grows above them.
+
+    Attributes:
+        pause: Seconds that bars stay as they are, at the least; 0.0 to leave that to whoever draws.
+    """
+
+    pause: float
 
     def open(self) -> None:
         """Begin to show."""
@@ -66,6 +77,8 @@ class TerminalScreen:
     Args:
         console: Writes to the terminal.
     """
+
+    pause = 0.0
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -102,6 +115,8 @@ class NotebookScreen:
     Asks for nothing but IPython, which every notebook has.
     """
 
+    pause = 0.0
+
     def __init__(self) -> None:
         self._ipython: Any = None
         self._handle: Any = None
@@ -132,8 +147,60 @@ class NotebookScreen:
             self._handle.update(self._ipython.HTML(self._table + self._bars))
 
 
+class LogScreen:
+    """One plain line for each epoch, and one now and then within long ones, as messages of `logging`.
+
+    They are messages of level INFO of the logger `statemachine_trainer.progress`. Where nobody has set up logging
+    they go to standard output as they are.
+
+    Args:
+        pause: Seconds from one line to the next within an epoch, at the least.
+    """
+
+    def __init__(self, pause: float) -> None:
+        self.pause = pause
+        self._handler: logging.Handler | None = None
+        self._sets_level = False
+
+    def open(self) -> None:
+        if not _log.hasHandlers() and sys.stdout is not None:
+            self._handler = _Output(sys.stdout)
+            _log.addHandler(self._handler)
+        self._sets_level = (
+            _log.level == logging.NOTSET
+        )  # the root's is WARNING unless somebody says so
+        if self._sets_level:
+            _log.setLevel(logging.INFO)
+
+    def draw(self, bars: Sequence[Bar]) -> None:
+        for bar in bars[-1:]:  # an evaluation within an epoch is what is under way
+            _log.info("%s: batch %s  %s", bar.label, bar.count, bar.notes)
+
+    def grow(self, table: MetricsTable) -> None:
+        record = table.records[-1]
+        metrics = named_apart({"train": record.train, "validation": record.validation})
+        values = "".join(f"  {name} {format_number(one)}" for name, one in metrics.items())
+        took = format_seconds(record.seconds)
+        _log.info("epoch %d: step %d%s  %s", record.epoch, record.steps, values, took)
+
+    def close(self) -> None:
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            _log.removeHandler(handler)
+        if self._sets_level:
+            _log.setLevel(logging.NOTSET)
+            self._sets_level = False
+
+
+class _Output(logging.StreamHandler[TextIO]):
+    """Writes messages as they are. An output that is gone ends no training, and is not told of each time."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # its name there
+        pass
+
+
 def screen_for(console: Console | None = None) -> Screen | None:
-    """Return what shows progress here; None where nobody would see it.
+    """Return what shows progress in a terminal or a notebook; None where there is neither.
 
     Args:
         console: One that was chosen on purpose; its word counts (`force_interactive`). Otherwise
