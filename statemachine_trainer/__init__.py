@@ -14,6 +14,8 @@ from statemachine_trainer.lazy import public_names
 from statemachine_trainer.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from statemachine_trainer.callbacks import EMA as EMA
+    from statemachine_trainer.callbacks import SWA as SWA
     from statemachine_trainer.callbacks import Checkpoints as Checkpoints
     from statemachine_trainer.callbacks import EarlyStopping as EarlyStopping
     from statemachine_trainer.graph import Graph as Graph

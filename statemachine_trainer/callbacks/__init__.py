@@ -1,6 +1,7 @@
 """What can be handed to a trainer to act in the course of a run."""
 
+from statemachine_trainer.callbacks.averages import EMA, SWA
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.early_stopping import EarlyStopping
 
-__all__ = ["Checkpoints", "EarlyStopping"]
+__all__ = ["EMA", "SWA", "Checkpoints", "EarlyStopping"]

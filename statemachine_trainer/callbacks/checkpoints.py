@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from statemachine_trainer import run_record
+from statemachine_trainer.callbacks.averages import Average
 from statemachine_trainer.callbacks.finding import NoCheckpoint, find_checkpoint
 from statemachine_trainer.callbacks.interruption import WARNINGS, Interrupted
 from statemachine_trainer.callbacks.measured import (
@@ -75,6 +76,10 @@ class Host(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state of the fit."""
+        ...
+
+    def stateful_callbacks(self) -> list[Any]:
+        """Return the callbacks that have a state."""
         ...
 
     def on(self, name: Any, receiver: Callable[..., Any], /, **options: Any) -> Any:
@@ -306,14 +311,18 @@ class Checkpoints:
             "seconds": context.read_clock(),
             "metrics": now,
             "earlier_metrics": {n: v for n, v in context.results.items() if n not in now},
-            "of_other_weights": self._of_other_weights(now),
+            **self._of_other_weights(now),
             "best": {rule.metric: rule.mode for rule in self.best_rules},
         }
 
-    def _of_other_weights(self, now: Collection[str]) -> list[str]:
-        found = of_other_weights(self._context, now, tell=not self._told_of_weights)
+    def _of_other_weights(self, now: Collection[str]) -> dict[str, list[str]]:
+        """Tell which metrics are of weights that are not the model's, and of which the checkpoint has an average."""
+        assert self._host is not None
+        averages = [one for one in self._host.stateful_callbacks() if isinstance(one, Average)]
+        held = self._context.validated_weights in [one.measured for one in averages if one.updates]
+        found = of_other_weights(self._context, now, tell=not held and not self._told_of_weights)
         self._told_of_weights = self._told_of_weights or bool(found)
-        return found
+        return {"of_other_weights": found, "of_average": found if held else []}
 
     def _is_among_the_best(self, measured: Iterable[str]) -> bool:
         """Whether a checkpoint of this moment would be kept for a metric that was just measured."""

@@ -141,6 +141,7 @@ class Context:
         transfer: Moves a batch to the device; None where it is there already.
         sources: The training and the validation data as they were given.
         reload_data: Makes anew the loaders that were given as functions; None if none was.
+        of_checkpoint: Whether the model has the weights of a checkpoint, for an evaluation.
         data_to_come: Gives the context its data; None once it has them. See `have_data`.
         manual: Whether the training step does its own optimization.
         counts: The counters of the run.
@@ -177,6 +178,7 @@ class Context:
     transfer: Callable[[Any], Any] | None = _part(None)
     manual: bool = _part(False, saved="apart")
     sources: tuple[Any, Any] = _part((None, None))
+    of_checkpoint: bool = _part(False)
     data_to_come: Callable[[], None] | None = _part(None)
     reload_data: Callable[[], None] | None = _part(None)
     train: Feed = _part(None, saved="apart")

@@ -77,7 +77,7 @@ NOT_HERE: Final = {
     "log_gpu_memory": "Log torch.cuda.max_memory_allocated() in a receiver of 'epoch_end'",
     "auto_scale_batch_size": "Choose batch_size of the loader; accumulate=n makes larger batches of small ones",
     "auto_lr_find": "Try rates in short fits: max_steps=100 for each",
-    "stochastic_weight_avg": "Average in a callback, with torch.optim.swa_utils.AveragedModel",
+    "stochastic_weight_avg": "Give a callback: callbacks=[SWA(start=10)], or EMA(0.999)",
     "multiple_trainloader_mode": "Give an iterable of batches of all loaders, such as zip in a class of your own",
     "move_metrics_to_cpu": "Metrics are read when somebody looks, not before",
     "process_position": "Bars are placed by rich",

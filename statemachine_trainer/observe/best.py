@@ -30,6 +30,7 @@ def load_weights(
     *,
     best: str | None = None,
     mode: Mode | None = None,
+    average: bool = False,
 ) -> None:
     """Load the weights of a checkpoint into a model, and nothing else.
 
@@ -44,6 +45,8 @@ def load_weights(
         best: Name of a metric: take the checkpoint of the run with its best value.
         mode: Whether less ("min") or more ("max") of the metric is better; as the `Best` of the run
             says unless given, and "min" where it has none.
+        average: Load the average that `EMA` or `SWA` keeps. With `best=` the weights are those that were
+            measured, average or not.
 
     Raises:
         NotACheckpoint: There is none.
@@ -53,9 +56,16 @@ def load_weights(
     """
     if best is None:
         check_mode(mode or "min")
-        snapshots.load_weights(model, checkpoint)
-    else:
-        snapshots.load_weights(model, best_checkpoint(checkpoint, best, mode))
+        snapshots.load_weights(model, checkpoint, average=average)
+        return
+    found = best_checkpoint(checkpoint, best, mode)
+    said = next(one for one in kept_checkpoints(found.parent) if one.path == found)
+    if best in said.of_other_weights and best not in said.of_average:
+        raise NoBestCheckpoint(
+            f"{best!r} of {shown(found)} was measured with other weights than those in it: something replaced them "
+            "for the validation. EMA and SWA keep what was measured."
+        )
+    snapshots.load_weights(model, found, average=average or best in said.of_average)
 
 
 def best_checkpoint(run: str | Path, metric: str, mode: Mode | None = None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,6 +24,8 @@ class KeptCheckpoint:
         path: Its folder.
         step: Optimizer steps done when it was written.
         metrics: What was measured at that moment.
+        of_other_weights: Those of the metrics that other weights were measured with than the model's.
+        of_average: Those of them that an average in the checkpoint was measured with.
         rules: What the run keeps the best by: names of metrics, each with its mode.
     """
 
@@ -31,6 +33,8 @@ class KeptCheckpoint:
     step: int
     metrics: Mapping[str, float]
     rules: Mapping[str, Mode]
+    of_other_weights: Collection[str] = ()
+    of_average: Collection[str] = ()
 
 
 def kept_checkpoints(folder: Path) -> list[KeptCheckpoint]:
@@ -41,7 +45,9 @@ def kept_checkpoints(folder: Path) -> list[KeptCheckpoint]:
             said = read_json(path, _LONGEST)["metadata"]
             numbers = _numbers(said.get("metrics"))
             rules = {n: m for n, m in dict(said.get("best") or {}).items() if m in ("min", "max")}
-            found.append(KeptCheckpoint(path.parent, int(said.get("step", 0)), numbers, rules))
+            others = [*said.get("of_other_weights", [])], [*said.get("of_average", [])]
+            step = int(said.get("step", 0))
+            found.append(KeptCheckpoint(path.parent, step, numbers, rules, *others))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
     return found

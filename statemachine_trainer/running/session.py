@@ -397,6 +397,7 @@ class Session:
         driver.check_at_rest("start")
         paused = context_of(before) if before.path is not None else None
         context = self._assemble_evaluation(driver, step, model, data, parts)
+        context.of_checkpoint = checkpoint is not None
         self._drivers.active = driver
         try:
             with (

@@ -461,7 +461,7 @@ def load_checkpoint(place: str | Path) -> Loaded:
     return Store(path.parent).load(path)
 
 
-def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
+def load_weights(model: nn.Module, checkpoint: str | Path, *, average: bool = False) -> None:
     """Load the weights of a checkpoint into a model, and nothing else.
 
     The model keeps its device, its mode (training or evaluation) and what of it needs gradients.
@@ -469,6 +469,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     Args:
         model: A model with the parameters and buffers of the one that was saved.
         checkpoint: Folder of a checkpoint, or of a run (the newest whole one is taken).
+        average: Load the average of the weights that a callback keeps, instead of those of the model.
 
     Raises:
         NotACheckpoint: There is none.
@@ -482,4 +483,25 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
         weights = None
     if not isinstance(weights, Mapping):
         raise SnapshotMismatch(f"The checkpoint {str(loaded.path)!r} holds no weights of a model.")
-    load_module_weights(model, weights)
+    load_module_weights(model, {**weights, **_put_in_for(loaded, average=average)})
+
+
+def _put_in_for(loaded: Loaded, *, average: bool) -> dict[str, torch.Tensor]:
+    """Return the weights that differ from those of the model in a checkpoint: the average, or the raw ones.
+
+    A checkpoint that was written in the course of a validation has the average in the model.
+
+    Raises:
+        SnapshotMismatch: An average is wanted, and there is none.
+    """
+    callbacks = loaded.tree.get("callbacks", []) if isinstance(loaded.tree, Mapping) else []
+    states = [one["state"] for one in callbacks]
+    kept = [one for one in states if isinstance(one, Mapping) and {"average", "raw"} <= one.keys()]
+    if not average:
+        return next((dict(one["raw"]) for one in kept if one["raw"] is not None), {})
+    if not kept or not kept[0]["average"]:
+        raise SnapshotMismatch(
+            f"The checkpoint {str(loaded.path)!r} holds no average of weights. EMA and SWA keep one: "
+            "Trainer(callbacks=[EMA()])."
+        )
+    return dict(kept[0]["average"])

@@ -1,0 +1,313 @@
+"""Averages of the weights, evaluated and exported in their place: EMA and SWA, by torch.optim.swa_utils."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.metrics.fingerprint import fingerprint_of_weights
+from statemachine_trainer.loops.settings_checks import number, refuse, whole_number
+from statemachine_trainer.loops.steps import inputs_of
+from statemachine_trainer.machine.signals import Moment
+from statemachine_trainer.parallel import to_device
+from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.snapshot.rng import isolated_rng
+
+_ROOT = "fit"
+
+
+class Average:
+    """What `EMA` and `SWA` have in common: keeps an average, and puts it in for evaluations.
+
+    Validation, test and prediction of the model use the average, once there is one. The training goes on with
+    the raw weights, which checkpoints hold as those of the model; the average is in the state of the
+    callback. `load_weights(model, run, best="val_loss")` and `restore_best=True` load the average
+    that was measured, `load_weights(model, run, average=True)` that of any checkpoint.
+
+    Attributes:
+        updates: How often weights were taken in.
+        average: The averaged parameters, and buffers that belong to them, by name.
+        ended_with: A fingerprint of the raw weights that the fit has ended with; None before its end.
+        measured: A fingerprint of the average that the last validation measured.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(updates={self.updates})"
+
+    def reset(self) -> None:
+        """Forget everything, as at the beginning of a new run."""
+        self.updates = 0
+        self.average: dict[str, torch.Tensor] = {}
+        self.measured: str | None = None
+        self._raw: dict[str, torch.Tensor] | None = None
+        self._put_in_by = ""
+        self._model: nn.Module | None = None
+        self.ended_with: str | None = None
+        self._seen = 0
+
+    # -- taking in -------------------------------------------------------------------------------
+
+    def on_fit(self, trainer: Any) -> None:
+        """Begin anew with a new run."""
+        if trainer.context.counts.batch == 0:
+            self.reset()
+        self.ended_with = None
+
+    def on_exit_fit(self, trainer: Any, moment: Moment) -> None:
+        """Note which weights the fit ended with: the average stands for no others."""
+        if moment.path == _ROOT:
+            self.ended_with = fingerprint_of_weights(trainer.context.model)
+
+    def failed(self, error: BaseException) -> None:
+        """Put the raw weights back after an evaluation by itself that failed."""
+        if self._model is not None and self._put_in_by != _ROOT:
+            self._exchange(self._model)
+
+    def _take_in(self, model: nn.Module, combine: Callable[..., None]) -> None:
+        """Bring the average up to date with the weights of the model."""
+        groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        with torch.no_grad():
+            for name, parameter in _parameters(model):
+                known = self.average.get(name)
+                if known is None or not self.updates:
+                    self.average[name] = parameter.detach().clone()
+                    continue
+                known = self.average[name] = known.to(parameter.device)
+                averaged, current = groups.setdefault((known.device, known.dtype), ([], []))
+                averaged.append(known)
+                current.append(parameter.detach())
+            for averaged, current in groups.values():
+                combine(averaged, current, self.updates)
+        self.updates += 1
+
+    # -- evaluating ------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Any, moment: Moment) -> None:
+        """Put the average in."""
+        self._put_in(trainer.context, moment)
+
+    def on_exit_validation_end(self, trainer: Any, moment: Moment) -> None:
+        """Put the raw weights back."""
+        if self._raw is not None and moment.path.partition(".")[0] == _ROOT:
+            self.measured = trainer.context.validated_weights
+        self._put_back(trainer.context.model, moment)
+
+    def on_test_start(self, trainer: Any, moment: Moment) -> None:
+        """Put the average in."""
+        self._put_in(trainer.context, moment)
+
+    def on_exit_test_end(self, trainer: Any, moment: Moment) -> None:
+        """Put the raw weights back."""
+        self._put_back(trainer.context.model, moment)
+
+    def on_predict_start(self, trainer: Any, moment: Moment) -> None:
+        """Put the average in."""
+        self._put_in(trainer.context, moment)
+
+    def on_exit_predict_end(self, trainer: Any, moment: Moment) -> None:
+        """Put the raw weights back."""
+        self._put_back(trainer.context.model, moment)
+
+    def _put_in(self, context: Context, moment: Moment) -> None:
+        if not self.updates or self._raw is not None or context.of_checkpoint:
+            return
+        tensors = dict(_tensors(context.model))
+        if not {*self.average} <= {*tensors}:
+            return  # another model than the one that was trained
+        ended = self.ended_with
+        if ended is not None and ended != fingerprint_of_weights(context.model):
+            return  # somebody has given it other weights since, such as the best ones
+        self._prepare(context)
+        self._model = context.model
+        self._put_in_by = moment.path.partition(".")[0]
+        # The data of the tensors are exchanged, not copied: a graph that waits for its backward pass stays whole.
+        self._raw = {name: tensors[name].data for name in self.average}
+        for name, value in self.average.items():
+            tensors[name].data = value.to(tensors[name].device)
+
+    def _prepare(self, context: Context) -> None:
+        """Do what the average needs before it is evaluated."""
+
+    def _put_back(self, model: nn.Module, moment: Moment) -> None:
+        if self._raw is None or self._put_in_by != moment.path.partition(".")[0]:
+            return  # an evaluation by itself, in the middle of a validation of the fit
+        self._exchange(model)
+
+    def _exchange(self, model: nn.Module) -> None:
+        tensors = dict(_tensors(model))
+        for name, value in (self._raw or {}).items():
+            tensors[name].data = value.to(tensors[name].device)
+        self._raw = self._model = None
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average, and the raw weights while it is in their place."""
+        return {
+            "updates": self.updates,
+            "average": dict(self.average),
+            "raw": None if self._raw is None else dict(self._raw),
+            "put_in_by": self._put_in_by,
+            "measured": self.measured,
+            "seen": self._seen,
+            "ended_with": self.ended_with,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.updates, self.measured = state["updates"], state["measured"]
+        self.average = {name: one.clone() for name, one in state["average"].items()}
+        raw = state["raw"]
+        self._raw = None if raw is None else {name: one.clone() for name, one in raw.items()}
+        self._put_in_by, self._seen = state["put_in_by"], state["seen"]
+        self.ended_with = state["ended_with"]
+
+
+class EMA(Average):
+    """Keeps an exponential moving average of the weights, and evaluates it in their place.
+
+    Example:
+        >>> EMA(0.999)
+        EMA(updates=0)
+
+    Args:
+        decay: How much of the average stays at each update; between 0 and 1.
+        every: Optimizer steps from one update to the next.
+        start: Optimizer steps before the first update.
+
+    Raises:
+        SettingError: A setting out of its range.
+    """
+
+    def __init__(self, decay: float = 0.999, *, every: int = 1, start: int = 0) -> None:
+        if number(self, "decay", decay) >= 1:
+            refuse(self, "decay", decay, "use a number between 0 and 1, such as 0.999.")
+        self.decay = decay
+        self.every = whole_number(self, "every", every, 1)
+        self.start = whole_number(self, "start", start)
+        super().__init__()
+
+    def on_batch_end(self, trainer: Any) -> None:
+        """Take in the weights, if a step was made."""
+        self._look(trainer.context)
+
+    def on_drain(self, trainer: Any) -> None:
+        """Take in the weights after the step of the last, open window of an epoch."""
+        self._look(trainer.context)
+
+    def _look(self, context: Context) -> None:
+        step = context.counts.step
+        before, self._seen = self._seen, step
+        if step > max(before, self.start) and step // self.every > before // self.every:
+            self._take_in(context.model, get_ema_multi_avg_fn(self.decay))
+
+
+class SWA(Average):
+    """Averages the weights at the end of each epoch from one on, and evaluates the average in their place.
+
+    The average needs statistics of its own in layers of batch normalization. They are measured by a pass over
+    `loader` before each validation, and by nothing else.
+
+    Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018.
+
+    Args:
+        start: Number of the first epoch, from 0, whose weights are taken in.
+        loader: Inputs, or pairs of inputs and targets, for batch normalization: a loader of its own, not that of the
+            fit. Not needed without such layers.
+
+    Raises:
+        SettingError: A setting out of its range.
+    """
+
+    def __init__(self, start: int = 0, *, loader: Iterable[Any] | None = None) -> None:
+        self.start = whole_number(self, "start", start)
+        if loader is not None and not hasattr(loader, "__iter__"):
+            refuse(self, "loader", loader, "give a loader, or another iterable of batches.")
+        self.loader = loader
+        super().__init__()
+
+    def on_fit(self, trainer: Any) -> None:
+        """Begin anew with a new run.
+
+        Raises:
+            SettingError: Batch normalization without a loader, or with that of the fit.
+        """
+        super().on_fit(trainer)
+        context = trainer.context
+        if _normalizes(context.model) and self.loader is None:
+            raise SettingError(
+                f"{type(context.model).__name__} has batch normalization, and an average of weights needs "
+                "statistics of its own there: SWA(loader=...), with a loader of its own."
+            )
+        if (
+            self.loader is not None
+            and self.loader is context.sources[0]
+            and hasattr(self.loader, "sampler")
+        ):
+            raise SettingError(
+                "SWA(loader=...) is the loader of the fit, whose place in the data it would lose. Make another one."
+            )
+
+    def on_drain(self, trainer: Any) -> None:
+        """Take in the weights at the end of an epoch, before its validation."""
+        context = trainer.context
+        epoch = context.counts.epoch
+        if context.open_windows or epoch < self.start or self._seen > epoch:
+            return
+        self._seen = epoch + 1
+        self._take_in(context.model, get_swa_multi_avg_fn())
+        for name in [*self.average.keys() - dict(_parameters(context.model)).keys()]:
+            del self.average[name]  # statistics of the average before
+
+    def _prepare(self, context: Context) -> None:
+        model, statistics = context.model, dict(_statistics(context.model))
+        if not statistics or self.loader is None or statistics.keys() <= self.average.keys():
+            return
+        tensors = dict(_tensors(model))
+        raw = {name: tensors[name].data for name in [*self.average, *statistics]}
+        training = [(module, module.training) for module in model.modules()]
+        try:
+            for name in statistics:
+                tensors[name].data = raw[name].clone()
+            for name, value in self.average.items():
+                tensors[name].data = value.to(tensors[name].device)
+            with isolated_rng(), torch.no_grad(), context.precision.context():
+                update_bn((to_device(inputs_of(one), context.device) for one in self.loader), model)
+            self.average.update({name: tensors[name].data for name in statistics})
+        finally:
+            for name, value in raw.items():
+                tensors[name].data = value
+            for module, mode in training:
+                module.training = mode
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, one) for name, one in PlainNames(model).parameters() if one.is_floating_point())
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    names = PlainNames(model)
+    yield from names.parameters()
+    yield from names.buffers()
+
+
+def _normalizes(model: nn.Module) -> bool:
+    return any(isinstance(one, _BatchNorm) and one.track_running_stats for one in model.modules())
+
+
+def _statistics(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the running statistics of batch normalization by name."""
+    for name, module in PlainNames(model).modules():
+        if isinstance(module, _BatchNorm):
+            for own, buffer in module.named_buffers(recurse=False):
+                yield f"{name}.{own}" if name else own, buffer
