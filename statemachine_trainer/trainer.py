@@ -20,6 +20,7 @@ from statemachine_trainer.graph.extraction import receivers_on
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.loops.assembly import Equipment
 from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.default_tree import loops_of_trainer
 from statemachine_trainer.loops.foreign_names import check_arguments
 from statemachine_trainer.loops.plain import Loss, MakeOptimizer, PlainParts
 from statemachine_trainer.machine.board import NOT_GIVEN, SignalBoard
@@ -37,7 +38,6 @@ from statemachine_trainer.running.arguments import (
     check_seed,
     checkpoints_given,
     fresh_given,
-    loops_given,
     progress_given,
     recorder_given,
 )
@@ -141,7 +141,7 @@ class Trainer:
         hparams: object = None,
         **settings: Any,
     ) -> None:
-        loops = loops_given(loop, settings)
+        loops = loops_of_trainer(loop, settings)
         check_seed(seed, seed_samples)
         shown = progress_given(progress)
         equipment = Equipment(device, precision, seed, seed_samples, prefetch=prefetch)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from statemachine_trainer.loops.base import in_training
+from statemachine_trainer.loops.base import in_training, loops_around
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import MissingMetric
 from statemachine_trainer.machine.errors import suggest
-from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.loop import Loop
 
 _EPOCH_AND_ITS_FIT = 2
 
@@ -20,9 +20,7 @@ def all_has_run(root: Loop, path: str) -> bool:
         root: The tree of the run.
         path: Of the state that was left: the end of an epoch, or of a fold.
     """
-    around = [root]
-    for name in path.split(SEPARATOR)[1:-1]:
-        around.append(around[-1].loops_inside()[name])
+    around = loops_around(root, path)
     more = [in_training(one).more_to_come() for one in around]
     inner = _EPOCH_AND_ITS_FIT if more[-1] is None else 1
     # Of loops around fits that do not know it is assumed.

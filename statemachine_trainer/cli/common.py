@@ -42,6 +42,11 @@ def console_for() -> Console:
     return console if console.is_terminal else Console(width=_WIDTH)
 
 
-def printable(text: str) -> str:
-    """Return text in which no escape of the terminal can hide."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def printable(text: str, keep: str = "") -> str:
+    """Return text without escape sequences of the terminal: they are shown, not sent.
+
+    Args:
+        text: The text.
+        keep: Unprintable characters that stay as they are.
+    """
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)

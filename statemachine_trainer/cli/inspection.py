@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from statemachine_trainer.cli.common import printable
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.observe.epoch_table import MetricsTable
 from statemachine_trainer.observe.ring import BadRing
@@ -258,9 +259,8 @@ def _print_weights(weights: Mapping[Any, Any], console: Console) -> None:
 
 
 def _plain(value: object) -> Text:
-    """Return text that neither a markup nor an escape of the terminal can hide in."""
-    text = str(value)
-    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+    """Return text that can hold neither markup nor escape sequences of the terminal."""
+    return Text(printable(str(value), keep="\n"))
 
 
 def _at(tree: Any, *keys: str) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from statemachine_trainer.data.feed import END, Feed
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves, to_device
+from statemachine_trainer.parallel.device import back_on_accelerator, on_accelerator
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Prefetch(Feed):
             self._held = held
         self._lane.wait()
         ahead = [
-            {"batch": one.batch, "moved": one.moved, "on_device": _places(one.batch)}
+            {"batch": one.batch, "moved": one.moved, "on_device": on_accelerator(one.batch)}
             for one in held
         ]
         return {**state, "ahead": ahead}
@@ -123,7 +124,7 @@ class Prefetch(Feed):
         ahead = state.get("ahead", [])
         super().load_state_dict({**state, "ahead": []})
         self._held = [
-            _Held(_placed(one["batch"], one["on_device"], self._device), one["moved"])
+            _Held(back_on_accelerator(one["batch"], one["on_device"], self._device), one["moved"])
             for one in ahead
         ]
 
@@ -212,23 +213,3 @@ def _pinned(leaf: object) -> object:
     ):
         return leaf
     return leaf if leaf.is_pinned() else leaf.pin_memory()
-
-
-def _places(batch: Any) -> list[bool]:
-    """Say of each tensor whether it is on an accelerator."""
-    leaves = (leaf for _, leaf in leaves_with_paths(batch))
-    return [one.device.type != "cpu" for one in leaves if isinstance(one, torch.Tensor)]
-
-
-def _placed(batch: Any, places: list[bool], device: torch.device) -> Any:
-    """Move those tensors to the device that were on one."""
-    if not any(places):
-        return batch
-    left = iter(places)
-
-    def place(leaf: object) -> object:
-        if isinstance(leaf, torch.Tensor) and next(left, False):
-            return to_device(leaf, device)
-        return leaf
-
-    return map_leaves(place, batch)

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from statemachine_trainer.debugging.breakpoints import Breakpoints
 from statemachine_trainer.debugging.debugger_errors import NothingRemembered
+from statemachine_trainer.loops.base import abandon_loops
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.evaluation import abandon_loops
 from statemachine_trainer.loops.fresh_start import reopen
 from statemachine_trainer.loops.settings_checks import whole_number
 from statemachine_trainer.machine.driver import Driver

@@ -30,7 +30,7 @@ from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.program import Program
 from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.parallel.ranks import Json, Ranks
-from statemachine_trainer.parallel.wrapped import Wrapped
+from statemachine_trainer.parallel.wrappers import Wrapped
 
 _FIRST: Final = 2**31
 _COMPARED: Final = -1

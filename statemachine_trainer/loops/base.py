@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import reprlib
 from collections.abc import Iterator
+from typing import Any
 
 from statemachine_trainer.data import Feed, limit_batches
 from statemachine_trainer.intervals import Counts
 from statemachine_trainer.loops.context import Context, Limits
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.slots import OptimizerSlot
-from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.machine.loop import SEPARATOR, Loop
 
 
 class TrainingLoop(Loop):
@@ -28,12 +29,28 @@ class TrainingLoop(Loop):
     def __repr__(self) -> str:
         """Return the settings that are not the defaults, as in `FitLoop(max_epochs=3)`."""
         shown = []
-        for one in inspect.signature(type(self).__init__).parameters.values():
-            value = vars(self).get(one.name, vars(self).get(f"_{one.name}", one.default))
-            text = reprlib.repr(value)
-            if one.kind is one.KEYWORD_ONLY and text != repr(one.default):
+        _, *settings = inspect.signature(type(self).__init__).parameters.values()
+        for one in settings:
+            text = reprlib.repr(self._setting(one))
+            if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and text != repr(one.default):
                 shown.append(f"{one.name}={text}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _setting(self, one: inspect.Parameter) -> Any:
+        """Return the value of a setting: under its name, with an underscore, or as it was given.
+
+        A field or a state of the same name is not the setting.
+        """
+        own = vars(self)
+        if one.name in own and one.name not in self._fields:
+            return own[one.name]
+        if hasattr(self, f"_{one.name}"):
+            return getattr(self, f"_{one.name}")
+        if one.name in self._given and self.is_place(one.name):
+            return self.loops_inside()[one.name]
+        shown_by = inspect.getattr_static(type(self), one.name, None)
+        given = one.name in self._given and isinstance(shown_by, property)
+        return getattr(self, one.name) if given else one.default
 
     # -- how long it trains ----------------------------------------------------------------------
 
@@ -163,6 +180,10 @@ class TrainingLoop(Loop):
         return None
 
 
+TrainingLoop._called = frozenset(name for name in vars(TrainingLoop) if name[0] != "_") - {
+    "context"
+}
+
 _NOTHING_TO_TELL = TrainingLoop()
 
 
@@ -176,6 +197,34 @@ def training_loops(root: Loop, path: str = "") -> Iterator[tuple[str, TrainingLo
     for place, loop in root.walk(path):
         if isinstance(loop, TrainingLoop):
             yield place, loop
+
+
+def loops_around(root: Loop, path: str | None) -> list[Loop]:
+    """Return the loops around a state, outermost first; the root alone if there is no state.
+
+    Args:
+        root: The tree.
+        path: Path of the state, which begins with the name of the root.
+    """
+    found = [root]
+    for name in (path or "").split(SEPARATOR)[1:-1]:
+        found.append(found[-1].loops_inside()[name])
+    return found
+
+
+def take_limits(root: Loop, path: str | None, context: Context) -> None:
+    """Read the limits of the innermost fit around a state: they may have changed in a pause."""
+    for loop in reversed(loops_around(root, path)):
+        limits = in_training(loop).limits()
+        if limits is not None:
+            context.limits = limits
+            return
+
+
+def abandon_loops(root: Loop) -> None:
+    """Make unfinished loops at and below `root` undo their changes."""
+    for _, loop in training_loops(root):
+        loop.abandon()
 
 
 # -- Checks of settings ---------------------------------------------------------------------------

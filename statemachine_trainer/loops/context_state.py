@@ -21,7 +21,8 @@ from statemachine_trainer.loops.scheduler_state import load_scheduler_state, sch
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.machine.fields import copied
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.parallel import leaves_with_paths, map_leaves, to_device
+from statemachine_trainer.parallel import map_leaves
+from statemachine_trainer.parallel.device import back_on_accelerator, on_accelerator
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.held import own_states, restore_own
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
@@ -88,7 +89,7 @@ def context_state(context: Context) -> dict[str, Any]:
         "counts": context.counts.state_dict(),
         "plain": {name: copied(getattr(context, name)) for name in _PLAIN},
         "in_flight": {name: map_leaves(_cut_off, getattr(context, name)) for name in _TENSORS},
-        "on_device": {name: _places(context, getattr(context, name)) for name in _TENSORS},
+        "on_device": {name: _on_device(context, getattr(context, name)) for name in _TENSORS},
         "metrics": {name: table.state_dict() for name, table in tables.items()},
         "logging": logging,
         "metrics_over": context.train_metrics.over,
@@ -180,7 +181,7 @@ def load_context_state(
         context.measured = dict.fromkeys(context.results, (context.counts.epoch, *at))
     for name in (one for one in _TENSORS if one in state["in_flight"]):
         value = copied(state["in_flight"][name])
-        setattr(context, name, _placed(context, value, state["on_device"][name]))
+        setattr(context, name, back_on_accelerator(value, state["on_device"][name], context.device))
     tables = {"train": context.train_metrics, "validation": context.validation_metrics}
     for name, table in tables.items():
         table.load_state_dict(state["metrics"][name])
@@ -222,24 +223,9 @@ def _cut_off(leaf: object) -> object:
     return leaf
 
 
-def _places(context: Context, tree: object) -> list[bool]:
-    """Say of each tensor whether it is on the device of the run; nothing where that is the CPU."""
-    if context.device.type == "cpu":
-        return []
-    leaves = (leaf for _, leaf in leaves_with_paths(tree))
-    return [one.device.type != "cpu" for one in leaves if isinstance(one, torch.Tensor)]
-
-
-def _placed(context: Context, tree: object, places: list[bool]) -> object:
-    """Move those tensors to the device of the run that were there."""
-    left = iter(places)
-
-    def place(leaf: object) -> object:
-        if isinstance(leaf, torch.Tensor) and next(left, False):
-            return to_device(leaf, context.device)
-        return leaf
-
-    return map_leaves(place, tree) if any(places) else tree
+def _on_device(context: Context, tree: object) -> list[bool]:
+    """Return for each tensor whether it is on the device of the run; nothing if that is the CPU."""
+    return [] if context.device.type == "cpu" else on_accelerator(tree)
 
 
 def _check_loaders(context: Context, state: Mapping[str, Any]) -> None:

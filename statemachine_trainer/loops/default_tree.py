@@ -10,6 +10,7 @@ from statemachine_trainer.loops.evaluation import PredictionLoop, TestLoop, Vali
 from statemachine_trainer.loops.fit import FitLoop
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.loop import Loop
 
 _LOOPS: Final[dict[str, dict[str, str]]] = {
     "fit": {
@@ -41,14 +42,30 @@ def known_settings() -> list[str]:
     return [name for settings in _LOOPS.values() for name in settings]
 
 
-def default_tree(settings: Mapping[str, Any]) -> FitLoop:
-    """Build the default tree of loops, each with its own settings.
+def loops_of_trainer(loop: Loop | None, settings: Mapping[str, Any]) -> dict[str, Loop]:
+    """Return the loops of `Trainer(loop, **settings)` by name: "fit", "validate", "test", "predict".
+
+    Args:
+        loop: The loop of "fit"; None for the default tree.
+        settings: Settings of the default tree and of the evaluations.
 
     Raises:
-        SettingError: A setting is unknown. The message offers the nearest names, or our name for a
-            setting of another trainer.
+        SettingError: A setting is unknown, or a setting of the default tree was given with a loop.
+            The message offers the nearest names, or our name for a setting of another trainer.
     """
-    check_names(settings)
+    _check_names(settings)
+    own = {**_LOOPS["test"], **_LOOPS["predict"]}
+    if loop is not None and (extra := sorted(set(settings) - set(own))):
+        raise SettingError(
+            f"{extra[0]!r} is a setting of the default tree, but a loop of your own was given. Set it "
+            "on the loop that it controls."
+        )
+    root = _default_tree(settings) if loop is None else loop
+    return {"fit": root, **_evaluation_loops(settings)}
+
+
+def _default_tree(settings: Mapping[str, Any]) -> FitLoop:
+    """Build the default tree of loops, each with its own settings."""
     fit = FitLoop(**_of("fit", settings))
     # Filled, not given: these are default loops, so a loop swapped in later may declare others.
     epoch = fit.fill("epoch", **_of("epoch", settings))
@@ -58,7 +75,7 @@ def default_tree(settings: Mapping[str, Any]) -> FitLoop:
     return fit
 
 
-def evaluation_loops(
+def _evaluation_loops(
     settings: Mapping[str, Any],
 ) -> dict[str, ValidationLoop | TestLoop | PredictionLoop]:
     """Build the loops of `validate`, `test` and `predict`."""
@@ -69,7 +86,7 @@ def evaluation_loops(
     }
 
 
-def check_names(settings: Mapping[str, Any]) -> None:
+def _check_names(settings: Mapping[str, Any]) -> None:
     """Refuse unknown settings."""
     for name in settings:
         if name in foreign_names.SETTINGS:
@@ -82,12 +99,6 @@ def check_names(settings: Mapping[str, Any]) -> None:
             )
         if name not in known_settings():
             raise SettingError(f"There is no setting {name!r}. {suggest(name, known_settings())}")
-
-
-def only_of_evaluation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that do not belong to the tree of `fit`."""
-    own = {**_LOOPS["test"], **_LOOPS["predict"]}
-    return {name: value for name, value in settings.items() if name in own}
 
 
 def _of(loop: str, settings: Mapping[str, Any]) -> dict[str, Any]:

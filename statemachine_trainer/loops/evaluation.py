@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Literal
 import torch
 
 from statemachine_trainer.data import END, Feed, limit_batches
-from statemachine_trainer.loops.base import TrainingLoop, check_limit, training_loops
+from statemachine_trainer.loops.base import TrainingLoop, check_limit
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import MetricConflict, TrainingError
 from statemachine_trainer.loops.metrics.fingerprint import fingerprint_of_weights
@@ -20,7 +20,6 @@ from statemachine_trainer.loops.mistakes import warn_of_shared_names
 from statemachine_trainer.loops.settings_checks import flags, whole_number
 from statemachine_trainer.loops.verbs import move_batch
 from statemachine_trainer.machine.fields import field
-from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import map_leaves
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.rng import (
@@ -431,12 +430,6 @@ class PredictionLoop(EvaluationLoop, states="predict", answer="predicted"):
 
 def _to_cpu(leaf: Any) -> Any:
     return leaf.cpu() if hasattr(leaf, "cpu") else leaf
-
-
-def abandon_loops(root: Loop) -> None:
-    """Make unfinished loops at and below `root` undo their changes."""
-    for _, loop in training_loops(root):
-        loop.abandon()
 
 
 @contextmanager

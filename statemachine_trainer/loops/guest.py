@@ -12,7 +12,7 @@ from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.loops.plain import NOTHING_GIVEN, PlainParts
 from statemachine_trainer.loops.steps import Steps
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.parallel.wrapped import Wrapped
+from statemachine_trainer.parallel.wrappers import Wrapped
 
 
 class Guest(nn.Module):

@@ -21,8 +21,7 @@ from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import leaves_with_paths
 from statemachine_trainer.parallel.ranks import Json, Ranks
-from statemachine_trainer.parallel.wrapped import Wrapped
-from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.parallel.wrappers import PlainNames, Wrapped
 from statemachine_trainer.snapshot.ranked import digest
 
 

@@ -22,7 +22,7 @@ from statemachine_trainer.loops.plain import (
 )
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.parallel.wrapped import Wrapped
+from statemachine_trainer.parallel.wrappers import Wrapped
 
 # -- Models that compute their own loss -----------------------------------------------------------
 

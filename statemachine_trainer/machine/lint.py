@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partialmethod
 from typing import Any, Final
 
 from statemachine_trainer.machine.errors import (
@@ -47,6 +48,8 @@ def check_class(cls: type[Loop], path: str) -> None:
                     f"{where} defines {name!r}, which the machine calls on every loop. Call yours "
                     "something else."
                 )
+            if name in cls._called:
+                _check_called(cls, name, value, where)
             if name.startswith("_") or name in _DECLARATIONS:
                 continue
             _check_attribute(cls, base, name, value, where)
@@ -69,14 +72,65 @@ def _check_attribute(cls: type[Loop], base: type, name: str, value: object, wher
         )
 
 
+def check_called_states(cls: type[Loop], path: str, states: Sequence[str]) -> None:
+    """Refuse states named like a method that others call: that call would do the state's work.
+
+    Raises:
+        ReservedName: There is one.
+    """
+    for name in states:
+        if name in cls._called:
+            owner, _ = _declared_first(cls, name)
+            raise ReservedName(
+                f"Loop {path!r} ({cls.__name__}) has a state called {name!r}, which is a name that "
+                f"{owner} declares for its callers: they would do the state's work. Call the state "
+                "something else."
+            )
+
+
+def _check_called(cls: type[Loop], name: str, value: object, where: str) -> None:
+    owner, declared = _declared_first(cls, name)
+    if isinstance(declared, property):
+        form = f"`{name}` as a property"
+        fits = isinstance(value, property | cached_property | bool)
+    else:
+        arguments = [*inspect.signature(declared).parameters]
+        form = f"`{name}({', '.join(arguments)})`"
+        fits = isinstance(value, staticmethod | classmethod | partialmethod)
+        if inspect.isfunction(value):
+            fits = _takes(value, arguments)
+    if not fits:
+        raise ReservedName(
+            f"{where} defines {name!r}, and {owner} declares {form}, which others use. Define it in "
+            "that form, or call yours something else."
+        )
+
+
+def _declared_first(cls: type[Loop], name: str) -> tuple[str, Any]:
+    """Return the class that declares a name first, and what it declares."""
+    owner = next(one for one in reversed(cls.__mro__) if name in vars(one))
+    return owner.__name__, vars(owner)[name]
+
+
+def _takes(function: Callable[..., object], arguments: Sequence[str]) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
 def check_fields(loop: Loop, path: str) -> None:
     """Refuse a field that `__init__` sets: the first entry would reset it.
 
     Raises:
         LoopDefinitionError: `__init__` sets a field.
-        ReservedName: `__init__` sets `context`.
+        ReservedName: `__init__` sets `context`, or hides a method that others call.
     """
     cls = type(loop)
+    for name in cls._called & vars(loop).keys():
+        if not callable(vars(loop)[name]):
+            _check_called(cls, name, vars(loop)[name], f"Loop {path!r} ({cls.__name__})")
     facts = facts_of(inspect.getattr_static(cls, "__init__", None))
     names = [] if facts is None else sorted(facts.sets)
     if "context" in names:

@@ -110,6 +110,9 @@ class Loop:
     posted: ClassVar[Sequence[str]] = ()
     context: Any
 
+    _called: ClassVar[frozenset[str]] = frozenset()
+    """Names that a base class declares for its callers: a subclass may only override them to match."""
+
     _fields: ClassVar[dict[str, Field]] = {}
     _loops: dict[str, Loop]
     _declared: dict[str, object]

@@ -30,6 +30,7 @@ from statemachine_trainer.machine.errors import (
 )
 from statemachine_trainer.machine.lint import (
     check_answers,
+    check_called_states,
     check_class,
     check_fields,
     check_hooks,
@@ -245,6 +246,7 @@ def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> 
     check_fields(loop, path)
     check_scopes(loop, path)
     states = states_of(loop, path)
+    check_called_states(type(loop), path, states)
     plan = LoopPlan(path, loop, states, read_transitions(type(loop), loop.transitions, states))
     _check_names(plan)
     inside = loop.loops_inside()

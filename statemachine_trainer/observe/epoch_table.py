@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from statemachine_trainer.loops.settings_checks import function, whole_number
-
 if TYPE_CHECKING:
     from statemachine_trainer.loops.context import Context
 
@@ -99,6 +97,9 @@ class MetricsTable:
     def __init__(
         self, echo: Callable[[str], object] | None = None, *, width: int | None = None
     ) -> None:
+        # Here, because it imports torch, which `smt runs` does without.
+        from statemachine_trainer.loops.settings_checks import function, whole_number
+
         function(self, "echo", echo, "that is called with each line, such as print.")
         if width is not None:
             whole_number(self, "width", width, 1)

@@ -137,6 +137,24 @@ def _cannot_move(culprit: object, batch: object, device: torch.device) -> Cannot
     )
 
 
+def on_accelerator(tree: object) -> list[bool]:
+    """Return, for each tensor of a tree in order, whether it is on an accelerator."""
+    leaves = (leaf for _, leaf in leaves_with_paths(tree))
+    return [one.device.type != "cpu" for one in leaves if isinstance(one, torch.Tensor)]
+
+
+def back_on_accelerator(tree: Batch, places: list[bool], device: torch.device) -> Batch:
+    """Move those tensors of a tree to `device` for which `on_accelerator` was True."""
+    left = iter(places)
+
+    def place(leaf: object) -> object:
+        if isinstance(leaf, torch.Tensor) and next(left, False):
+            return to_device(leaf, device)
+        return leaf
+
+    return cast(Batch, map_leaves(place, tree)) if any(places) else tree
+
+
 def _choices(accelerator: torch.device | None) -> str:
     names = ["'auto'", "'cpu'"]
     if accelerator is not None:

@@ -7,17 +7,19 @@ and names in files are those of a model without wrappers. All knowledge of wrapp
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Final, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from statemachine_trainer.parallel.parallel_errors import UnsupportedWrapper
-from statemachine_trainer.parallel.wrapped import Wrapped
 
 _FSDP: Final = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
 _COMPILED: Final = "torch._dynamo.eval_frame.OptimizedModule"
@@ -37,7 +39,12 @@ By their names: to import the compiler takes seconds, and most models are in no 
 _KEY_OF_COMPILER: Final = "_orig_mod"
 _METADATA: Final = "_metadata"
 
+_NONE: Final = object()
+
 T = TypeVar("T")
+
+
+# -- What is around a module ---------------------------------------------------------------------
 
 
 def see_through(model: Any) -> tuple[Any, Wrapped | None]:
@@ -89,6 +96,129 @@ def inner_of(module: nn.Module) -> nn.Module | None:
     kind = _wrapper(module)
     inner: nn.Module | None = getattr(module, _INNER[kind]) if kind else None
     return inner
+
+
+def _refuse_fsdp(model: nn.Module) -> None:
+    if any(_is(one, _FSDP) for one in model.modules()):
+        raise UnsupportedWrapper(
+            f"The {type(model).__name__} has a FullyShardedDataParallel (FSDP1) in it or around it, "
+            "which cuts parameters into pieces without names, so that no checkpoint could hold them. "
+            "Torch has deprecated it. Use DistributedDataParallel(model)."
+        )
+
+
+def _wrapper(module: nn.Module) -> str:
+    """Return the full name of the class by which a module is a wrapper; "" if it is none."""
+    return _wrapper_of(cast(Hashable, type(module)))
+
+
+@lru_cache(maxsize=1024)
+def _wrapper_of(kind: Any) -> str:
+    return next((name for name in map(_name, kind.__mro__) if name in _INNER), "")
+
+
+def _is(module: nn.Module, name: str) -> bool:
+    return any(_name(kind) == name for kind in type(module).__mro__)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+# -- A model in DistributedDataParallel -----------------------------------------------------------
+
+
+class Wrapped:
+    """A model, and the `DistributedDataParallel` around it.
+
+    Gradients are averaged over the ranks if what finds the loss goes through the wrapper's own
+    `forward`. That knows of nothing but the `forward` of the model, and calls of a training step
+    would pass it by.
+
+    Args:
+        wrapper: The wrapper.
+
+    Attributes:
+        wrapper: The wrapper.
+        module: The model in it, without further wrappers.
+        averages: Asked at each call through the wrapper whether its backward pass averages the
+            gradients; if not, they add up at each rank until one does.
+    """
+
+    averages: Callable[[], bool] = staticmethod(lambda: True)
+
+    def __init__(self, wrapper: DistributedDataParallel) -> None:
+        self.wrapper = wrapper
+        self.module: nn.Module = wrapper.module
+
+    @classmethod
+    def of(cls, model: object) -> Wrapped | None:
+        """Return a model as a wrapped one; None if it is none."""
+        return cls(model) if isinstance(model, DistributedDataParallel) else None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the parameters are; None if there are none."""
+        return next((one.device for one in self.module.parameters()), None)
+
+    def through(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that is called by way of the wrapper.
+
+        For that call the function stands in for the model's `forward`, which is itself again before
+        the function begins: that may call the model, as often as it likes.
+        """
+        wrapper = self.wrapper
+        module: nn.Module = wrapper.module  # what the wrapper calls, compiled or not
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            own = vars(module).get("forward", _NONE)
+
+            def put_back() -> None:
+                if own is not _NONE:
+                    module.forward = own
+                else:
+                    vars(module).pop("forward", None)
+
+            def forward(*arguments: Any, **named: Any) -> Any:
+                put_back()
+                return function(*arguments, **named)
+
+            module.forward = forward
+            try:
+                with nullcontext() if self.averages() else wrapper.no_sync():
+                    return wrapper(*arguments, **named)
+            finally:
+                put_back()
+
+        return call
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients over the ranks, as they are. A collective.
+
+        A parameter that no rank used stays without one.
+        """
+        ours = list(parameters)
+        group = self.wrapper.process_group
+        used = torch.tensor([one.grad is not None for one in ours], device=self.device).int()
+        dist.all_reduce(used, dist.ReduceOp.MAX, group=group)
+        for parameter, is_used in zip(ours, used.tolist(), strict=True):
+            if is_used:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad, group=group)
+                parameter.grad /= dist.get_world_size(group)
+
+    def share_buffers(self) -> None:
+        """Give all ranks the buffers of rank 0, as the wrapper does before each training step.
+
+        A collective. Where the wrapper was told not to, nothing happens.
+        """
+        if self.wrapper.broadcast_buffers:
+            for buffer in self.module.buffers():
+                dist.broadcast(buffer, 0, group=self.wrapper.process_group)
+
+
+# -- Names without wrappers -----------------------------------------------------------------------
 
 
 class PlainNames:
@@ -186,30 +316,3 @@ class PlainNames:
 def _uncompiled(name: str) -> str:
     """Take out of a saved name what compilers had put in, in files of earlier versions."""
     return ".".join(part for part in name.split(".") if part != _KEY_OF_COMPILER)
-
-
-def _refuse_fsdp(model: nn.Module) -> None:
-    if any(_is(one, _FSDP) for one in model.modules()):
-        raise UnsupportedWrapper(
-            f"The {type(model).__name__} has a FullyShardedDataParallel (FSDP1) in it or around it, "
-            "which cuts parameters into pieces without names, so that no checkpoint could hold them. "
-            "Torch has deprecated it. Use DistributedDataParallel(model)."
-        )
-
-
-def _wrapper(module: nn.Module) -> str:
-    """Return the full name of the class by which a module is a wrapper; "" if it is none."""
-    return _wrapper_of(cast(Hashable, type(module)))
-
-
-@lru_cache(maxsize=1024)
-def _wrapper_of(kind: Any) -> str:
-    return next((name for name in map(_name, kind.__mro__) if name in _INNER), "")
-
-
-def _is(module: nn.Module, name: str) -> bool:
-    return any(_name(kind) == name for kind in type(module).__mro__)
-
-
-def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"

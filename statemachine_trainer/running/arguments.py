@@ -12,17 +12,10 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
-from statemachine_trainer.loops.default_tree import (
-    check_names,
-    default_tree,
-    evaluation_loops,
-    only_of_evaluation,
-)
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.plain import NOTHING_GIVEN, PlainParts
 from statemachine_trainer.loops.settings_checks import flags, is_whole, refuse
 from statemachine_trainer.machine.errors import BadReceiver
-from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder, RunFolder
 from statemachine_trainer.run_record import wants_resume
@@ -58,22 +51,6 @@ class Given:
     def model_alone(self) -> bool:
         """Whether nothing else was given: all the rest stays as it is."""
         return self.train is None and self.validation is None and self.parts == NOTHING_GIVEN
-
-
-def loops_given(loop: Loop | None, settings: Mapping[str, Any]) -> dict[str, Loop]:
-    """Return the loops that `Trainer(loop, **settings)` means, by name.
-
-    Raises:
-        SettingError: A setting that nobody knows, or one of the default tree with a loop of one's own.
-    """
-    check_names(settings)
-    if loop is not None and (extra := set(settings) - set(only_of_evaluation(settings))):
-        raise SettingError(
-            f"{sorted(extra)[0]!r} is a setting of the default tree, but a loop of your own was given. Set it "
-            "on the loop that it controls."
-        )
-    root = loop if loop is not None else default_tree(settings)
-    return {"fit": root, **evaluation_loops(settings)}
 
 
 def recorder_given(

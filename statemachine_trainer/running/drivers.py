@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted, UnknownLoop, suggest
-from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.loop import Loop
 
 
 class Drivers(Mapping[str, Driver]):
@@ -119,24 +117,3 @@ def context_of(driver: Driver) -> Context | None:
 def _never_started(driver: Driver) -> bool:
     """Whether a machine never ran; neither one that has ended nor one that is being started."""
     return driver.path is None and driver.outcome is None and not driver.running
-
-
-def loops_around_state(driver: Driver) -> list[Any]:
-    """Return the loops that a machine stands in, outermost first; the root alone where it has ended."""
-    found = [driver.root]
-    names = (driver.path or "").split(SEPARATOR)[1:-1]
-    for name in names:
-        found.append(found[-1].loops_inside()[name])
-    return found
-
-
-def take_limits(driver: Driver, context: Context) -> None:
-    """Take over the limits of the innermost fit that a machine stands in.
-
-    They may have been set anew while the run was paused.
-    """
-    for loop in reversed(loops_around_state(driver)):
-        limits = in_training(loop).limits()
-        if limits is not None:
-            context.limits = limits
-            return

@@ -10,7 +10,7 @@ from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.checkpoints import Host as HostOfCheckpoints
 from statemachine_trainer.data import NotExact
 from statemachine_trainer.data.own_generators import not_there
-from statemachine_trainer.loops.base import in_training
+from statemachine_trainer.loops.base import in_training, loops_around, take_limits
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import (
     context_state,
@@ -27,7 +27,7 @@ from statemachine_trainer.running.audit import (
     check_writable,
     tell_what_is_not_held,
 )
-from statemachine_trainer.running.drivers import context_of, loops_around_state, take_limits
+from statemachine_trainer.running.drivers import context_of
 from statemachine_trainer.running.hyperparameters import Hyperparameters
 from statemachine_trainer.running.reachable import Roots, roots_besides_model_and_data
 from statemachine_trainer.running.settings_record import (
@@ -167,10 +167,10 @@ class FitState:
             fresh = ()
         if "callbacks" not in fresh:
             self._read_callbacks(state["callbacks"])
-        for loop in loops_around_state(driver):
+        for loop in loops_around(driver.root, driver.path):
             in_training(loop).restore()
         _make_loaders_anew(driver, context, state["context"])
-        take_limits(driver, context)
+        take_limits(driver.root, driver.path, context)
         load_context_state(context, state["context"], fresh)
         if self._host.checkpoints is not None:
             self._host.checkpoints.load_state_dict(state["checkpoints"])

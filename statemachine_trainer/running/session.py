@@ -14,10 +14,15 @@ from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.finding import find_checkpoint
 from statemachine_trainer.control.ownership import FolderInUse, Ownership
 from statemachine_trainer.loops.assembly import Equipment, assemble_evaluation, assemble_fit, go_on
-from statemachine_trainer.loops.base import in_training, training_loops
+from statemachine_trainer.loops.base import (
+    abandon_loops,
+    in_training,
+    take_limits,
+    training_loops,
+)
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import take_handed_state
-from statemachine_trainer.loops.evaluation import abandon_loops, undisturbed
+from statemachine_trainer.loops.evaluation import undisturbed
 from statemachine_trainer.loops.guest import goes_on_from
 from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.loops.metrics.log import log, logging_to
@@ -35,7 +40,7 @@ from statemachine_trainer.observe.recorder import Recorder
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
-from statemachine_trainer.running.drivers import Drivers, context_of, take_limits
+from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh, Host
 from statemachine_trainer.running.settings_record import tell_changes
 from statemachine_trainer.running.subscribing import subscribe, tell_of_error
@@ -462,7 +467,7 @@ class Session:
         lends = not hasattr(context.model, "log")
         if lends:
             context.model.__dict__["log"] = log
-        take_limits(driver, context)
+        take_limits(driver.root, driver.path, context)
         context.start_clock()
         try:
             with logging_to(context), torch.enable_grad():

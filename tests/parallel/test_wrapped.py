@@ -16,7 +16,7 @@ from statemachine_trainer import Trainer
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.parallel.ranks import Ranks
-from statemachine_trainer.parallel.wrapped import Wrapped
+from statemachine_trainer.parallel.wrappers import Wrapped
 
 
 class Task(nn.Module):

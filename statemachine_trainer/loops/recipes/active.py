@@ -167,6 +167,16 @@ class ActiveLearningLoop(TrainingLoop):
         self.seed = whole_number(self, "seed", seed)
         self.make_loader = make_loader
 
+    @property
+    def _query(self) -> int:
+        """The setting `query`, for the repr: the state of this name asks for labels."""
+        return self.query_size
+
+    @property
+    def _mc_samples(self) -> int | None:
+        """The setting `mc_samples`, for the repr: the scoring loop keeps it."""
+        return self.scoring.mc_samples if "mc_samples" in self._given else None
+
     def learning_start(self) -> Literal["ask", "labels_known"]:
         """Remember model and callbacks as they are; find out what is to be labelled first."""
         check_renewable(self.context)

@@ -178,6 +178,11 @@ class KFoldLoop(TrainingLoop):
         self.test_data = test_data
         self.make_loader = make_loader
 
+    @property
+    def _folds(self) -> int | Splitter:
+        """The setting `folds`, for the repr: the field of this name holds the indices."""
+        return self.splitter or self.number
+
     def divide(self) -> Literal["divided"]:
         """Divide the data, and remember model and callbacks as every fold gets them."""
         context = self.context

@@ -149,6 +149,12 @@ class PhasesLoop(TrainingLoop):
 
     # -- states ----------------------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        """Return the names of the phases and the settings that are not the defaults."""
+        name, _, settings = super().__repr__().partition("(")
+        phases = ", ".join(f"Phase({one!r})" for one in self.phases)
+        return f"{name}({phases}{')' if settings == ')' else ', ' + settings}"
+
     def phase_start(self) -> str:
         """Change what the next phase declares to be different."""
         context = self.context
