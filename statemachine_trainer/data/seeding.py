@@ -89,21 +89,25 @@ class SeededFetch:
 
     def _read(self, seed: bytes, read: Callable[[Any], Any], index: Any) -> Any:
         """Read with every generator seeded, and once more if one appeared meanwhile."""
-        if self._own is None:
-            self._own = self._search()
         sample = self._read_seeded(seed, read, index)
         self._reads += 1
         # Lazy generators appear at the first reads; to look each time would cost more than to read.
         if self._reads <= _LOOKS or self._reads.bit_count() == 1:
-            known, self._own = self._own, self._search()
+            known = self._known()
+            self._own = self._search()
             if self._own.keys() - known.keys():
                 sample = self._read_seeded(seed, read, index)
         return sample
 
     def _read_seeded(self, seed: bytes, read: Callable[[Any], Any], index: Any) -> Any:
         seed_everything(seed)
-        reseed(self._own or {}, seed)
+        reseed(self._known(), seed)
         return read(index)
+
+    def _known(self) -> dict[str, Place]:
+        if self._own is None:
+            self._own = self._search()
+        return self._own
 
     def _search(self) -> dict[str, Place]:
         return Search({"dataset": self.dataset, "collate_fn": self.collate}).places
@@ -111,7 +115,7 @@ class SeededFetch:
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """Read in the main process, where others draw from the same generators."""
-        kept = keep(self._search())
+        kept = keep(self._known())
         try:
             with isolated_rng(()):
                 yield

@@ -51,11 +51,12 @@ _TRANSPARENT = ("torch.utils.data", "torchvision.", "torch.nn.", "functools", "t
 _SKIPPED = (
     "statemachine_trainer.machine.", "statemachine_trainer.running.", "statemachine_trainer.trainer",
     "statemachine_trainer.observe.", "statemachine_trainer.debugging.", "statemachine_trainer.page.",
-    "statemachine_trainer.loops.context", "statemachine_trainer.integrations.", "logging",
+    "statemachine_trainer.loops.context", "statemachine_trainer.integrations.", "logging.",
     "torch.utils.data.dataloader._", "torch._dynamo", "torch._inductor", "torch.fx", "torch._ops",
     "lightning.pytorch.trainer", "pytorch_lightning.trainer", "statemachine_trainer.snapshot.",
     "statemachine_trainer.callbacks.checkpoints", "torch.jit", "torch.distributed",
 )  # fmt: skip
+_QUEUES = ("asyncio.queues", "multiprocessing.queues", "torch.multiprocessing.queue")
 _BASES_WITHOUT_STATE = ("torch.nn.", "lightning.", "pytorch_lightning.")
 
 
@@ -120,7 +121,7 @@ def is_a(thing: object, kinds: type | tuple[type, ...]) -> bool:
 
 def named(thing: object) -> Iterator[tuple[str, object]]:
     """Yield what an object holds itself, in slots and in its dictionary, without asking the object."""
-    kind = type(thing)
+    kind, found = type(thing), False
     for base in kind.__mro__:
         inside = attributes_of_class(base)
         if base.__flags__ & HEAP:
@@ -131,7 +132,8 @@ def named(thing: object) -> Iterator[tuple[str, object]]:
                     except AttributeError:  # nothing in it yet
                         continue
         entry: Any = inside.get("__dict__")
-        if type(entry) in (types.GetSetDescriptorType, types.MemberDescriptorType):
+        if not found and type(entry) in (types.GetSetDescriptorType, types.MemberDescriptorType):
+            found = True  # each of several bases may have a way to the one dictionary
             held: Any = entry.__get__(thing, kind)
             yield from [*held.items()]
 
@@ -186,7 +188,7 @@ def _unheld(kind: type) -> tuple[str, str] | None:
         return "a generator function under way", _ITERATOR
     if name in ("weakproxy", "weakcallableproxy", "ProxyType", "CallableProxyType"):
         return "a weak proxy, which cannot be looked into", "keep the object, or a `weakref.ref`"
-    if issubclass(kind, queue.Queue | queue.SimpleQueue) or "queues" in module:
+    if issubclass(kind, queue.Queue | queue.SimpleQueue) or module in _QUEUES:
         return "a queue", _WAITING
     if module == "_thread" and "lock" in name.lower():
         return "a lock", _WAITING

@@ -160,6 +160,7 @@ class Search:
         self._code = code
         self._most = most
         self._seen: set[int] = set()
+        self._classes: set[int] = set()  # that wait to be looked at, or were
         self._found: dict[int, Place] = {}
         self._now: deque[tuple[object, str, Step, _Way]] = deque()
         self._later: deque[tuple[object, str, Step, _Way]] = deque()
@@ -195,9 +196,14 @@ class Search:
         """Visit large containers whole if a generator was found in one of the elements visited."""
         rest, self._rest = self._rest, []
         for path, items, way in rest:
-            if any(found.startswith(path) for found in self.places):
+            elements = (f"{path}[", f"{path}{{")
+            if any(found.startswith(elements) for found in self.places):
                 self.sampled.pop(path, None)
-                self._now.extend((thing, at, step, way) for thing, at, step in items())
+                for thing, at, step in items():
+                    if len(self._now) > self._most:
+                        self.complete = False
+                        break
+                    self._offer(thing, at, step, way)
         return bool(self._now)
 
     def _find(self, generator: Generator, path: str, step: Step, way: _Way) -> None:
@@ -250,7 +256,8 @@ class Search:
         if inner is not None:  # paths are those of a model without wrappers
             self._offer(inner, path, Step(path, "other", ""), way)
             return
-        for name, child in module.__dict__["_modules"].items():
+        children = module.__dict__.get("_modules", {})  # a compiled script has none
+        for name, child in children.items():
             if child is not None:
                 self._offer(child, f"{path}.{name}", Step(path, "other", name), way)
         for name in _HOOKS:
@@ -269,7 +276,8 @@ class Search:
             if self._notice is not None and is_users(kind.__module__):
                 self._notice(path, thing, name, value)
             self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
-        if self._code and is_users(kind.__module__) and id(kind) not in self._seen:
+        if self._code and is_users(kind.__module__) and id(kind) not in self._classes:
+            self._classes.add(id(kind))
             self._later.append((kind, f"{path}.__class__", Step(path, "other", ""), way))
 
     # -- containers --------------------------------------------------------------------------------
@@ -282,7 +290,7 @@ class Search:
                     if type(key) in _KEYS:
                         yield value, f"{path}[{key!r}]", Step(path, "item", key)
                     else:
-                        yield value, f"{path}[#{place}]", Step(path, "other", None)
+                        yield value, f"{path}[#{place}]", Step(path, "other", place)
 
             self._elements(len(thing), items, kinds, path, way)
         if _kinds(lambda: dict.keys(thing)):
@@ -339,7 +347,7 @@ class Search:
                 self._offer(value, at, step, way)
             return
         left = dict.fromkeys(kinds, ALIKE)
-        for value, at, step in items():
+        for value, at, step in islice(items(), TYPED):
             kind = type(value)
             if kind not in left:
                 continue
@@ -348,9 +356,10 @@ class Search:
             if left[kind] == 0:
                 del left[kind]
                 if not left:
-                    self.sampled[path] = count
-                    self._rest.append((path, items, way))
-                    return
+                    break
+        if len(left) < len(kinds) or count > TYPED:
+            self.sampled[path] = count
+            self._rest.append((path, items, way))
 
     # -- functions and classes -----------------------------------------------------------------------
 
@@ -365,9 +374,10 @@ class Search:
                 continue
             self._variable(function, path, name, value, Step(path, "closure", name), way)
         given = function.__defaults__ or ()
-        names = code.co_varnames[code.co_argcount - len(given) : code.co_argcount]
+        # From the end, since more may have been assigned than there are parameters.
+        names = reversed(code.co_varnames[: code.co_argcount])
         for name, value in [
-            *zip(names, given, strict=True),
+            *zip(names, reversed(given), strict=False),
             *(function.__kwdefaults__ or {}).items(),
         ]:
             self._variable(function, path, name, value, Step(path, "other", name), way)
@@ -441,7 +451,7 @@ class Search:
     def _class(self, kind: type, _path: str, way: _Way) -> None:
         """Look at the attributes and the code of a class that a user wrote, and of its bases."""
         for base in kind.__mro__:
-            if not is_users(base.__module__) or id(base) in self._seen - {id(kind)}:
+            if not is_users(base.__module__) or (base is not kind and id(base) in self._seen):
                 continue
             self._seen.add(id(base))
             path = f"class {base.__module__}.{base.__qualname__}"

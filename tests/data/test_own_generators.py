@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from statemachine_trainer.data import END, Feed, NotExact
 from statemachine_trainer.snapshot import decode, encode
+from statemachine_trainer.snapshot.held import own_states, restore_own
 from tests.data.own_generators import LOADERS, PLACES, Holder, Lazy, Noisy
 
 EPOCHS = 2
@@ -94,6 +95,19 @@ def test_one_that_appeared_on_the_way_is_made_where_it_was() -> None:
     later = loader_of("appears later")()
     Feed(later).load_state_dict(feed.state_dict())
     assert later.dataset.draw.generator.random() == loader.dataset.draw.generator.random()
+
+
+def test_those_behind_keys_that_are_no_names_are_put_back_each_and_nobody_is_warned() -> None:
+    def make() -> Any:
+        return Holder({(0, 1): random.Random(1), (1, 0): random.Random(2)})
+
+    drawn = make()
+    for generator in drawn.generator.values():
+        generator.random()
+    there = make()
+    assert restore_own({"data": there}, own_states({"data": drawn})) == []
+    for key, generator in drawn.generator.items():
+        assert there.generator[key].random() == generator.random()
 
 
 def test_one_without_a_place_is_told() -> None:

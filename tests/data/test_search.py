@@ -10,6 +10,7 @@ import random
 import socket
 import sys
 import threading
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -208,12 +209,54 @@ def test_where_an_element_has_a_generator_all_elements_are_visited() -> None:
     assert len(Search({"data": things}).places) == LARGE + 200
 
 
+def test_an_element_of_another_type_hides_no_generator() -> None:
+    things = [
+        *(Thing(rng=random.Random(index)) for index in range(LARGE + 200)),
+        {"last": [Thing()]},
+    ]
+    assert len(Search({"data": things}).places) == LARGE + 200
+
+
+def test_a_generator_beside_a_large_container_is_not_taken_for_one_in_it() -> None:
+    things = [Thing() for _ in range(LARGE + 200)]
+    search = Search({"data": Thing(things=things, things_rng=random.Random(0))})
+    assert [*search.places] == ["data.things_rng"]
+    assert search.sampled == {"data.things": LARGE + 200}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_module_compiled_by_script_is_no_obstacle() -> None:
+    script = torch.jit.script(torch.nn.Linear(2, 2))
+    model = torch.nn.Sequential(script, torch.nn.Identity())
+    model[1].rng = random.Random(0)  # type: ignore[assignment]
+    assert [*Search({"model": model}).places] == ["model.1.rng"]
+
+
+@pytest.mark.parametrize("module", ["logging_helpers", "my.queues", "torchlike", "types_of_mine"])
+def test_a_module_of_users_is_looked_into_whatever_it_is_called(module: str) -> None:
+    kind = type("Mine", (Thing,), {"__module__": module})
+    search = Search({"data": kind(rng=random.Random(0))})
+    assert [*search.places] == ["data.rng"]
+    assert search.unheld == []
+
+
+def test_more_defaults_than_parameters_are_read_from_the_end() -> None:
+    def draw(first: Any, rng: Any = None) -> None: ...
+
+    draw.__defaults__ = (1, 2, random.Random(0))
+    assert [*Search({"draw": draw}).places] == ["draw(rng)"]
+
+
 def test_the_walk_ends_and_says_so() -> None:
     chain: Any = None
     for _ in range(MOST + 5):
         chain = Thing(next=chain)
+    tracemalloc.start()
     search = Search({"data": chain})
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert search.visited == MOST
+    assert most < 100 << 20  # the paths of all of them together would take gigabytes
     assert not search.complete
     assert search.places == {}
 
