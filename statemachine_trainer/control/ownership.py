@@ -106,6 +106,7 @@ class Ownership:
             if before is not None and newest > before:
                 self.release()
                 raise FolderLost(self._told_lost(f"another run has written {newest} since"))
+            self._newest = None  # what comes from here on is this run's own
 
     def release(self) -> None:
         """Give the folder back; nothing is done if it is not held."""

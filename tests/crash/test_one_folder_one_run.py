@@ -250,6 +250,15 @@ def test_a_lock_file_that_somebody_removed_is_made_again(tmp_path: Path) -> None
     assert one.run() is not None
 
 
+def test_that_is_so_too_in_a_fit_that_had_ended_and_goes_on(tmp_path: Path) -> None:
+    one, model = every_step(tmp_path, max_epochs=1), Net()
+    one.fit(model, batches())
+    one.loop.max_epochs, before = 2, one.steps
+    one.fit(model, batches(), until=lambda trainer: trainer.steps == before + 2)
+    (tmp_path / LOCK).unlink()
+    assert one.run() is not None
+
+
 def test_a_forked_process_does_not_have_the_folder_of_the_one_it_came_from(tmp_path: Path) -> None:
     one, asked, told = Ownership(tmp_path, at_rest=lambda: False), os.pipe(), os.pipe()
     one.take()
