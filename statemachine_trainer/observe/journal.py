@@ -159,7 +159,9 @@ class Journal:
             lambda connection: connection.execute("SELECT max(id) FROM entries").fetchone(),
             _PATIENCE,
         )
-        return 0 if found is None or type(found[0]) is not int else found[0]
+        if found is None:
+            return None
+        return found[0] if type(found[0]) is int else 0  # there is no entry yet
 
     def has_measured(self) -> bool:
         """Whether there are metrics in the file."""

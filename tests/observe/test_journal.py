@@ -286,6 +286,18 @@ def test_a_run_resumed_from_an_older_checkpoint_forgets_what_came_after_it(tmp_p
     assert [one.epoch for one in Run(tmp_path).epochs()] == [1, 2, 3]
 
 
+def test_where_a_journal_stands_is_not_told_while_it_cannot_be_read(tmp_path: Path) -> None:
+    """A rewind to there would take all out."""
+    folder_is_ours = True
+    journal = Journal(tmp_path, may_write=lambda: folder_is_ours)
+    assert journal.place() == 0
+    journal.note("begun", 0, 0, {})
+    assert journal.place() == 1
+    folder_is_ours = False
+    assert journal.place() is None
+    journal.close()
+
+
 @pytest.mark.parametrize("steps", [2, 5, 12])
 def test_what_is_measured_again_after_a_rewind_stands_there_once(
     tmp_path: Path, steps: int
