@@ -48,7 +48,7 @@ from statemachine_trainer.snapshot import (
     Unwritable,
     WriteFailed,
 )
-from statemachine_trainer.snapshot.ranked import save_together
+from statemachine_trainer.snapshot.ranked import do_together, save_together
 from statemachine_trainer.version import __version__
 
 __all__ = [
@@ -331,10 +331,15 @@ class Checkpoints:
         if not rules:
             return False
         ranks, now = Ranks.here(), metrics_of_this_moment(self._context)
-        if ranks is None:
-            return would_keep(self.store, rules, now)
+        kept = False
+
+        def look() -> None:
+            nonlocal kept
+            kept = (ranks is None or ranks.rank == 0) and would_keep(self.store, rules, now)
+
+        do_together(ranks, look)  # it raises where a write in the background has failed
         # The others may see the folder at another moment.
-        return bool(ranks.from_first(ranks.rank == 0 and would_keep(self.store, rules, now)))
+        return kept if ranks is None else bool(ranks.from_first(kept))
 
     @property
     def best_rules(self) -> tuple[Best, ...]:

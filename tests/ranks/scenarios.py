@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,11 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 from torchmetrics import MeanMetric
 
-from statemachine_trainer import Trainer
+from statemachine_trainer import Trainer, log
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops.compiled import CompiledStep
 from statemachine_trainer.parallel.ranks import Ranks
-from statemachine_trainer.snapshot import Store
+from statemachine_trainer.snapshot import Best, Retention, Store
 from statemachine_trainer.snapshot.ranked import save_together, tree_of_rank
 
 RANK = int(os.environ["RANK"])
@@ -364,6 +365,25 @@ def a_disk_that_takes_nothing() -> Any:
     return refusal(lambda: save_together(ranks, store, {"a": 1}, name="a", metadata={}))
 
 
+def a_disk_that_fails_in_the_background() -> Any:
+    class Validated(Task):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            log("val_loss", nn.functional.mse_loss(self(batch[0]), batch[1]).detach())
+
+    folder = FOLDER / "lost"
+    keep = Retention(last=1, best=Best("val_loss"))
+    writer = Checkpoints(folder, every=2, background=True, retention=keep, at_end=False)
+    fit = trainer(checkpoints=writer, validate_every=3)
+
+    def lose_the_folder() -> None:
+        if RANK == 0 and fit.context.counts.batch == 1:
+            shutil.rmtree(folder)
+            folder.write_text("")
+
+    fit.on("batch_start", lose_the_folder)
+    return refusal(lambda: fit.fit(wrapped(Validated()), loader(), loader()))
+
+
 def fitting_again_goes_on() -> Any:
     model, data = wrapped(), loader()
     fit = trainer()
@@ -416,6 +436,7 @@ def main() -> None:
         parts_of_a_checkpoint,
         a_state_that_one_rank_cannot_write,
         a_disk_that_takes_nothing,
+        a_disk_that_fails_in_the_background,
         fitting_again_goes_on,
         each_epoch_has_an_order_of_its_own,
     ]

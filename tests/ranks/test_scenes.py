@@ -124,6 +124,7 @@ def test_a_distributed_sampler_gives_each_epoch_another_order(found: Found) -> N
         ("an_environment_that_says_otherwise", "RANK=5, WORLD_SIZE=2"),
         ("a_state_that_one_rank_cannot_write", "Unwritable: a[1]: "),
         ("a_disk_that_takes_nothing", "could not be written to"),
+        ("a_disk_that_fails_in_the_background", "could not be written to"),
     ],
 )
 def test_what_would_let_a_rank_wait_for_ever_is_an_error_at_all(
