@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import linecache
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType
@@ -91,7 +92,9 @@ def _facts_of_code(code: CodeType) -> Facts | None:
 def _functions_in(text: str) -> dict[int, Function]:
     """Return the functions of a file by the line on which they begin, decorators included."""
     try:
-        tree = ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its compiler has given them already
+            tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return {}
     return {
