@@ -3,5 +3,6 @@
 from statemachine_trainer.callbacks.averages import EMA, SWA
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.early_stopping import EarlyStopping
+from statemachine_trainer.callbacks.monitor import Monitor
 
-__all__ = ["EMA", "SWA", "Checkpoints", "EarlyStopping"]
+__all__ = ["EMA", "SWA", "Checkpoints", "EarlyStopping", "Monitor"]

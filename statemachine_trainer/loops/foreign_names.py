@@ -73,7 +73,7 @@ NOT_HERE: Final = {
     "weights_summary": "None is printed. `print(model)` shows the layers, `trainer.graph()` the loop",
     "enable_autolog_hparams": "Nothing is logged by itself. Trackers log the settings that they are given",
     "model_registry": "There is none. Checkpoints are folders, and load_weights reads one",
-    "track_grad_norm": "Log it in a receiver: trainer.on('optimizer_step', function)",
+    "track_grad_norm": "Give a callback: callbacks=[Monitor(gradient_norm=True)] logs it at each optimizer_step",
     "log_gpu_memory": "Log torch.cuda.max_memory_allocated() in a receiver of 'epoch_end'",
     "auto_scale_batch_size": "Choose batch_size of the loader; accumulate=n makes larger batches of small ones",
     "auto_lr_find": "Try rates in short fits: max_steps=100 for each",
