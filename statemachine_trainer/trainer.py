@@ -1,4 +1,4 @@
-"""The trainer: what people hold in their hands."""
+"""The trainer: the main class for users."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ class ServedPage(Protocol):
     """A live page that is being served; see `statemachine_trainer.page.Page`.
 
     Attributes:
-        url: The address to open. Whoever has it can steer the run.
+        url: The address to open. Anyone who knows it can control the run.
     """
 
     url: str
 
     def wait(self) -> None:
-        """Serve until the process is told to stop."""
+        """Serve until the process is stopped."""
         ...
 
     def close(self) -> None:
-        """End the page. A run that it held goes on."""
+        """Close the page. A run that it paused continues."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -87,10 +87,11 @@ class ServedPage(Protocol):
 
 
 class Trainer:
-    """Trains a model by a loop that is a state machine.
+    """Trains a model with a loop that is a state machine.
 
-    The loop can be looked at (`graph`), listened to (`on`), changed (`loop.replace`), run whole (`fit`), up
-    to a place (`run(until=...)`) or one transition at a time (`step`, `moments`).
+    You can look at the loop (`graph`), subscribe to it (`on`) and change it (`loop.replace`). You
+    can run it to its end (`fit`), to a given point (`run(until=...)`) or one transition at a time
+    (`step`, `moments`).
 
     Example:
         >>> trainer = Trainer(max_epochs=3, clip_norm=1.0)
@@ -99,30 +100,30 @@ class Trainer:
         ...     print(trainer.epoch, trainer.metrics)
 
     Args:
-        loop: The loop of `fit`; the default tree, built with the settings, unless given.
+        loop: The loop of `fit`. By default the default tree, built with the settings.
         callbacks: A list of objects with `on_<state>` methods.
-        checkpoints: When and where checkpoints are written; a folder means `Checkpoints(folder)`, None or
-            False none.
-        run: The folder of the run, in which its black box and its journal are kept, or a `RunFolder` that
-            says what; that of the checkpoints unless given. False for none.
+        checkpoints: When and where to write checkpoints. A folder means `Checkpoints(folder)`; None
+            or False means no checkpoints.
+        run: The folder of the run, which holds its black box and its journal, or a `RunFolder` with
+            settings. By default the folder of the checkpoints; False for none.
         device: Where to train: "auto" (an accelerator if there is one), "cpu", "cuda:1", ...
         precision: "32", "bf16" (autocast) or "fp16" (autocast and gradient scaling).
-        seed: Seeds python, numpy and torch at the beginning of each new fit; None leaves them alone.
+        seed: Seeds python, numpy and torch at the beginning of each new fit; None does not seed.
         seed_samples: Seed each sample of the data from (seed, epoch, index), so that the number of
-            workers does not matter; None does so where there are workers.
+            workers does not matter. None does so only if there are workers.
         prefetch: Read the training data one batch ahead, and move that batch to the device while the
-            step runs; see `Prefetch` for what that means for random numbers.
-        progress: Show a progress bar and the table of metrics, where there is a terminal or a notebook;
-            or a `Progress` of your own.
+            step runs; see `Prefetch` for the effect on random numbers.
+        progress: Show a progress bar and the table of metrics in a terminal or a notebook; or your
+            own `Progress`.
         hparams: What else the run is set to, for its record and for trackers: a dict, a dataclass or an
             `argparse.Namespace`. What the trainer, the model, the optimizers and the loader are set to is
             recorded anyway; see `hyperparameters`.
-        **settings: Of the default tree, such as `max_epochs`, `accumulate`, `validate_every`; each is
-            handed to the loop that it controls.
+        **settings: Settings of the default tree, such as `max_epochs`, `accumulate`,
+            `validate_every`. Each is passed to the loop that it controls.
 
     Raises:
-        SettingError: A setting that nobody knows, or one out of its range.
-        BadReceiver: A callback that hears nothing, or a class of callbacks instead of an object.
+        SettingError: A setting is unknown or out of its range.
+        BadReceiver: A callback has no `on_<state>` methods, or is a class instead of an object.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class Trainer:
         self._profile: Profile | None = None
 
     def _owner_of_folder(self) -> Ownership | None:
-        """Make what holds the folder of the run, if there is one, and let those ask it who write there."""
+        """Make the lock on the folder of the run, if there is one, for all that write there."""
         folder = self.run_folder if self.checkpoints is None else self.checkpoints.store.root
         if folder is None:
             return None
@@ -212,28 +213,30 @@ class Trainer:
     ) -> Mapping[str, float]:
         """Train a model, to the end or up to `until`.
 
-        Called again with the same model it goes on: from where it was paused, or, if it had ended, with
-        the counters, the optimizers and the data as they stood.
+        Called again with the same model, it continues: from a pause, or, if the fit had ended, with
+        its counters, optimizers and position in the data.
 
         Args:
             model: A module with `training_step(batch, batch_idx)` and `configure_optimizers()`, or any
                 module with `loss` and `optimizer`.
             train: A `DataLoader`, a list or iterable of batches, a data set, or a function that makes
-                one. A data set by itself is read one sample a batch, in its order; for more say
+                one. A plain data set is read in order, with one sample a batch. For more use
                 `DataLoader(data, batch_size=32, shuffle=True)`.
             validation: The same, or a list or dict of several.
             loss: For a plain model: called as `loss(model(inputs), targets)`.
-            optimizer: An optimizer, or a callable that makes one of the parameters (or all that
-                `configure_optimizers` may return).
-            scheduler: A learning rate scheduler, a function that makes one of the optimizer (and of
-                `total_steps`, if it has such a parameter: then it goes by steps), or a dict with one of
-                these as "scheduler", and "interval" ("epoch" or "step"), "frequency", "monitor".
+            optimizer: An optimizer, or a callable that makes one from the parameters (or anything
+                that `configure_optimizers` may return).
+            scheduler: A learning rate scheduler, a function that makes one from the optimizer (and
+                from `total_steps`, if it has such a parameter; it is then stepped by steps), or a
+                dict with one of these as "scheduler", and "interval" ("epoch" or "step"),
+                "frequency", "monitor".
             metrics: For a plain model: a metric of outputs and targets, or a dict of several by name, as
                 torchmetrics or functions. They are logged as "acc", "val_acc" and "test_acc".
-            restart: Begin anew instead of going on.
-            resume: Go on from a checkpoint: "auto" (the newest of this trainer's checkpoints; the first
-                start if there is none yet), a folder of checkpoints, or one checkpoint. A fit that a
-                limit or early stopping had ended goes on if the limit was raised, or the patience.
+            restart: Start a new fit instead of continuing.
+            resume: Continue from a checkpoint: "auto" (the newest of this trainer's checkpoints;
+                the first start if there is none yet), a folder of checkpoints, or one checkpoint. A
+                fit that a limit or early stopping had ended goes on if the limit was raised, or the
+                patience.
             fresh: What the script gives instead of the checkpoint: "optimizer" (what it has learned, and
                 its settings), "schedulers" (with the learning rates that they set), "callbacks". Weights,
                 counters and the place in the data are the checkpoint's.
@@ -241,7 +244,7 @@ class Trainer:
                 best by the rule of `Checkpoints(..., retention=Retention(best=Best("val_loss")))`. What
                 the fit ended with stays in its newest checkpoint; a fit that goes on does so from there.
             until: Pause there; see `run`.
-            **unknown: None; names of other trainers get an error that says ours.
+            **unknown: Not accepted. For an argument of another trainer, the error gives our name for it.
 
         Returns:
             The metrics known at the end.
@@ -250,10 +253,10 @@ class Trainer:
             NothingToDo: The limits were reached by an earlier fit.
             SettingError: `resume` names no place, `loss` is a class, or nothing says what is best.
             NoBestCheckpoint: The best weights are to be restored, and were not kept.
-            UnknownArgument: An argument that there is none of.
+            UnknownArgument: Unknown argument.
             NoCheckpoint: `resume` names a place without a checkpoint.
             FolderInUse: Another process is running in the folder of the run.
-            EarlierRun: The folder of the checkpoints is that of another run.
+            EarlierRun: The folder of the checkpoints holds another run.
             SnapshotMismatch, StateMismatch, DataChanged: The checkpoint is of another model, loop tree or
                 data.
             Interrupted: A signal of the operating system stopped the run, with a checkpoint.
@@ -288,14 +291,14 @@ class Trainer:
         metrics: Any = None,
         until: Until = None,
     ) -> Mapping[str, float]:
-        """Go on with a run from its newest whole checkpoint, or from one checkpoint.
+        """Continue a run from its newest intact checkpoint, or from a given checkpoint.
 
-        The same as `fit(..., resume=run)`. A script that is to be right for the first start and for every
-        restart says `fit(..., resume="auto")`; `smt resume RUN` starts it again.
+        The same as `fit(..., resume=run)`. A script that should work for the first start and for
+        every restart uses `fit(..., resume="auto")`; `smt resume RUN` starts it again.
 
         Args:
             run: The folder of the run, or of one of its checkpoints.
-            model: As for `fit`, as are the others.
+            model: As for `fit`.
             train: The training data of the run.
             validation: Its validation data.
             loss: For a plain model.
@@ -305,7 +308,7 @@ class Trainer:
             until: Pause there; see `run`.
 
         Raises:
-            NoCheckpoint: There is none.
+            NoCheckpoint: The run has no checkpoint.
         """
         return self.fit(
             model,
@@ -333,9 +336,9 @@ class Trainer:
         resume: str | Path | None = None,
         fresh: Fresh | Iterable[Fresh] = (),
     ) -> None:
-        """Get a fit ready to run, up to the boundary before its first state; then `run`, `step` or `moments`.
+        """Prepare a fit, up to the boundary before its first state, for `run`, `step` or `moments`.
 
-        Takes what `fit` takes. Where a fit of the same model is paused, nothing changes.
+        Takes the arguments of `fit`. If a fit of the same model is paused, nothing changes.
         """
         given = Given(
             model,
@@ -360,8 +363,8 @@ class Trainer:
     ) -> dict[str, float]:
         """Evaluate a model with its `validation_step`; return the metrics.
 
-        As `test` and `predict` it may be called while a fit is paused, or by a receiver of one: it
-        leaves no trace in the fit, its generators of random numbers and metric objects included.
+        Like `test` and `predict` it may be called while a fit is paused, or by a receiver. It does
+        not change the fit, its random number generators or its metric objects.
 
         Args:
             model: The model; that of what ran last unless given.
@@ -371,7 +374,7 @@ class Trainer:
             checkpoint: Evaluate with the weights of a checkpoint; afterwards the model has its own again.
                 "best" (by the one rule of this trainer's retention), `Best("val_loss")`, "newest", or
                 the folder of a run or of a checkpoint.
-            **unknown: None; names of other trainers get an error that says ours.
+            **unknown: Not accepted. For an argument of another trainer, the error gives our name for it.
 
         Raises:
             NoBestCheckpoint: The best weights were not kept.
@@ -411,24 +414,24 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         **unknown: Never,
     ) -> list[Any]:
-        """Return what the model answers for each batch (`predict_step`, or the model itself).
+        """Return the predictions for each batch, from `predict_step` or the model itself.
 
         Arguments are those of `validate`.
 
         Returns:
-            A list of the answers by batch, on the CPU; with several loaders a list of such lists.
+            A list of predictions by batch, on the CPU; with several loaders a list of such lists.
         """
         check_arguments("predict", unknown, _EVALUATION[:3])
         return self._session.predict(model, data, checkpoint)
 
     def run(self, until: Until = None) -> str | None:
-        """Go on with what was started, to the end or up to `until`.
+        """Continue what was started, to the end or up to `until`.
 
         Args:
             until: A name, as `on` takes it, or a condition of `(trainer, moment)`.
 
         Returns:
-            The outcome of the loop, or None if it paused, or rests until something comes from outside.
+            The outcome of the loop, or None if it paused, or waits for something from outside.
         """
         return self._session.run(until)
 
@@ -437,10 +440,10 @@ class Trainer:
         return self._session.step()
 
     def moments(self, *args: Any, until: Until = None, **kwargs: Any) -> Iterator[Moment]:
-        """Iterate over the transitions of a fit; it stands still between two items.
+        """Iterate over the transitions of a fit; it is stopped between two items.
 
         Args:
-            *args: As for `fit`; without any, what was started goes on.
+            *args: As for `fit`. Without any, what was started continues.
             until: As for `run`; the item that meets it is the last.
             **kwargs: As for `fit`.
         """
@@ -449,28 +452,28 @@ class Trainer:
         yield from self._session.moments(until)
 
     def pause(self) -> None:
-        """Let `run` and `fit` return at the next boundary: where they stand, if they do.
+        """Make `run` and `fit` return at the next boundary.
 
-        From a receiver, another thread or a handler of a signal too. After the end it does nothing.
+        May be called from receivers, other threads and signal handlers. After the end it does nothing.
 
         Raises:
-            NotStarted: Nothing was started yet, and a start forgets a pause asked for before.
+            NotStarted: Nothing was started yet. A start would drop the request.
         """
         self._drivers.pause()
 
     def post(self, event: str) -> None:
         """Post an event to the running loop, such as "stop", "validate" or "end_epoch".
 
-        From a receiver or another thread too. After the end it does nothing.
+        May be called from receivers and other threads. After the end it does nothing.
 
         Raises:
             UnknownEvent: No loop takes it.
-            NotStarted: Nothing was started yet, and a start forgets what was posted before.
+            NotStarted: Nothing was started yet. A start would drop the event.
         """
         self._drivers.post(event)
 
     def stop(self) -> None:
-        """Post "stop": the epoch ends, with its validation, and the fit with it, unless a minimum holds it back."""
+        """Post "stop": end the epoch with its validation, then the fit, once `min_epochs` and `min_steps` are done."""
         self.post("stop")
 
     # -- debugging -------------------------------------------------------------------------------
@@ -478,16 +481,16 @@ class Trainer:
     def breakpoint(
         self, name: str | None = None, *, when: Callable[..., Any] | None = None, once: bool = False
     ) -> Breakpoint:
-        """Let `run` and `fit` return where a state is entered, a transition made, or a condition holds.
+        """Make `run` and `fit` return when a state is entered, a transition made, or a condition holds.
 
-        They return at the boundary, before the work of the state; `stopped_at` tells the breakpoint, and
-        `run` goes on from there.
+        They return at the boundary, before the work of the state. `stopped_at` is the breakpoint,
+        and `run` continues from there.
 
         Args:
-            name: A name, as `on` takes it: "backward", "epoch_end:exit", "fetch:exhausted"; every state
-                unless given.
-            when: A condition, called with as many of `(trainer, moment)` as it takes, such as
-                `lambda trainer: trainer.loss > 10`.
+            name: A name, as `on` takes it: "backward", "epoch_end:exit", "fetch:exhausted". By
+                default every state.
+            when: A condition of `(trainer, moment)`, or of fewer arguments, such as `lambda
+                trainer: trainer.loss > 10`.
             once: Remove it when it is met.
 
         Raises:
@@ -498,41 +501,42 @@ class Trainer:
 
     @property
     def breakpoints(self) -> Breakpoints:
-        """The breakpoints of the fit, in the order in which they were set; `remove` takes one off."""
+        """The breakpoints of the fit, in the order in which they were set; `remove` removes one."""
         return self._debugger.breakpoints
 
     @property
     def stopped_at(self) -> Breakpoint | None:
-        """The breakpoint at which the fit stands."""
+        """The breakpoint at which the fit is stopped."""
         return self._debugger.breakpoints.stopped_at
 
     def where(self) -> Where:
-        """Tell where the machine stands and what may happen next. Reading the loss waits for the device."""
+        """Return the position of the machine and what may happen next. Reading the loss waits for the device."""
         return Where.of(self.driver, context_of(self.driver), self.stopped_at)
 
     def remember(self, *, last: int = 20, at: str = "*") -> Memory:
-        """Keep the last boundaries of the fit in memory from now on, so that `rewind` can go back to them.
+        """Keep the last boundaries of the fit in memory from now on, for `rewind`.
 
         Each is a whole copy of the state, as a checkpoint is.
 
         Args:
-            last: How many are kept.
-            at: The states at whose entry one is kept, such as "batch_start"; all unless given.
+            last: How many to keep.
+            at: The states at whose entry to keep one, such as "batch_start". By default all.
         """
         return self._debugger.remember(last=last, at=at)
 
     def rewind(self, transitions: int = 1) -> Rewound:
-        """Go back to an earlier boundary of the fit: weights, counters, data and random numbers as they were.
+        """Go back to an earlier boundary of the fit: weights, counters, data and random numbers.
 
-        Going on from there gives the same bits. The journal forgets what was measured since, for it will be
-        measured again; checkpoints, and what callbacks without a state were told, stay as they are.
+        Running on from there gives the same bits. The journal drops later measurements, because
+        they will be repeated. Checkpoints stay, and so does whatever callbacks without a state have
+        done.
 
         Args:
             transitions: How many to go back. Where no boundary was kept there, it goes back to the nearest
                 earlier one, and says so.
 
         Raises:
-            NothingRemembered: `remember` was not called, or keeps nothing that is so far back.
+            NothingRemembered: `remember` was not called, or no boundary so far back was kept.
         """
         driver = self._drivers.fit
         driver.check_at_rest("rewind")
@@ -552,8 +556,9 @@ class Trainer:
     def on(self, name: Any, receiver: Any = NOT_GIVEN, /, **options: Any) -> Any:
         """Subscribe to signals: `@trainer.on("epoch_end")`, `on(name, function)` or `on(callback)`.
 
-        See `SignalBoard.on` for names, patterns and options. Here `every=` takes intervals over the counters
-        of the run too: `every(50, "step")`, "10min", 0.25 (of an epoch); a plain int counts firings.
+        See `SignalBoard.on` for names, patterns and options. Here `every=` also takes intervals
+        over the counters of the run: `every(50, "step")`, "10min", 0.25 (of an epoch). A plain int
+        counts how often the signal fires.
         """
         return subscribe(self.board, name, receiver, **options)
 
@@ -562,7 +567,7 @@ class Trainer:
         self.board.off(receiver)
 
     def describe(self) -> str:
-        """Return every signal somebody listens to, with its receivers in the order in which they are called."""
+        """Return a listing of every signal that has receivers, each with its receivers in call order."""
         return self.board.describe()
 
     # -- looking ---------------------------------------------------------------------------------
@@ -589,7 +594,7 @@ class Trainer:
 
     @property
     def context(self) -> Context:
-        """What is in flight: batch, loss, counters, optimizers.
+        """The state that loops share: batch, loss, counters, optimizers.
 
         Raises:
             NotStarted: Nothing was run yet.
@@ -649,9 +654,9 @@ class Trainer:
         return self._hyperparameters.of(context_of(self._drivers.fit))
 
     def profile(self, *, annotate: bool = False, synchronize: bool = False) -> Profile:
-        """Measure from now on how long each state works; see `Profile`.
+        """Measure the time of each state from now on; see `Profile`.
 
-        Called again it returns the profile that is being made, until that is stopped.
+        Called again, it returns the running profile until that is stopped.
 
         Args:
             annotate: Name the states in traces of `torch.profiler`, too.
@@ -664,13 +669,14 @@ class Trainer:
         return self._profile
 
     def trace(self, path: str | Path) -> Trace:
-        """Write what happens from now on to a file for ui.perfetto.dev; see `Trace`."""
+        """Record all transitions from now on to a file for ui.perfetto.dev; see `Trace`."""
         return Trace(path, [*self._drivers.values()], self.board, lambda: self.metrics)
 
     def graph(self, name: str = "fit", *, subscribers: bool = False) -> Graph:
-        """Return the graph of a loop ("fit", "validate", "test", "predict"), the running state lit.
+        """Return the graph of a loop: "fit", "validate", "test" or "predict".
 
-        With `subscribers` it names who listens to each state and event.
+        The running state is highlighted. With `subscribers` the graph names the receivers of each
+        state and event.
 
         Raises:
             UnknownLoop: There is no loop of this name.
@@ -685,13 +691,13 @@ class Trainer:
         return None if self._recorder is None else self._recorder.folder.path
 
     def serve(self, *, port: int = 0, open_browser: bool = False) -> ServedPage:
-        """Serve a live page of the fit, for this machine alone; see `statemachine_trainer.page.serve`."""
+        """Serve a live page of the fit, on this machine only; see `statemachine_trainer.page.serve`."""
         from statemachine_trainer.page import serve
 
         return serve(self, port=port, open_browser=open_browser)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Propagate a loss backward, scaled if the precision asks for it; for manual optimization."""
+        """Run the backward pass of a loss, scaled if the precision needs it; for manual optimization."""
         scaler = self.context.precision.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
 
@@ -704,16 +710,16 @@ class Trainer:
         validation: Any = None,
         **given: Any,
     ) -> Audit:
-        """Return what checkpoints of the fit hold of all that it reaches, and what they cannot; print it.
+        """List which of the objects that a fit uses its checkpoints can hold, and which they cannot.
 
-        Listed are the generators of random numbers that the model, the data, callbacks, receivers and loops
-        keep, and what nothing can write down: iterators, open files, queues, locks.
+        The list has the random number generators of the model, the data, callbacks, receivers and
+        loops, and objects that cannot be saved: iterators, open files, queues, locks. Print it.
 
         Args:
-            model: As for `start`, which is called; what was started is audited unless given.
+            model: As for `start`, which is called. Without a model, the started fit is audited.
             train: The training data.
             validation: The validation data.
-            **given: What else `start` takes.
+            **given: Further arguments of `start`.
 
         Raises:
             NotStarted: No model was given and there is no fit.
@@ -723,7 +729,9 @@ class Trainer:
         return self._state.audit()
 
     def checkpoint(self) -> None:
-        """Write a checkpoint at the next boundary that can be written down (at this one, if at rest).
+        """Write a checkpoint at the next boundary that is not transient.
+
+        If the fit is stopped at such a boundary, it is written now.
 
         Raises:
             NoCheckpoint: The trainer has no `checkpoints`.
@@ -742,16 +750,16 @@ class Trainer:
         return self._session.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
-        """Stand where `state_dict` was taken, in a fit that was started with the same model and data.
+        """Restore a state from `state_dict`, in a fit that was started with the same model and data.
 
-        No signal fires. The generators of random numbers are set last. The fit takes over the tensors of
-        the tree: it is good for one loading.
+        No signal fires. Random number generators are restored last. The fit takes over the tensors
+        of the tree, so a tree can be loaded only once.
 
         Raises:
-            SnapshotMismatch, StateMismatch, DataChanged: It is of another fit.
+            SnapshotMismatch, StateMismatch, DataChanged: It is the state of a different fit.
         """
         self._session.load_state_dict(state)
 
     def stateful_callbacks(self) -> list[Any]:
-        """Return the callbacks that have a state: those given first, then in the order of their subscription."""
+        """Return the callbacks that have a state: given ones first, then in the order of subscription."""
         return self._state.stateful_callbacks()

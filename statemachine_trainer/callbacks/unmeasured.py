@@ -1,4 +1,4 @@
-"""Telling a metric that nobody logs from one that is still to come."""
+"""Tells a metric that is never logged from one that will be logged later."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ _EPOCH_AND_ITS_FIT = 2
 
 
 def all_has_run(root: Loop, path: str) -> bool:
-    """Whether each part of a run that may log names of its own has had its turn.
+    """Return whether each part of a run that may log its own metrics has run.
 
     Args:
         root: The tree of the run.
-        path: Of the state that was left: the end of an epoch, or of a fold.
+        path: Path of the state that was left: the end of an epoch, or of a fold.
     """
     around = loops_around(root, path)
     more = [in_training(one).more_to_come() for one in around]
     inner = _EPOCH_AND_ITS_FIT if more[-1] is None else 1
-    # Of loops around fits that do not know it is assumed.
+    # Loops around fits that do not know it are assumed to have parts left.
     return all(one is False for one in more[:-inner]) and True not in more[-inner:]
 
 
 def was_validated(context: Context) -> bool:
-    """Whether the present epoch was validated; true where there is nothing to validate on."""
+    """Return whether this epoch was validated; True without validation data."""
     counts, at = context.counts, context.validated_at
     began = counts.batch - counts.batch_in_epoch
     return not context.validation or (at is not None and at[0] > began)
 
 
 def unmeasured(context: Context, metrics: Iterable[str]) -> str | None:
-    """Return the first of these metrics that is not known; None too while there is none at all."""
+    """Return the first of these metrics that is unknown; None also if no metric was logged yet."""
     known = {*context.results, *context.train_metrics}
     return next((one for one in metrics if one not in known), None) if known else None
 
 
 def refuse_unmeasured(context: Context, metrics: Iterable[str], until: str) -> None:
-    """Refuse a metric that retention goes by and that should be known by now.
+    """Refuse a metric that retention needs and that should have been logged by now.
 
     Args:
-        context: What the loops of the run share.
-        metrics: Those that retention goes by.
-        until: When it was looked for, in words.
+        context: The context of the run.
+        metrics: The metrics that retention needs.
+        until: The time up to which it was not logged, in words.
 
     Raises:
-        MissingMetric: There is one.
+        MissingMetric: Such a metric was not logged.
     """
     metric = unmeasured(context, metrics)
     if metric is not None:

@@ -27,14 +27,14 @@ from statemachine_trainer.control.buttons import BUTTONS
 from statemachine_trainer.machine.errors import StateMachineError
 
 USAGE_ERROR = 2
-"""Exit code of a mistake that the user can mend."""
+"""Exit code of a mistake that the user can fix."""
 
 
 class _Group(TyperGroup):
     """Commands whose expected errors are one line; `--debug` asks for the traceback."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Say where what is asked of a run belongs: `smt stop RUN` is a guess that many make."""
+        """Suggest `smt post` for events: many users guess `smt stop RUN`."""
         if args[0] in BUTTONS and self.get_command(ctx, args[0]) is None:
             run = shlex.join(args[1:]) or "RUN"
             ctx.fail(
@@ -79,7 +79,7 @@ def smt(
 
 
 def version() -> None:
-    """Print the versions of this package and of what it stands on."""
+    """Print the versions of this package and of its dependencies."""
     typer.echo(f"statemachine-trainer {__version__}")
     typer.echo(f"python {sys.version.split()[0]}")
     for name in ("torch", "transitions", "blinker", "scikit-learn"):

@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Code that the commands share."""
 
 from __future__ import annotations
 

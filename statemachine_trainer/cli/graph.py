@@ -178,7 +178,7 @@ def graph(
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What is to be seen of a target, and of the one that it is compared with."""
+    """The options that select a part of a target, and of the one that it is compared with."""
 
     loop: str | None
     subscribers: bool

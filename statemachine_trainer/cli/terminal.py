@@ -1,4 +1,4 @@
-"""A debugger at the command line: one line typed, one thing done."""
+"""A debugger for the command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _LONGEST: Final = 4000
 
 
 class Session:
-    """Does what lines of text say with a fit that was started.
+    """Runs debugger commands on a fit that was started.
 
     Errors of the training are shown, and the run stands before the state that raised; it can be
     tried again, or gone back from. Ctrl-C pauses the run at the next boundary.
@@ -83,7 +83,7 @@ class Session:
             trainer.remember(last=remember)
 
     def do(self, line: str) -> bool:
-        """Do what a line says; tell whether the session goes on.
+        """Run one command; return whether the session continues.
 
         Commands may be cut short; of several that begin so, the first in the help is meant.
         """
@@ -214,7 +214,7 @@ class Session:
     # -- parts -----------------------------------------------------------------------------------
 
     def _value(self, code: Any) -> Any:
-        """Evaluate what was typed. Whoever types here can run any Python, as in any debugger."""
+        """Evaluate an expression. Users of a debugger can run any Python code."""
         trainer = self._trainer
         context = trainer.driver.context
         names = {

@@ -1,4 +1,4 @@
-"""Stepping through a run: breakpoints, a look at where it stands, and the way back."""
+"""Debugging a run: breakpoints, its position, and going back."""
 
 from statemachine_trainer.debugging.breakpoints import Breakpoint, Breakpoints
 from statemachine_trainer.debugging.debugger_errors import BadBreakpoint, NothingRemembered

@@ -19,7 +19,7 @@ Condition = Callable[..., Any]
 
 
 class Breakpoint:
-    """A place at which the fit pauses: before the work of a state that was entered, as a rule.
+    """A place at which the fit pauses, usually before the work of a state that was entered.
 
     Attributes:
         number: Its number, from 1.
@@ -47,11 +47,11 @@ class Breakpoint:
         self._text = text
 
     def remove(self) -> None:
-        """Pause here no more."""
+        """Remove this breakpoint."""
         self._owner.remove(self)
 
     def holds(self, sender: Any, moment: Moment) -> bool:
-        """Whether the fit is to pause at this moment."""
+        """Return whether to pause the fit at this moment."""
         if not self._owner.concerns(moment.path):
             return False
         return self._when is None or _is_true(self._when(sender, moment))
@@ -72,13 +72,13 @@ class Breakpoint:
 
 
 class Breakpoints:
-    """The breakpoints of one fit. Nothing is on its way while there are none.
+    """The breakpoints of one fit. Without any, a run costs nothing extra.
 
     Args:
         driver: The machine of the fit.
 
     Attributes:
-        stopped_at: The breakpoint at which the machine stands; None once a state has worked since.
+        stopped_at: The breakpoint at which the machine is stopped; None once another state has worked.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -119,7 +119,7 @@ class Breakpoints:
         if when is not None and not text:
             text = getattr(when, "__qualname__", repr(when)).rpartition(".")[2]
         made = Breakpoint(self, self._made + 1, place, when, once=once, text=text)
-        # A watch is called after all receivers: the machine stands where everybody has been told.
+        # A watch is called after all receivers, so the machine stops when all have been called.
         self._watches[made] = board.watch(place, made.meet, when=made.holds)
         self._made += 1
         if self._remove_probe is None:
@@ -163,7 +163,7 @@ class Breakpoints:
             self.remove(one)
 
     def _leave(self, _path: str, work: Work) -> Work:
-        """A probe: once a state works, the machine stands at no breakpoint any more."""
+        """A probe: once a state works, the machine has left the breakpoint."""
 
         def going_on() -> object:
             self.stopped_at = None
@@ -176,5 +176,5 @@ class Breakpoints:
 
 
 def _is_true(answer: Any) -> bool:
-    """Whether a condition holds: Python counts NaN as true, and here it stands for no number."""
+    """Return whether a condition holds. NaN is true in Python, but counts as false here."""
     return bool(answer) and not (isinstance(answer, float) and math.isnan(answer))

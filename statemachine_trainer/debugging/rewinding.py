@@ -22,18 +22,18 @@ StateOf = Callable[[], dict[str, Any]]
 
 
 class Record(Protocol):
-    """What records a run, and is rewound with it."""
+    """A record of a run that is rewound with it."""
 
     def place(self) -> int | None:
-        """Return where the record stands; None if nothing is recorded."""
+        """Return the position of the record; None if nothing is recorded."""
 
     def rewind_to(self, place: int | None) -> None:
-        """Take out what was recorded since it stood there."""
+        """Remove the entries after a position."""
 
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
-    """A boundary that was kept, written down as a checkpoint is.
+    """A boundary in memory, saved as in a checkpoint.
 
     Attributes:
         transitions: Transitions since the memory began.
@@ -56,7 +56,7 @@ class Remembered:
         return self._state.size
 
     def tree(self) -> dict[str, Any]:
-        """Return the state, each time anew: a run takes over what it loads."""
+        """Return a new copy of the state: a run takes over the tensors that it loads."""
         return self._state.tree()
 
     def __repr__(self) -> str:
@@ -145,7 +145,7 @@ class Memory:
         return f"<Memory of {len(self._kept)} boundaries, {size / 2**20:.1f} MiB>"
 
     def stop(self) -> None:
-        """Keep no more, and forget what was kept."""
+        """Stop keeping boundaries, and forget them."""
         self._watch.cancel()
         self._kept.clear()
         self._waits = False
@@ -154,12 +154,12 @@ class Memory:
         """Return the boundary to go back to, and how many transitions back it is.
 
         Args:
-            back: Go back so many transitions; where no boundary was kept there, to the nearest
-                earlier one.
+            back: Number of transitions to go back. If no boundary was kept there, the nearest
+                earlier one is used.
 
         Raises:
-            NothingRemembered: There is none so far back.
-            SettingError: `back` is no whole number from 0.
+            NothingRemembered: No boundary so far back was kept.
+            SettingError: `back` is not a whole number from 0.
         """
         back = whole_number("rewind", "transitions", back)
         self._forget_other_fits()
@@ -179,7 +179,7 @@ class Memory:
         )
 
     def stand_at(self, one: Remembered) -> None:
-        """Forget what was kept after a boundary: the machine stands there again."""
+        """Forget the boundaries after this one, because the machine is there again."""
         self._transitions = one.transitions
         self._waits = False
         while self._kept and self._kept[-1].transitions > one.transitions:
@@ -235,7 +235,7 @@ class Debugger:
     Args:
         driver: The machine of the fit.
         state_of: Returns the state of the fit.
-        load: Lets the fit stand where a state was taken.
+        load: Restores a state of the fit.
 
     Attributes:
         breakpoints: Places at which the fit pauses.

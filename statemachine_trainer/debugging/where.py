@@ -1,4 +1,4 @@
-"""Where a fit stands, for people to read."""
+"""The position of a fit, for people to read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Where:
-    """Where a machine stands, and what may happen next. As text it is a short report.
+    """The position of a machine, and what may happen next. `str` gives a short report.
 
     Attributes:
         path: Path of the state about to run; None before the start and after the end.
         outcome: The event that ended the machine; None while it has not.
-        transient: Whether this boundary cannot be written down.
+        transient: Whether no snapshot can be taken at this boundary.
         epoch: Number of the epoch.
         step: Optimizer steps done.
         batch: Number of the batch within its pass over the data; None between batches.

@@ -1,4 +1,4 @@
-"""The base class of the loops of training: what the trainer asks of every loop."""
+"""The base class of the loops of training, with the methods that the trainer calls on every loop."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from statemachine_trainer.machine.loop import SEPARATOR, Loop
 class TrainingLoop(Loop):
     """A loop that shares a training `Context` with the other loops of its machine.
 
-    Below are the questions that the trainer, checkpoints and other loops ask of a loop. A loop
-    answers those that concern it. The answers here say that it has nothing to tell. Loops of the
-    machine that know nothing of training may stand in a tree as well: `in_training` answers for
-    them.
+    The trainer, checkpoints and other loops call the methods below. A loop overrides those that
+    concern it; the defaults do nothing. A tree may also hold plain loops of the machine: for these
+    `in_training` returns a loop with the defaults.
     """
 
     context: Context
@@ -55,9 +54,9 @@ class TrainingLoop(Loop):
     # -- how long it trains ----------------------------------------------------------------------
 
     def limits(self) -> Limits | None:
-        """Return the limits of the fit that the loop is; None if it is none.
+        """Return the limits of a loop that is a fit; None for other loops.
 
-        Read when the fit goes on after a pause, and before each of its epochs.
+        Read when the fit continues after a pause, and before each of its epochs.
 
         Raises:
             SettingError: A setting out of its range.
@@ -73,15 +72,15 @@ class TrainingLoop(Loop):
         return None
 
     def never_ends(self) -> bool:
-        """Whether the loop is a fit that none of its settings would ever end."""
+        """Return whether the loop is a fit without any limit."""
         return False
 
     def count_from(self, counts: Counts) -> None:
-        """Let the limits hold for what comes after these counters, where several fits share them."""
+        """Count the limits from these counters on, for several fits that share counters."""
 
     @property
     def counts_samples(self) -> bool:
-        """Whether a setting of the loop needs samples to be counted, which takes time."""
+        """Whether a setting of the loop needs the number of samples, which takes time to count."""
         return False
 
     @property
@@ -103,21 +102,21 @@ class TrainingLoop(Loop):
 
     @property
     def has_no_work(self) -> bool:
-        """Whether its settings leave the loop nothing to do, so that it need not be entered."""
+        """Whether the loop has nothing to do by its settings, so that it need not be entered."""
         return False
 
     def most_batches(self, feed: Feed) -> int | None:
-        """Return how many batches of a loader the loop reads at most; None if that is unknown."""
+        """Return the largest number of batches that the loop reads from a loader; None if unknown."""
         return feed.length
 
     @property
     def steps_optimizers(self) -> bool:
-        """Whether the loop takes a split of a batch to steps of the optimizers."""
+        """Whether the loop steps optimizers on a split of a batch."""
         return False
 
     @property
     def by_hand(self) -> bool:
-        """Whether the loop leaves it to the training step to step the optimizers."""
+        """Whether the training step steps the optimizers itself."""
         return False
 
     def window_size(self) -> int | None:
@@ -128,7 +127,7 @@ class TrainingLoop(Loop):
         return None
 
     def why_alone(self) -> str | None:
-        """Return what the loop would do at one rank without the others, and what to use instead.
+        """Return why several ranks cannot run the loop, and what to use instead.
 
         None if several ranks can run it.
         """
@@ -137,13 +136,13 @@ class TrainingLoop(Loop):
     # -- stopping, resuming, replacing -----------------------------------------------------------
 
     def abandon(self) -> None:
-        """Put back what the loop has changed: it was left unfinished, and nobody goes on with it."""
+        """Undo the changes of an unfinished loop that will not be continued."""
 
     def restore(self) -> None:
-        """Make loaders anew that the fields of the loop speak of, before a saved state is loaded.
+        """Make the loaders that the fields of the loop refer to, before a saved state is loaded.
 
-        Called for the loops that the machine stands in, outermost first, when their fields are
-        those of the state.
+        Called for the loops around the running state, outermost first, after their fields were
+        restored.
         """
 
     def make_optimizers(self, name: str) -> list[OptimizerSlot]:
@@ -169,11 +168,11 @@ class TrainingLoop(Loop):
         )
 
     def stands_in_for(self) -> Loop | None:
-        """Return the loop whose place this one took for the present model, and which comes back."""
+        """Return the loop that this one replaces for the present model, and that returns later."""
         return None
 
     def more_to_come(self) -> bool | None:
-        """Whether a part comes that may log metrics of its own and has not run yet.
+        """Return whether a part that may log its own metrics has not run yet.
 
         None means that the loop does not know.
         """
@@ -188,7 +187,7 @@ _NOTHING_TO_TELL = TrainingLoop()
 
 
 def in_training(loop: Loop | None) -> TrainingLoop:
-    """Return a loop as one of training; for any other one that has nothing to tell."""
+    """Return a loop of training itself, and for any other loop one with the default methods."""
     return loop if isinstance(loop, TrainingLoop) else _NOTHING_TO_TELL
 
 

@@ -1,4 +1,4 @@
-"""Walking through nested containers: batches, hidden states, outputs of steps.
+"""Walks through nested containers: batches, hidden states, outputs of steps.
 
 A container is a mapping, a list, a tuple (named or not) or an instance of a dataclass. Anything
 else is a leaf, a `torch.Size` and a string among them.
@@ -17,7 +17,7 @@ from statemachine_trainer.parallel.parallel_errors import CannotRebuild
 
 
 def detach(tree: Tree) -> Tree:
-    """The same containers with every tensor cut off from the autograd graph (memory is shared).
+    """Return the same containers with every tensor detached from the autograd graph (memory is shared).
 
     Between two splits it is applied to the hidden state: values go on, gradients end here.
     """
@@ -32,7 +32,7 @@ Tree = TypeVar("Tree")
 
 
 def parts(tree: object) -> Iterable[object] | None:
-    """What lies directly inside a container, in order; None when `tree` is a leaf."""
+    """Return the direct contents of a container, in order; None if `tree` is a leaf."""
     if isinstance(tree, (torch.Tensor, str, torch.Size)):
         return None
     if isinstance(tree, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Which device a run is on, and how a batch gets there."""
+"""Finds the device of a run, and moves batches to it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Movable(Protocol):
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device that a name stands for.
+    """Return the device of a name.
 
     Args:
         device: "auto" (the accelerator of this machine when it has one, else the CPU), a name that
@@ -77,7 +77,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`, its containers as they were.
+    """Move a batch to a device; its containers keep their types.
 
     When the device is the CPU the batch itself is returned, untouched and not looked into.
     On another device tensors, and all else that has a method `to(device)`, are moved; a tensor in

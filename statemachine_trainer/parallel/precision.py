@@ -1,4 +1,4 @@
-"""In which precision a step computes: plain 32 bits, or mixed with bfloat16 or float16."""
+"""The precision of steps: plain 32 bits, or mixed with bfloat16 or float16."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ALIASES: dict[str, Name] = {
     "float16": "fp16",
 }
 
-# Names that people know from elsewhere, for things that are done to the model, not to the run.
+# Names from other libraries for changes of the model, not of the run.
 _ELSEWHERE = {
     "64": "make the model float64 with `model.double()` and hand it float64 data",
     "64-true": "make the model float64 with `model.double()` and hand it float64 data",
@@ -35,7 +35,7 @@ _ELSEWHERE = {
 
 
 class ScalerState(TypedDict):
-    """What a `torch.amp.GradScaler` writes down."""
+    """The state of a `torch.amp.GradScaler`."""
 
     scale: float
     growth_factor: float
@@ -45,7 +45,7 @@ class ScalerState(TypedDict):
 
 
 class PrecisionState(TypedDict):
-    """What `Precision` writes down; `scaler` is None unless the precision is "fp16"."""
+    """The state of `Precision`; `scaler` is None unless the precision is "fp16"."""
 
     name: str
     scaler: ScalerState | None
@@ -66,8 +66,7 @@ class Precision:
 
     Attributes:
         name: The short name of the three above.
-        autocasts: False for "32". Ask it once, outside the hot loop, and enter no context when
-            False.
+        autocasts: False for "32". Read it once, outside the hot loop, and enter no context if False.
         scaler: The `torch.amp.GradScaler` of "fp16", else None. It follows Micikevicius et al.,
             "Mixed Precision Training", ICLR 2018.
 
@@ -86,7 +85,7 @@ class Precision:
         self.scaler = torch.amp.GradScaler(self.device_type) if self.name == "fp16" else None
 
     def context(self) -> contextlib.AbstractContextManager[object]:
-        """A new context in which to run the forward pass and the loss.
+        """Return a new context manager for the forward pass and the loss.
 
         It is new each time, so that contexts may nest: a validation within a training step.
         """
@@ -101,7 +100,7 @@ class Precision:
         return {"name": self.name, "scaler": state}
 
     def load_state_dict(self, state: PrecisionState) -> None:
-        """Goes on from a saved state.
+        """Restore a saved state.
 
         Raises:
             PrecisionMismatch: The state was saved by a run of another precision, so that no step

@@ -1,7 +1,7 @@
-"""The processes of one run, its ranks, and the few things that they tell each other.
+"""The ranks (processes) of one run, and how they communicate.
 
-What `DistributedDataParallel` says is none of this. A run that has ranks is one whose process group
-is up, as after `torch.distributed.init_process_group` in a script that `torchrun` starts.
+The communication of `DistributedDataParallel` is separate. A run has ranks if the process group is
+initialized, as after `torch.distributed.init_process_group` in a script that `torchrun` starts.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Ranks:
         return cls._known
 
     def largest(self, values: Sequence[float]) -> list[float]:
-        """Return the largest of each value over all ranks; each gives as many."""
+        """Return the largest of each value over all ranks, which all pass the same number of values."""
         return self.begin_largest(values)()
 
     def begin_largest(self, values: Sequence[float]) -> Callable[[], list[float]]:
-        """Begin what `largest` does, and return the function that waits for it and has the answer."""
+        """Begin `largest`, and return a function that waits for the result."""
         tensor = torch.tensor(values, dtype=torch.float64)
         work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
@@ -69,7 +69,7 @@ class Ranks:
         return answer
 
     def from_first(self, value: Json) -> Json:
-        """Return what rank 0 gave; what the others give does not matter."""
+        """Return the value of rank 0; the values of other ranks are ignored."""
         data = bytearray(json.dumps(value).encode() if self.rank == 0 else b"")
         (size, *_) = self._sizes(len(data))
         buffer = _tensor_of(data) if self.rank == 0 else torch.empty(size, dtype=torch.uint8)
@@ -77,7 +77,7 @@ class Ranks:
         return _read(buffer)
 
     def from_all(self, value: Json) -> list[Json]:
-        """Return what each rank gave, in their order."""
+        """Return the value of each rank, in order."""
         data = bytearray(json.dumps(value).encode())
         sizes = self._sizes(len(data))
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
@@ -87,7 +87,7 @@ class Ranks:
         return [_read(buffer[:size]) for buffer, size in zip(buffers, sizes, strict=True)]
 
     def to_first(self, data: bytes | bytearray) -> list[bytearray]:
-        """Hand bytes to rank 0.
+        """Send bytes to rank 0.
 
         Returns:
             At rank 0 those of each rank, in their order; else nothing.

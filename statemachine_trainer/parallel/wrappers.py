@@ -1,4 +1,4 @@
-"""Seeing through what stands around a module: a compiler, `DistributedDataParallel` and the like.
+"""Wrappers around a module: `torch.compile`, `DistributedDataParallel` and the like.
 
 A wrapper has neither the methods of the module in it nor its names: `torch.compile(model)` has no
 `on_epoch_end`, and calls the weights `_orig_mod.layer.weight`. So runs work on the module itself,
@@ -50,8 +50,8 @@ T = TypeVar("T")
 def see_through(model: Any) -> tuple[Any, Wrapped | None]:
     """Return the module in its wrappers, and its `DistributedDataParallel` if it is in one.
 
-    A compiled module stays so: calls of the module itself go through the compiler from here on,
-    with the settings of the wrapper, as after `module.compile()`.
+    A compiled module stays compiled: calls of the module itself go through the compiler from now
+    on, as after `module.compile()`, with the settings of the wrapper.
 
     Args:
         model: A module, in any number of wrappers. (Anything else comes back as it is.)
@@ -131,9 +131,9 @@ def _name(kind: type) -> str:
 class Wrapped:
     """A model, and the `DistributedDataParallel` around it.
 
-    Gradients are averaged over the ranks if what finds the loss goes through the wrapper's own
-    `forward`. That knows of nothing but the `forward` of the model, and calls of a training step
-    would pass it by.
+    Gradients are averaged over the ranks only if the loss is computed through the wrapper's own
+    `forward`. The wrapper only calls the `forward` of the model, so a direct call of a training
+    step would bypass it.
 
     Args:
         wrapper: The wrapper.
@@ -141,8 +141,8 @@ class Wrapped:
     Attributes:
         wrapper: The wrapper.
         module: The model in it, without further wrappers.
-        averages: Asked at each call through the wrapper whether its backward pass averages the
-            gradients; if not, they add up at each rank until one does.
+        averages: Called before each pass through the wrapper: whether its backward pass averages
+            the gradients. If not, they add up at each rank until one does.
     """
 
     averages: Callable[[], bool] = staticmethod(lambda: True)
@@ -153,7 +153,7 @@ class Wrapped:
 
     @classmethod
     def of(cls, model: object) -> Wrapped | None:
-        """Return a model as a wrapped one; None if it is none."""
+        """Return a `DistributedDataParallel` as `Wrapped`; None for other models."""
         return cls(model) if isinstance(model, DistributedDataParallel) else None
 
     @property
@@ -162,10 +162,10 @@ class Wrapped:
         return next((one.device for one in self.module.parameters()), None)
 
     def through(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that is called by way of the wrapper.
+        """Return a function that runs `function` through the wrapper.
 
-        For that call the function stands in for the model's `forward`, which is itself again before
-        the function begins: that may call the model, as often as it likes.
+        For that call the function replaces the model's `forward`, which is restored before the
+        function begins. So the function may call the model any number of times.
         """
         wrapper = self.wrapper
         module: nn.Module = wrapper.module  # what the wrapper calls, compiled or not
@@ -211,7 +211,7 @@ class Wrapped:
     def share_buffers(self) -> None:
         """Give all ranks the buffers of rank 0, as the wrapper does before each training step.
 
-        A collective. Where the wrapper was told not to, nothing happens.
+        A collective. With `broadcast_buffers=False` nothing happens.
         """
         if self.wrapper.broadcast_buffers:
             for buffer in self.module.buffers():

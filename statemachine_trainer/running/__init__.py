@@ -1,1 +1,1 @@
-"""The parts that a trainer is made of, and that do what its methods promise."""
+"""The parts of a trainer, which do the work of its methods."""

@@ -1,4 +1,4 @@
-"""What a trainer and its `fit` are given: refused at once where it means nothing."""
+"""Checks the arguments of a trainer and of its `fit`."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from statemachine_trainer.running.fit_state import Fresh
 
 @dataclass(frozen=True)
 class Given:
-    """What `fit` is given to train, and with what; None stands for what the fit has already.
+    """The arguments of `fit`. None means to keep what the fit already has.
 
     Attributes:
         model: The model.
         train: The training data.
         validation: The validation data, of one or several loaders.
         parts: What a plain model is given: its loss, optimizer, scheduler and metrics.
-        restart: Begin anew, whatever there is to go on with.
-        resume: Where to look for a checkpoint to go on from.
-        fresh: What is not taken from that checkpoint.
+        restart: Start a new fit even if one could be continued.
+        resume: Where to look for a checkpoint to continue from.
+        fresh: Parts that are not loaded from that checkpoint.
         restore_best: Put the best weights into the model when the fit has ended.
     """
 
@@ -49,7 +49,7 @@ class Given:
 
     @property
     def model_alone(self) -> bool:
-        """Whether nothing else was given: all the rest stays as it is."""
+        """Whether only the model was given."""
         return self.train is None and self.validation is None and self.parts == NOTHING_GIVEN
 
 
@@ -59,10 +59,10 @@ def recorder_given(
     drivers: Drivers,
     settings: Mapping[str, Any],
 ) -> Recorder | None:
-    """Make the recorder that `Trainer(run=..., checkpoints=...)` means; None if nothing is kept.
+    """Make the recorder for `Trainer(run=..., checkpoints=...)`; None if nothing is recorded.
 
     Raises:
-        SettingError: The folder is not that of the checkpoints, or there is none.
+        SettingError: The folder differs from that of the checkpoints, or there is no folder.
     """
     if not (run is None or isinstance(run, RunFolder | str | os.PathLike | bool)):
         raise SettingError(
@@ -78,10 +78,10 @@ def recorder_given(
 
 
 def check_seed(seed: object, seed_samples: object) -> None:
-    """Refuse what is no seed.
+    """Refuse an invalid seed.
 
     Raises:
-        SettingError: It is neither a whole number nor None.
+        SettingError: The seed is neither a whole number nor None.
     """
     if seed is not None and not is_whole(seed):
         refuse("Trainer", "seed", seed, "use a whole number, or None to leave the seeds alone.")
@@ -90,7 +90,7 @@ def check_seed(seed: object, seed_samples: object) -> None:
 
 
 def progress_given(progress: object) -> Progress | Literal[False]:
-    """Return what `Trainer(progress=...)` means.
+    """Convert the argument of `Trainer(progress=...)`.
 
     Raises:
         SettingError: It is neither a `Progress` nor True or False.
@@ -103,10 +103,10 @@ def progress_given(progress: object) -> Progress | Literal[False]:
 
 
 def fresh_given(fresh: object, resume: object) -> tuple[Fresh, ...]:
-    """Return what `fit(..., fresh=...)` means.
+    """Convert the argument of `fit(..., fresh=...)`.
 
     Raises:
-        SettingError: It names something else, or there is no checkpoint to take the rest from.
+        SettingError: It names an unknown part, or there is no checkpoint to load.
     """
     names = (fresh,) if isinstance(fresh, str) else fresh
     names = [*names] if isinstance(names, Iterable) else [names]
@@ -124,7 +124,7 @@ def fresh_given(fresh: object, resume: object) -> tuple[Fresh, ...]:
 
 
 def check_loss(loss: object) -> None:
-    """Refuse a class of losses: called with a batch it would make a loss, and no number.
+    """Refuse a loss class: calling it with a batch would make an object, not a number.
 
     Raises:
         SettingError: It is one.
@@ -137,10 +137,10 @@ def check_loss(loss: object) -> None:
 
 
 def callbacks_given(given: Any) -> list[object]:
-    """Return the callbacks that `Trainer(callbacks=...)` means; None is none.
+    """Convert the argument of `Trainer(callbacks=...)` to a list; None is an empty one.
 
     Raises:
-        SettingError: It is no list.
+        SettingError: It is not a list.
         BadReceiver: One of them is a class, a name, or there twice; or it has only one of the
             methods `state_dict` and `load_state_dict`.
     """
@@ -168,7 +168,7 @@ def callbacks_given(given: Any) -> list[object]:
 
 
 def _check_state(callback: object) -> None:
-    """Refuse a callback that has half of what it takes to be written down."""
+    """Refuse a callback that has only one of `state_dict` and `load_state_dict`."""
     pair = ("state_dict", "load_state_dict")
     has = [name for name in pair if callable(getattr(callback, name, None))]
     if len(has) == 1:
@@ -180,10 +180,10 @@ def _check_state(callback: object) -> None:
 
 
 def checkpoints_given(given: Any) -> Checkpoints | None:
-    """Return the checkpoints that `Trainer(checkpoints=...)` means; None and False are none.
+    """Convert the argument of `Trainer(checkpoints=...)`; None and False mean no checkpoints.
 
     Raises:
-        SettingError: It says neither where nor how they are written.
+        SettingError: It is neither a folder nor a `Checkpoints`.
     """
     if given is None or given is False:
         return None
@@ -198,7 +198,7 @@ def checkpoints_given(given: Any) -> Checkpoints | None:
 
 
 def check_made(thing: object) -> None:
-    """Refuse a class where an object with `on_<state>` methods is to be subscribed.
+    """Refuse to subscribe a class instead of an object with `on_<state>` methods.
 
     Raises:
         BadReceiver: It is one.

@@ -1,4 +1,4 @@
-"""What the checkpoints of a fit hold and what they cannot: told before training begins."""
+"""Reports before training which objects of a fit its checkpoints can hold, and which they cannot."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _IN_STREAM = (
 
 
 class NotHeld(UserWarning):
-    """A fit with checkpoints reaches something that no checkpoint can hold."""
+    """A fit with checkpoints uses something that no checkpoint can hold."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that a fit reaches.
+    """One object that a fit uses.
 
     Attributes:
         path: Where it is.
         what: What it is.
         verdict: Whether checkpoints hold it.
-        why: What holds it; or why nothing does, and what to do.
+        why: How it is held; or why it is not, and what to do.
     """
 
     path: str
@@ -60,14 +60,14 @@ class Item:
 
 @dataclass
 class Audit:
-    """All generators that a fit reaches, and all that its checkpoints cannot hold.
+    """All random number generators that a fit uses, and all objects that its checkpoints cannot hold.
 
-    Printed, it is a list of one line an item.
+    `print` shows one line for each item.
 
     Attributes:
         items: What was found, in the order of the search.
-        visited: Objects that were looked at.
-        unfinished: Where the search ended before it had seen all, in words.
+        visited: Number of objects that were searched.
+        unfinished: Messages on where the search ended early.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -93,12 +93,12 @@ class Audit:
 
 
 def audit(board: SignalBoard, driver: Driver, context: Context) -> Audit:
-    """Search all that a fit reaches.
+    """Search all objects that a fit uses.
 
     Args:
         board: The signals of the trainer.
         driver: The driver of the fit.
-        context: What its loops share.
+        context: The context of the fit.
     """
     found = Audit()
     seen: set[int] = set()
@@ -116,10 +116,10 @@ def audit(board: SignalBoard, driver: Driver, context: Context) -> Audit:
 
 
 def tell_what_is_not_held(board: SignalBoard, driver: Driver, context: Context) -> None:
-    """Warn, once for a fit, of all that its checkpoints cannot hold.
+    """Warn, once for a fit, of all objects that its checkpoints cannot hold.
 
     Warns:
-        NotHeld: There is something, named by its path, with a way out.
+        NotHeld: There is such an object. The message has its path and a way out.
     """
     ranks = Ranks.here()
     if ranks is not None and ranks.rank:
@@ -140,7 +140,7 @@ def tell_what_is_not_held(board: SignalBoard, driver: Driver, context: Context) 
 
 
 def check_writable(driver: Driver, context: Context, callbacks: list[Any]) -> None:
-    """Write down, to nowhere, what lasts for the whole fit; nothing is copied.
+    """Encode the lasting state of a fit without writing it, to find what cannot be saved.
 
     Raises:
         Unwritable: A scheduler, a metric object, a callback or a field of a loop holds something that no

@@ -1,4 +1,4 @@
-"""The drivers of a trainer, one for each loop that it runs."""
+"""The drivers of a trainer, one for each of its root loops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Drivers(Mapping[str, Driver]):
 
     Attributes:
         fit: The driver of the fit.
-        active: The driver of what ran last; that of the fit before anything did.
+        active: The driver that ran last; that of the fit before any run.
     """
 
     def __init__(self, loops: Mapping[str, Loop], sender: object, board: SignalBoard) -> None:
@@ -55,11 +55,11 @@ class Drivers(Mapping[str, Driver]):
         return driver
 
     def post(self, event: str) -> None:
-        """Post an event to the active machine, unless that was never started: a start would forget it.
+        """Post an event to the active machine. Before its start this is refused: a start drops events.
 
         Raises:
             UnknownEvent: No loop takes it.
-            NotStarted: It was not.
+            NotStarted: The machine was not started.
         """
         driver = self.active
         driver.post(event)
@@ -71,10 +71,10 @@ class Drivers(Mapping[str, Driver]):
             )
 
     def pause(self) -> None:
-        """Pause the active machine, unless that was never started: a start would forget it.
+        """Pause the active machine. Before its start this is refused: a start drops the request.
 
         Raises:
-            NotStarted: It was not.
+            NotStarted: The machine was not started.
         """
         driver = self.active
         driver.pause()
@@ -100,7 +100,7 @@ class Drivers(Mapping[str, Driver]):
 
     @property
     def counting(self) -> Context:
-        """The context of the fit, if there was one: an evaluation counts no epochs.
+        """The context of the fit if there was one, because evaluations count no epochs.
 
         Raises:
             NotStarted: Nothing was run yet.
@@ -109,11 +109,11 @@ class Drivers(Mapping[str, Driver]):
 
 
 def context_of(driver: Driver) -> Context | None:
-    """Return what the loops of a driver share; None if nothing was started."""
+    """Return the context of a driver; None if nothing was started."""
     context = driver.context
     return context if isinstance(context, Context) else None
 
 
 def _never_started(driver: Driver) -> bool:
-    """Whether a machine never ran; neither one that has ended nor one that is being started."""
+    """Return whether a machine was never started."""
     return driver.path is None and driver.outcome is None and not driver.running

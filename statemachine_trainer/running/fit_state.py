@@ -1,4 +1,4 @@
-"""The state of a fit: written down as a plain tree, and read back."""
+"""Saves the state of a fit as a plain tree, and restores it."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from statemachine_trainer.snapshot.held import own_states, restore_own
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
 Fresh = Literal["optimizer", "schedulers", "callbacks"]
-"""What a fit that goes on from a checkpoint may take from its script instead."""
+"""Parts that a resumed fit may take from its script instead of the checkpoint."""
 
 # -- What the parts need of the trainer -----------------------------------------------------------
 
 
 class Host(HostOfCheckpoints, Protocol):
-    """A trainer, as its parts see it.
+    """The part of the trainer that its own parts need.
 
     Attributes:
         board: The board with the signals of all its loops.
@@ -58,17 +58,17 @@ class Host(HostOfCheckpoints, Protocol):
     checkpoints: Checkpoints | None
 
     def load_state_dict(self, state: Any) -> None:
-        """Stand where a state of the fit was taken."""
+        """Restore a state of the fit."""
         ...
 
 
 class FitState:
-    """Writes down the state of a fit, and brings a fit into one: machine, context and callbacks.
+    """Saves and restores the state of a fit: machine, context and callbacks.
 
     Args:
         host: The trainer.
         driver: The driver of its fit.
-        callbacks: Those that it was given; others are found among the receivers.
+        callbacks: The callbacks that the trainer was given. Others are found among the receivers.
         hyperparameters: What the user told the trainer and the model.
     """
 
@@ -110,13 +110,13 @@ class FitState:
         }
 
     def check_writable(self) -> None:
-        """Refuse, before the first batch, what no checkpoint can hold, and tell what none holds.
+        """Before the first batch, refuse objects that cannot be saved, and warn of state not held.
 
         Raises:
-            Unwritable: A scheduler, a metric object, a callback or a field holds such a thing.
+            Unwritable: A scheduler, a metric object, a callback or a field holds such an object.
 
         Warns:
-            NotHeld: The fit reaches something whose state is not held.
+            NotHeld: The fit uses something whose state is not held.
         """
         context = context_of(self._driver)
         if context is not None:
@@ -124,7 +124,7 @@ class FitState:
             tell_what_is_not_held(self._host.board, self._driver, context)
 
     def audit(self) -> Audit:
-        """Return the list of what is held and what is not.
+        """Return the list of objects that checkpoints hold, and that they do not.
 
         Raises:
             NotStarted: There is no fit.
@@ -138,21 +138,21 @@ class FitState:
         return roots_besides_model_and_data(self._host.board, self._driver, context)
 
     def read(self, state: Mapping[str, Any], fresh: Sequence[Fresh] = ()) -> list[Change]:
-        """Bring a fit that was started with the same model and data into a state.
+        """Restore a state in a fit that was started with the same model and data.
 
-        The machine comes first, for loops know by where it stands what to restore; the context comes
-        last but for the checkpoints, for it ends with the generators of random numbers.
+        The machine comes first, because loops restore by its position. The context comes last but
+        for the checkpoints, because it ends with the random number generators.
 
         Args:
-            state: What `write` returned.
-            fresh: What is not taken from it.
+            state: A state from `write`.
+            fresh: Parts that are not loaded from it.
 
         Returns:
             The settings that differ between the state and this fit.
 
         Raises:
             NotStarted: There is no fit.
-            SnapshotMismatch, StateMismatch, DataChanged: It is of another fit.
+            SnapshotMismatch, StateMismatch, DataChanged: It is the state of a different fit.
         """
         driver, context = self._driver, context_of(self._driver)
         if context is None:
@@ -174,7 +174,7 @@ class FitState:
         load_context_state(context, state["context"], fresh)
         if self._host.checkpoints is not None:
             self._host.checkpoints.load_state_dict(state["checkpoints"])
-        # Earlier versions held those of the model and the data alone.
+        # Earlier versions saved only those of the model and the data.
         missing = restore_own(self._roots(context), state.get("generators", {}))
         if missing:
             warnings.warn(not_there(missing, "callbacks and loops"), NotExact, stacklevel=2)
@@ -184,22 +184,22 @@ class FitState:
     def _was_taken(
         self, state: Mapping[str, Any], was: Mapping[str, Settings], now: Mapping[str, Settings]
     ) -> bool:
-        """Whether the run has begun with this very script's own already, and was only stopped since.
+        """Return whether the run has already taken these parts from this script, before it was stopped.
 
-        A script that is started again and again says the same each time.
+        A script that is restarted passes the same `fresh` each time.
         """
         same = list(self._fresh) == state.get("fresh") and self._kinds() == _kinds_in(state)
         return same and was["optimizers"] == now["optimizers"]
 
     def begin(self) -> None:
-        """Note that a fit begins that takes nothing from a checkpoint."""
+        """Note that a fit begins without a checkpoint."""
         self._fresh = ()
         context = context_of(self._driver)
         if context is not None:
             self._hyperparameters.record(context)  # before training changes what the model keeps
 
     def still_stopped(self, state: Mapping[str, Any]) -> bool:
-        """Whether callbacks had ended the fit of a state, and one of them would end it again."""
+        """Return whether a callback would end the fit of this state again."""
         return not state.get("stopped_by") or bool(self._who_asks_to_stop())
 
     def _settings(self, context: Context) -> dict[str, Settings]:
@@ -211,9 +211,9 @@ class FitState:
         return [one for one in self.stateful_callbacks() if getattr(one, "asks_to_stop", False)]
 
     def stateful_callbacks(self) -> list[Any]:
-        """Return the callbacks that have a state: those given first, then in the order of their subscription.
+        """Return the callbacks that have a state: given ones first, then in the order of subscription.
 
-        The trainer, its checkpoints and the model have places of their own in the state.
+        The trainer, its checkpoints and the model are saved elsewhere in the state.
         """
         host, context = self._host, context_of(self._driver)
         elsewhere = [
@@ -251,9 +251,9 @@ def _kinds_in(state: Mapping[str, Any]) -> list[str]:
 
 
 def _make_loaders_anew(driver: Driver, context: Context, saved: Mapping[str, Any]) -> None:
-    """Call the functions that make loaders as often, and at the same epochs, as the saved run did.
+    """Call the functions that make loaders at the same epochs as the saved run did.
 
-    They may make other loaders in other epochs: by the number of the epoch, or by a count of their own.
+    They may make different loaders in different epochs, by the number of the epoch or their own count.
     """
     loops = [one for _, one in driver.root.walk() if isinstance(one, EpochLoop)]
     every = next((one.reload_every for one in loops if one.reload_every), 0)

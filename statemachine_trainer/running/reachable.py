@@ -1,4 +1,4 @@
-"""Where the search for state begins: all that a fit may draw from, or count in."""
+"""The starting points of the search for state: all objects that a fit uses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 
 Roots = dict[str, object]
-"""Objects by the names with which the paths of what they reach begin."""
+"""Objects, each with the name that begins the paths of what it reaches."""
 
 
 def roots_besides_model_and_data(board: SignalBoard, driver: Driver, context: Context) -> Roots:
     """Return callbacks, receivers, loops, schedulers and the loss function.
 
-    The model and the data of a fit write down the generators that they reach themselves.
+    The model and the data save the random number generators that they reach themselves.
     """
     found: list[tuple[str, object]] = [
         *_listeners(board, context),
@@ -51,12 +51,12 @@ def feeds_of(context: Context) -> Iterator[tuple[str, Feed]]:
 
 
 def roots_of_feed(name: str, feed: Feed) -> Roots:
-    """Return the parts of a loader, as `parts_of` names them, after the name of the loader."""
+    """Return the parts of a loader, named as by `parts_of` and prefixed with the name of the loader."""
     return {f"{name}.{part}": thing for part, thing in parts_of(feed.loader).items()}
 
 
 def _listeners(board: SignalBoard, context: Context) -> Iterator[tuple[str, object]]:
-    """Yield what receives signals, each once: objects with methods, and functions."""
+    """Yield the receivers of signals, each once: objects with methods, and functions."""
     seen = {id(module) for module in context.model.modules()}
     for one in board.subscriptions:
         owner = getattr(one.receiver, "__self__", None)

@@ -1,4 +1,4 @@
-"""A session: all that one trainer runs. It starts fits, runs what was started, and evaluates beside it."""
+"""The session of a trainer: starts fits, runs them, and evaluates models."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ _LIMITS: Final = ("max_epochs", "max_steps", "max_batches", "max_time")
 class Session:
     """Runs the loops of one trainer.
 
-    `start` gets a fit ready, up to the boundary before its first state. `run`, `step` and `moments`
-    go on with whatever is active. `measure` and `predict` evaluate a model, also beside a fit that
-    is paused, in which they leave no trace.
+    `start` prepares a fit, up to the boundary before its first state. `run`, `step` and `moments`
+    continue the active machine. `measure` and `predict` evaluate a model. They may do so while a
+    fit is paused, and do not change it.
 
     Args:
         host: The trainer.
         drivers: Its drivers.
-        equipment: Where and how precisely it computes, and with which seed.
-        state: Writes and reads the state of its fit.
-        recorder: Records what is run; None if nothing is kept.
-        progress: Shows what is run; False to show nothing.
-        owner: Holds the folder of the run; None if there is none.
+        equipment: Its device, precision and seed.
+        state: Saves and restores the state of its fit.
+        recorder: Records runs; None to record nothing.
+        progress: Shows runs; False to show nothing.
+        owner: The lock on the folder of the run; None if there is no folder.
     """
 
     def __init__(
@@ -108,19 +108,20 @@ class Session:
     # -- starting a fit --------------------------------------------------------------------------
 
     def start(self, given: Given) -> None:
-        """Begin a fit, or go on with the one that there is.
+        """Begin a fit, or continue the present one.
 
         Args:
             given: What to train, with what, and from where.
 
         Raises:
             AlreadyRunning: A fit is running.
-            NothingToDo: There is no model, data for a fit that is paused, or a limit that is reached.
+            NothingToDo: There is no model, data was given for a paused fit, or a limit is already
+                reached.
             SettingError: The fit would never end, or `resume` names no place.
             NoCheckpoint: `resume` names a place without a checkpoint.
             FolderInUse: Another process is running in the folder of the run.
-            EarlierRun: The folder of the checkpoints is that of another run.
-            SnapshotMismatch, StateMismatch, DataChanged: The state is of another fit.
+            EarlierRun: The folder of the checkpoints holds another run.
+            SnapshotMismatch, StateMismatch, DataChanged: The checkpoint is that of a different fit.
         """
         known = context_of(self._fit)
         self._fit.check_at_rest("start")
@@ -154,7 +155,7 @@ class Session:
             )
 
     def _checkpoint_to_go_on_from(self, given: Given, *, begun: bool) -> Loaded | None:
-        """Find what `resume` names. Where nothing is said, `smt resume` means "auto" for a first start."""
+        """Find the checkpoint that `resume` names. By default `smt resume` means "auto" for a first start."""
         checkpoints, resume = self._host.checkpoints, given.resume
         store = None if checkpoints is None else checkpoints.store
         if resume is None and store is not None and not begun and not given.restart:
@@ -162,7 +163,7 @@ class Session:
         return None if resume is None else find_checkpoint(store, resume)
 
     def _go_on(self, context: Context, given: Given) -> None:
-        """Start a fit that has ended once more, with its counters, optimizers and data as they stand."""
+        """Restart a fit that has ended, with its counters, optimizers and position in the data."""
         refuse_to_do_nothing(self._fit.root, context)
         if self._best is not None:
             self._best.put_back()
@@ -174,13 +175,13 @@ class Session:
             self._recorder.go_on()
 
     def _begin(self, model: nn.Module, given: Given, loaded: Loaded | None, handed: Any) -> None:
-        """Begin a fit with a context of its own, and from a state, if there is one.
+        """Begin a fit with a new context, from a saved state if there is one.
 
         Args:
             model: The model to train.
             given: The data, and how to train.
-            loaded: The checkpoint that it goes on from, if there is one.
-            handed: A state that it goes on from instead, and that is none of the trainer's checkpoints.
+            loaded: The checkpoint to continue from, if there is one.
+            handed: A state to continue from instead that is not one of the trainer's checkpoints.
         """
         state: Any = handed if loaded is None else loaded.tree
         checkpoint = None if loaded is None else loaded.path
@@ -209,7 +210,7 @@ class Session:
             self._recorder.begin(checkpoint, keeps_record=keeps_record, ended=ended)
 
     def _assemble(self, model: nn.Module, given: Given) -> Context:
-        """Make the context of a fit, and refuse one that would never end, or is over already."""
+        """Make the context of a fit, and refuse a fit that would never end, or that is already over."""
         host, root = self._host, self._fit.root
         if self._equipment.seed is not None:
             seed_everything(self._equipment.seed)
@@ -229,7 +230,7 @@ class Session:
         return context
 
     def _share(self, context: Context) -> None:
-        """Let the loops of the fit work on a context, and its model listen."""
+        """Give the loops of the fit a new context, and subscribe its model."""
         abandon_loops(self._fit.root)
         if self._samples_are_counted():
             context.count_samples()
@@ -237,7 +238,7 @@ class Session:
         self._listen(context.steps)
 
     def _listen(self, steps: Steps) -> None:
-        """Subscribe the `on_<state>` methods of a model, and unsubscribe those of the model before."""
+        """Subscribe the `on_<state>` methods of a model, and unsubscribe those of the previous model."""
         before, self._listening = self._listening, steps
         if before is not None and not (steps.foreign and before.model is steps.model):
             self._host.board.off(before.receiver())
@@ -250,20 +251,20 @@ class Session:
         return any(getattr(getattr(i, "every", None), "unit", None) == "sample" for i in intervals)
 
     def _load(self, state: Mapping[str, Any], fresh: tuple[Fresh, ...], source: object) -> None:
-        """Stand where a state was taken, and tell which settings are others now.
+        """Restore a state, and warn of settings that have changed.
 
-        If a limit or a callback had ended that fit, and would not end it now, it begins again.
+        If a limit or a callback had ended that fit, and would not end it now, it starts again.
 
         Args:
             state: The state.
-            fresh: What is not taken from it.
+            fresh: Parts that are not loaded from it.
             source: Where it comes from, for the message.
         """
         driver = self._fit
         try:
             found = self._state.read(state, fresh)
         except BaseException:
-            driver.share(None)  # half a state is nothing to go on with
+            driver.share(None)  # a fit with half a state cannot continue
             raise
         if driver.path is None and self._may_go_on(state):
             driver.start()
@@ -283,24 +284,24 @@ class Session:
         return total_steps(fit.root, context, fit.path if fit.context is context else None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state of the fit; with its last weights, also where the model has its best ones."""
+        """Return the whole state of the fit, with its last weights even if the model has its best ones."""
         tree = self._state.write()
         if self._best is not None:
             self._best.put_last_into(tree)
         return tree
 
     def checkpoint(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint of the fit; with its last weights, also where the model has its best ones."""
+        """Write a checkpoint of the fit, with its last weights even if the model has its best ones."""
         with nullcontext() if self._best is None else self._best.aside():
             checkpoints.write()
 
     def load_state_dict(self, state: Any) -> None:
-        """Stand where a state of the fit was taken."""
+        """Restore a state of the fit."""
         self._state.read(state)
         self._best = None
 
     def _may_go_on(self, state: Mapping[str, Any]) -> bool:
-        """Whether a fit that has ended would not have ended with the present settings."""
+        """Return whether the present settings would not have ended this fit."""
         context, saved = context_of(self._fit), state["checkpoints"]
         limited = saved is not None and saved["limit"] is not None
         if context is None or context.limit_reached is not None:
@@ -310,7 +311,7 @@ class Session:
     # -- running what was started ----------------------------------------------------------------
 
     def run(self, until: Until = None) -> str | None:
-        """Go on to the end, or up to `until`, heeding the signals of the operating system.
+        """Run to the end, or up to `until`, with handlers for signals of the operating system.
 
         Returns:
             The outcome; None if the machine paused or rests.
@@ -326,7 +327,7 @@ class Session:
         ):
             outcome = driver.run(until)
             if driver.resting and driver is self._fit and checkpoints is not None:
-                checkpoints.write()  # the process may end before it goes on
+                checkpoints.write()  # the process may end while the fit waits
             return outcome
 
     def step(self) -> Moment | None:
@@ -336,7 +337,7 @@ class Session:
             return driver.step()
 
     def moments(self, until: Until = None) -> Iterator[Moment]:
-        """Iterate over the transitions; between two items nobody is in charge."""
+        """Iterate over the transitions. Everything around a run is undone between two items."""
         transitions = self._drivers.active.moments(until)
         while True:
             driver = self._drivers.active
@@ -362,7 +363,7 @@ class Session:
         Args:
             name: The name of the loop.
             step: The step of the model that it calls.
-            model: The model; None for that of what ran last.
+            model: The model; None for that of the last run.
             data: One loader or several.
             parts: What a plain model is given: its loss and metrics.
             checkpoint: Evaluate with the weights of this checkpoint.
@@ -377,10 +378,10 @@ class Session:
     def predict(
         self, model: nn.Module | None, data: Any, checkpoint: Checkpoint | None = None
     ) -> list[Any]:
-        """Run the loop of "predict" to its end and return the answers; see `measure`.
+        """Run the loop of "predict" to its end and return the predictions; see `measure`.
 
         Returns:
-            The answers by batch; with several loaders a list of such lists.
+            The predictions by batch; with several loaders a list of such lists.
         """
         self._evaluate("predict", "predict_step", model, data, NOTHING_GIVEN, checkpoint)
         predictions: list[Any] = getattr(self._drivers["predict"].root, "predictions", [])
@@ -395,7 +396,7 @@ class Session:
         parts: PlainParts,
         checkpoint: Checkpoint | None,
     ) -> Context:
-        """Evaluate, maybe beside a paused fit, whose checkpoints are left alone."""
+        """Evaluate a model. A paused fit and its checkpoints are not changed."""
         driver, before = self._drivers[name], self._drivers.active
         model = self._drivers.context.model if model is None else model
         check_loss(parts.loss)
@@ -436,7 +437,7 @@ class Session:
     def _assemble_evaluation(
         self, driver: Driver, step: str, model: nn.Module, data: Any, parts: PlainParts
     ) -> Context:
-        """Let the loops of an evaluation work on a context of its own."""
+        """Give the loops of an evaluation a new context."""
         abandon_loops(driver.root)
         context = assemble_evaluation(self._equipment, self._host, model, data, step, parts)
         context.steps.subscribe(self._host)
@@ -447,11 +448,11 @@ class Session:
 
     @contextmanager
     def in_charge(self, driver: Driver) -> Iterator[None]:
-        """Prepare what every run needs, and put it back afterwards.
+        """Context manager around every run: logging, gradients, clock and limits.
 
-        Within the block `log` reaches the run, also as `self.log` in a model that has no such
-        method, gradients are on, and the clock of the run goes. The limits are those that the loops
-        have now: they may have been changed in a pause.
+        Within the block `log` writes to the run, also as `self.log` in a model without such a
+        method. Gradients are on, and the clock of the run is running. The limits are read from the
+        loops, because they may have changed in a pause.
 
         Args:
             driver: The driver of the machine.
@@ -483,12 +484,12 @@ class Session:
 
     @contextmanager
     def _taking_folder(self, *, anew: bool) -> Iterator[None]:
-        """Hold the folder of the run from here on, unless the block fails or there is nothing to run."""
+        """Lock the folder of the run. The lock stays after the block, unless it fails or nothing is left to run."""
         owner = self._owner
         check_environment(Ranks.here(), self._host)  # before a folder is made
         held, done = owner is not None and owner.held, False
         try:
-            # A collective also where this rank has no folder: another one may have.
+            # A collective even if this rank has no folder, because another rank may have one.
             do_together(Ranks.here(), lambda: None if owner is None else owner.take(anew=anew))
             yield
             done = True
@@ -500,12 +501,12 @@ class Session:
 
     @contextmanager
     def _owning(self, driver: Driver) -> Iterator[None]:
-        """Hold the folder of the run while a fit runs, and from then on until it has ended.
+        """Lock the folder of the run from the start of a fit until it has ended.
 
-        An evaluation runs without it, if it is another run's now; then nothing of it is recorded.
+        If another run has locked the folder, an evaluation runs without it and is not recorded.
 
         Raises:
-            FolderInUse: Another run has it, or had it meanwhile.
+            FolderInUse: Another run has locked the folder, or had meanwhile.
         """
         owner, fit = self._owner, self._fit
         if owner is None:
@@ -535,10 +536,10 @@ class Session:
 
 
 def refuse_endless(root: Loop) -> None:
-    """Refuse a fit that nothing would ever end.
+    """Refuse a fit that would never end.
 
     Raises:
-        SettingError: A loop of the tree has limits, and none of them is set.
+        SettingError: A loop of the tree has limits, but none is set.
     """
     if any(loop.never_ends() for _, loop in training_loops(root)):
         raise SettingError(
@@ -548,14 +549,14 @@ def refuse_endless(root: Loop) -> None:
 
 
 def refuse_to_do_nothing(root: Loop, context: Context) -> None:
-    """Refuse a fit whose limits are reached before it begins.
+    """Refuse a fit whose limits are already reached.
 
     Args:
-        root: The loop of the fit, whose limits are taken over, if it has any.
+        root: The loop of the fit. Its limits, if any, are set in the context.
         context: The context of the fit, with its counters.
 
     Raises:
-        NothingToDo: They are.
+        NothingToDo: A limit is already reached.
     """
     limits = in_training(root).limits()
     if limits is not None:

@@ -1,7 +1,8 @@
-"""The settings of a run, as its checkpoints hold them, and what a script that resumes it has changed.
+"""The settings of a run in its checkpoints, and the changes of a script that resumes it.
 
-A checkpoint fits a script if models, loops, optimizers and data are of the same kind. Their settings may
-differ all the same: each difference is told once, with what was, what is, and which of the two holds.
+A checkpoint fits a script if models, loops, optimizers and data are of the same kind. Their
+settings may still differ. One warning lists each difference, with both values and which of the two
+holds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import PlainNames
 
 Settings = dict[str, dict[str, str]]
-"""Settings as text, by whose they are and by name."""
+"""Settings as text, by owner and name."""
 
 _PLAIN: Final = (
     bool, int, float, complex, str, bytes, type(None), Enum, timedelta, pathlib.PurePath, Every,
@@ -38,7 +39,7 @@ _MISSING: Final = object()
 
 
 class SettingsChanged(LikelyMistake):
-    """A run goes on with other settings than those that its checkpoint was written with."""
+    """A run continues with other settings than those of its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Change:
     """A setting that differs between a checkpoint and the script that resumes it.
 
     Attributes:
-        owner: Whose it is, such as "fit.epoch.batch.optimizer (OptimizerLoop)".
+        owner: What it belongs to, such as "fit.epoch.batch.optimizer (OptimizerLoop)".
         name: Its name.
         was: Its value in the checkpoint, as text; None if there was no such setting.
         now: Its value in the script; None if there is none.
@@ -61,7 +62,7 @@ class Change:
 
     @property
     def is_limit(self) -> bool:
-        """Whether it says how long a fit goes on: who changes that means to."""
+        """Whether it is a limit of the fit, which is changed on purpose."""
         return self.name in _LIMITS
 
     def __str__(self) -> str:
@@ -79,12 +80,12 @@ def settings_of_run(
     context: Context,
     hyperparameters: Settings,
 ) -> dict[str, Settings]:
-    """Read the settings of all that a run is made of.
+    """Read the settings of all parts of a run.
 
     Args:
         loops: The loops of the fit by their paths.
-        callbacks: Those that have a state.
-        context: What the loops share.
+        callbacks: The callbacks that have a state.
+        context: The context of the run.
         hyperparameters: What the user told the trainer and the model.
     """
     equipment = context.equipment
@@ -134,7 +135,7 @@ def constructor_values(thing: object) -> Iterator[tuple[str, object]]:
 
 
 def _settings_of_model(context: Context) -> Settings:
-    """Read what torch's own layers are set to, such as the `p` of a Dropout, and a loss."""
+    """Read the settings of torch's own layers, such as the `p` of a Dropout, and of a loss."""
     found = {
         f"model.{name} ({type(module).__name__})".replace("model. ", "model "): constants
         for name, module in PlainNames(context.model).modules(wrappers=False)
@@ -156,7 +157,7 @@ def _constants(module: nn.Module) -> dict[str, str]:
 
 
 def _settings_of_optimizers(context: Context) -> Settings:
-    """Read what optimizers and schedulers were set to when they were made."""
+    """Read the settings that optimizers and schedulers had when they were made."""
     found: Settings = {}
     for index, slot in enumerate(context.slots):
         kind = type(slot.optimizer).__name__
@@ -177,7 +178,7 @@ def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def as_text(value: object) -> str | None:
-    """Return a plain value as text; None for what is more than that."""
+    """Return a plain value as text; None for other values."""
     if not is_plain(value):
         return None
     text = repr(value)
@@ -201,12 +202,12 @@ def is_plain(value: object) -> bool:
 def changes(
     was: Mapping[str, Settings], now: Mapping[str, Settings], fresh: Sequence[str]
 ) -> Iterator[Change]:
-    """Find what differs between the settings of a checkpoint and those of a script.
+    """Find the differences between the settings of a checkpoint and those of a script.
 
     Args:
         was: Those of the checkpoint.
         now: Those of the script.
-        fresh: What the script takes none of from the checkpoint.
+        fresh: Parts that are not loaded from the checkpoint.
     """
     for part, ours in now.items():
         theirs = was.get(part, {})
@@ -234,7 +235,7 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
 
 
 def keep_what_holds(context: Context, was: Mapping[str, Settings], fresh: Sequence[str]) -> None:
-    """Note for later checkpoints what optimizers and schedulers are set to that went on from one."""
+    """For later checkpoints, note the settings of the checkpoint that restored optimizers keep."""
     theirs = was.get("optimizers", {})
     for index, slot in enumerate(context.slots):
         kind = type(slot.optimizer).__name__
@@ -248,7 +249,7 @@ def keep_what_holds(context: Context, was: Mapping[str, Settings], fresh: Sequen
 
 
 class _Read(str):
-    """A value as it was read from a checkpoint, already text."""
+    """A value read from a checkpoint, already text."""
 
     __slots__ = ()
 
@@ -261,15 +262,15 @@ def _as_read(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def tell_changes(found: Sequence[Change], source: object, *, ended: bool) -> None:
-    """Warn of changed settings, once for all of them. New limits alone are no surprise.
+    """Warn of changed settings, once for all of them. Changed limits alone are not warned of.
 
     Args:
-        found: What differs.
-        source: What the run goes on from.
-        ended: Whether the run had ended, and stays so.
+        found: The differences.
+        source: The checkpoint, for the message.
+        ended: Whether the run had ended and does not continue.
 
     Warns:
-        SettingsChanged: There are some.
+        SettingsChanged: There are differences.
     """
     if all(one.is_limit for one in found) and not (found and ended):
         return

@@ -18,15 +18,14 @@ def subscribe(board: SignalBoard, name: Any, receiver: Any = NOT_GIVEN, /, **opt
     Args:
         board: The board.
         name: A name, or an object with `on_<state>` methods.
-        receiver: A function; not given for an object, or to get a decorator.
+        receiver: A function; left out for an object or a decorator.
         **options: Those of `SignalBoard.on`; `every` may be any interval.
 
     Returns:
         What `SignalBoard.on` returns.
 
     Raises:
-        UnknownSignal: Nothing has this name; where another library calls a hook so, it says what it
-            is called here.
+        UnknownSignal: Nothing has this name. For a hook of another library the message gives our name.
         BadReceiver: A class was given in place of an object.
     """
     check_made(name)
@@ -43,7 +42,7 @@ def subscribe(board: SignalBoard, name: Any, receiver: Any = NOT_GIVEN, /, **opt
 
 
 def tell_of_error(board: SignalBoard, error: BaseException) -> None:
-    """Call `failed(error)` of the callbacks that have it, such as trackers: the error ends the run."""
+    """Tell an error that ends the run to callbacks with a method `failed(error)`, such as trackers."""
     owners = {
         id(o): o for one in board.subscriptions if (o := getattr(one.receiver, "__self__", None))
     }

@@ -1,4 +1,4 @@
-"""What `log` fills: a table of metrics, reduced over one pass and read when somebody looks.
+"""The table of metrics that `log` fills, reduced over one pass and computed when it is read.
 
 A number, or a tensor on the CPU, is added to a Python float (64 bits). A tensor elsewhere is added
 to an accumulator on its own device, so that nothing waits for the device until the table is read.
@@ -107,7 +107,7 @@ class Metrics(Mapping[str, float]):
         self._told_of_size = False
 
     def begin(self) -> None:
-        """Empties the table for a new pass and resets the metric objects logged in the last one."""
+        """Clear the table for a new pass, and reset the metric objects logged in the last one."""
         self.over = False
         for entry in self._entries.values():
             if isinstance(entry, Held):
@@ -116,10 +116,10 @@ class Metrics(Mapping[str, float]):
         self._numbers = None
 
     def settle(self) -> None:
-        """Reads the metric objects logged so far, keeps their values, and resets the objects.
+        """Compute the metric objects logged so far, keep their values, and reset the objects.
 
-        Said between two loaders of one pass. What is logged from here on has other names, and an
-        object that takes part in it holds nothing of the loader before.
+        Called between two loaders of one pass: later metrics have other names, and their objects
+        must hold nothing of the previous loader.
         """
         settled: dict[str, Number | Held | Pending] = {}
         for name, entry in self._entries.items():
@@ -134,7 +134,7 @@ class Metrics(Mapping[str, float]):
         self._entries, self._numbers = settled, None
 
     def objects(self) -> list[MetricObject]:
-        """The metric objects that were logged in this pass, each once."""
+        """Return the metric objects that were logged in this pass, each once."""
         found = {
             id(one.metric): one.metric for one in self._entries.values() if isinstance(one, Held)
         }
@@ -151,7 +151,7 @@ class Metrics(Mapping[str, float]):
         on_epoch: bool = True,
         prog_bar: bool = False,
     ) -> None:
-        """Adds a value to a metric of this pass.
+        """Add a value to a metric of this pass.
 
         Args:
             name: Of the metric. How it is reduced and where it is shown is settled by the first
@@ -229,7 +229,7 @@ class Metrics(Mapping[str, float]):
         values: Mapping[str, object] | MetricObject,
         **settings: Unpack[LogSettings],
     ) -> None:
-        """Logs several values at once.
+        """Log several values at once.
 
         Args:
             values: A mapping of names to values, or one metric object that computes a dict, such as
@@ -250,7 +250,7 @@ class Metrics(Mapping[str, float]):
             self.log(name, value, **settings)
 
     def attach(self, name: str, metric: MetricObject) -> bool:
-        """Gives a metric object the state saved under `name`, if one waits for it.
+        """Load the state saved under `name` into a metric object, if there is one.
 
         Only for objects that are no attributes of the owner, before they are used again.
         """
@@ -262,7 +262,7 @@ class Metrics(Mapping[str, float]):
         return True
 
     def compute(self) -> dict[str, float]:
-        """Every metric of the pass reduced to a float, in the order of their first `log`."""
+        """Return every metric of the pass, reduced to a float, in the order of their first `log`."""
         numbers = self._read_numbers()
         found: dict[str, float] = {}
         for name, entry in self._entries.items():
@@ -295,7 +295,7 @@ class Metrics(Mapping[str, float]):
         }
 
     def shown(self, name: str) -> Shown:
-        """Where the metric is to be shown."""
+        """Return where to show the metric."""
         if name not in self._entries:
             raise self._unknown(name)
         return self._entries[name].shown
@@ -319,7 +319,7 @@ class Metrics(Mapping[str, float]):
         return f"Metrics({', '.join(self._entries)})"
 
     def state_dict(self) -> dict[str, object]:
-        """All that was accumulated: floats of the host, copies of tensors on their devices.
+        """Return all accumulated values: floats of the host, copies of tensors on their devices.
 
         Raises:
             UnsavableMetric: A metric object keeps its state where it cannot be found.
@@ -327,7 +327,7 @@ class Metrics(Mapping[str, float]):
         return {name: entry.state(name, self._owner) for name, entry in self._entries.items()}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Goes on from a saved state, to the bit.
+        """Restore a saved state, to the bit.
 
         The state of a metric object is given back to the attribute of the owner that it was, or
         to the object already logged by that name; else it waits for `attach` or the next `log`.

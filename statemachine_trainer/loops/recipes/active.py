@@ -54,7 +54,7 @@ Target = tuple[str, float] | Callable[[Mapping[str, float]], bool] | None
 
 
 class ActiveLearningLoop(TrainingLoop):
-    """Fits on what is labelled, asks for the labels of the most useful of the rest, and fits again.
+    """Fits on the labelled samples, asks for labels of the most useful other samples, and fits again.
 
     The training data given to `fit` are the pool; its loader says how parts of it are loaded.
     Validation data are apart from it, so that no sample is ever on both sides. Each fit begins with
@@ -75,9 +75,9 @@ class ActiveLearningLoop(TrainingLoop):
             for each sample; or a heuristic of BaaL.
         mc_samples: Predictions of each sample, with dropout on (Monte Carlo dropout); 20 for "bald",
             else 1, unless given.
-        query: Labels asked for in each round.
-        budget: Labels at most; None for the whole pool.
-        rounds: Fits at most; None for no limit.
+        query: Number of labels to ask for in each round.
+        budget: Largest number of labels; None for the whole pool.
+        rounds: Largest number of fits; None for no limit.
         target: Ends it once a fit has come so far: a metric and the least value wanted, or a
             function of the metrics.
         first: How many labels are asked for before the first fit, chosen by chance; or which
@@ -98,7 +98,7 @@ class ActiveLearningLoop(TrainingLoop):
         history: The number of labels and the metrics after each fit.
 
     Raises:
-        SettingError: A setting that makes no sense.
+        SettingError: A setting is invalid.
     """
 
     initial = "learning_start"
@@ -178,7 +178,7 @@ class ActiveLearningLoop(TrainingLoop):
         return self.scoring.mc_samples if "mc_samples" in self._given else None
 
     def learning_start(self) -> Literal["ask", "labels_known"]:
-        """Remember model and callbacks as they are; find out what is to be labelled first."""
+        """Remember model and callbacks, and choose the first samples to label."""
         check_renewable(self.context)
         self.first_weights = captured(self.context)
         self.first_callbacks = captured_callbacks(self.context)
@@ -205,7 +205,7 @@ class ActiveLearningLoop(TrainingLoop):
         return "ask"
 
     def labelling(self) -> Literal["labelled"] | None:
-        """Have the samples labelled; rest where there are no labels yet."""
+        """Get the labels of the samples; wait if there are none yet."""
         found = self._ask()
         if found is None:
             return None
@@ -218,7 +218,7 @@ class ActiveLearningLoop(TrainingLoop):
         return "labelled"
 
     def round_start(self) -> Literal["round_ready"]:
-        """Begin the next fit, on all that is labelled."""
+        """Begin the next fit, on all labelled samples."""
         self._read_again()
         self.fitted = len(self.indices)
         renew(
@@ -230,7 +230,7 @@ class ActiveLearningLoop(TrainingLoop):
         return "round_ready"
 
     def round_end(self) -> Literal["enough", "score", "choose"]:
-        """Note how good the model is; decide whether that is enough."""
+        """Record the metrics, and decide whether to stop."""
         metrics = self.context.read_metrics()
         self.context.train.shutdown()
         self.history.append({"labels": float(len(self.indices)), **metrics})
@@ -268,7 +268,7 @@ class ActiveLearningLoop(TrainingLoop):
         return False
 
     def restore(self) -> None:
-        """Have the loaders again that the saved run had."""
+        """Make the loaders of the saved run again."""
         withdraw_feeds(self.context, "pool")
         self._read_again()
         if self.fitted:

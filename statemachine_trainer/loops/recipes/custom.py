@@ -1,4 +1,4 @@
-"""What a training loop written from scratch is made of: the verbs, without an order."""
+"""The base of training loops written from scratch: the actions of training, in any order."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ from statemachine_trainer.loops.verbs import (
 
 
 class OutOfTurn(TrainingError):
-    """A loop from scratch says a word before the one that has to come first."""
+    """A loop written from scratch calls an action before the one that must come first."""
 
 
 class CustomLoop(TrainingLoop):
-    """Base of loops written from scratch: states of one's own, which say these words to train.
+    """Base of loops written from scratch: your own states call these methods to train.
 
-    The loop decides in which order and how often. Each word keeps the counters, the metrics and the
-    precision right, so that callbacks, checkpoints and resuming work as with the loops that come
-    with the package. Three states are ready to be named in `transitions`: `epoch_start`, `fetch`
-    and `epoch_end`. There is one split in a batch, and accumulation, clipping and turns of several
-    optimizers are what the loop makes of them.
+    The loop decides in which order and how often. Each method keeps the counters, the metrics and
+    the precision right, so callbacks, checkpoints and resuming work as with the loops of the
+    package. Three states can be named in `transitions`: `epoch_start`, `fetch` and `epoch_end`. A
+    batch has one split. Accumulation, clipping and turns of several optimizers are up to the loop.
 
-    It stands in the place of an epoch loop, where `FitLoop` sees to limits, or alone.
+    Use it in place of an epoch loop, where `FitLoop` handles limits, or alone.
 
     Example:
         class Plain(CustomLoop):
@@ -78,7 +77,7 @@ class CustomLoop(TrainingLoop):
     # -- words -----------------------------------------------------------------------------------
 
     def begin_pass(self) -> None:
-        """Begin a pass over the training data, or go on with one that was left unfinished.
+        """Begin a pass over the training data, or continue an unfinished one.
 
         It is an epoch: metrics are averaged over it.
         """
@@ -98,7 +97,7 @@ class CustomLoop(TrainingLoop):
             False if the pass has ended, or a limit on steps was reached.
 
         Raises:
-            OutOfTurn: `end_batch` was not said for the batch before.
+            OutOfTurn: `end_batch` was not called for the previous batch.
         """
         context = self.context
         if context.batch is not None and not self.holding:
@@ -123,11 +122,11 @@ class CustomLoop(TrainingLoop):
     def training_loss(self, batch: Any = None) -> torch.Tensor:
         """Call the training step and return its loss.
 
-        Say `backward` in the same state: a graph cannot be written down. (Or mark the state that
-        follows as `transient`.)
+        Call `backward` in the same state, because a graph cannot be saved. (Or mark the next state
+        as `transient`.)
 
         Args:
-            batch: What to call it with; the present batch unless given.
+            batch: The batch; by default the present one.
 
         Raises:
             StepOutputError: It returned no loss.
@@ -144,7 +143,7 @@ class CustomLoop(TrainingLoop):
         return loss
 
     def backward(self, loss: torch.Tensor, optimizer: int = 0) -> None:
-        """Propagate a loss backward. Gradients add up until the next step of the optimizer.
+        """Run the backward pass of a loss. Gradients add up until the next step of the optimizer.
 
         Args:
             loss: The loss.
@@ -157,10 +156,10 @@ class CustomLoop(TrainingLoop):
         context.loss = context.output = None  # their graphs are gone
 
     def optimizer_step(self, optimizer: int = 0) -> None:
-        """Step an optimizer, and its schedulers that go by steps; the step is counted.
+        """Step an optimizer and its schedulers that count steps, and count the step.
 
         Raises:
-            OutOfTurn: `backward` was not said since its last step.
+            OutOfTurn: `backward` was not called since its last step.
         """
         context = self.context
         if context.slots[optimizer].window == 0:
@@ -172,11 +171,11 @@ class CustomLoop(TrainingLoop):
         step_optimizer(context, optimizer)
 
     def end_batch(self) -> None:
-        """Count the batch and let go of it."""
+        """Count the batch and drop it."""
         context = self.context
         count_batch(context)
         context.batch = context.split = context.output = context.loss = None
 
     def end_pass(self) -> None:
-        """Count the epoch, keep its metrics, and step the schedulers that go by epochs."""
+        """Count the epoch, keep its metrics, and step the schedulers that count epochs."""
         end_epoch(self, self.context, over=not self.context.finished)

@@ -84,19 +84,20 @@ class KFoldLoop(TrainingLoop):
     Source: Stone, Cross-Validatory Choice and Assessment of Statistical Predictions, 1974.
 
     Args:
-        folds: How many; or a splitter of scikit-learn.
+        folds: Number of folds, or a splitter of scikit-learn.
         stratify: The label of each sample (a sequence, or a function of the data set; True: the
             second part of each sample), for folds with the same share of each.
         groups: The group of each sample (a sequence, or a function of the data set): no group is on
             both sides.
-        repeats: Divide anew and go round again so many times.
-        shuffle: Whether chance divides the data.
-        seed: Of that; the global generators have no part in it.
-        test_data: What the ensemble is tested on; no ensemble without it.
+        repeats: Number of times to divide the data and run all folds.
+        shuffle: Whether to divide the data at random.
+        seed: Seed of the division; the global generators are not used.
+        test_data: Data to test the ensemble on; without it there is no ensemble.
         ensemble: How the models' outputs become one: "mean" (as the loss of `test_step` says),
             "softmax", "sigmoid", "plain", "vote", or a function of the stacked outputs (models,
             batch, ...) that returns the outputs (batch, ...). See `EnsembleLoop`.
-        make_loader: Makes the loader of a part of the data, if not as the loader given to `fit`.
+        make_loader: Makes the loader of a part of the data; by default it is like the loader given
+            to `fit`.
         **loops: Loops for `fit`, `test` and `ensemble`.
 
     Attributes:
@@ -106,7 +107,7 @@ class KFoldLoop(TrainingLoop):
         scores: The metrics of each fold's test.
 
     Raises:
-        SettingError: A setting that makes no sense.
+        SettingError: A setting is invalid.
         ModelError: The model has no `test_step`.
     """
 
@@ -207,7 +208,7 @@ class KFoldLoop(TrainingLoop):
         return "divided"
 
     def fold_start(self) -> Literal["fold_ready"]:
-        """Begin as if no fold had been before."""
+        """Begin the next fold from the first weights."""
         self.fold = len(self.models)
         train, test = self._loaders()
         self._begin_anew(train)
@@ -229,7 +230,7 @@ class KFoldLoop(TrainingLoop):
         return "models_ready"
 
     def kfold_end(self) -> Literal["fit_done"]:
-        """Publish the scores; model and data are those of the beginning again."""
+        """Publish the scores, and restore the first weights and the data."""
         context = self.context
         tested = context.validation_metrics.compute() if self.test_data is not None else {}
         self.fold = -1
@@ -257,7 +258,7 @@ class KFoldLoop(TrainingLoop):
         return len(self.scores) <= self.fold  # the test of the fold is still to come
 
     def restore(self) -> None:
-        """Have the loaders again that the saved run had."""
+        """Make the loaders of the saved run again."""
         self._forget_loaders()
         if self.fold < 0:
             return
@@ -334,7 +335,7 @@ def make_folds(
         number: How many folds.
         labels: Of each sample, for folds with the same share of each label.
         groups: Of each sample; no group is on both sides of a fold.
-        repeats: Divide anew so many times.
+        repeats: Number of times to divide the data.
         shuffle: Whether chance divides. It comes from `seed`, never from the global generators.
         seed: Of the first repeat; the others follow from it.
 

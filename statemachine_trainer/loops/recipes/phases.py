@@ -1,4 +1,4 @@
-"""Phases: fits one after the other, as one machine, each with what it changes declared."""
+"""Phases: fits one after the other in one machine, each with its declared changes."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _NO_NAMES: Final = (_GIVEN, "phases", "cycles")
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase: a loop, and what is different while it runs. Nothing else changes.
+    """One phase: a loop, and the changes while it runs. Nothing else changes.
 
-    What holds for the phase only, and is undone at its end: `freeze`, the data, `optimizers`. What
-    is handed on to the next phase: the weights, the optimizers with their settings and schedulers,
-    the callbacks, the counters, the generators of random numbers, and where the data stand.
+    At the end of the phase `freeze`, the data and `optimizers` are undone. The next phase keeps the
+    weights, the optimizers with their settings and schedulers, the callbacks, the counters, the
+    random number generators, and the position in the data.
 
     Args:
         name: Of the phase, and of its state.
@@ -156,7 +156,7 @@ class PhasesLoop(TrainingLoop):
         return f"{name}({phases}{')' if settings == ')' else ', ' + settings}"
 
     def phase_start(self) -> str:
-        """Change what the next phase declares to be different."""
+        """Apply the changes of the next phase."""
         context = self.context
         self.abandon()  # of an attempt that failed half-way
         if not self.done:
@@ -179,7 +179,7 @@ class PhasesLoop(TrainingLoop):
         return name
 
     def phase_end(self) -> Literal["next_phase", "phases_done"]:
-        """Undo what held for the phase only."""
+        """Undo the changes that hold for this phase only."""
         phase = self.phases[self.phase]
         self._exchange_data(phase, phase.name, _GIVEN)
         self._let_work(None)
@@ -192,7 +192,7 @@ class PhasesLoop(TrainingLoop):
         return "next_phase" if self.done < self.cycles * len(self.phases) else "phases_done"
 
     def phases_end(self) -> Literal["fit_done"]:
-        """The model is the one of the last phase; data of phases are let go of."""
+        """End the last phase, and drop the data of phases."""
         for name in [*self.opened]:
             self._let_go(name)
         return "fit_done"
@@ -202,7 +202,7 @@ class PhasesLoop(TrainingLoop):
         return self.done > 0 and self.done % len(self.phases) == 0
 
     def abandon(self) -> None:
-        """Let what is frozen be trained again."""
+        """Unfreeze all frozen parameters."""
         if self.context is None:
             return
         thaw(self.context.model, self.frozen, self.asleep)
@@ -212,7 +212,7 @@ class PhasesLoop(TrainingLoop):
         return self.done + 1 < len(self.phases)
 
     def restore(self) -> None:
-        """Have the loaders again that the saved run had."""
+        """Make the loaders of the saved run again."""
         self._reload = None  # those given to `fit` are the present ones, as when a fit begins
         for name in self.opened:
             self._make_feeds(self.phases[name])
@@ -223,7 +223,7 @@ class PhasesLoop(TrainingLoop):
     # -- optimizers ------------------------------------------------------------------------------
 
     def _begin_run(self) -> None:
-        """Find mistakes in all phases now, and not when their turn comes."""
+        """Find mistakes in all phases now, before the first one runs."""
         context = self.context
         self._reload = None
         for phase in self.phases.values():
@@ -325,7 +325,7 @@ class PhasesLoop(TrainingLoop):
             context.validation = others.pop(self._key(coming, "validation"))
 
     def _let_go(self, name: str) -> None:
-        """Let go of the data of a phase, and end their workers."""
+        """Drop the data of a phase, and end its workers."""
         if name in self.opened:
             self.opened.remove(name)
             for kind in ("train", "validation"):
