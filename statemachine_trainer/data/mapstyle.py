@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, MapDataPipe
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    MapDataPipe,
+)
 
 from statemachine_trainer.data.data_errors import NotExact, OrderKept
 from statemachine_trainer.data.indices import IndexStream, plan_for
@@ -72,11 +78,12 @@ class MapReader(Reader):
         batches = self.loader.batch_sampler
         return _length(self.loader.sampler if batches is None else batches)
 
-    def facts(self) -> dict[str, int | None]:
+    def facts(self) -> dict[str, int | str | None]:
         return {
             "items": _length(self.loader.dataset),
             "batches": self.count(),
             "batch_size": self.loader.batch_size,
+            "sampler": sampler_name(self.loader),
         }
 
     def begin(self, epoch: int) -> None:
@@ -263,6 +270,13 @@ def is_map_loader(loader: Any) -> bool:
         return loader.num_workers == 0 or not has_state(loader.dataset)
     reading = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
     return all(getattr(type(loader), name) is getattr(DataLoader, name) for name in reading)
+
+
+def sampler_name(loader: DataLoader[Any]) -> str:
+    """Return the class of what gives a loader its order."""
+    batches: Any = loader.batch_sampler
+    source = batches.sampler if type(batches) is BatchSampler else batches or loader.sampler
+    return type(source).__name__
 
 
 def _length(sized: Any) -> int | None:

@@ -31,7 +31,7 @@ class Reader(ABC):
         """Batches in a pass, if that can be relied on."""
 
     @abstractmethod
-    def facts(self) -> dict[str, int | None]:
+    def facts(self) -> dict[str, int | str | None]:
         """What must be as it was when a state is loaded: ``items`` always, the rest in a pass."""
 
     @abstractmethod

@@ -46,7 +46,7 @@ class SequenceReader(Reader):
     def count(self) -> int | None:
         return len(self.batches)
 
-    def facts(self) -> dict[str, int | None]:
+    def facts(self) -> dict[str, int | str | None]:
         return {"items": len(self.batches)}
 
     def begin(self, epoch: int) -> None:
@@ -108,7 +108,7 @@ class StreamReader(Reader):
     def count(self) -> int | None:
         return None
 
-    def facts(self) -> dict[str, int | None]:
+    def facts(self) -> dict[str, int | str | None]:
         return {}
 
     def begin(self, epoch: int) -> None:

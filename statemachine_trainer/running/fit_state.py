@@ -29,6 +29,7 @@ from statemachine_trainer.running.audit import (
 )
 from statemachine_trainer.running.drivers import context_of
 from statemachine_trainer.running.hyperparameters import Hyperparameters
+from statemachine_trainer.running.modules_outside import ModulesOutside
 from statemachine_trainer.running.reachable import Roots, roots_besides_model_and_data
 from statemachine_trainer.running.settings_record import (
     Change,
@@ -84,6 +85,7 @@ class FitState:
         self._callbacks = callbacks
         self._hyperparameters = hyperparameters
         self._fresh: tuple[Fresh, ...] = ()
+        self._outside = ModulesOutside()
 
     def write(self) -> dict[str, Any]:
         """Return the whole state at this boundary.
@@ -107,6 +109,7 @@ class FitState:
             ],
             "checkpoints": None if checkpoints is None else checkpoints.state_dict(),
             "generators": own_states(self._roots(context)),
+            "modules": self._outside.state(*self._outside_model(context)),
         }
 
     def check_writable(self) -> None:
@@ -120,6 +123,7 @@ class FitState:
         """
         context = context_of(self._driver)
         if context is not None:
+            self._outside.watch(*self._outside_model(context))
             check_writable(self._driver, context, self.stateful_callbacks())
             tell_what_is_not_held(self._host.board, self._driver, context)
 
@@ -136,6 +140,11 @@ class FitState:
 
     def _roots(self, context: Context) -> Roots:
         return roots_besides_model_and_data(self._host.board, self._driver, context)
+
+    def _outside_model(self, context: Context) -> tuple[Roots, list[object]]:
+        """Return where modules outside of the model are looked for, and those that are held elsewhere."""
+        roots = {"model": context.model, **self._roots(context)}
+        return roots, [context.model, context.steps.whole, *self.stateful_callbacks()]
 
     def read(self, state: Mapping[str, Any], fresh: Sequence[Fresh] = ()) -> list[Change]:
         """Restore a state in a fit that was started with the same model and data.
@@ -176,6 +185,7 @@ class FitState:
             self._host.checkpoints.load_state_dict(state["checkpoints"])
         # Earlier versions saved only those of the model and the data.
         missing = restore_own(self._roots(context), state.get("generators", {}))
+        self._outside.restore(*self._outside_model(context), state.get("modules", {}))
         if missing:
             warnings.warn(not_there(missing, "callbacks and loops"), NotExact, stacklevel=2)
         keep_what_holds(context, was, fresh)

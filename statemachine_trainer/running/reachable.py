@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 from statemachine_trainer.data import Feed
@@ -36,6 +38,7 @@ def roots_besides_model_and_data(board: SignalBoard, driver: Driver, context: Co
     for name in ("loss", "metrics"):
         if getattr(given, name) is not None:
             found.append((name, getattr(given, name)))
+    found += _hooks_of_all()
     roots: Roots = {}
     for name, thing in found:
         roots.setdefault(_free(name, roots), thing)
@@ -76,6 +79,16 @@ def _listeners(board: SignalBoard, context: Context) -> Iterator[tuple[str, obje
         else:
             kind = "module" if isinstance(thing, nn.Module) else "callback"
             yield f"{kind} {type(thing).__name__}", thing
+
+
+def _hooks_of_all() -> Iterator[tuple[str, object]]:
+    """Yield the hooks that torch calls for each module, or for each optimizer, of the process."""
+    for kind in (nn.Module, torch.optim.Optimizer):
+        space = sys.modules[kind.__module__]
+        for name, hooks in vars(space).items():
+            if name.startswith("_global") and name.endswith("hooks") and hooks:
+                # Their keys are numbers that count the hooks of the whole process.
+                yield f"{space.__name__}.{name}", [*hooks.values()]
 
 
 def _schedulers(context: Context) -> Iterator[tuple[str, object]]:

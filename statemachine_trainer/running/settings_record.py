@@ -18,7 +18,9 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from statemachine_trainer.data.mapstyle import sampler_name
 from statemachine_trainer.intervals import Every
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import LikelyMistake
@@ -104,6 +106,9 @@ def settings_of_run(
         },
         "hyperparameters": hyperparameters,
         "model": _settings_of_model(context),
+        "layers": {"the model": _layers(context)},
+        "loss": _settings_of_loss(context),
+        "data": _settings_of_data(context),
         "optimizers": _settings_of_optimizers(context),
     }
 
@@ -145,6 +150,44 @@ def _settings_of_model(context: Context) -> Settings:
     if isinstance(loss, nn.Module) and (constants := _constants(loss)):
         found[f"loss ({type(loss).__name__})"] = constants
     return found
+
+
+def _settings_of_loss(context: Context) -> Settings:
+    loss = context.steps.given.loss
+    if loss is None:
+        return {}
+    return {"the trainer": {"loss": getattr(loss, "__qualname__", type(loss).__name__)}}
+
+
+def _settings_of_data(context: Context) -> Settings:
+    """Read what torch's own loaders are set to, but for how many workers read."""
+    named = [("train", context.train), *context.validation]
+    return {
+        f"data {name}": {
+            "batch_size": repr(loader.batch_size),
+            "drop_last": repr(loader.drop_last),
+            "sampler": sampler_name(loader),
+            "collate_fn": getattr(
+                loader.collate_fn, "__qualname__", type(loader.collate_fn).__name__
+            ),
+        }
+        for name, feed in named
+        if feed is not None and isinstance(loader := feed.loader, DataLoader)
+    }
+
+
+def _layers(context: Context) -> dict[str, str]:
+    """Read the class of each module: one without parameters leaves no trace in the weights."""
+    return {
+        name: _class_of_layer(module)
+        for name, module in PlainNames(context.model).modules(wrappers=False)
+        if name
+    }
+
+
+def _class_of_layer(module: nn.Module) -> str:
+    """Return the name of its class, without what torch puts before it once it is lazy or sharded."""
+    return type(module).__name__.removeprefix("FSDP").removeprefix("Lazy")
 
 
 def _constants(module: nn.Module) -> dict[str, str]:
@@ -229,7 +272,7 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
         return f"The checkpoint's holds; for the script's say fit(..., fresh=({which!r},))."
     if name == "seed":
         return "The random numbers of the checkpoint hold; a new run takes the script's."
-    if part == "model":
+    if part in ("model", "layers", "data"):
         return "The script's holds; for the checkpoint's write it there."
     return "The script's holds; for the checkpoint's set it there."
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ Generator = (
     | np.random.Generator
     | np.random.RandomState
     | np.random.BitGenerator
+    | np.random.SeedSequence
 )
 
 GENERATORS: Final = (
@@ -23,7 +25,11 @@ GENERATORS: Final = (
     np.random.Generator,
     np.random.RandomState,
     np.random.BitGenerator,
+    np.random.SeedSequence,
 )
+
+_SEEDS: Final = "seed_seq"
+"""Key of the sequence of seeds, in the state of a generator of numpy: it counts what was spawned."""
 
 _BITS: Final = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
@@ -53,7 +59,7 @@ def kind_of(generator: Generator) -> str:
         return f"numpy.Generator({type(generator.bit_generator).__name__})"
     if isinstance(generator, np.random.RandomState):
         return f"numpy.RandomState({type(generator._bit_generator).__name__})"
-    if isinstance(generator, np.random.BitGenerator):
+    if isinstance(generator, np.random.BitGenerator | np.random.SeedSequence):
         return f"numpy.{type(generator).__name__}"
     if isinstance(generator, torch.Generator):
         return f"torch.Generator({generator.device.type})"
@@ -69,9 +75,13 @@ def state_of(generator: Generator) -> Any:
         return [version, torch.tensor(words, dtype=torch.int64), gauss]
     if isinstance(generator, np.random.RandomState):
         return generator.get_state(legacy=False)
-    if isinstance(generator, np.random.Generator):
-        return dict(generator.bit_generator.state)
-    return dict(generator.state)
+    if isinstance(generator, np.random.SeedSequence):
+        return _state_of_sequence(generator)
+    bits = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+    state = dict(bits.state)
+    if isinstance(sequence := _sequence_of(bits), np.random.SeedSequence):
+        state[_SEEDS] = _state_of_sequence(sequence)
+    return state
 
 
 def put(generator: Generator, state: Any) -> None:
@@ -87,10 +97,47 @@ def put(generator: Generator, state: Any) -> None:
         random.Random.setstate(generator, (version, tuple(words.tolist()), gauss))
     elif isinstance(generator, np.random.RandomState):
         generator.set_state(state)
-    elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
+    elif isinstance(generator, np.random.SeedSequence):
+        _put_sequence(generator, state)
     else:
-        generator.state = state
+        bits = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+        bits.state = {key: value for key, value in state.items() if key != _SEEDS}
+        sequence = _sequence_of(bits)
+        # Earlier versions did not write it.
+        if _SEEDS in state and isinstance(sequence, np.random.SeedSequence):
+            _put_sequence(sequence, state[_SEEDS])
+
+
+def _sequence_of(bits: np.random.BitGenerator) -> object:
+    """Return that from which a generator was seeded, and from which it spawns others."""
+    return getattr(bits, "seed_seq", getattr(bits, "_seed_seq", None))
+
+
+def _state_of_sequence(sequence: np.random.SeedSequence) -> dict[str, Any]:
+    entropy = sequence.entropy
+    plain = entropy is None or isinstance(entropy, int)
+    return {
+        "entropy": entropy if plain else [int(one) for one in np.ravel(cast(Any, entropy))],
+        "spawn_key": [int(one) for one in sequence.spawn_key],
+        "pool_size": int(sequence.pool_size),
+        "n_children_spawned": int(sequence.n_children_spawned),
+    }
+
+
+def _sequence(state: Mapping[str, Any]) -> np.random.SeedSequence:
+    return np.random.SeedSequence(
+        state["entropy"],
+        spawn_key=tuple(state["spawn_key"]),
+        pool_size=state["pool_size"],
+        n_children_spawned=state["n_children_spawned"],
+    )
+
+
+def _put_sequence(sequence: np.random.SeedSequence, state: Mapping[str, Any]) -> None:
+    """Make a sequence that of a state, as unpickling does: its attributes cannot be set."""
+    there: Any = _sequence(state)
+    here: Any = sequence
+    here.__setstate__(there.__reduce__()[2])
 
 
 def make(kind: str, state: Any) -> Generator | None:
@@ -99,6 +146,8 @@ def make(kind: str, state: Any) -> Generator | None:
     made: Generator
     if name == "random.Random":
         made = random.Random()
+    elif name == "numpy.SeedSequence":
+        made = np.random.SeedSequence(0)
     elif name == "torch.Generator":
         try:
             made = torch.Generator(inside)
@@ -123,6 +172,10 @@ def seed(generator: Generator, content: bytes) -> None:
         return
     if isinstance(generator, random.Random):
         random.Random.seed(generator, digest)
+        return
+    if isinstance(generator, np.random.SeedSequence):
+        fresh_seeds = np.random.SeedSequence(int.from_bytes(digest, "little"))
+        _put_sequence(generator, _state_of_sequence(fresh_seeds))
         return
     bits: Any = generator
     if isinstance(generator, np.random.Generator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import io
 import queue
@@ -57,7 +58,7 @@ _SKIPPED = (
     "statemachine_trainer.callbacks.checkpoints", "torch.jit", "torch.distributed",
 )  # fmt: skip
 _QUEUES = ("asyncio.queues", "multiprocessing.queues", "torch.multiprocessing.queue")
-_BASES_WITHOUT_STATE = ("torch.nn.", "lightning.", "pytorch_lightning.")
+_BASES_WITHOUT_STATE = ("torch.nn.", "torch.optim.optimizer", "lightning.", "pytorch_lightning.")
 
 
 @functools.lru_cache(maxsize=2048)
@@ -82,10 +83,15 @@ def how_to_visit(kind: type) -> tuple[str, tuple[str, str] | None]:
     ):
         return "_referents", None
     known = is_users(kind.__module__) or is_transparent(kind.__module__)
-    return "_object", None if known and not _has_state(kind) else _QUIET
+    if not known:
+        return "_object", LENT
+    return "_object", _QUIET if _has_state(kind) else None
 
 
 _QUIET: Final = ("", "")
+LENT: Final = ("of a library", "")
+"""That of an object of a library nothing is told, but for what lies in functions that users gave it."""
+
 _VISITS: Final[tuple[tuple[Any, str], ...]] = (
     (GENERATORS, "_find"),
     ((types.ModuleType, torch.Tensor), ""),
@@ -95,6 +101,9 @@ _VISITS: Final[tuple[tuple[Any, str], ...]] = (
     (types.FunctionType, "_function"),
     (functools.partial, "_partial"),
     (_BOUND, "_bound"),
+    (type(functools.cache(len)), "_cache"),
+    (contextvars.ContextVar, "_context_variable"),
+    (threading.local, "_of_thread"),
     (weakref.ReferenceType, "_weak"),
     (np.ndarray, "_array"),
     (type, "_class"),

@@ -14,9 +14,11 @@ in one of those.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import gc
 import random
+import threading
 import types
 import weakref
 from collections import OrderedDict, deque
@@ -26,6 +28,7 @@ from itertools import chain, islice
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
+import torch
 from torch import nn
 
 from statemachine_trainer.parallel.wrappers import inner_of
@@ -33,6 +36,7 @@ from statemachine_trainer.snapshot.generators import Generator, identity_of, is_
 from statemachine_trainer.snapshot.kinds import (
     ATOMS,
     HEAP,
+    LENT,
     attributes_of_class,
     how_to_visit,
     is_a,
@@ -106,10 +110,14 @@ class _Way(NamedTuple):
         told: Whether what cannot be held is told. What lies in an object with a state of its own is
             the business of that object; what lies in a library's object is the library's.
         ordered: Whether paths are the same in every process.
+        lent: Whether nothing is told because a library holds it. It writes down what is its own, and
+            knows nothing of what lies in a function that a user gave it, such as the function of a
+            `LambdaLR` or a hook.
     """
 
     told: bool = True
     ordered: bool = True
+    lent: bool = False
 
 
 _OF_SYSTEM = "use `random.Random(seed)`"
@@ -134,6 +142,7 @@ class Search:
     Attributes:
         places: The generators by path, in the order in which they were found; each once.
         unheld: What no checkpoint can hold.
+        modules: The modules that were visited, by path, but for those whose holder writes them down.
         holders: The objects at the paths asked for.
         visited: Objects visited.
         complete: Whether the walk came to its end before `most`.
@@ -151,6 +160,7 @@ class Search:
     ) -> None:
         self.places: dict[str, Place] = {}
         self.unheld: list[Unheld] = []
+        self.modules: dict[str, nn.Module] = {}
         self.holders: dict[str, object] = {}
         self.visited = 0
         self.complete = True
@@ -245,7 +255,7 @@ class Search:
                 self._tell(path, *told, way)
             return
         if told is not None:  # what is below is the business of this object
-            way = way._replace(told=False)
+            way = way._replace(told=False, lent=told is LENT and (way.told or way.lent))
         getattr(self, visit)(thing, path, way)
 
     def _object(self, thing: object, path: str, way: _Way) -> None:
@@ -256,6 +266,8 @@ class Search:
         if inner is not None:  # paths are those of a model without wrappers
             self._offer(inner, path, Step(path, "other", ""), way)
             return
+        if way.told:
+            self.modules[path] = module
         children = module.__dict__.get("_modules", {})  # a compiled script has none
         for name, child in children.items():
             if child is not None:
@@ -264,7 +276,20 @@ class Search:
             # Their keys are numbers that count the hooks of the whole process.
             for place, hook in enumerate([*(module.__dict__.get(name) or {}).values()]):
                 self._offer(hook, f"{path}.{name}[{place}]", Step(path, "other", name), way)
+        for group in ("_parameters", "_buffers"):
+            for name, tensor in module.__dict__.get(group, {}).items():
+                if tensor is not None:
+                    self._beside_numbers(tensor, f"{path}.{name}", way)
         self._attributes(module, path, way, without=_OF_MODULES)
+
+    def _beside_numbers(self, tensor: torch.Tensor, path: str, way: _Way) -> None:
+        """Look at the hooks of a tensor, and at attributes that were set on it."""
+        with torch._C.DisableTorchFunctionSubclass():
+            for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+                for place, hook in enumerate([*(getattr(tensor, name, None) or {}).values()]):
+                    self._offer(hook, f"{path}.{name}[{place}]", Step(path, "other", name), way)
+        for name, value in [*object.__getattribute__(tensor, "__dict__").items()]:
+            self._offer(value, f"{path}.{name}", Step(path, "other", name), way)
 
     def _attributes(
         self, thing: object, path: str, way: _Way, without: tuple[str, ...] = ()
@@ -367,6 +392,8 @@ class Search:
         code = function.__code__
         if not (is_users(function.__module__) or is_transparent(function.__module__)):
             way = way._replace(told=False)
+        elif way.lent and is_users(function.__module__):
+            way = way._replace(told=True, lent=False)
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
                 value = cell.cell_contents
@@ -442,6 +469,22 @@ class Search:
         """Look at what an object of C refers to, such as a read-only view of a dict."""
         for place, one in enumerate(gc.get_referents(thing)[:LARGE]):
             self._offer(one, f"{path}<{place}>", Step(path, "other", place), way)
+
+    def _cache(self, thing: object, path: str, way: _Way) -> None:
+        """Look at what a function with a `functools.cache` has returned."""
+        self._referents(thing, path, way)
+        self._attributes(thing, path, way)
+
+    def _context_variable(
+        self, variable: contextvars.ContextVar[Any], path: str, way: _Way
+    ) -> None:
+        self._offer(variable.get(None), f"{path}.get()", Step(path, "other", "get"), way)
+
+    def _of_thread(self, local: threading.local, path: str, way: _Way) -> None:
+        """Look at what this thread has in an object that has other attributes in each thread."""
+        # Its class has no entry `__dict__`: only its own `__getattribute__` finds the dictionary.
+        for name, value in [*threading.local.__getattribute__(local, "__dict__").items()]:
+            self._offer(value, f"{path}.{name}", Step(path, "other", name), way)
 
     def _weak(self, reference: weakref.ref[Any], path: str, way: _Way) -> None:
         thing = weakref.ref.__call__(reference)

@@ -13,12 +13,15 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+from torch.utils.data import DataLoader
 
 from statemachine_trainer import EarlyStopping, Run, Trainer, log
+from statemachine_trainer.data import DataChanged
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
+DATA: Any = torch.ones(8, 2)
 BATCHES = [torch.ones(4, 2)] * 4
 MakeScheduler = Callable[[Optimizer], Any]
 
@@ -199,6 +202,52 @@ def test_what_layers_are_set_to_is_told(tmp_path: Path) -> None:
     make_trainer(tmp_path).fit(Net(), BATCHES)
     with changes("fit (FitLoop)", "model.layers.1 (Dropout): p was 0.0, is 0.5 now. The script's"):
         make_trainer(tmp_path, 2).fit(Net(dropout=0.5), BATCHES, resume="auto")
+
+
+def test_layers_without_weights_that_are_new_or_others_are_told(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit(Net(), BATCHES)
+    model = Net()
+    model.layers[1] = nn.Tanh()
+    model.layers.append(nn.ReLU())
+    with changes(
+        "fit (FitLoop)",
+        "the model: layers.1 was Dropout, is Tanh now. The script's holds",
+        "the model: layers.2 was not there, is ReLU now.",
+    ):
+        make_trainer(tmp_path, 2).fit(model, BATCHES, resume="auto")
+
+
+def test_another_loss_is_told(tmp_path: Path) -> None:
+    batches = [(torch.ones(4, 2), torch.ones(4, 1))]
+    model = nn.Linear(2, 1)
+    optimizer = SGD(model.parameters(), 0.1)
+    make_trainer(tmp_path).fit(model, batches, loss=nn.MSELoss(), optimizer=optimizer)
+    optimizer = SGD(model.parameters(), 0.1)
+    with changes("fit (FitLoop)", "the trainer: loss was MSELoss, is L1Loss now. The script's"):
+        make_trainer(tmp_path, 2).fit(
+            model, batches, loss=nn.L1Loss(), optimizer=optimizer, resume="auto"
+        )
+
+
+def test_what_a_loader_is_set_to_is_told_between_epochs(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit(Net(), DataLoader(DATA, batch_size=2))
+    with changes(
+        "fit (FitLoop)",
+        "data train: batch_size was 2, is 4 now. The script's holds",
+        "data train: sampler was SequentialSampler, is RandomSampler now.",
+    ):
+        loader = DataLoader(DATA, batch_size=4, shuffle=True)
+        make_trainer(tmp_path, 2).fit(Net(), loader, resume="auto")
+
+
+def test_within_an_epoch_another_sampler_is_refused_by_its_name(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.start(Net(), DataLoader(DATA, batch_size=4))
+    trainer.run(until="batch_end")
+    trainer.checkpoint()
+    loader = DataLoader(DATA, batch_size=4, shuffle=True)
+    with pytest.raises(DataChanged, match="sampler was SequentialSampler, is RandomSampler"):
+        make_trainer(tmp_path).fit(Net(), loader, resume="auto")
 
 
 def test_more_epochs_alone_are_no_surprise(tmp_path: Path) -> None:
