@@ -249,6 +249,7 @@ def _slot_states(context: Context) -> Iterator[dict[str, Any]]:
             "steps": slot.steps,
             "window": slot.window,
             "size": slot.size,
+            "groups_made": len(slot.configured),
             "made_by": slot.made_by,
             "scheduled_by": slot.scheduled_by,
             "seen": [one.seen for one in slot.schedulers],
@@ -275,6 +276,8 @@ def _outline(slot: OptimizerSlot, names: Mapping[int, str]) -> dict[str, Any]:
 
 
 def _load_slots(context: Context, saved: Sequence[dict[str, Any]], fresh: Collection[str]) -> None:
+    if "optimizer" not in fresh:
+        _have_groups_added_in_run(context, saved)
     _check_slots(context, saved, fresh)
     for slot, state in zip(context.slots, saved, strict="optimizer" not in fresh):
         given = [dict(group) for group in slot.optimizer.param_groups]
@@ -294,6 +297,25 @@ def _load_slots(context: Context, saved: Sequence[dict[str, Any]], fresh: Collec
                 _set_rates(slot.optimizer, one.scheduler)
         for one, seen in zip(slot.schedulers, state.get("seen", ()), strict=False):
             one.seen = seen
+
+
+def _have_groups_added_in_run(context: Context, saved: Sequence[dict[str, Any]]) -> None:
+    """Give the optimizers the groups of parameters that were added to them in the run, and no others.
+
+    Only where the script makes as many groups as it did then: else it is another optimizer, which is refused.
+    """
+    by_name = dict(PlainNames(context.model).parameters())
+    for slot, state in zip(context.slots, saved, strict=False):
+        optimizer, names, made = slot.optimizer, state["parameters"], len(slot.configured)
+        if state.get("groups_made") != made:
+            continue
+        for group in optimizer.param_groups[max(made, len(names)) :]:
+            for parameter in group["params"]:
+                optimizer.state.pop(parameter, None)
+        del optimizer.param_groups[max(made, len(names)) :]
+        for group in names[len(optimizer.param_groups) :]:
+            if {*group} <= by_name.keys():
+                optimizer.add_param_group({"params": [by_name[name] for name in group]})
 
 
 def _check_slots(context: Context, saved: Sequence[dict[str, Any]], fresh: Collection[str]) -> None:

@@ -45,7 +45,8 @@ class Net(nn.Module):
         return found
 
     def training_step(self, batch: torch.Tensor) -> torch.Tensor:
-        return (self(batch) - 1).square().mean()
+        loss: torch.Tensor = (self(batch) - 1).square().mean()
+        return loss
 
     def validation_step(self, batch: torch.Tensor) -> None:
         log("val_loss", (self(batch) - 1).square().mean())
@@ -209,7 +210,8 @@ def test_batch_normalization_needs_a_loader_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: EMA(1.0), lambda: EMA(every=0), lambda: SWA(-1), lambda: SWA(loader=3)]
+    "make",
+    [lambda: EMA(1.0), lambda: EMA(every=0), lambda: SWA(-1), lambda: SWA(loader=3)],  # type: ignore[arg-type]
 )
 def test_settings_that_mean_nothing_are_refused(make: Make) -> None:
     with pytest.raises(SettingError, match=r"EMA|SWA"):
