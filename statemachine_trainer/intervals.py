@@ -1,8 +1,8 @@
-"""Intervals: one type for everything that happens every so often.
+"""Intervals: one type for everything that happens periodically.
 
-`Every` says how often: validations, checkpoints, receivers with `every=` and the checkpoints that
-are kept for ever all take one. An `Interval` is one use of it: it remembers what it was due for, and
-so decides, from the counters of a run, whether it is due now.
+`Every` says how often: validations, checkpoints, receivers with `every=` and permanent checkpoints
+take one. An `Interval` is one use of it. It remembers when it was last due, and decides from the
+counters of a run whether it is due now.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TEXT = re.compile(r"\s*(?:every\s+)?(\d+\.?\d*|\.\d+)\s*([a-z]+)\s*", re.IGNORE
 
 
 class IntervalError(StateMachineError):
-    """An interval that means nothing, or one that cannot be counted here."""
+    """An invalid interval, or one that cannot be counted here."""
 
 
 @dataclass(slots=True)

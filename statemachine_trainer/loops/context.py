@@ -1,4 +1,4 @@
-"""What the loops of one run share: the parts, the counters, and what is in flight."""
+"""The context that the loops of one run share: parts, counters, and the batch in flight."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 # -- How a field of the context lives -------------------------------------------------------------
 
 Scope = Literal["run", "fit", "epoch", "batch"]
-"""What a field belongs to: at the beginning of such a one it gets its first value again.
+"""What a field belongs to. It gets its first value again when a new one of these begins.
 
-Fields of a batch are in flight: an evaluation in the middle of a batch puts them aside.
+Fields of a batch are in flight: an evaluation within a batch puts them aside.
 """
 
 Saved = Literal["plain", "tensors", "apart"]
@@ -40,7 +40,7 @@ _SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How a field lives: what it belongs to, how it is saved, and whether `begin` resets it."""
+    """The declaration of a field: its scope, how it is saved, and whether `begin` resets it."""
 
     scope: Scope
     saved: Saved | None
@@ -53,7 +53,7 @@ def _state(first: Any, scope: Scope, saved: Saved | None = None) -> Any:
     Args:
         first: That value, or a type that is called for a new one each time.
         scope: What the field belongs to.
-        saved: How a snapshot holds it; None for what follows from the rest.
+        saved: How a snapshot holds it; None if it follows from other fields.
     """
     return _declared(first, Life(scope, saved, reset=True))
 
@@ -79,15 +79,15 @@ def _declared(first: Any, life: Life) -> Any:
 
 @dataclass(slots=True)
 class Limits:
-    """How long a fit goes on; set by the fit loop from its settings.
+    """The limits of a fit; set by the fit loop from its settings.
 
     Attributes:
-        max_epochs: Epochs at most; None for no limit.
-        min_epochs: Epochs at least, whatever asks to stop.
-        max_steps: Optimizer steps at most, exact.
-        min_steps: Optimizer steps at least, whatever asks to stop.
-        max_batches: Training batches at most over the run.
-        max_seconds: Time at most, in seconds of this run.
+        max_epochs: Largest number of epochs; None for no limit.
+        min_epochs: Smallest number of epochs; a stop waits for it.
+        max_steps: Largest number of optimizer steps, exact.
+        min_steps: Smallest number of optimizer steps; a stop waits for it.
+        max_batches: Largest number of training batches over the run.
+        max_seconds: Longest time of this run, in seconds.
         every_optimizer: Whether `max_steps` counts the steps of all optimizers, or of the first.
     """
 
@@ -100,7 +100,7 @@ class Limits:
     every_optimizer: bool = False
 
     def after(self, counts: Counts) -> Limits:
-        """Return the same limits for a fit that begins where these counters stand."""
+        """Return the same limits for a fit that begins at these counters."""
         later = {
             "max_epochs": counts.epoch,
             "min_epochs": counts.epoch,
@@ -123,7 +123,7 @@ Measured = tuple[int, int, int]
 
 @dataclass(eq=False, slots=True)
 class Context:
-    """What the loops of one run share. Loops talk through it, never by reaching into each other.
+    """The state that the loops of one run share. Loops communicate only through it.
 
     Attributes:
         model: The module that is trained.
@@ -237,17 +237,17 @@ class Context:
 
     @property
     def hiddens(self) -> Any:
-        """What the optimizer at work kept of the split before; None at the first."""
+        """The hiddens of the previous split, for the optimizer at work; None at the first split."""
         return self.kept_hiddens.get(self.optimizer_idx)
 
     def keep_hiddens(self, hiddens: Any) -> None:
-        """Keep hiddens of the optimizer at work for its next split."""
+        """Keep hiddens for the next split of the optimizer at work."""
         self.kept_hiddens[self.optimizer_idx] = hiddens
 
     def count_step(self, index: int) -> None:
-        """Count a step of an optimizer: its window is closed, and a limit may be reached.
+        """Count a step of an optimizer: close its window, and check the limits.
 
-        A loop of one's own that steps optimizers calls it after each step.
+        Your own loops that step optimizers call it after each step.
         """
         slot, counts, limits = self.slots[index], self.counts, self.limits
         slot.window = 0
@@ -264,16 +264,16 @@ class Context:
         return self.counts.batch, self.counts.step
 
     def read_metrics(self) -> dict[str, float]:
-        """Return the newest value of every metric: of the pass that is running, else of the last.
+        """Return the newest value of every metric: that of the running pass, else of the last one.
 
         Reading waits for the device.
         """
         return {**self.results, **self._measured_now()}
 
     def measured_at(self, name: str) -> Measured | None:
-        """Tell when the newest value of a metric was measured; None if there is none.
+        """Return when the newest value of a metric was measured; None if there is none.
 
-        Who acts on a metric compares this with when it last did, and so acts once on each value.
+        Code that acts on a metric compares this with its last action, and so acts once on each value.
         Asking waits for the device.
         """
         if name in self._measured_now():
@@ -282,16 +282,16 @@ class Context:
 
     @property
     def awaits_validation(self) -> bool:
-        """Whether the first validation is still to come, and with it metrics nobody knows yet."""
+        """Whether the first validation, with its metrics, has not happened yet."""
         return bool(self.validation) and self.validated_at is None
 
     def keep_results(self, found: Mapping[str, float]) -> None:
-        """Keep the metrics of a pass that ends, and that they were measured now."""
+        """Keep the metrics of a pass that ends, and note that they were measured now."""
         self.results = {**self.results, **found}
         self.measured = {**self.measured, **dict.fromkeys(found, self._now)}
 
     def _measured_now(self) -> dict[str, float]:
-        """Return the metrics of the passes that are going on."""
+        """Return the metrics of the running passes."""
         found = {} if self.train_metrics.over else self.train_metrics.compute()
         if self.log_table is self.validation_metrics:
             found.update(self.validation_metrics.compute())
@@ -304,7 +304,7 @@ class Context:
 
     @property
     def may_stop(self) -> bool:
-        """Whether the minimum of epochs and steps is behind us, so that `stop` may be taken."""
+        """Whether `min_epochs` and `min_steps` are reached, so that `stop` may be taken."""
         counts, limits = self.counts, self.limits
         return counts.epoch >= limits.min_epochs and counts.step >= limits.min_steps
 
@@ -315,7 +315,7 @@ class Context:
 
     @property
     def limit_reached(self) -> str | None:
-        """Name of a setting that lets the fit go no further than it is; None if none does."""
+        """Name of the limit that the fit has reached; None if it has reached none."""
         limits, counts = self.limits, self.counts
         for name, most, done in (
             ("max_epochs", limits.max_epochs, counts.epoch),
@@ -330,25 +330,25 @@ class Context:
 
     @property
     def has_gradients(self) -> bool:
-        """Whether gradients are there that the run, or somebody on its way, may read again."""
+        """Whether there are gradients that the run, or a receiver, may read again."""
         batches = [(self.splits, self.output), *((a["splits"], a["output"]) for a in self.aside)]
         begun = any(splits and output is not None for splits, output in batches)
         return self.manual or self.open_windows or begun
 
     def put_aside(self) -> None:
-        """Clear away what is in flight, for an evaluation in the middle of it."""
+        """Put the batch in flight aside, for an evaluation within it."""
         self.aside.append({name: getattr(self, name) for name in _IN_FLIGHT})
         self.begin("batch")
 
     def take_back(self) -> None:
-        """Have in flight again what was put aside last."""
+        """Restore the batch in flight that was put aside last."""
         for name, value in self.aside.pop().items():
             setattr(self, name, value)
 
     def begin(self, scope: Literal["fit", "epoch", "batch"]) -> None:
-        """Give their first values to the fields of a scope, and of the scopes within it.
+        """Reset the fields of a scope, and of the scopes within it.
 
-        A clock that runs goes on running, from zero if the counters begin anew.
+        A running clock continues, from zero if the counters are reset.
         """
         for name, make in _FIRST_VALUES[scope]:
             setattr(self, name, make())
@@ -358,10 +358,10 @@ class Context:
     def use_optimizers(
         self, slots: list[OptimizerSlot] | None = None, only: Sequence[int] | None = None
     ) -> None:
-        """Put optimizers to work.
+        """Select the optimizers to use.
 
         Args:
-            slots: The optimizers; None for those that there are.
+            slots: The optimizers; None for the present ones.
             only: Numbers of those that work at all, the first of which is the one whose steps are
                 counted; None for all of them.
         """
@@ -377,23 +377,23 @@ class Context:
             take()
 
     def start_clock(self) -> None:
-        """Count the seconds of the run from here on."""
+        """Start counting the seconds of the run."""
         self._clock_started = self.clock() - self.counts.seconds
 
     def stop_clock(self) -> None:
-        """Count no seconds while the run is paused."""
+        """Stop counting seconds, while the run is paused."""
         self.read_clock()
         self._clock_started = None
 
     def count_samples(self) -> bool:
-        """Count samples from here on, which takes time; tell whether they were counted already."""
+        """Count samples from now on, which takes time; return whether they were counted already."""
         counted = self.sample_size is not None
         if not counted:
             self.sample_size = batch_size_of
         return counted
 
     def read_clock(self) -> float:
-        """Bring the seconds in `counts` up to date and return those of the run."""
+        """Update the seconds in `counts`, and return those of the run."""
         if self._clock_started is not None:
             counts, seconds = self.counts, self.clock() - self._clock_started
             counts.seconds_in_epoch += seconds - counts.seconds

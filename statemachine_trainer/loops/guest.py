@@ -1,4 +1,4 @@
-"""Models written for another library, which bring that library's hooks and ways with them."""
+"""Models written for another library, with the hooks of that library."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from statemachine_trainer.parallel.wrappers import Wrapped
 
 
 class Guest(nn.Module):
-    """A model that an integration has made of one of another library.
+    """A model of another library, wrapped by an integration.
 
-    It is asked for what a plain module has no say in: its own data, another optimizer loop,
-    receivers of signals. Loops and trainer ask the `Steps` of the model, never the guest itself.
+    Unlike a plain module it may provide its own data, another optimizer loop and receivers of
+    signals. Loops and trainer call the `Steps` of the model, never the guest itself.
     """
 
     @abstractmethod
     def arrive(self, context: Context, stage: str, *data: Any) -> tuple[Any, ...]:
-        """Get ready for a fit or an evaluation, before anything else is asked of the model.
+        """Prepare for a fit or an evaluation. Called before all other methods.
 
         Args:
             context: The context of the run, with model, device and trainer, and not yet any data.
@@ -32,7 +32,7 @@ class Guest(nn.Module):
             data: As given to the trainer: for "fit" those of training and validation, else one.
 
         Returns:
-            The data to use in their place.
+            The data to use instead.
         """
 
     @abstractmethod
@@ -48,18 +48,18 @@ class Guest(nn.Module):
 
     @abstractmethod
     def subscribe(self, trainer: Any) -> None:
-        """Subscribe those methods, unless they are."""
+        """Subscribe these methods, unless they are subscribed."""
 
     def goes_on_from(self, path: object) -> bool:
-        """Take a checkpoint of the other library's to go on from; tell whether the path names one."""
+        """Continue from a checkpoint of the other library; return whether the path names one."""
         return False
 
     def expect(self, state: Any) -> None:
-        """Hear of the state of the context that is about to be loaded, before that of the receiver is."""
+        """Called with the state of the context before it, and that of the receiver, are loaded."""
 
     @abstractmethod
     def failed(self, error: BaseException) -> None:
-        """Hear of an exception that ends the run."""
+        """Called with an exception that ends the run."""
 
 
 class _GuestSteps(Steps):
@@ -89,7 +89,7 @@ class _GuestSteps(Steps):
 
 
 def goes_on_from(model: nn.Module | None, path: object) -> bool:
-    """Let a guest take a checkpoint of its own library's to go on from; tell whether it does."""
+    """Let a guest continue from a checkpoint of its library; return whether it does."""
     return isinstance(model, Guest) and model.goes_on_from(path)
 
 

@@ -10,7 +10,7 @@ class TrainingError(StateMachineError):
 
 
 class SettingError(TrainingError):
-    """A setting of a loop or of the trainer that makes no sense, or that nobody knows."""
+    """A setting of a loop or of the trainer that is invalid or unknown."""
 
 
 class UnknownArgument(SettingError, TypeError):
@@ -38,7 +38,7 @@ class MissingMetric(TrainingError):
 
 
 class LikelyMistake(UserWarning):
-    """Base of the warnings of what runs, and hardly does what was meant."""
+    """Base of the warnings of code that runs, but probably does not do what was meant."""
 
 
 class NothingToDo(TrainingError):

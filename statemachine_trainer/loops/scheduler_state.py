@@ -1,4 +1,4 @@
-"""Where a learning rate scheduler stands, as plain data: also of one that holds other schedulers."""
+"""The state of a learning rate scheduler as plain data, also of one that holds other schedulers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _STATE: Final = "$state"
 def scheduler_state(one: Scheduler, where: str) -> Any:
     """Return the state of a scheduler.
 
-    Objects in it that have a state of their own are written by that: a warm-up, for instance, holds
-    the scheduler that follows it. Of optimizers only the place is noted.
+    Objects in it that have their own state are saved by that state: a warm-up, for example, holds
+    the scheduler that follows it. Optimizers are not saved here.
 
     Args:
         one: The scheduler.
@@ -38,10 +38,10 @@ def scheduler_state(one: Scheduler, where: str) -> Any:
 
 
 def load_scheduler_state(one: Scheduler, saved: Any) -> None:
-    """Bring a scheduler into a state that `scheduler_state` returned.
+    """Restore a state of a scheduler from `scheduler_state`.
 
     Raises:
-        SnapshotMismatch: It holds another object, or none, where the saved one held one.
+        SnapshotMismatch: It holds a different object than the saved one did.
     """
     one.scheduler.load_state_dict(_like(one.scheduler.state_dict(), saved))
 

@@ -1,4 +1,4 @@
-"""Checks of settings: each says whose setting it is, what was given, and what to give instead."""
+"""Checks of settings. Each error names the owner, the given value, and what to use instead."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def whole_number(owner: object, name: str, value: object, least: int = 0, hint: 
     """Return a setting that must be a whole number.
 
     Raises:
-        SettingError: It is none, or less than `least`.
+        SettingError: It is not a whole number, or less than `least`.
     """
     if is_whole(value, least):
         return operator.index(value)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def number(
 
 
 def flags(owner: object, **values: object) -> None:
-    """Refuse settings that must be True or False, and are something else.
+    """Refuse settings that must be True or False, but are not.
 
     Raises:
         SettingError: One is.
@@ -82,7 +82,7 @@ def text(owner: object, name: str, value: object, what: str) -> str:
 
 
 def one_of(owner: object, name: str, value: object, choices: Collection[str]) -> None:
-    """Refuse a setting that is none of a few names.
+    """Refuse a setting that is not one of the given names.
 
     Raises:
         SettingError: It is none.
@@ -93,7 +93,7 @@ def one_of(owner: object, name: str, value: object, choices: Collection[str]) ->
 
 
 def function(owner: object, name: str, value: Callable[..., object] | None, what: str) -> None:
-    """Refuse a setting that must be a function, or None, and is something else.
+    """Refuse a setting that must be a function or None, but is not.
 
     Args:
         owner: Whose it is.
@@ -118,7 +118,7 @@ def is_whole(value: object, least: int = 0) -> bool:
 
 
 def is_sequence(value: object) -> bool:
-    """Whether a value is a list of things, a tensor or an array, and no text."""
+    """Return whether a value is a list, a tensor or an array, but not text."""
     return (
         hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str)
     )

@@ -1,4 +1,4 @@
-"""`log` from within a step, and the table that it fills."""
+"""The functions `log` and `log_dict`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LogContext(Protocol):
     Attributes:
         log_table: The table of the pass that is running; None between passes.
         log_suffix: Appended to names where there are several loaders.
-        split: The batch in the hands of the step, whose size weights the means.
+        split: The batch that the step works on. Its size weights the means.
     """
 
     log_table: Metrics | None

@@ -1,4 +1,4 @@
-"""How many samples a batch holds, and whether that is clear."""
+"""Finds the number of samples in a batch, and whether it is clear."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _number_of_texts(batch: object) -> int | None:
 
 
 def why_unclear(batch: object, size: int | None) -> str:
-    """Say why the size of a batch is not clear; "" if it is.
+    """Explain why the size of a batch is not clear; "" if it is.
 
     Args:
         batch: The batch.

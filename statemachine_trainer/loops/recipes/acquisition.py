@@ -203,7 +203,7 @@ def check_acquisition(acquisition: Acquisition, mc_samples: int = 2) -> None:
         mc_samples: Predictions of each sample that it will get.
 
     Raises:
-        SettingError: Nobody knows it, or it cannot work on so many predictions.
+        SettingError: It is unknown, or does not work with this number of predictions.
     """
     known = [RANDOM, *FUNCTIONS]
     if acquisition == "bald" and mc_samples < 2:
@@ -274,7 +274,7 @@ def choose(acquisition: Acquisition, probabilities: Tensor, number: int) -> list
 
 
 def check_draws(acquisition: Acquisition, probabilities: Tensor, model: nn.Module) -> None:
-    """Tell if several predictions of each sample are all the same: nothing was drawn.
+    """Warn if the predictions of each sample are all the same, because nothing was random.
 
     Args:
         acquisition: What is to use them.
@@ -304,7 +304,7 @@ def check_draws(acquisition: Acquisition, probabilities: Tensor, model: nn.Modul
 
 
 def choose_blindly(pool: Sequence[int], number: int, generator: torch.Generator) -> list[int]:
-    """Return some of a pool by chance."""
+    """Return random samples of a pool."""
     return [pool[int(at)] for at in torch.randperm(len(pool), generator=generator)[:number]]
 
 

@@ -1,4 +1,4 @@
-"""The closure loop: an optimizer that evaluates the loss itself, each evaluation a round of states."""
+"""The closure loop: for optimizers that evaluate the loss themselves, one round of states each time."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from statemachine_trainer.parallel import to_device
 
 
 class ClosureLoop(SteppingLoop):
-    """Takes the place of `OptimizerLoop` for optimizers that call their closure several times.
+    """Replaces `OptimizerLoop` for optimizers that call their closure several times.
 
     `OptimizerLoop` lets them do so within one state, which is the fast way. Here every evaluation of
     the loss is a round of states of its own, which can be watched, stopped at and resumed from:
 
         closure -> forward -> backward -> closure -> forward -> ... -> closure -> optimizer_step
 
-    The weights come out the same, to the bit. In `closure` the optimizer runs until it wants to know
-    the loss at a point that was not evaluated yet. It cannot be halted there, so it is sent back to
-    where its step began, and repeats it with the answers that it had so far once there is one more:
-    the loss is never evaluated twice for that, but the optimizer's own arithmetic is (a step with n
-    evaluations is run n + 1 times), and the gradients of all evaluations of a step are kept until it
-    is done. So it has to do the same again, and to keep what it remembers in its `state`, as those
-    of torch do. It may be any optimizer, and one of several.
+    The weights are the same, to the bit. In `closure` the optimizer runs until it needs the loss at
+    a point that was not evaluated yet. It cannot be suspended there. So its step is undone, and
+    repeated from the beginning, with all known losses, once the new one is there. The loss is never
+    evaluated twice, but the optimizer's own arithmetic is (a step with n evaluations runs n + 1
+    times), and the gradients of all evaluations of a step are kept until it is done. The optimizer
+    must therefore be deterministic and keep its memory in its `state`, as those of torch do. It may
+    be any optimizer, and one of several.
 
     Random numbers are drawn, and buffers updated, at each evaluation, as in a plain loop.
 
@@ -90,7 +90,7 @@ class ClosureLoop(SteppingLoop):
     # -- states ----------------------------------------------------------------------------------
 
     def closure(self) -> Literal["evaluate", "settled"]:
-        """Run the optimizer until it wants to know the loss, or has made its step."""
+        """Run the optimizer until it needs a new loss, or has made its step."""
         slot = self._take_turn()
         if self.origin:
             self._go_back(slot)
@@ -123,7 +123,7 @@ class ClosureLoop(SteppingLoop):
 
     @transient
     def backward(self) -> Literal["evaluated"]:
-        """Find the gradients there, and keep them as the answer."""
+        """Compute the gradients there, and keep them for the optimizer."""
         context = self.context
         slot, loss = context.slots[context.optimizer_idx], context.loss
         assert loss is not None
@@ -136,7 +136,7 @@ class ClosureLoop(SteppingLoop):
         return "evaluated"
 
     def optimizer_step(self) -> Literal["next_optimizer", "optimized"]:
-        """Count the step that was made, and step the schedulers that go by steps."""
+        """Count the step, and step the schedulers that count steps."""
         context = self.context
         if context.outputs is not None:
             gather(context)
@@ -155,7 +155,7 @@ class ClosureLoop(SteppingLoop):
 
 
 class _Asked(BaseException):
-    """The optimizer wants to know more than was found out yet."""
+    """The optimizer needs an evaluation that was not made yet."""
 
 
 def _repeat(optimizer: Optimizer, answers: list[tuple[Tensor, list[Tensor | None]]]) -> bool:

@@ -1,4 +1,4 @@
-"""Several states of one model, tested as one: their answers averaged, or put to the vote."""
+"""Several states of one model, tested together: their outputs are averaged, or vote."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class EnsembleLoop(EvaluationLoop, states="ensemble"):
         **settings: Of `EvaluationLoop`.
 
     Attributes:
-        models: The states, as `captured` returns them; whoever runs this loop puts them here.
+        models: The states, as `captured` returns them; set by the caller.
 
     Raises:
-        EnsembleUnclear: The step does not say how outputs are to be averaged.
+        EnsembleUnclear: The step does not show how to average the outputs.
     """
 
     step_name = "test_step"

@@ -1,4 +1,4 @@
-"""Who labels the samples that were asked for: the data set itself, a function, or a person."""
+"""Labellers: the data set itself, a function, or a person."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def hidden_labels(indices: Sequence[int], dataset: Any) -> list[Any]:
 
 
 def _plain(label: Any) -> Any:
-    """A class as a Python number: thousands of them are to be written down."""
+    """Convert a class to a Python number: thousands of them are saved."""
     small = isinstance(label, torch.Tensor) and label.dim() == 0 and not label.is_floating_point()
     return label.item() if small else label
 
@@ -165,7 +165,7 @@ class LabelFolder:
         return [found[i] for i in indices] if set(found) == set(indices) else None
 
     def answer(self, done: int) -> Path:
-        """Return where the answer belongs to the question that was asked after so many labels."""
+        """Return the file for the answer to the question that was asked after `done` labels."""
         return self.folder / f"answer-{done:06d}.json"
 
     def _read(self, answer: Path) -> dict[int, Any]:

@@ -1,4 +1,4 @@
-"""The loop of sharpness-aware minimization: up to where the loss is worst, and down from there.
+"""The loop of sharpness-aware minimization.
 
 Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021.
 """
@@ -24,7 +24,7 @@ from statemachine_trainer.snapshot.rng import devices_in_use, restore_rng, rng_s
 
 
 class SAMLoop(SteppingLoop):
-    """Takes the place of `OptimizerLoop`; any optimizer then steps by sharpness-aware gradients.
+    """Replaces `OptimizerLoop`: any optimizer then steps with sharpness-aware gradients.
 
     From the weights w the loop climbs to `w + rho * g / |g|`, where g is the gradient at w. It finds
     the gradient up there, descends to w again, and lets the optimizer step with that gradient.
@@ -68,7 +68,7 @@ class SAMLoop(SteppingLoop):
     entries = {"flush": "optimizer_step"}
 
     weights: list[Tensor] = field(factory=list)
-    """The parameters at w, while the model stands elsewhere."""
+    """The parameters at w, while the model has other weights."""
 
     buffers: list[Tensor] = field(factory=list)
     """The buffers of the model after the first pass."""
@@ -121,7 +121,7 @@ class SAMLoop(SteppingLoop):
 
     @transient
     def climb(self) -> Literal["climbed"]:
-        """Go up along the gradient."""
+        """Climb along the gradient."""
         slot, loss = self._slot, self.context.loss
         assert loss is not None
         scaler = self.context.precision.scaler
@@ -182,7 +182,7 @@ class SAMLoop(SteppingLoop):
         return "descended" if steps else self._turn_done()
 
     def optimizer_step(self) -> Literal["next_optimizer", "optimized", "next_window", "flushed"]:
-        """Clip, step, and step the schedulers that go by steps."""
+        """Clip, step, and step the schedulers that count steps."""
         if self.context.flushing:
             return self._flush()
         self._step(self._slot)

@@ -54,7 +54,7 @@ Step = Generator[Any, TurnDone, Any]
 
 
 class YieldingLoop(SteppingLoop):
-    """Takes the place of `OptimizerLoop` where the training step yields its losses.
+    """Replaces `OptimizerLoop` for a training step that yields its losses.
 
         def training_step(self, batch, batch_idx):
             fake = self.generator(noise)
@@ -119,7 +119,7 @@ class YieldingLoop(SteppingLoop):
 
     @transient
     def backward(self) -> Literal["backward_done", "accumulated"]:
-        """Propagate the loss backward, to the parameters of its optimizer."""
+        """Run the backward pass, to the parameters of the optimizer."""
         slot = self._slot
         loss = self._begin_backward(slot)
         if slot.others:
@@ -134,7 +134,7 @@ class YieldingLoop(SteppingLoop):
 
     @transient
     def optimizer_step(self) -> Literal["stepped", "next_window", "flushed"]:
-        """Clip, step, and step the schedulers that go by steps."""
+        """Clip, step, and step the schedulers that count steps."""
         if self.context.flushing:
             return self._flush()
         self._step(self._slot)
@@ -165,7 +165,7 @@ class YieldingLoop(SteppingLoop):
     # -- the generator ---------------------------------------------------------------------------
 
     def _go_on(self, done: TurnDone | None) -> Literal["forward_done", "left_out", "optimized"]:
-        """Run the step to its next yield, and find out whose turn that is."""
+        """Run the step to its next yield, and find the optimizer of that loss."""
         context, step = self.context, self._step_in_hand
         assert step is not None
         # It stays so if the step raises, or is wrong: it cannot do again what it did last.
@@ -228,7 +228,7 @@ class YieldingLoop(SteppingLoop):
         return index
 
     def _end(self, returned: Any) -> None:
-        """See what the step leaves behind at its end."""
+        """Check the output of the step at its end."""
         context = self.context
         if not self.named and 0 < self.turn < len(context.slots):
             raise StepOutputError(
