@@ -17,7 +17,7 @@ from threading import RLock
 from typing import Any, Final
 
 from statemachine_trainer.control.processes import describe_process, rank_of_process
-from statemachine_trainer.files import read_json
+from statemachine_trainer.files import names_in, read_json
 from statemachine_trainer.machine.errors import StateMachineError
 
 try:
@@ -75,7 +75,7 @@ class Ownership:
         self._lost = False
         self._lockable = True
         self._before: weakref.ref[Ownership] | None = None
-        self._newest: str | None = None  # checkpoint, as the folder was given back
+        self._newest: tuple[int, str] | None = None  # checkpoint, as the folder was given back
 
     @property
     def held(self) -> bool:
@@ -105,7 +105,7 @@ class Ownership:
             newest, before = _newest_in(self.folder), self._newest
             if before is not None and newest > before:
                 self.release()
-                raise FolderLost(self._told_lost(f"another run has written {newest} since"))
+                raise FolderLost(self._told_lost(f"another run has written {newest[1]} since"))
             self._newest = None  # what comes from here on is this run's own
 
     def release(self) -> None:
@@ -310,13 +310,10 @@ def _who_in(path: Path) -> str:
     return f"Process {facts['pid']}" + ("" if here else f" on {facts.get('host')}")
 
 
-def _newest_in(folder: Path) -> str:
-    """Return the name of the newest checkpoint in a folder, "" if there is none."""
-    try:
-        names = [one.name for one in folder.iterdir() if _CHECKPOINT.fullmatch(one.name)]
-    except OSError:
-        return ""
-    return max(names, default="", key=lambda name: (int(name.partition("-")[0]), name))
+def _newest_in(folder: Path) -> tuple[int, str]:
+    """Return number and name of the newest checkpoint in a folder; (0, "") if there is none."""
+    names = filter(_CHECKPOINT.fullmatch, names_in(folder))
+    return max(((int(name.partition("-")[0]), name) for name in names), default=(0, ""))
 
 
 def _forget_all() -> None:

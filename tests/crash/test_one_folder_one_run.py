@@ -250,6 +250,16 @@ def test_a_lock_file_that_somebody_removed_is_made_again(tmp_path: Path) -> None
     assert one.run() is not None
 
 
+def test_numbers_of_checkpoints_are_compared_as_numbers(tmp_path: Path) -> None:
+    one = Ownership(tmp_path, at_rest=lambda: True)
+    one.take()
+    (tmp_path / "999999-step-1").mkdir()
+    one.release()
+    (tmp_path / "1000000-step-2").mkdir()
+    with pytest.raises(FolderLost, match="another run has written 1000000-step-2"):
+        one.take()
+
+
 def test_that_is_so_too_in_a_fit_that_had_ended_and_goes_on(tmp_path: Path) -> None:
     one, model = every_step(tmp_path, max_epochs=1), Net()
     one.fit(model, batches())

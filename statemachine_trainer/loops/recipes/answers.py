@@ -327,11 +327,11 @@ def asking_all(
         if any(not torch.equal(one[name], first) for one in states[1:])
     }
     own = _OwnState(model, states, differing, given)
-    patched = [
-        module
-        for name, module in model.named_modules()
-        if any(one.startswith(f"{name}." if name else "") for one in differing)
-    ]
+    holders = {""} if differing else set()
+    for name in differing:
+        while name := name.rpartition(".")[0]:
+            holders.add(name)
+    patched = [module for name, module in model.named_modules() if name in holders]
     metrics: list[Any] = [module for module in model.modules() if is_metric(module)]
     before: list[tuple[nn.Module, list[str], dict[str, Any]]] = []
 
