@@ -38,8 +38,9 @@ def test_the_rate_is_that_of_the_last_step_of_each_epoch(tmp_path: Path) -> None
 def test_each_group_of_parameters_has_a_name() -> None:
     class Grouped(Regression):
         def configure_optimizers(self) -> Any:
-            first, *others = list(self.parameters())
-            return torch.optim.SGD([{"params": [first], "lr": 0.2}, {"params": others}], lr=0.1)
+            every = list(self.parameters())
+            groups = [{"params": every[:1], "lr": 0.2}, {"params": every[1:]}]
+            return torch.optim.SGD(groups, lr=0.1)
 
     trainer = trainer_with(Monitor())
     trainer.fit(Grouped(), make_batches(2))
