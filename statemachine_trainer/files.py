@@ -44,6 +44,8 @@ def path_given(path: str | os.PathLike[str]) -> Path:
         raise NoPath(
             "The path is empty. Give a folder, such as 'runs/name', or '.' for the present one."
         )
+    if "\0" in text:
+        raise NoPath(f"{text!r} is no path: no name of a file holds a null character.")
     if _ADDRESS.match(text):
         raise NoPath(
             f"{text!r} is an address, and only paths of a file system are read and written. Mount what is there "

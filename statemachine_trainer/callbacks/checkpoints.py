@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -392,9 +394,19 @@ class Checkpoints:
 
         Raises:
             EarlierRun: The folder has some, and this run does not go on from one of them.
+            WriteFailed: There can be no such folder, or nothing can be written in it.
         """
         self.store.wait()
         root = self.store.root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if loaded is None and not os.access(root, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "nothing may be written in it")
+        except OSError as error:  # told now, not after the first epoch
+            raise WriteFailed(
+                f"{str(root)!r} cannot be the folder of checkpoints: {error.strerror or error}. "
+                "Choose another folder."
+            ) from error
         goes_on = loaded is not None and loaded.path.resolve().parent == root.resolve()
         if not goes_on and self.store.list():
             raise EarlierRun(

@@ -115,10 +115,11 @@ def test_an_average_in_a_callback_without_a_state_goes_on(tmp_path: Path) -> Non
 
 def test_an_average_hidden_in_a_list_of_the_model_is_held() -> None:
     model = make_model()
-    model.hidden = [AveragedModel(model)]  # type: ignore[assignment]
+    average = AveragedModel(model)
+    model.hidden = [average]  # type: ignore[assignment]
     trainer = Trainer(max_epochs=1, progress=False)
     trainer.start(model, BATCHES, loss=nn.MSELoss(), optimizer=_sgd)
-    model.hidden[0].update_parameters(model)  # type: ignore[index, operator]
+    average.update_parameters(model)
     assert [*trainer.state_dict()["modules"]] == ["model.hidden[0]"]
 
 
@@ -126,7 +127,8 @@ def test_what_stays_as_it_was_is_not_written(tmp_path: Path) -> None:
     teacher = nn.Linear(2, 1)
 
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return (outputs - targets + teacher(targets.expand(2, 2)).detach()).pow(2).mean()
+        taught: torch.Tensor = teacher(targets.expand(2, 2)).detach()
+        return (outputs - targets + taught).pow(2).mean()
 
     trainer = Trainer(max_epochs=1, progress=False, checkpoints=tmp_path)
     trainer.fit(make_model(), BATCHES, loss=loss, optimizer=_sgd)

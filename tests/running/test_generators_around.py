@@ -57,7 +57,11 @@ def test_of_attributes_of_parameters() -> None:
 
 def test_of_hooks_on_all_modules() -> None:
     rng = random.Random(0)
-    hook = nn.modules.module.register_module_forward_hook(lambda *_: rng.random() and None)
+
+    def draw(*_: object) -> None:
+        rng.random()
+
+    hook = nn.modules.module.register_module_forward_hook(draw)
     try:
         trainer = Trainer(max_epochs=1, progress=False)
         held = trainer.audit(nn.Linear(2, 1), BATCHES, loss=nn.MSELoss(), optimizer=_sgd).of("held")
@@ -122,7 +126,11 @@ def test_an_iterator_in_the_function_of_a_scheduler_is_told(tmp_path: Path) -> N
 def test_an_iterator_in_a_hook_of_an_optimizer_is_told(tmp_path: Path) -> None:
     model, calls = nn.Linear(2, 1), itertools.count(1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    optimizer.register_step_pre_hook(lambda *_: next(calls) and None)
+
+    def count(*_: object) -> None:
+        next(calls)
+
+    optimizer.register_step_pre_hook(count)
     trainer = Trainer(max_epochs=1, progress=False, checkpoints=tmp_path)
     with pytest.warns(NotHeld, match=r"\(calls\) is an iterator"):
         trainer.fit(model, BATCHES, loss=nn.MSELoss(), optimizer=optimizer)
