@@ -275,8 +275,11 @@ def is_map_loader(loader: Any) -> bool:
 def sampler_name(loader: DataLoader[Any]) -> str:
     """Return the class of what gives a loader its order."""
     batches: Any = loader.batch_sampler
-    source = batches.sampler if type(batches) is BatchSampler else batches or loader.sampler
-    return type(source).__name__
+    if batches is None:
+        batches = loader.sampler
+    elif type(batches) is BatchSampler:
+        batches = batches.sampler
+    return type(batches).__name__
 
 
 def _length(sized: Any) -> int | None:

@@ -203,7 +203,7 @@ class Driver(Engine):
         if event not in self.program.postable:
             raise UnknownEvent(
                 f"No loop of {self.name!r} takes a posted event {event!r}. "
-                f"{suggest(event, self.program.postable)}"
+                f"{suggest(str(event), self.program.postable)}"
             )
         if event not in self._posted:
             self._posted.append(plain_text(event))

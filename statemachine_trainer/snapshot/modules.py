@@ -85,6 +85,7 @@ def load_module_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
     ]
     if differences:
         raise _of_another_model(module, differences)
+    _unfold_buffers(module)
     try:
         names.load_state_dict(weights)
     except RuntimeError as error:
@@ -95,6 +96,22 @@ def load_module_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
     changed = [text for _, text in _differences(names.state_dict(), saved, shared_only=True)]
     if changed:
         raise _of_another_model(module, changed)
+
+
+def _unfold_buffers(module: nn.Module) -> None:
+    """Give each element of an expanded buffer a place of its own: torch loads into no other."""
+    for one in module.modules():
+        for name, buffer in one._buffers.items():
+            if (
+                buffer is not None
+                and not is_lazy(buffer)
+                and buffer.layout is torch.strided
+                and any(
+                    size > 1 and step == 0
+                    for size, step in zip(buffer.shape, buffer.stride(), strict=True)
+                )
+            ):
+                one._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
 
 
 def _drop_lazy(weights: dict[str, Any]) -> None:

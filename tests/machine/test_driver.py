@@ -251,6 +251,8 @@ def test_an_event_that_no_loop_takes_is_refused() -> None:
         driver.post("stopp")
     with pytest.raises(UnknownEvent):
         driver.post("fetched")
+    with pytest.raises(UnknownEvent):
+        driver.post(None)  # type: ignore[arg-type]
 
 
 def test_a_condition_holds_a_posted_event_back() -> None:
