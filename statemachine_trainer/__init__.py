@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from statemachine_trainer.callbacks import EarlyStopping as EarlyStopping
     from statemachine_trainer.callbacks import Monitor as Monitor
     from statemachine_trainer.callbacks import Unfreeze as Unfreeze
+    from statemachine_trainer.data import InTurns as InTurns
+    from statemachine_trainer.data import Mixture as Mixture
+    from statemachine_trainer.data import Together as Together
     from statemachine_trainer.graph import Graph as Graph
     from statemachine_trainer.graph import graph_of as graph_of
     from statemachine_trainer.loops import ActiveLearningLoop as ActiveLearningLoop

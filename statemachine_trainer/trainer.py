@@ -220,7 +220,8 @@ class Trainer:
             model: A module with `training_step(batch, batch_idx)` and `configure_optimizers()`, or any
                 module with `loss` and `optimizer`.
             train: A `DataLoader`, a list or iterable of batches, a data set, or a function that makes
-                one. A plain data set is read in order, with one sample a batch. For more use
+                one, for an epoch if it has a parameter `epoch`; or a dict of several, which are read
+                `Together`. A plain data set is read in order, with one sample a batch. For more use
                 `DataLoader(data, batch_size=32, shuffle=True)`.
             validation: The same, or a list or dict of several.
             loss: For a plain model: called as `loss(model(inputs), targets)`.

@@ -18,6 +18,7 @@ from statemachine_trainer.data.data_errors import (
 )
 from statemachine_trainer.data.feed import END, Feed
 from statemachine_trainer.data.prefetch import Prefetch
+from statemachine_trainer.data.several import InTurns, Mixture, SeveralLoaders, Together
 from statemachine_trainer.data.sources import (
     as_loader,
     as_loaders,
@@ -38,6 +39,8 @@ __all__ = [
     "DataError",
     "EmptyLoader",
     "Feed",
+    "InTurns",
+    "Mixture",
     "NoPass",
     "NotExact",
     "OneShotExhausted",
@@ -45,7 +48,9 @@ __all__ = [
     "PassBroken",
     "Prefetch",
     "ReplayWarning",
+    "SeveralLoaders",
     "StrayStopIteration",
+    "Together",
     "UnbatchedData",
     "as_loader",
     "as_loaders",

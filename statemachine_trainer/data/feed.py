@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from statemachine_trainer.data.data_errors import (
     BadSetting,
@@ -14,20 +14,14 @@ from statemachine_trainer.data.data_errors import (
 )
 from statemachine_trainer.data.mapstyle import MapReader, is_map_loader
 from statemachine_trainer.data.own_generators import parts_of, set_epoch
-from statemachine_trainer.data.reader import DrawsIn, Phase, Reader
-from statemachine_trainer.data.sources import length_of
+from statemachine_trainer.data.reader import END, DrawsIn, End, Phase, Reader
+from statemachine_trainer.data.several import SeveralLoaders, SeveralReader
+from statemachine_trainer.data.sources import as_loader, length_of
 from statemachine_trainer.data.streams import SequenceReader, StreamReader, is_sequence
 
-
-class _End:
-    def __repr__(self) -> str:
-        return "END"
-
-
-END: Final = _End()
-"""What `Feed.next_batch` answers when the pass is over."""
-
 _VERSION = 1
+_APART = 1_000_003
+"""Between the seeds of two loaders that are read as one."""
 
 
 class Feed:
@@ -89,7 +83,19 @@ class Feed:
 
         An iterable data set may be wrong about its length: the end is where the data ends.
         """
+        if isinstance(self.loader, SeveralLoaders):
+            return self.loader.length([feed.length for feed in self.parts.values()])
         return length_of(self.loader)
+
+    def count(self) -> int | None:
+        """Batches in a pass, if that can be relied on."""
+        return self._reader.count()
+
+    @property
+    def parts(self) -> dict[str, Feed]:
+        """The feeds that this one reads, by name, where it reads several loaders as one; else itself."""
+        feeds = getattr(self._reader, "feeds", None)
+        return {self.name: self} if feeds is None else {one.name: one for one in feeds.values()}
 
     @property
     def draws_in(self) -> DrawsIn:
@@ -191,7 +197,7 @@ class Feed:
         self._advance = iterator.__next__
         return self._advance()
 
-    def _stopped(self, stop: StopIteration) -> _End:
+    def _stopped(self, stop: StopIteration) -> End:
         if self._phase == "ended":
             return END
         if not self._reader.is_over(self.position):
@@ -254,6 +260,18 @@ class Feed:
 def _reader_for(loader: Any, *, seed: int, seed_samples: bool | None, name: str) -> Reader:
     if is_map_loader(loader):
         return MapReader(loader, seed=seed, seed_samples=seed_samples, name=name)
+    if isinstance(loader, SeveralLoaders):
+        # Samples of the same index in two loaders draw other numbers.
+        feeds = {
+            part: Feed(
+                as_loader(one, f"{name}/{part}"),
+                seed=seed + index * _APART,
+                seed_samples=seed_samples,
+                name=f"{name}/{part}",
+            )
+            for index, (part, one) in enumerate(zip(loader.names, loader.parts, strict=True))
+        }
+        return SeveralReader(loader, feeds, name=name)
     if seed_samples:
         raise BadSetting(
             f"seed_samples=True needs a DataLoader over a map-style data set, but {name!r} is a "

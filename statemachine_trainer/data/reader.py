@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 Phase = Literal["idle", "begun", "running", "ended"]
 """``idle``: no pass. ``begun``: a pass, none of it read. ``running``: amid it. ``ended``: at its
@@ -14,6 +14,17 @@ end, which has been said."""
 DrawsIn = Literal["this process", "seeded", "read again", "workers", "workers of a stream"]
 """``seeded``: anywhere, seeded for each sample. ``read again``: in workers, which a run that goes on
 starts anew at the beginning of the pass. ``workers``: in workers, which go on where they stand."""
+
+
+class End:
+    """What there is after the last batch."""
+
+    def __repr__(self) -> str:
+        return "END"
+
+
+END: Final = End()
+"""What `Feed.next_batch` answers when the pass is over."""
 
 
 class Reader(ABC):

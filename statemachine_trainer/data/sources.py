@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from statemachine_trainer.data.data_errors import BadLimit, BadSource, UnbatchedData
+from statemachine_trainer.data.several import Together
 from statemachine_trainer.machine.errors import level_of_caller
 
 Source = Any
@@ -29,8 +30,8 @@ def as_loader(source: Source, name: str = "train") -> Iterable[Any]:
 
     Args:
         source: a `DataLoader`, a list of batches, or any iterable of them, as it is; a `Dataset`,
-            in a `DataLoader` of batches of one (torch's default); or a function without parameters
-            that makes one of these, called each time anew
+            in a `DataLoader` of batches of one (torch's default); a dict of these, read `Together`; or a
+            function without parameters that makes one of these, called each time anew
         name: for the error
 
     Raises:
@@ -51,6 +52,9 @@ def as_loader(source: Source, name: str = "train") -> Iterable[Any]:
     if isinstance(source, Dataset):
         _warn_of_single_samples(source, name)
         return DataLoader(source)
+    if isinstance(source, Mapping) and source:
+        _refuse_splits(source, name)
+        return Together({key: as_loader(one, f"{name}/{key}") for key, one in source.items()})
     if source is None or isinstance(source, (str, bytes, Mapping)) or not _is_iterable(source):
         raise BadSource(
             f"{name!r} is {_described(source)}, which can not be read batch by batch. Give a "
@@ -60,8 +64,8 @@ def as_loader(source: Source, name: str = "train") -> Iterable[Any]:
         raise BadSource(
             f"{name!r} is a {type(source).__name__} of {len(source)} loaders or data sets, and one "
             "is read here. Give validation its own argument, fit(model, train, validation); join "
-            "data sets by ConcatDataset; for batches of several loaders at once give an iterable of "
-            "such batches."
+            "data sets by ConcatDataset; for batches of several loaders at once give a dict of them, or "
+            "Together([...]), InTurns([...]), Mixture([...])."
         )
     loader: Iterable[Any] = source
     return loader
@@ -232,6 +236,16 @@ def targets_of(dataset: Any) -> Sequence[Any]:
     if tensors is not None and len(tensors) == 2:
         return list(tensors[1].tolist())
     return [dataset[i][1] for i in range(len(dataset))]
+
+
+def _refuse_splits(source: Mapping[Any, Any], name: str) -> None:
+    """Refuse a dict of the parts of a data set, as a hub gives them: they are not to be trained on together."""
+    others = [one for one in source if one in ("validation", "valid", "val", "test", "eval")]
+    if "train" in source and others:
+        raise BadSource(
+            f"{name!r} is a dict with 'train' and {others[0]!r}: parts of a data set, it seems, and a dict of "
+            f"loaders is read together. Give one of them: fit(model, data['train'], data[{others[0]!r}])."
+        )
 
 
 def _warn_of_single_samples(data: Dataset[Any], name: str) -> None:

@@ -48,9 +48,10 @@ def roots_besides_model_and_data(board: SignalBoard, driver: Driver, context: Co
 def feeds_of(context: Context) -> Iterator[tuple[str, Feed]]:
     """Yield the feeds of a fit by name."""
     if context.train is not None:
-        yield "train", context.train
+        yield from context.train.parts.items()
     for feeds in (context.validation, *context.others.values()):
-        yield from feeds
+        for _, feed in feeds:
+            yield from feed.parts.items()
 
 
 def roots_of_feed(name: str, feed: Feed) -> Roots:

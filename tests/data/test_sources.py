@@ -69,7 +69,7 @@ def test_a_function_makes_a_loader_anew_each_time() -> None:
         (None, r"'train' is None, which can not be read"),
         (3, r"'train' is a int"),
         ("data.csv", r"'train' is a str"),
-        ({"a": 1}, r"'train' is a dict"),
+        ({"a": 1}, r"'train/a' is a int"),
         (lambda: lambda: 3, r"made another function"),
     ],
 )
