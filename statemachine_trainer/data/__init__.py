@@ -17,6 +17,7 @@ from statemachine_trainer.data.data_errors import (
     UnbatchedData,
 )
 from statemachine_trainer.data.feed import END, Feed
+from statemachine_trainer.data.makers import takes_epoch
 from statemachine_trainer.data.prefetch import Prefetch
 from statemachine_trainer.data.several import InTurns, Mixture, SeveralLoaders, Together
 from statemachine_trainer.data.sources import (
@@ -59,5 +60,6 @@ __all__ = [
     "length_of",
     "limit_batches",
     "reloaded",
+    "takes_epoch",
     "targets_of",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, Protocol, get_args
 
 from statemachine_trainer.data.data_errors import BadSetting, BadSource, DataChanged
+from statemachine_trainer.data.makers import takes_epoch
 from statemachine_trainer.data.reader import END, DrawsIn, Phase, Reader
 
 Until = Literal["shortest", "longest"]
@@ -50,7 +51,7 @@ class SeveralLoaders(ABC):
         loaders: A dict or a list of what `fit` takes as training data: loaders, lists of batches, functions.
 
     Raises:
-        BadSource: They are no dict or list, or there are none.
+        BadSource: They are no dict or list, there are none, or one is a function that takes the epoch.
     """
 
     begins_anew: ClassVar[bool] = False
@@ -60,6 +61,11 @@ class SeveralLoaders(ABC):
         if not isinstance(loaders, Mapping | list | tuple) or not loaders:
             raise BadSource(
                 f"{type(self).__name__}({loaders!r:.80}): give a dict or a list of loaders, such as {_EXAMPLE}."
+            )
+        if takes_epoch(loaders):
+            raise BadSource(
+                f"{type(self).__name__}: one of the loaders is a function that takes the epoch. Give fit one "
+                f"function that makes all of them: lambda epoch: {type(self).__name__}(...)."
             )
         self.loaders = loaders
 

@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from statemachine_trainer.data.data_errors import BadLimit, BadSource, UnbatchedData
+from statemachine_trainer.data.makers import is_iterable, is_maker, made_by
 from statemachine_trainer.data.several import Together
 from statemachine_trainer.machine.errors import level_of_caller
 
@@ -25,14 +26,15 @@ Source = Any
 """A loader, a data set, or a function that makes either."""
 
 
-def as_loader(source: Source, name: str = "train") -> Iterable[Any]:
+def as_loader(source: Source, name: str = "train", epoch: int | None = None) -> Iterable[Any]:
     """The loader that a source stands for.
 
     Args:
         source: a `DataLoader`, a list of batches, or any iterable of them, as it is; a `Dataset`,
             in a `DataLoader` of batches of one (torch's default); a dict of these, read `Together`; or a
-            function without parameters that makes one of these, called each time anew
+            function that makes one of these, called each time anew
         name: for the error
+        epoch: the number of the epoch, for a function with a parameter ``epoch``, which is refused without
 
     Raises:
         BadSource: for anything else, saying what to give
@@ -40,9 +42,9 @@ def as_loader(source: Source, name: str = "train") -> Iterable[Any]:
     Warns:
         UnbatchedData: for a data set, saying how it is given in batches
     """
-    if _is_maker(source):
-        source = source()
-        if _is_maker(source):
+    if is_maker(source):
+        source = made_by(source, name, epoch)
+        if is_maker(source):
             raise BadSource(f"The function given as {name!r} made another function, not a loader.")
     if isinstance(source, (torch.Tensor, np.ndarray)):
         raise BadSource(
@@ -54,8 +56,10 @@ def as_loader(source: Source, name: str = "train") -> Iterable[Any]:
         return DataLoader(source)
     if isinstance(source, Mapping) and source:
         _refuse_splits(source, name)
-        return Together({key: as_loader(one, f"{name}/{key}") for key, one in source.items()})
-    if source is None or isinstance(source, (str, bytes, Mapping)) or not _is_iterable(source):
+        return Together(
+            {key: as_loader(one, f"{name}/{key}", epoch) for key, one in source.items()}
+        )
+    if source is None or isinstance(source, (str, bytes, Mapping)) or not is_iterable(source):
         raise BadSource(
             f"{name!r} is {_described(source)}, which can not be read batch by batch. Give a "
             "DataLoader, a list of batches, a Dataset, or a function that makes one of them."
@@ -71,7 +75,9 @@ def as_loader(source: Source, name: str = "train") -> Iterable[Any]:
     return loader
 
 
-def as_loaders(source: Source, name: str = "validation") -> list[tuple[str, Iterable[Any]]]:
+def as_loaders(
+    source: Source, name: str = "validation", epoch: int | None = None
+) -> list[tuple[str, Iterable[Any]]]:
     """The loaders that a source stands for, with their names.
 
     Args:
@@ -79,15 +85,19 @@ def as_loaders(source: Source, name: str = "validation") -> list[tuple[str, Iter
             or data sets, called ``name/0``, ``name/1`` and so on; a dict of them, called by its
             keys
         name: of the one, and the beginning of the names of several
+        epoch: as for `as_loader`
     """
-    if _is_maker(source):
-        source = source()
+    if is_maker(source):
+        source = made_by(source, name, epoch)
     if isinstance(source, Mapping):
-        return [(str(key), as_loader(one, str(key))) for key, one in source.items()]
+        return [(str(key), as_loader(one, str(key), epoch)) for key, one in source.items()]
     if isinstance(source, (list, tuple)) and source and all(map(_is_loader, source)):
         names = [name] if len(source) == 1 else [f"{name}/{i}" for i in range(len(source))]
-        return [(called, as_loader(one, called)) for called, one in zip(names, source, strict=True)]
-    return [(name, as_loader(source, name))]
+        return [
+            (called, as_loader(one, called, epoch))
+            for called, one in zip(names, source, strict=True)
+        ]
+    return [(name, as_loader(source, name, epoch))]
 
 
 def length_of(loader: Any) -> int | None:
@@ -280,19 +290,8 @@ def _is_torch(loader: Any) -> bool:
     return isinstance(loader, DataLoader)
 
 
-def _is_maker(source: Source) -> bool:
-    if isinstance(source, (DataLoader, Dataset)):
-        return False
-    return callable(source) and not _is_iterable(source)
-
-
 def _is_loader(one: Any) -> bool:
-    return isinstance(one, (DataLoader, Dataset)) or _is_maker(one)
-
-
-def _is_iterable(source: Any) -> bool:
-    kind = type(source)
-    return hasattr(kind, "__iter__") or (hasattr(kind, "__getitem__") and hasattr(kind, "__len__"))
+    return isinstance(one, (DataLoader, Dataset)) or is_maker(one)
 
 
 def _described(source: Any) -> str:

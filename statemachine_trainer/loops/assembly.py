@@ -89,9 +89,10 @@ class Equipment:
             context.transfer = self._transfer(model, device)
         return context
 
-    def feeds(self, source: Any, name: str) -> list[tuple[str, Feed]]:
-        """Make the feeds of one loader or of several."""
-        return [(called, self.feed(loader, called)) for called, loader in as_loaders(source, name)]
+    def feeds(self, source: Any, name: str, epoch: int | None = None) -> list[tuple[str, Feed]]:
+        """Make the feeds of one loader or of several; those of an epoch where functions take it."""
+        loaders = as_loaders(source, name, epoch)
+        return [(called, self.feed(loader, called)) for called, loader in loaders]
 
     def feed(self, loader: Any, name: str) -> Feed:
         """Make a feed; refuse a loader that is known to be empty."""
@@ -133,8 +134,11 @@ def assemble_fit(
     train: Any,
     validation: Any,
     parts: PlainParts,
+    epoch: int = 0,
 ) -> Context:
     """Make the context of a fit.
+
+    `epoch` is that whose data are made, from 0.
 
     Raises:
         ModelError: A step is missing, or there is no training data.
@@ -146,7 +150,7 @@ def assemble_fit(
     if any(loop.steps_optimizers or loop.by_hand for _, loop in training_loops(root)):
         context.steps.get("training_step")  # guests check this when they call it
     train, validation = context.steps.arrive("fit", train, validation)
-    context.data_to_come = partial(replace_data, context, train, validation)
+    context.data_to_come = partial(replace_data, context, train, validation, epoch)
     begin_fit(context)
     context.manual = _settle_optimization(root, context)
     if not context.slots and not context.manual:
@@ -198,7 +202,7 @@ def assemble_evaluation(
     (data,) = context.steps.arrive(_STAGES[step], data)
     if data is None:
         raise NothingToDo(f"{_STAGES[step]} needs data: {_STAGES[step]}(model, loader).")
-    context.validation = equipment.feeds(data, step.removesuffix("_step"))
+    context.validation = equipment.feeds(data, step.removesuffix("_step"), trainer.epoch)
     if step == "predict_step":
         warn_of_shuffled_predictions(context)
     context.log_table = context.validation_metrics  # receivers may log before the first batch

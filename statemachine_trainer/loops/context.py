@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
 
 import torch
 from torch import nn
@@ -36,6 +36,24 @@ means that the object has a state of its own, under a key of its own (see `conte
 """
 
 _SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+
+
+class Reloads(Protocol):
+    """What makes loaders anew.
+
+    Attributes:
+        takes_epoch: Whether one of the functions that make them takes the epoch.
+        made_for: The epoch that the present ones were made for.
+    """
+
+    takes_epoch: bool
+    made_for: int
+
+    def __call__(self, epoch: int) -> None:
+        """Make all of them, for an epoch."""
+
+    def of_epoch(self, epoch: int) -> None:
+        """Make those whose functions take the epoch, unless they are those of this epoch already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +198,7 @@ class Context:
     sources: tuple[Any, Any] = _part((None, None))
     of_checkpoint: bool = _part(False)
     data_to_come: Callable[[], None] | None = _part(None)
-    reload_data: Callable[[], None] | None = _part(None)
+    reload_data: Reloads | None = _part(None)
     train: Feed = _part(None, saved="apart")
     validation: Sequence[tuple[str, Feed]] = _part((), saved="apart")
     others: dict[str, Sequence[tuple[str, Feed]]] = _part(dict, saved="apart")

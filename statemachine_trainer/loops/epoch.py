@@ -226,7 +226,9 @@ class EpochLoop(TrainingLoop):
                 "give fit a function that makes one, as in `fit(model, make_loader)`."
             )
         if self.reload_every and epoch and epoch % self.reload_every == 0:
-            context.reload_data()  # type: ignore[misc]
+            context.reload_data(epoch)  # type: ignore[misc]
+        elif not self.reload_every and context.reload_data and context.reload_data.takes_epoch:
+            context.reload_data.of_epoch(epoch)
         context.train.begin(epoch)
         self._measure_pass()
 

@@ -5,7 +5,7 @@ All of these call `begin_fit`. It resets the fields of the context by the scopes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from statemachine_trainer.data import Feed, as_loader, dataset_of
+from statemachine_trainer.data import Feed, as_loader, dataset_of, takes_epoch
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import ModelError, SettingError
 from statemachine_trainer.loops.slots import read_optimizers
@@ -115,8 +115,49 @@ def reopen(context: Context) -> None:
 # -- Data -----------------------------------------------------------------------------------------
 
 
-def replace_data(context: Context, train: Any, validation: Any) -> None:
+class Reload:
+    """Makes the loaders anew that were given as functions.
+
+    Args:
+        load: Makes the loaders of training and of validation for an epoch, and gives them to the context.
+        train: The training data, if they can be made anew.
+        validation: The validation data, if they can be made anew.
+        made_for: The epoch that the present ones were made for.
+
+    Attributes:
+        made_for: The epoch that the present ones were made for.
+        takes_epoch: Whether one of the functions takes the epoch.
+    """
+
+    def __init__(
+        self, load: Callable[[Any, Any, int], None], train: Any, validation: Any, made_for: int
+    ) -> None:
+        self._load = load
+        self._sources = (train, validation)
+        self.made_for = made_for
+        self.takes_epoch = takes_epoch(train) or takes_epoch(validation)
+
+    def __call__(self, epoch: int) -> None:
+        """Make all of them, for an epoch."""
+        self._load(*self._sources, epoch)
+        self.made_for = epoch
+
+    def of_epoch(self, epoch: int) -> None:
+        """Make those whose functions take the epoch, unless they are those of this epoch already."""
+        if epoch != self.made_for:
+            train, validation = self._sources
+            self._load(
+                train if takes_epoch(train) else None,
+                validation if takes_epoch(validation) else None,
+                epoch,
+            )
+            self.made_for = epoch
+
+
+def replace_data(context: Context, train: Any, validation: Any, epoch: int | None = None) -> None:
     """Give a context its data. None, or the data that it already has, keeps the position in the data.
+
+    Functions that take the epoch make the data of `epoch`; of that which comes next unless given.
 
     Raises:
         ModelError: There is no training data, or the model lacks the step for the validation data.
@@ -130,22 +171,26 @@ def replace_data(context: Context, train: Any, validation: Any) -> None:
             "validation_step(batch, batch_idx). Write one, or leave the data out."
         )
 
-    def load(train: Any, validation: Any) -> None:
+    def load(train: Any, validation: Any, epoch: int) -> None:
         feed = None
         if train is not None:
-            feed = context.equipment.training_feed(as_loader(train, "train"), context)
+            feed = context.equipment.training_feed(as_loader(train, "train", epoch), context)
         if validation is not None:
-            context.validation = context.equipment.feeds(validation, "validation")
+            context.validation = context.equipment.feeds(validation, "validation", epoch)
         if feed is not None:
             context.train = feed
 
     given, had = (train, validation), context.sources
     new = [None if one is was else one for one, was in zip(given, had, strict=True)]
-    load(*new)
+    epoch = context.counts.epoch if epoch is None else epoch
+    load(*new, epoch)
     sources = (had[0] if train is None else train, had[1] if validation is None else validation)
     context.sources = sources
     again = [source if _can_be_made_anew(source) else None for source in sources]
-    context.reload_data = None if again == [None, None] else partial(load, *again)
+    before = context.reload_data
+    all_made = all(one is source for one, source in zip(new, again, strict=True))
+    made_for = epoch if before is None or all_made else before.made_for
+    context.reload_data = None if again == [None, None] else Reload(load, *again, made_for)
 
 
 def equip(context: Context, *, train: Any = None, validation: Any = None) -> None:

@@ -21,6 +21,7 @@ from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted
+from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.running.audit import (
     Audit,
     audit,
@@ -260,15 +261,36 @@ def _kinds_in(state: Mapping[str, Any]) -> list[str]:
     return [one["kind"] for one in state["callbacks"]]
 
 
+def epoch_of_data(state: Mapping[str, Any] | None, root: Loop) -> int:
+    """Return the epoch whose data are to be made first.
+
+    Args:
+        state: What the fit goes on from; None if it begins.
+        root: The loop of the fit.
+    """
+    train = None if state is None else state["context"]["train"]
+    # With `reload_every` they are made as often as the saved run made them.
+    return 0 if train is None or _reload_every(root) else int(train["epoch"])
+
+
+def _reload_every(root: Loop) -> int:
+    loops = [one for _, one in root.walk() if isinstance(one, EpochLoop)]
+    return next((one.reload_every for one in loops if one.reload_every), 0)
+
+
 def _make_loaders_anew(driver: Driver, context: Context, saved: Mapping[str, Any]) -> None:
     """Call the functions that make loaders at the same epochs as the saved run did.
 
     They may make different loaders in different epochs, by the number of the epoch or their own count.
     """
-    loops = [one for _, one in driver.root.walk() if isinstance(one, EpochLoop)]
-    every = next((one.reload_every for one in loops if one.reload_every), 0)
-    if not every or context.reload_data is None or saved["train"] is None:
+    every = _reload_every(driver.root)
+    reload = context.reload_data
+    if reload is None or saved["train"] is None:
+        return
+    if not every and reload.takes_epoch:
+        reload.of_epoch(saved["train"]["epoch"])
+    if not every:
         return
     for epoch in range(every, saved["train"]["epoch"] + 1, every):
         context.counts.epoch = epoch  # counters are loaded later
-        context.reload_data()
+        reload(epoch)

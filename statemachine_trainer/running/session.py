@@ -41,7 +41,7 @@ from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
 from statemachine_trainer.running.drivers import Drivers, context_of
-from statemachine_trainer.running.fit_state import FitState, Fresh, Host
+from statemachine_trainer.running.fit_state import FitState, Fresh, Host, epoch_of_data
 from statemachine_trainer.running.settings_record import tell_changes
 from statemachine_trainer.running.subscribing import subscribe, tell_of_error
 from statemachine_trainer.running.weights import BestInModel, Checkpoint, the_rule, weights_of
@@ -185,7 +185,7 @@ class Session:
         """
         state: Any = handed if loaded is None else loaded.tree
         checkpoint = None if loaded is None else loaded.path
-        context = self._assemble(model, given)
+        context = self._assemble(model, given, epoch_of_data(state, self._fit.root))
         self._best = None
         noting = self._host.checkpoints if handed is None else None
         if noting is not None and not given.restart:
@@ -209,8 +209,11 @@ class Session:
             ended = self._fit.path is None
             self._recorder.begin(checkpoint, keeps_record=keeps_record, ended=ended)
 
-    def _assemble(self, model: nn.Module, given: Given) -> Context:
-        """Make the context of a fit, and refuse a fit that would never end, or that is already over."""
+    def _assemble(self, model: nn.Module, given: Given, epoch: int) -> Context:
+        """Make the context of a fit, and refuse a fit that would never end, or that is already over.
+
+        `epoch` is that whose data are made.
+        """
         host, root = self._host, self._fit.root
         if self._equipment.seed is not None:
             seed_everything(self._equipment.seed)
@@ -222,6 +225,7 @@ class Session:
             given.train,
             given.validation,
             given.parts,
+            epoch,
         )
         refuse_endless(root)
         refuse_to_do_nothing(root, context)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from statemachine_trainer.loops.base import TrainingLoop, in_training
-from statemachine_trainer.loops.context import Limits
+from statemachine_trainer.loops.context import Limits, Reloads
 from statemachine_trainer.loops.fresh_start import (
     captured_callbacks,
     check_renewable,
@@ -134,7 +134,7 @@ class PhasesLoop(TrainingLoop):
     opened: list[str] = field(factory=list)
     first_callbacks: list[dict[str, Any]] | None = None
 
-    _reload: Callable[[], None] | None = None
+    _reload: Reloads | None = None
     """Makes the loaders anew that the data put aside were given with."""
 
     def __new__(cls, *phases: Phase, **settings: Any) -> Self:
