@@ -294,11 +294,12 @@ class Checkpoints:
         return save_together(ranks, self.store, tree, name=name, metadata=metadata)
 
     def _may_postpone(self) -> bool:
-        """Whether the batch in flight will be gone soon: not if it has outlived the next one."""
+        """Whether the batch in flight will be gone soon: not at rest, nor if it has outlived the next one."""
         batch = self._context.counts.batch
         if self._postponed_at is None:
             self._postponed_at = batch
-        return self._running.path is not None and batch <= self._postponed_at + 1
+        driver = self._running  # at rest the next boundary is this one
+        return driver.running and driver.path is not None and batch <= self._postponed_at + 1
 
     def _metadata(self) -> dict[str, Any]:
         context = self._context

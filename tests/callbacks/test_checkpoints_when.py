@@ -320,6 +320,15 @@ def test_a_batch_that_is_never_let_go_is_an_error_in_the_end(tmp_path: Path) -> 
         trainer_with(mine).fit(Keeping(), [Opaque(one) for one in batches()])
 
 
+def test_a_run_at_rest_says_which_batch_cannot_be_written(tmp_path: Path) -> None:
+    mine = checkpoints(tmp_path, 100)
+    trainer = trainer_with(mine)
+    trainer.fit(OpaqueNet(), [Opaque(one) for one in batches()], until="batch_start")
+    with pytest.raises(Unwritable, match=r"context\.in_flight\.batch"):
+        mine.write()
+    assert trainer.run() is not None
+
+
 # -- other trees -----------------------------------------------------------------------------------
 
 
