@@ -16,9 +16,10 @@ from statemachine_trainer.data.data_errors import (
     StrayStopIteration,
     UnbatchedData,
 )
-from statemachine_trainer.data.feed import END, Feed
+from statemachine_trainer.data.feed import Feed
 from statemachine_trainer.data.makers import takes_epoch
 from statemachine_trainer.data.prefetch import Prefetch
+from statemachine_trainer.data.reader import END
 from statemachine_trainer.data.several import InTurns, Mixture, SeveralLoaders, Together
 from statemachine_trainer.data.sources import (
     as_loader,

@@ -8,7 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from statemachine_trainer.data.feed import END, Feed
+from statemachine_trainer.data.feed import Feed
+from statemachine_trainer.data.reader import END
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves, to_device
 from statemachine_trainer.parallel.device import back_on_accelerator, on_accelerator
 

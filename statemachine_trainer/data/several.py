@@ -303,7 +303,7 @@ class SeveralReader(Reader):
     def count(self) -> int | None:
         return self.loaders.length([feed.count() for feed in self._feeds])
 
-    def facts(self) -> dict[str, int | None]:
+    def facts(self) -> dict[str, int | str | None]:
         return {"loaders": len(self._feeds)}  # each feed tells the rest
 
     def begin(self, epoch: int) -> None:

@@ -183,14 +183,16 @@ def replace_data(context: Context, train: Any, validation: Any, epoch: int | Non
     given, had = (train, validation), context.sources
     new = [None if one is was else one for one, was in zip(given, had, strict=True)]
     epoch = context.counts.epoch if epoch is None else epoch
-    load(*new, epoch)
+    load(new[0], new[1], epoch)
     sources = (had[0] if train is None else train, had[1] if validation is None else validation)
     context.sources = sources
     again = [source if _can_be_made_anew(source) else None for source in sources]
     before = context.reload_data
     all_made = all(one is source for one, source in zip(new, again, strict=True))
     made_for = epoch if before is None or all_made else before.made_for
-    context.reload_data = None if again == [None, None] else Reload(load, *again, made_for)
+    context.reload_data = (
+        None if again == [None, None] else Reload(load, again[0], again[1], made_for)
+    )
 
 
 def equip(context: Context, *, train: Any = None, validation: Any = None) -> None:

@@ -137,7 +137,7 @@ def test_one_of_several_loaders_may_be_made_by_epoch() -> None:
 @pytest.mark.parametrize(
     "do, message",
     [
-        (lambda: as_loader(lambda data: loader(2), epoch=0), "needs data. It is called without"),  # type: ignore[misc]
+        (lambda: as_loader(lambda data: loader(2), epoch=0), "needs data. It is called without"),
         (lambda: Together([Noting(), loader(2)]), r"lambda epoch: Together\(...\)"),
         (
             lambda: Trainer(KFoldLoop(2, fit=FitLoop(max_epochs=1)), progress=False).fit(
