@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from operator import index as as_int
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from statemachine_trainer.data.data_errors import NotExact
 from statemachine_trainer.snapshot.held import keep, put_back, reseed
 from statemachine_trainer.snapshot.rng import isolated_rng
 from statemachine_trainer.snapshot.search import Place, Search
@@ -95,7 +97,9 @@ class SeededFetch:
         if self._reads <= _LOOKS or self._reads.bit_count() == 1:
             known = self._known()
             self._own = self._search()
-            if self._own.keys() - known.keys():
+            if late := self._own.keys() - known.keys():
+                if self._reads > _LOOKS:
+                    warnings.warn(_appeared_late(late, self._reads), NotExact, stacklevel=2)
                 sample = self._read_seeded(seed, read, index)
         return sample
 
@@ -121,6 +125,15 @@ class SeededFetch:
                 yield
         finally:
             put_back(kept)
+
+
+def _appeared_late(paths: Iterable[str], reads: int) -> str:
+    return (
+        f"Generators of random numbers appeared in the data after the first {_LOOKS} reads: "
+        f"{', '.join(sorted(paths))}. They are seeded for each sample from read {reads} of this process on. "
+        "What they drew for samples before that differs in a run that is resumed. Make them when "
+        "their owner is made, not on the way."
+    )
 
 
 def sample_seed(seed: int, epoch: int, index: Any, repeat: int = 0) -> bytes:

@@ -174,11 +174,18 @@ class StreamReader(Reader):
 
     def state_dict(self, *, position: int, phase: Phase) -> dict[str, Any]:
         own, inside, keeper = own_states(self._parts), phase == "running", self._keeper()
-        if self._loaded is not None:
+        # A pass that was left after the state was loaded is none to go on with.
+        if self._loaded is not None and (inside or not self._loaded["inside"]):
             return self._loaded | {"own": own}
         # Between passes a DataLoader's position means nothing, unless the last one was complete;
-        # and torchdata's starts workers and draws if it is asked before a pass.
-        known = inside or self._complete or not isinstance(self.loader, DataLoader)
+        # and torchdata's starts workers and draws if it is asked before a pass. A data set stands
+        # where it stands: after a pass that was left, the next one goes on from there.
+        known = (
+            inside
+            or self._complete
+            or keeper == "dataset"
+            or not isinstance(self.loader, DataLoader)
+        )
         kept = deepcopy(self._kept_by(keeper).state_dict()) if keeper and known else None
         if inside and _is_ambiguous(kept, position):
             keeper = kept = None

@@ -239,7 +239,11 @@ class Search:
 
     def _offer(self, thing: object, path: str, step: Step, way: _Way) -> None:
         kind = type(thing)
-        if kind in ATOMS or (kind in _EMPTY and not thing):
+        if kind in ATOMS:
+            return
+        if kind in _EMPTY and not thing:
+            if path in self._wanted:  # a generator that appeared in it is to be put there
+                self.holders[path] = thing
             return
         self._now.append((thing, path, step, way))
 

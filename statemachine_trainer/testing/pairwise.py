@@ -16,15 +16,48 @@ AXES: Final[Mapping[str, tuple[Any, ...]]] = {
     "precision": ("32", "bf16", "fp16"),
     "data": ("map", "sampler", "list", "stream", "stateful stream"),
     "workers": ((0, None), (0, 2), (2, 0)),
-    "accumulate": (None, 2, 3),
+    "accumulate": (None, 2, 3, "growing"),
+    "limit": (None, 5),
     "compiled": (False, True),
-    "swap": (None, "class", "instance", "twice"),
-    "posts": ((), ("validate",), ("end_epoch",), ("stop",), ("stop", "validate")),
-    "own_generators": (None, "data", "model", "callback", "receiver"),
-    "sets_lr": (False, True),
+    "swap": (None, "class", "instance", "twice", "nested", "nested twice"),
+    "posts": (
+        (),
+        ("validate",),
+        ("end_epoch",),
+        ("stop",),
+        ("stop", "validate"),
+        ("validate", "end_epoch", "stop"),
+    ),
+    "own_generators": (
+        None,
+        "data",
+        "transform",
+        "sampler",
+        "collate",
+        "attribute",
+        "model",
+        "loss",
+        "scheduler",
+        "callback",
+        "receiver",
+    ),
+    "sets": (None, "rate", "decay", "weights", "frozen"),
     "stateful_callback": (False, True),
+    "elsewhere": (False, True),
+    "changed": (None, "rate", "accumulate", "clip_norm", "patience", "checkpoint_every"),
 }
-"""`workers`: before the stop and after it. `accumulate`: 3 leaves a window open at the end of an epoch."""
+"""`workers`: before the stop and after it. `accumulate`: 3 leaves a window open at the end of an epoch.
+`limit`: of optimizer steps. `elsewhere`: the second start is in another working directory. `changed`:
+a setting that is another one at the second start."""
+
+CHANGES: Final[Mapping[str, tuple[Any, Any]]] = {
+    "rate": (1.0, 0.1),
+    "accumulate": (None, [(0, 2)]),
+    "clip_norm": (None, 0.1),
+    "patience": (1, 2),
+    "checkpoint_every": ([2, "batch"], [3, "batch"]),
+}
+"""Settings of a `Setup` before the stop and after it."""
 
 
 def is_possible(row: Mapping[str, Any]) -> bool:
@@ -39,9 +72,29 @@ def is_possible(row: Mapping[str, Any]) -> bool:
         return False
     if one("precision") == "fp16" and one("optimization") in ("lbfgs", "manual"):
         return False  # no scaler: the loss is evaluated again and again, or by hand
-    if one("own_generators") == "data" and row.get("data", "map") == "list":
+    if one("workers") != (0, None) and one("limit"):
+        return False  # ends amid a pass, of which workers have drawn more than they have given
+    if one("own_generators") in _OF_DATA and row.get("data", "map") == "list":
         return False  # batches that are made already
-    return not (one("compiled") and one("own_generators") == "model")  # dynamo keeps what it drew
+    if one("own_generators") == "sampler" and row.get("data", "map") != "map":
+        return False  # streams have no sampler, and "sampler" is one already
+    if one("own_generators") == "collate" and one("workers") != (0, None):
+        return (
+            False  # it is made in the process that reads: the same draws, but another one's state
+        )
+    if one("own_generators") == "scheduler" and one("optimization") == "manual":
+        return False  # steps its schedulers by hand
+    if one("changed") in ("accumulate", "clip_norm") and one("optimization") == "manual":
+        return False
+    if one("changed") == "accumulate" and (one("accumulate") or one("optimization") == "lbfgs"):
+        return False
+    return not (
+        one("compiled") and one("own_generators") in _IN_FORWARD
+    )  # dynamo keeps what it drew
+
+
+_OF_DATA: Final = ("data", "transform", "sampler", "collate")
+_IN_FORWARD: Final = ("model", "attribute")
 
 
 def pairs() -> Iterator[Row]:
@@ -76,21 +129,35 @@ def table() -> list[Row]:
 def setup_of(row: Row) -> Setup:
     """Return the set-up that a row describes."""
     before, after = row["workers"]
+    changed: dict[str, Any] = {} if after is None else {"workers": after}
+    given: dict[str, Any] = {"accumulate": _WINDOWS[row["accumulate"]]}
+    if (name := row["changed"]) is not None:
+        was, changed[name] = CHANGES[name]
+        given[name] = given.get(name) or was
     return Setup(
         optimization=row["optimization"],
         precision=row["precision"],
         data=row["data"],
         workers=before,
-        workers_later=after,
+        later=changed or None,
         seed_samples=True if row["data"] in ("map", "sampler") else None,
-        accumulate=None if row["accumulate"] is None else [(0, row["accumulate"])],
+        max_steps=row["limit"],
         compiled=row["compiled"],
         swap=row["swap"],
         posts=[(2, event) for event in row["posts"]] or None,
         own_generators=row["own_generators"],
-        sets_lr_at=3 if row["sets_lr"] else None,
+        sets=None if row["sets"] is None else [(3, row["sets"])],
         stateful_callback=row["stateful_callback"],
+        **given,
     )
+
+
+_WINDOWS: Final[Mapping[Any, list[tuple[int, int]] | None]] = {
+    None: None,
+    2: [(0, 2)],
+    3: [(0, 3)],
+    "growing": [(0, 1), (1, 3)],
+}
 
 
 def _gain(row: Row, axis: str, missing: Mapping[Any, Row]) -> int:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +17,7 @@ from torch.optim import LBFGS, SGD, Adam, Optimizer
 from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import ConcatDataset, DataLoader
 
+from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
 from statemachine_trainer.loops import BatchLoop, every
 from statemachine_trainer.loops.context_state import is_handed_state
 from statemachine_trainer.testing import specimens
@@ -23,8 +28,19 @@ Schedule = Literal[
     "none", "step", "multistep", "epoch", "plateau", "onecycle", "restarts", "lambda", "sequential"
 ]
 Data = Literal["map", "sampler", "list", "stream", "stateful stream"]
-Swap = Literal["class", "instance", "twice"]
-Place = Literal["data", "model", "callback", "receiver"]
+Swap = Literal["class", "instance", "twice", "nested", "nested twice"]
+Place = Literal[
+    "data",
+    "transform",
+    "sampler",
+    "collate",
+    "attribute",
+    "model",
+    "loss",
+    "scheduler",
+    "callback",
+    "receiver",
+]
 
 
 @dataclass(frozen=True)
@@ -45,18 +61,25 @@ class Setup:
         workers: Workers of the training loader.
         norm: With batch normalisation.
         dropout: With dropout.
-        workers_later: Workers where the run goes on; None for as many as before.
+        later: Attributes of the set-up that are others where the run goes on, such as
+            `{"workers": 2}`; None for none.
         precision: "32", "bf16" or "fp16".
         compiled: Whether the model is compiled (by dynamo, without code of its own).
-        swap: How another batch loop takes the place of the usual one; None for not at all.
+        swap: How another batch loop, or another epoch loop with another batch loop inside, takes
+            the place of the usual one; None for not at all.
         own_generators: Where a generator lies that draws while the run goes on; None for nowhere.
+            "model" is a hook of the model, "attribute" an attribute of it.
+        rate: What the learning rates are multiplied with.
         clip_norm: Largest norm of the gradients; None for no clipping.
         nan_at: Batch of each epoch whose loss is NaN and is skipped; None for none.
         gather_outputs: Whether the outputs of an epoch are kept.
         stateful_callback: With a callback that has a state.
         stop_at: Batch after which a callback posts `stop`; None for never.
         posts: `[(batch, event), ...]` that a callback posts.
-        sets_lr_at: Batch after which a callback sets the learning rate; None for never.
+        sets: `[(batch, what), ...]`, what a callback sets: see `specimens.SetAt`.
+        patience: Of early stopping on the validation loss; None for no early stopping.
+        checkpoint_every: `[number, unit]`, how often checkpoints are written into a temporary
+            folder; None for none.
         max_epochs: Epochs at most.
         max_steps: Optimizer steps at most; None for no limit.
         seed: Of the trainer.
@@ -76,18 +99,21 @@ class Setup:
     workers: int = 0
     norm: bool = True
     dropout: bool = True
-    workers_later: int | None = None
+    later: dict[str, Any] | None = None
     precision: str = "32"
     compiled: bool = False
     swap: Swap | None = None
     own_generators: Place | None = None
+    rate: float = 1.0
     clip_norm: float | None = None
     nan_at: int | None = None
     gather_outputs: bool = False
     stateful_callback: bool = False
     stop_at: int | None = None
     posts: list[tuple[int, str]] | None = None
-    sets_lr_at: int | None = None
+    sets: list[tuple[int, str]] | None = None
+    patience: int | None = None
+    checkpoint_every: list[Any] | None = None
     max_epochs: int = 2
     max_steps: int | None = None
     seed: int | None = 0
@@ -97,6 +123,20 @@ class Setup:
     def make_trainer(self) -> Callable[[], Trainer]:
         """Builds everything anew and returns a started trainer, also in another process."""
         return functools.partial(build, **asdict(self))
+
+    @property
+    def where_it_goes_on(self) -> Setup:
+        """The set-up of the second start, with what `later` names."""
+        return replace(self, later=None, **(self.later or {}))
+
+    def describe(self) -> str:
+        """Return code that builds this set-up and tries it."""
+        return (
+            "from statemachine_trainer.testing import assert_resumable\n"
+            "from statemachine_trainer.testing.setups import Setup\n\n"
+            f"setup = {self!r}\n"
+            "assert_resumable(setup.make_trainer, seed=0)\n"
+        )
 
     def __repr__(self) -> str:
         changed = {
@@ -110,6 +150,9 @@ class Setup:
 def build(**plain: Any) -> Trainer:
     """Build the trainer that a set-up describes, and start it."""
     setup = Setup(**plain)
+    if is_handed_state():
+        setup = setup.where_it_goes_on
+    settings = _of_checkpoints(setup)
     trainer = Trainer(
         callbacks=_callbacks(setup),
         precision=setup.precision,
@@ -122,12 +165,18 @@ def build(**plain: Any) -> Trainer:
         split_steps=setup.split_steps,
         gather_outputs=setup.gather_outputs,
         **_of_optimization(setup),
+        **settings,
         validate_every=every(*setup.validate_every or [1.0, "epoch"]),
     )
     _swap(trainer, setup.swap)
     if setup.own_generators == "receiver":
         trainer.on("batch_end", specimens.shaking())
+    if "checkpoints" in settings:
+        written = settings["checkpoints"].store.root
+        weakref.finalize(trainer, shutil.rmtree, written, ignore_errors=True)
     model = _model(setup)
+    if setup.own_generators in ("attribute", "loss"):
+        specimens.add_generator(model, setup.own_generators)
     if setup.own_generators == "model":
         model.register_forward_pre_hook(specimens.noisy_inputs())
     if setup.compiled:
@@ -143,8 +192,10 @@ def _callbacks(setup: Setup) -> list[object]:
         posts.append((setup.stop_at, "stop"))
     if posts:
         found.append(specimens.PostAt(posts))
-    if setup.sets_lr_at is not None:
-        found.append(specimens.SetRateAt(setup.sets_lr_at))
+    if setup.sets:
+        found.append(specimens.SetAt(setup.sets))
+    if setup.patience is not None:
+        found.append(EarlyStopping("val_loss", patience=setup.patience))
     if setup.own_generators == "callback":
         found.append(specimens.Shaking())
     return found
@@ -158,6 +209,19 @@ def _swap(trainer: Trainer, how: Swap | None) -> None:
     elif how == "twice":
         trainer.loop.replace(batch=BatchLoop)
         trainer.loop.replace(batch=specimens.CountingBatches)
+    elif how in ("nested", "nested twice"):
+        trainer.loop.replace(epoch=specimens.CountingEpochs)
+        if how == "nested twice":
+            trainer.loop["epoch"].replace(batch=specimens.CountingBatches)
+
+
+def _of_checkpoints(setup: Setup) -> dict[str, Any]:
+    """Write checkpoints into a folder that is named from the working directory."""
+    if setup.checkpoint_every is None:
+        return {}
+    folder = os.path.relpath(tempfile.mkdtemp(prefix="setup-"))
+    interval = every(*setup.checkpoint_every)
+    return {"checkpoints": Checkpoints(folder, every=interval, on_signals=False)}
 
 
 def _of_optimization(setup: Setup) -> dict[str, Any]:
@@ -183,7 +247,10 @@ def _model(setup: Setup) -> nn.Module:
 
 def _configure(setup: Setup, model: Any) -> Any:
     if setup.optimization in ("two", "frequencies"):
-        optimizers = [Adam(model.body.parameters(), lr=0.02), _momentum(model.head.parameters())]
+        optimizers = [
+            Adam(model.body.parameters(), lr=0.02 * setup.rate),
+            _momentum(model.head.parameters(), setup.rate),
+        ]
         configs: list[dict[str, Any]] = [{"optimizer": one} for one in optimizers]
         if setup.optimization == "frequencies":
             configs[0]["frequency"], configs[1]["frequency"] = 2, 1
@@ -197,19 +264,23 @@ def _configure(setup: Setup, model: Any) -> Any:
 def _optimizer(setup: Setup, model: nn.Module) -> Optimizer:
     parameters = model.parameters()
     if setup.optimization == "lbfgs":
-        return LBFGS(parameters, lr=0.1, max_iter=3, history_size=3)
+        return LBFGS(parameters, lr=0.1 * setup.rate, max_iter=3, history_size=3)
     if setup.optimization == "sgd":
-        return SGD(parameters, lr=0.1)
+        return SGD(parameters, lr=0.1 * setup.rate)
     if setup.optimization == "momentum":
-        return _momentum(parameters)
-    return Adam(parameters, lr=0.02)
+        return _momentum(parameters, setup.rate)
+    return Adam(parameters, lr=0.02 * setup.rate)
 
 
-def _momentum(parameters: Any) -> Optimizer:
-    return SGD(parameters, lr=0.05, momentum=0.9, nesterov=True)
+def _momentum(parameters: Any, rate: float) -> Optimizer:
+    return SGD(parameters, lr=0.05 * rate, momentum=0.9, nesterov=True)
 
 
 def _add_schedule(setup: Setup, config: dict[str, Any]) -> None:
+    if setup.own_generators == "scheduler":
+        jumping = schedulers.LambdaLR(config["optimizer"], specimens.jumping())
+        config["lr_scheduler"] = {"scheduler": jumping, "interval": "step"}
+        return
     if setup.schedule == "none":
         return
     made, interval = _schedule(setup.schedule, config["optimizer"])
@@ -244,18 +315,22 @@ def _training_data(setup: Setup) -> Any:
     samples: Any = specimens.Samples(setup.samples, augment=setup.augment, sequences=sequences)
     if setup.own_generators == "data":
         samples = ConcatDataset([specimens.Jittered(samples)])
+    if setup.own_generators == "transform":
+        samples = specimens.Transformed(samples, specimens.jitter())
     if setup.data == "list":
         loader = DataLoader(specimens.Samples(setup.samples, augment=False, sequences=sequences), 5)
         return [*loader]
+    collate = specimens.noisy_collate() if setup.own_generators == "collate" else None
+    settings: dict[str, Any] = {"batch_size": 5, "collate_fn": collate}
     if setup.data == "stream":
-        return DataLoader(specimens.Stream(samples), batch_size=5)
+        return DataLoader(specimens.Stream(samples), **settings)
     if setup.data == "stateful stream":
-        return DataLoader(specimens.StatefulStream(samples), batch_size=5)
-    later = setup.workers_later is not None and is_handed_state()
-    workers: dict[str, Any] = {"num_workers": setup.workers_later if later else setup.workers}
-    if setup.data == "sampler":
-        return DataLoader(samples, 5, sampler=specimens.Shuffled(len(samples), 5), **workers)
-    return DataLoader(samples, batch_size=5, shuffle=True, **workers)
+        return DataLoader(specimens.StatefulStream(samples), **settings)
+    settings["num_workers"] = setup.workers
+    if setup.data == "sampler" or setup.own_generators == "sampler":
+        settings["sampler"] = specimens.Shuffled(len(samples), 5)
+        return DataLoader(samples, **settings)
+    return DataLoader(samples, shuffle=True, **settings)
 
 
 def _validation_data(setup: Setup) -> Any:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
-from statemachine_trainer.loops import BatchLoop, log
+from statemachine_trainer.loops import BatchLoop, EpochLoop, log
+from statemachine_trainer.machine import Loop, place
 from statemachine_trainer.trainer import Trainer
 
 FEATURES, CLASSES, STEPS = 4, 3, 6
@@ -111,6 +112,7 @@ class Net(nn.Module):
         )
         self.head = nn.Linear(6, CLASSES)
         self.nan_at = nan_at
+        self.criterion: Any = F.cross_entropy
         self.configure = configure
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -118,7 +120,7 @@ class Net(nn.Module):
 
     def loss(self, batch: Sample, batch_idx: int) -> torch.Tensor:
         """Compute and log the loss."""
-        loss = F.cross_entropy(self(batch[0]), batch[1])
+        loss = self.criterion(self(batch[0]), batch[1])
         if batch_idx == self.nan_at:
             loss = loss * float("nan")
         else:
@@ -165,6 +167,7 @@ class Recurrent(nn.Module):
         self.cells = nn.GRU(FEATURES, 5, batch_first=True)
         self.dropout = nn.Dropout(0.3 if dropout else 0.0)
         self.head = nn.Linear(5, CLASSES)
+        self.criterion: Any = F.cross_entropy
         self.configure = configure
 
     def forward(self, inputs: torch.Tensor, hiddens: Any = None) -> Any:
@@ -173,7 +176,7 @@ class Recurrent(nn.Module):
 
     def training_step(self, batch: Sample, batch_idx: int, hiddens: Any) -> Any:
         answer, hiddens = self(batch[0], hiddens)
-        loss = F.cross_entropy(answer.transpose(1, 2), batch[1])
+        loss = self.criterion(answer.transpose(1, 2), batch[1])
         log("loss", loss)
         return {"loss": loss, "hiddens": hiddens}
 
@@ -219,17 +222,44 @@ class PostAt:
                 trainer.post(event)
 
 
-class SetRateAt:
-    """A callback that sets the learning rate after some batch."""
+class SetAt:
+    """A callback that sets something after some batches: `[(batch, what), ...]`.
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    What is "rate" (of all optimizers), "decay" (weight decay), "weights" (to a half), "frozen" (no
+    gradients for the last parameter from here on), or "dropout" (off).
+    """
+
+    def __init__(self, sets: list[tuple[int, str]]) -> None:
+        self.sets = sets
 
     def on_batch_end(self, trainer: Trainer) -> None:
-        if trainer.context.counts.batch == self.batch:
-            for optimizer in trainer.context.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] *= 0.3
+        for batch, what in self.sets:
+            if trainer.context.counts.batch == batch:
+                getattr(self, f"_{what}")(trainer)
+
+    def _rate(self, trainer: Trainer) -> None:
+        for optimizer in trainer.context.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.3
+
+    def _decay(self, trainer: Trainer) -> None:
+        for optimizer in trainer.context.optimizers:
+            for group in optimizer.param_groups:
+                if "weight_decay" in group:
+                    group["weight_decay"] = 0.5
+
+    def _weights(self, trainer: Trainer) -> None:
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.mul_(0.5)
+
+    def _frozen(self, trainer: Trainer) -> None:
+        [*trainer.model.parameters()][-1].requires_grad_(False)
+
+    def _dropout(self, trainer: Trainer) -> None:
+        for module in trainer.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
 
 
 class Shaking:
@@ -264,6 +294,56 @@ def noisy_inputs() -> Callable[[nn.Module, Any], Any]:
     return hook
 
 
+def jumping() -> Callable[[int], float]:
+    """Return a factor of the learning rate that is drawn from a generator in its closure."""
+    generator = np.random.default_rng(11)
+    return lambda count: float(0.5 + generator.random())
+
+
+def jitter() -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a transform that draws from a generator in its closure."""
+    generator = torch.Generator().manual_seed(12)
+    return lambda inputs: inputs + 0.1 * torch.randn((), generator=generator)
+
+
+def noisy_collate() -> Callable[[list[Sample]], Sample]:
+    """Return a collate function that draws from a generator which it makes at its first batch."""
+    generators: dict[str, random.Random] = {}
+
+    def collate(samples: list[Sample]) -> Sample:
+        generator = generators.setdefault("noise", random.Random(13))
+        inputs, targets = default_collate(samples)
+        return inputs + 0.1 * generator.random(), targets
+
+    return collate
+
+
+def add_generator(model: Any, where: Literal["attribute", "loss"]) -> None:
+    """Let a model draw from a generator: an attribute of it, or one inside its loss."""
+    if where == "attribute":
+        model.generator = np.random.RandomState(14)
+        model.register_forward_hook(_scaled)
+    else:
+        model.criterion = NoisyLoss()
+
+
+def _scaled(module: Any, _inputs: Any, outputs: Any) -> Any:
+    factor = float(1 + 0.1 * module.generator.random_sample())
+    return (outputs[0] * factor, *outputs[1:]) if isinstance(outputs, tuple) else outputs * factor
+
+
+class NoisyLoss(nn.Module):
+    """A loss that smooths the labels by a number drawn from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(15)
+
+    def forward(self, answers: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        smoothing = 0.2 * float(torch.rand((), generator=self.generator))
+        return F.cross_entropy(answers, targets, label_smoothing=smoothing)
+
+
 def _shake(trainer: Trainer, by: float) -> None:
     with torch.no_grad():
         for parameter in trainer.model.parameters():
@@ -285,6 +365,21 @@ class Jittered(Dataset[Sample]):
         return inputs + 0.1 * self.inside["noise"].standard_normal(), target
 
 
+class Transformed(Dataset[Sample]):
+    """Samples whose inputs go through a transform."""
+
+    def __init__(self, samples: Samples, transform: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.samples = samples
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        inputs, target = self.samples[index]
+        return self.transform(inputs), target
+
+
 class CountingBatches(BatchLoop):
     """A batch loop with a field of its own: every third batch is scaled down."""
 
@@ -293,3 +388,14 @@ class CountingBatches(BatchLoop):
     def batch_start(self) -> Literal["batch_started"]:
         self.seen += 1
         return super().batch_start()
+
+
+class CountingEpochs(EpochLoop):
+    """An epoch loop with a field of its own, and with a batch loop that it brings along."""
+
+    batch: Loop = place(CountingBatches)
+    begun: int = 0
+
+    def epoch_start(self) -> Literal["epoch_started"]:
+        self.begun += 1
+        return super().epoch_start()

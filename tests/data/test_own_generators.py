@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.data import END, Feed, NotExact
+from statemachine_trainer.data.seeding import Order, SeededFetch, as_it_is
 from statemachine_trainer.snapshot import decode, encode
 from statemachine_trainer.snapshot.held import own_states, restore_own
 from tests.data.own_generators import LOADERS, PLACES, Holder, Lazy, Noisy
@@ -173,6 +174,23 @@ def test_reading_with_seeded_samples_leaves_the_generators_of_this_process_alone
     feed.begin(0)
     feed.next_batch()
     assert holder.generator.random() == random.Random(0).random()
+
+
+def test_a_generator_that_appears_after_many_reads_is_told() -> None:
+    class Late(Noisy):
+        reads = 0
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            self.reads += 1
+            if self.reads == 12:
+                self.second = random.Random(3)
+            return super().__getitem__(index)
+
+    fetch = SeededFetch(Late(Lazy()), as_it_is, batched=False, seed=0)
+    for number in range(15):
+        fetch[Order(0, number % 6, [0])]
+    with pytest.warns(NotExact, match=r"appeared .* dataset\.second"):
+        fetch[Order(1, 0, [0])]
 
 
 def test_a_sample_in_which_a_generator_appeared_is_read_once_more() -> None:

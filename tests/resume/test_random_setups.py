@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from statemachine_trainer.testing import assert_resumable
+from statemachine_trainer.running.settings_record import SettingsChanged
+from statemachine_trainer.testing import NotResumable, assert_resumable
 from statemachine_trainer.testing.strategies import Setup, setups
+from tests.resume.kit import stop_before
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::statemachine_trainer.data.ReplayWarning"),
     pytest.mark.filterwarnings("ignore::statemachine_trainer.loops.loop_errors.LikelyMistake"),
 ]
+
+
+def test_a_set_up_prints_code_that_builds_it_again() -> None:
+    setup = Setup(data="stream", posts=[(2, "stop")], later={"clip_norm": 0.5})
+    space: dict[str, Any] = {}
+    exec(setup.describe().rpartition("assert_resumable")[0], space)
+    assert space["setup"] == setup
+    assert space["setup"].where_it_goes_on.clip_norm == 0.5
+
+
+def test_a_stream_goes_on_exactly_after_a_pass_that_was_left_early() -> None:
+    setup = Setup(data="stateful stream", posts=[(2, "end_epoch")])
+    stop_before(setup.make_trainer, "epoch_end", "next_epoch", "epoch_start")
+
+
+def test_a_layer_that_a_callback_has_set_is_told_where_the_run_goes_on() -> None:
+    setup = Setup(sets=[(3, "dropout")])
+    with (
+        pytest.warns(SettingsChanged, match="Dropout.*p was 0.0, is 0.3 now"),
+        pytest.raises(NotResumable),
+    ):
+        assert_resumable(setup.make_trainer, examples=3, seed=1)
+
 
 relaxed = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
