@@ -120,7 +120,7 @@ class Net(nn.Module):
 
     def loss(self, batch: Sample, batch_idx: int) -> torch.Tensor:
         """Compute and log the loss."""
-        loss = self.criterion(self(batch[0]), batch[1])
+        loss: torch.Tensor = self.criterion(self(batch[0]), batch[1])
         if batch_idx == self.nan_at:
             loss = loss * float("nan")
         else:
