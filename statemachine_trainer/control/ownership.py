@@ -157,16 +157,19 @@ class Ownership:
     def writing(self) -> Iterator[None]:
         """Hold the folder while something is written: a run that has ended has given it back.
 
+        Whoever takes the folder meanwhile waits: a thread may write for a run that is at rest.
+
         Raises:
             FolderInUse: Another run has it, or had it since this one had.
         """
-        held = self.held
-        self.take()
-        try:
-            yield
-        finally:
-            if not held:
-                self.release()
+        with self._guard:
+            held = self.held
+            self.take()
+            try:
+                yield
+            finally:
+                if not held:
+                    self.release()
 
     # -- parts -----------------------------------------------------------------------------------
 

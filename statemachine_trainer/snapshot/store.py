@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import platform
 import re
 import warnings
@@ -206,6 +207,7 @@ class Store:
                 paths = [self.root / name for name in self._files.names(self.root)]
                 self._delete([path for path in paths if filesystem.is_abandoned(path)])
                 self._commit(draft, target)
+                self.check_owned()
                 self._replace_file(_LATEST, target.name.encode() + b"\n")
             self._retain()
 
@@ -258,8 +260,8 @@ class Store:
 
     def pin(self, name: str) -> None:
         """Keep a checkpoint whatever retention says; waits for a write that is under way."""
-        self._find(name)
         with self._writing, self._failing(name):
+            self._find(name)  # the write that was waited for may have deleted it
             self._write_pins(self._pins() | {name})
 
     def unpin(self, name: str) -> None:
@@ -303,6 +305,7 @@ class Store:
             doomed = []
             for path in paths:
                 if not path.name.startswith(filesystem.TRASH):
+                    self.check_owned()
                     trash = path.with_name(filesystem.trash_name(path.name))
                     self._files.rename(path, trash)
                     path = trash
@@ -331,7 +334,9 @@ class Store:
 
     def list(self) -> Sequence[Info]:
         """All checkpoints, the oldest first, from their manifests alone."""
-        return [self._info(*entry) for entry in self._entries()]
+        found = [self._info(*entry) for entry in self._entries()]
+        # The writer may have deleted one since its name was read.
+        return [info for info in found if info.damage is None or os.path.lexists(info.path)]
 
     def load(self, name_or_path: str | Path, *, map_location: codec.MapLocation = None) -> Loaded:
         """Read one checkpoint.
@@ -347,7 +352,12 @@ class Store:
         """
         is_name = isinstance(name_or_path, str) and _NAME.fullmatch(name_or_path)
         path = self._find(str(name_or_path)) if is_name else path_given(name_or_path)
-        manifest, tree = checkpoint_folder.read(self._files, path, map_location=map_location)
+        try:
+            manifest, tree = checkpoint_folder.read(self._files, path, map_location=map_location)
+        except (Damaged, Unreadable):
+            if os.path.lexists(path):
+                raise
+            raise NotACheckpoint(f"{path} was deleted while it was read; see list()") from None
         return Loaded(tree, manifest.metadata, path, manifest.versions)
 
     def newest(self, *, map_location: codec.MapLocation = None) -> Loaded | None:

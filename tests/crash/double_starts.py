@@ -1,12 +1,18 @@
-"""Two processes that start in one folder at about the same time, many times over."""
+"""Two processes that start in one folder at about the same time, many times over.
+
+python -m tests.crash.double_starts [COUNT] [SEED]
+"""
 
 from __future__ import annotations
 
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,11 @@ TOGETHER = 10
 
 LATEST = 2.0
 """Seconds by which the second one starts later, at most."""
+
+LONGEST = 60.0
+"""Seconds that one waits for the other to be done; then it is as if that had never started."""
+
+PAUSE = 0.05
 
 
 def try_all(count: int, seed: int) -> list[tuple[str, list[str]]]:
@@ -49,8 +60,11 @@ class _Pair:
         here = memory if kind == "in memory" and os.access(memory, os.W_OK) else None
         self._root = Path(tempfile.mkdtemp(dir=here))
         begin = time.time() + 0.5
-        folder = self._root / "run"
-        self._children = [_fork(folder, kind, begin), _fork(folder, kind, begin + delay)]
+        marks = (self._root / "first", self._root / "second")
+        self._children = [
+            _fork(self._root / "run", kind, begin, *marks),
+            _fork(self._root / "run", kind, begin + delay, *reversed(marks)),
+        ]
 
     def wait(self) -> list[str]:
         """Return what became of the two."""
@@ -63,7 +77,8 @@ class _Pair:
         return told
 
 
-def _fork(folder: Path, kind: str, begin: float) -> tuple[int, int]:
+def _fork(folder: Path, kind: str, begin: float, mark: Path, other: Path) -> tuple[int, int]:
+    """Train in a fork, until the other one has made its mark."""
     reading, writing = os.pipe()
     child = os.fork()
     if child:
@@ -73,29 +88,50 @@ def _fork(folder: Path, kind: str, begin: float) -> tuple[int, int]:
         os.close(reading)
         torch.set_num_threads(1)
         time.sleep(max(0.0, begin - time.time()))
+        end = time.time() + LONGEST
         try:
-            _train(folder, kind, begin + 2 * LATEST + 2)
+            _train(folder, kind, lambda: other.exists() or time.time() > end)
             told = "ran"
         except BaseException as error:
             told = f"{type(error).__name__}: {error}"
+        mark.touch()
         os.write(writing, told.encode())
     finally:
         os._exit(0)
 
 
-def _train(folder: Path, kind: str, end: float) -> None:
-    """Train until the other one has surely started."""
+def _train(folder: Path, kind: str, other_is_done: Callable[[], bool]) -> None:
     settings: dict[str, Any] = {"checkpoints": Checkpoints(folder, every=1), "max_epochs": 10**6}
     if kind == "without a record":
         settings["run"] = False
     if kind == "without a black box":
         settings["run"] = RunFolder(folder, blackbox=False)
     one = trainer(**settings)
-    one.on("batch_end", lambda: time.sleep(0.05))
-    one.on("batch_end", lambda trainer: trainer.stop(), when=lambda _: time.time() > end)
+    one.on("batch_end", lambda: time.sleep(PAUSE))
+    first = 2 if kind == "paused" else 0
+    one.on(
+        "batch_end", lambda one: one.stop(), when=lambda _: one.steps > first and other_is_done()
+    )
     if kind == "paused":
-        one.fit(Net(), batches(), resume="auto", until=lambda trainer: trainer.steps == 2)
-        time.sleep(max(0.0, end - time.time()))
+        one.fit(Net(), batches(), resume="auto", until=lambda trainer: trainer.steps == first)
+        while not other_is_done():
+            time.sleep(PAUSE)
         one.run()
         return
     one.fit(Net(), batches(), resume="auto")
+
+
+def one_was_refused(told: list[str]) -> bool:
+    """Whether one ran and the other one was told why it did not."""
+    return sorted(one.partition(":")[0] for one in told) == ["FolderInUse", "ran"]
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    count, seed = [*map(int, sys.argv[1:]), *(200, 0)[len(sys.argv) - 1 :]]
+    outcomes = try_all(count, seed)
+    wrong = [one for one in outcomes if not one_was_refused(one[1])]
+    print(f"{len(outcomes)} double starts in {time.monotonic() - began:.0f} s:")
+    print(Counter(kind for kind, _ in outcomes))
+    print(f"{len(wrong)} not as they should be", *wrong, sep="\n")
+    sys.exit(bool(wrong))

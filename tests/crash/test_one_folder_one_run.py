@@ -137,10 +137,11 @@ def test_a_folder_is_free_when_its_process_was_killed_although_workers_live(tmp_
 
 @pytest.mark.slow
 def test_of_two_that_start_at_about_the_same_time_one_runs_and_one_is_refused() -> None:
-    outcomes = double_starts.try_all(200, seed=0)
-    assert len(outcomes) == 200
+    # The first 60; `python -m tests.crash.double_starts` tries 200.
+    outcomes = double_starts.try_all(60, seed=0)
+    assert len(outcomes) == 60
     for kind, told in outcomes:
-        assert sorted(one.partition(":")[0] for one in told) == ["FolderInUse", "ran"], (kind, told)
+        assert double_starts.one_was_refused(told), (kind, told)
 
 
 # -- within a process ------------------------------------------------------------------------------
