@@ -14,12 +14,15 @@ Reading needs no torch: `observe.run.Run`.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -81,7 +84,9 @@ class Journal:
     What is handed in is kept in memory and written in one transaction, at the end of an epoch or a
     validation, and else at most once in `seconds`. Training never waits for the file: while somebody
     else holds it, or the disk is full, what is to be written stays in memory, and is tried again with
-    what comes next. A file that is no journal is set aside and a new one begun. The log says so once.
+    what comes next. What waits when the process ends, or nobody has the journal any more, is tried once more,
+    and the log says how much is lost. A file that is no journal is set aside and a new one begun. The log
+    says so once.
 
     Args:
         folder: The folder of the run; made if need be.
@@ -105,6 +110,14 @@ class Journal:
         self._pid = 0
         self._broken = False
         self._told = False
+        self._made_in = os.getpid()
+        _OPEN.add(self)
+        _listen_for_the_end()
+
+    def __del__(self) -> None:
+        """Write what waits: a run that is paused may be dropped."""
+        if self._waiting:
+            self._end(0.0)
 
     def take(self, reading: Reading) -> None:
         """Write metrics down."""
@@ -194,12 +207,20 @@ class Journal:
         Args:
             for_good: The run is over: wait for somebody who holds the file.
         """
-        written = self.flush(_AT_THE_END if for_good else 0.0)
-        if for_good and not written:
-            _log.warning("%d entries of the journal %s are lost.", len(self._waiting), self.path)
+        if for_good:
+            self._end(_AT_THE_END)
+        else:
+            self.flush()
         self._let_go()
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _end(self, patience: float) -> None:
+        """Write what waits, or say what is lost, once. What a fork of the process has is not its own."""
+        if self._made_in != os.getpid() or self.flush(patience):
+            return
+        _log.warning("%d entries of the journal %s are lost.", len(self._waiting), self.path)
+        self._waiting = []
 
     def _add(
         self, kind: str, epoch: int, step: int, facts: Mapping[str, Any], reading: Reading | None
@@ -261,7 +282,7 @@ class Journal:
                 _log.warning(
                     "The journal %s cannot be written now: %s. What is to be written waits in memory; the run goes on.",
                     self.path,
-                    error,
+                    str(error),  # what keeps the error keeps this journal
                 )
         return None
 
@@ -301,6 +322,23 @@ class Journal:
         connection, self._connection = self._connection, None
         if connection is not None and self._pid == os.getpid():
             connection.close()
+
+
+_OPEN: weakref.WeakSet[Journal] = weakref.WeakSet()
+"""The journals of this process, in which entries may wait."""
+
+
+@cache
+def _listen_for_the_end() -> None:
+    # When the first journal is made, the run has its folder: what is registered later is called earlier,
+    # so the journal is written before the folder is given back.
+    atexit.register(_end_all)
+
+
+def _end_all() -> None:
+    """Write what waits in the journals of runs that stand still as the process ends."""
+    for journal in [*_OPEN]:
+        journal._end(_PATIENCE)
 
 
 # -- The file -------------------------------------------------------------------------------------
