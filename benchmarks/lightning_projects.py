@@ -23,9 +23,10 @@ import tempfile
 import venv
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 PACKAGES = ("gluonts==0.17.0",)
 HOOKS = (
@@ -72,12 +73,14 @@ def _demos() -> dict[str, Callable[[], Parts]]:
 
 
 def _gluonts() -> dict[str, Callable[[], Parts]]:
-    import gluonts.torch as g
     import numpy as np
-    from gluonts.dataset.common import ListDataset
-    from gluonts.torch.model.i_transformer import ITransformerEstimator
 
-    series = [
+    # By their names: gluonts is only in an environment of its own.
+    g: Any = import_module("gluonts.torch")
+    common: Any = import_module("gluonts.dataset.common")
+    i_transformer: Any = import_module("gluonts.torch.model.i_transformer")
+
+    series: list[dict[str, Any]] = [
         {"start": "2024-01-01", "target": np.sin(np.arange(120) / (3 + i)).astype("float32") + i}
         for i in range(6)
     ]
@@ -89,7 +92,7 @@ def _gluonts() -> dict[str, Callable[[], Parts]]:
     def project(kind: Any, multivariate: bool = False, **settings: Any) -> Callable[[], Parts]:
         def make() -> Parts:
             estimator = kind(prediction_length=6, batch_size=8, num_batches_per_epoch=5, **settings)
-            data = ListDataset(
+            data = common.ListDataset(
                 several if multivariate else series, freq="D", one_dim_target=not multivariate
             )
             transform = estimator.create_transformation()
@@ -115,7 +118,7 @@ def _gluonts() -> dict[str, Callable[[], Parts]]:
         "gluonts: LagTST": project(g.LagTSTEstimator, freq="D"),
         "gluonts: TiDE": project(g.TiDEEstimator, freq="D"),
         "gluonts: WaveNet": project(g.WaveNetEstimator, freq="D"),
-        "gluonts: ITransformer": project(ITransformerEstimator, multivariate=True),
+        "gluonts: ITransformer": project(i_transformer.ITransformerEstimator, multivariate=True),
     }
 
 
@@ -246,9 +249,9 @@ def _loader(batches: Any) -> Any:
     """Return batches in a loader that both trainers take."""
     if not isinstance(batches, list):
         return batches
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, Dataset
 
-    return DataLoader(batches, batch_size=None)
+    return DataLoader(cast(Dataset[Any], batches), batch_size=None)
 
 
 def _same(one: Any, other: Any) -> bool:

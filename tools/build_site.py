@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-from sphinx.cmd.build import main as sphinx
+# By its name, so that types are checked the same where Sphinx is not installed.
+sphinx: Callable[[list[str]], int] = import_module("sphinx.cmd.build").main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES, SITE = ROOT / "build" / "pages", ROOT / "build" / "site"

@@ -23,7 +23,7 @@ from statemachine_trainer.cli.post import post
 from statemachine_trainer.cli.runs import inspect, resume, runs
 from statemachine_trainer.cli.step import step
 from statemachine_trainer.cli.watch import watch
-from statemachine_trainer.control.buttons import BUTTONS
+from statemachine_trainer.control.requests import BUTTONS
 from statemachine_trainer.machine.errors import StateMachineError
 
 USAGE_ERROR = 2

@@ -39,7 +39,7 @@ def test_each_group_of_parameters_has_a_name() -> None:
     class Grouped(Regression):
         def configure_optimizers(self) -> Any:
             every = list(self.parameters())
-            groups = [{"params": every[:1], "lr": 0.2}, {"params": every[1:]}]
+            groups: list[dict[str, Any]] = [{"params": every[:1], "lr": 0.2}, {"params": every[1:]}]
             return torch.optim.SGD(groups, lr=0.1)
 
     trainer = trainer_with(Monitor())

@@ -37,8 +37,8 @@ def fitted(start: float, *, compiled: bool) -> tuple[Tensor, dict[str, float]]:
     inputs = torch.arange(12.0).reshape(4, 3) / 12
     trainer.fit(model, [(inputs, inputs.sum(1))] * 6)
     if compiled:
-        assert trainer.loop["optimizer"].eager is None  # type: ignore[attr-defined]
-        assert trainer.loop["optimizer"].graphs  # type: ignore[attr-defined]
+        assert trainer.loop["optimizer"].eager is None
+        assert trainer.loop["optimizer"].graphs
     return model.weight.detach(), dict(trainer.metrics)
 
 

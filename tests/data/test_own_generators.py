@@ -144,7 +144,7 @@ def test_states_of_earlier_versions_are_read() -> None:
             super().__init__(lambda: 0.0)
             self.rng = np.random.default_rng(0)
 
-    loader = DataLoader(Plain(), batch_size=2, generator=torch.Generator())
+    loader: Any = DataLoader(Plain(), batch_size=2, generator=torch.Generator())
     feed = Feed(loader)
     state = feed.state_dict()
     state["reader"]["own"] = old | {"dataset.rng": dict(rng.bit_generator.state)}

@@ -118,7 +118,7 @@ def test_a_module_of_torch_does_not_count_as_one_with_a_state() -> None:
 
 
 def test_the_globals_of_the_process_are_not_found_again() -> None:
-    things = [random.random, np.random.rand, random._inst, torch.default_generator]  # type: ignore[attr-defined]
+    things = [random.random, np.random.rand, random._inst, torch.default_generator]
     search = Search({"data": Thing(draw=things)})
     assert search.places == {}
     assert search.unheld == []
@@ -262,7 +262,7 @@ def test_the_walk_ends_and_says_so() -> None:
 
 
 def test_cycles_end() -> None:
-    one = Thing(rng=random.Random(0))
+    one: Any = Thing(rng=random.Random(0))
     one.me = [one, {"me": one}]
     assert [*Search({"data": one}).places] == ["data.rng"]
 
@@ -292,9 +292,9 @@ def test_slots_of_bases_and_the_dictionary_of_subclasses_are_read() -> None:
     class Derived(Base):
         pass
 
-    thing = Derived()
+    thing: Any = Derived()
     thing.rng = random.Random(0)
-    thing.more = np.random.RandomState(1)  # type: ignore[attr-defined]
+    thing.more = np.random.RandomState(1)
     assert [*Search({"data": thing}).places] == ["data.more", "data.rng"]
 
 

@@ -43,7 +43,7 @@ def test_each_public_name_is_what_it_is_called(name: str) -> None:
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Trianer'"):
-        statemachine_trainer.Trianer  # type: ignore[attr-defined]  # noqa: B018
+        statemachine_trainer.Trianer  # noqa: B018
 
 
 def test_the_machine_is_there_without_torch() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -31,7 +31,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-MODES = ("max_size_cycle", "min_size", "max_size", "sequential")
+Mode = Literal["max_size_cycle", "min_size", "max_size", "sequential"]
+MODES: tuple[Mode, ...] = ("max_size_cycle", "min_size", "max_size", "sequential")
 
 
 class Several(Classifier):
@@ -51,14 +52,14 @@ class Several(Classifier):
         self.log("val_loss", self.loss(batch), batch_size=10)
 
 
-def combined(mode: str) -> Callable[[], Any]:
+def combined(mode: Mode) -> Callable[[], Any]:
     return lambda: CombinedLoader({"a": data(60), "b": data(30)}, mode)
 
 
 @pytest.mark.parametrize(
     "mode", MODES[:3]
 )  # Lightning refuses to train on them one after the other
-def test_training_gives_the_same_bits(mode: str) -> None:
+def test_training_gives_the_same_bits(mode: Mode) -> None:
     theirs, ours = both(lambda notes: (Several(), []), combined(mode), max_epochs=3)
     assert_same_bits(theirs, ours)
 
@@ -78,7 +79,7 @@ def test_dicts_and_lists_of_loaders_are_combined_as_in_lightning(given: Callable
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_evaluation_gives_the_same_metrics(mode: str) -> None:
+def test_evaluation_gives_the_same_metrics(mode: Mode) -> None:
     theirs, ours = both(lambda notes: (Several(), []), data, combined(mode), max_epochs=2)
     assert_same_bits(theirs, ours)
     assert sorted(ours.metrics) == sorted(theirs.metrics)
@@ -92,14 +93,15 @@ def test_a_module_may_make_them_and_see_them() -> None:
             return {"a": data(60), "b": data(30)}
 
         def on_train_start(self) -> None:
-            self.seen = (sorted(self.trainer.train_dataloader), self.trainer.num_training_batches)
+            loaders = cast(dict[str, Any], self.trainer.train_dataloader)
+            self.seen = (sorted(loaders), self.trainer.num_training_batches)
 
     theirs, ours = both(lambda notes: (Making(), []), max_epochs=2)
     assert_same_bits(theirs, ours)
     assert ours.module.seen == theirs.module.seen == (["a", "b"], 6)
 
 
-def make(mode: str) -> Callable[[], Trainer]:
+def make(mode: Mode) -> Callable[[], Trainer]:
     def made() -> Trainer:
         torch.manual_seed(3)
         one = Trainer(max_epochs=2, device="cpu", progress=False, sanity_batches=0)
@@ -110,7 +112,7 @@ def make(mode: str) -> Callable[[], Trainer]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_place_of_each_is_exact(mode: str) -> None:
+def test_the_place_of_each_is_exact(mode: Mode) -> None:
     assert_resumable(make(mode), examples=2)
 
 
@@ -120,5 +122,5 @@ def test_a_pass_that_was_left_at_its_last_batch_does_not_go_on_later() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-def test_the_place_of_each_is_exact_at_every_boundary(mode: str) -> None:
+def test_the_place_of_each_is_exact_at_every_boundary(mode: Mode) -> None:
     assert_resumable(make(mode), exhaustive=True)

@@ -32,7 +32,7 @@ def _quiet() -> Iterator[None]:
 class Noting(Logger):
     """Notes what is written to it."""
 
-    name, version, save_dir = "noting", 0, None  # type: ignore[assignment]
+    name, version, save_dir = "noting", 0, None
 
     def __init__(self) -> None:
         self.written: list[tuple[int, list[str]]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -59,7 +59,8 @@ class Collecting(Classifier):
         self.seen = 0
 
     def on_fit_start(self) -> None:
-        self.per_epoch = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
+        epochs = cast(int, self.trainer.max_epochs)
+        self.per_epoch = self.trainer.estimated_stepping_batches // epochs
 
     def on_train_start(self) -> None:
         self.direction = torch.randn(3)
@@ -69,7 +70,7 @@ class Collecting(Classifier):
         self.losses.append(loss.detach())
         self.recent.append(loss.item())
         self.seen += len(batch[0])
-        scale = sum(self.recent) / self.per_epoch + self.direction.norm() * 0.01
+        scale: Tensor = sum(self.recent) / self.per_epoch + self.direction.norm() * 0.01
         return loss * scale
 
     def on_train_epoch_end(self) -> None:
@@ -158,7 +159,7 @@ def test_a_timer_goes_on_counting_the_time_before() -> None:
     timer = Timer("00:01:00:00")
     state = fit_and_leave(lightning.module(Classifier(), callbacks=timer))
     before = timer.time_elapsed()
-    later = Timer("00:01:00:00")
+    later: Any = Timer("00:01:00:00")
     one = go_on(lightning.module(Classifier(), callbacks=later), state)
     assert later.start_time() is not None
     one.run()

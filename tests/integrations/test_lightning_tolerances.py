@@ -26,7 +26,8 @@ def assert_same(kind: type[Any], *given: Any, **settings: Any) -> tuple[Any, Any
 def test_a_batch_size_may_be_a_tensor() -> None:
     class TensorSize(Classifier):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
-            self.log("val_loss", self.loss(batch), batch_size=torch.tensor(len(batch[0])))
+            size = torch.tensor(len(batch[0]))
+            self.log("val_loss", self.loss(batch), batch_size=size)  # type: ignore[arg-type]
 
     theirs, ours = assert_same(TensorSize, max_epochs=2)
     assert ours.metrics["val_loss"] == pytest.approx(theirs.metrics["val_loss"])

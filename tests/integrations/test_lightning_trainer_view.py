@@ -59,7 +59,7 @@ SAME = (
 
 
 def read(trainer: Any, expression: str) -> Any:
-    inside = {"len": len, "type": type, "list": list}
+    inside: dict[str, Callable[[Any], Any]] = {"len": len, "type": type, "list": list}
     head, _, tail = expression.partition("(")
     if head in inside:
         return inside[head](eval(f"trainer.{tail[:-1]}", {"trainer": trainer}))

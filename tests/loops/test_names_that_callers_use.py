@@ -47,7 +47,7 @@ def test_a_state_cannot_have_the_name_of_a_method_that_others_call(name: str) ->
 
 def test_a_method_that_takes_other_arguments_is_refused() -> None:
     class Mine(Plain):
-        def schedule(self) -> None: ...
+        def schedule(self) -> None: ...  # type: ignore[override]
 
     with pytest.raises(ReservedName, match=r"TrainingLoop declares `schedule\(self, slot, name\)`"):
         Trainer(Mine())

@@ -105,8 +105,9 @@ def test_each_flag_of_lightning_s_trainer_is_a_setting_or_has_an_answer() -> Non
     ],
 )
 def test_a_flag_is_answered_with_what_does_its_work(name: str, answer: str) -> None:
+    flag: dict[str, Any] = {name: True}
     with pytest.raises(SettingError, match=answer):
-        Trainer(**{name: True})
+        Trainer(**flag)
 
 
 @pytest.mark.parametrize("setting", sorted(SETTINGS.values()))

@@ -741,7 +741,8 @@ def test_a_goal_that_was_met_stops_no_later_run_after_a_swap(until: Any) -> None
 
 
 def test_a_subscription_that_was_cancelled_stays_so_after_a_swap() -> None:
-    driver, heard = fit_driver(), []
+    driver = fit_driver()
+    heard: list[Any] = []
     listening = driver.board.on("fetch", heard.append)
     watching = driver.board.watch("fetch", heard.append)
     listening.cancel()

@@ -25,7 +25,8 @@ class Line(nn.Module):
         self.layer = nn.Linear(1, 1)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return self.layer(batch[0]).square().mean()
+        outputs: torch.Tensor = self.layer(batch[0])
+        return outputs.square().mean()
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -49,7 +49,8 @@ class Net(nn.Module):
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         self.steps += 1
-        return (self.layer(batch) * self.inside["rng"].random()).square().mean()
+        outputs: torch.Tensor = self.layer(batch) * self.inside["rng"].random()
+        return outputs.square().mean()
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
@@ -172,7 +173,7 @@ def test_nothing_is_told_of_a_lazy_layer_which_is_saved_as_such(tmp_path: Path) 
     class Lazy(Net):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.LazyLinear(1)  # type: ignore[assignment]
+            self.layer = nn.LazyLinear(1)
 
     trainer = Trainer(max_epochs=1, progress=False, checkpoints=tmp_path / "run")
     trainer.start(Lazy(), DataLoader(Noisy(), 2))
@@ -236,6 +237,8 @@ def test_states_of_earlier_versions_have_no_generators_of_callbacks() -> None:
 
 def test_generators_of_the_model_are_read_by_the_names_of_earlier_versions() -> None:
     class Old(Net):
+        layer: Any
+
         def __init__(self) -> None:
             super().__init__()
             self.rng = random.Random(1)

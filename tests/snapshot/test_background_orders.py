@@ -231,7 +231,7 @@ def goes_on(run: Run) -> None:
 def each_end(tmp_path: Path, bound: int, script: Any, stride: int = 1) -> int:
     total = 0
     for point in count(0, stride):
-        ended = []
+        ended: list[bool] = []
 
         def check(run: Run, ended: list[bool] = ended) -> None:
             ended.append(run.scheduler.dead)
@@ -272,7 +272,7 @@ def is_told(run: Run) -> None:
 def each_error(tmp_path: Path, bound: int, script: Any, stride: int = 1) -> int:
     total = 0
     for number in count(0, stride):
-        failed = []
+        failed: list[bool] = []
 
         def check(run: Run, failed: list[bool] = failed) -> None:
             failed.append(run.files.failed is not None)

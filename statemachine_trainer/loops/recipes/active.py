@@ -175,7 +175,7 @@ class ActiveLearningLoop(TrainingLoop):
     @property
     def _mc_samples(self) -> int | None:
         """The setting `mc_samples`, for the repr: the scoring loop keeps it."""
-        return self.scoring.mc_samples if "mc_samples" in self._given else None
+        return cast(PoolLoop, self.scoring).mc_samples if "mc_samples" in self._given else None
 
     def learning_start(self) -> Literal["ask", "labels_known"]:
         """Remember model and callbacks, and choose the first samples to label."""
