@@ -241,10 +241,13 @@ class Store:
         try:
             yield
         except OSError as error:
+            # Of a folder that cannot be listed, the error of the disk says what is to be mended.
+            listing = isinstance(error, Unreadable) and isinstance(error.__cause__, OSError)
+            cause = error.__cause__ if listing else error
             raise WriteFailed(
-                f"checkpoint {name!r} could not be written to {self.root}: {error}; make room, or "
+                f"checkpoint {name!r} could not be written to {self.root}: {cause}; make room, or "
                 f"choose another folder. The checkpoints before it are untouched."
-            ) from error
+            ) from cause
 
     def _make_root(self) -> None:
         for path in reversed((self.root, *self.root.parents)):
