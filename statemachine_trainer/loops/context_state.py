@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -116,13 +117,16 @@ def lasting_state(context: Context) -> dict[str, Any]:
     }
 
 
-def remake_optimizers(context: Context, root: Loop, state: Mapping[str, Any]) -> None:
+def remake_optimizers(
+    context: Context, root: Loop, state: Mapping[str, Any], fresh: Collection[str] = ()
+) -> None:
     """Make the optimizers and schedulers that phases of the saved run had made, before loading them.
 
     Args:
         context: The freshly assembled context, with the optimizers that the model configures.
         root: The tree of loops with these phases.
         state: A state from `context_state`.
+        fresh: Parts that will not be loaded from it.
     """
     saved, loops = state["optimizers"], dict(root.walk())
     if saved and saved[0]["made_by"] is not None:
@@ -134,8 +138,20 @@ def remake_optimizers(context: Context, root: Loop, state: Mapping[str, Any]) ->
     for slot, one in zip(context.slots, saved, strict=False):
         if one["scheduled_by"] is not None:
             path, phase = one["scheduled_by"]
+            if "optimizer" not in fresh:
+                _set_first_rates(slot.optimizer, one["optimizer"])
             in_training(loops[path]).schedule(slot, phase)
     context.use_optimizers()
+
+
+def _set_first_rates(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Set the learning rates to those at which the schedulers of a saved optimizer began.
+
+    Training may have changed them since the script made the optimizer, and schedulers read them.
+    """
+    for group, was in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+        if "initial_lr" in was:
+            group["lr"] = copy.deepcopy(was["initial_lr"])  # schedulers write into tensors
 
 
 @contextmanager

@@ -169,7 +169,7 @@ class FitState:
             raise NotStarted("Start a fit first: start(model, loader), then load its state.")
         driver.load_state_dict(state["machine"])
         context.steps.expect(state["context"])
-        remake_optimizers(context, driver.root, state["context"])
+        remake_optimizers(context, driver.root, state["context"], fresh)
         was = state.get("settings", {})  # an earlier version wrote none
         now = self._settings(context)
         self._fresh = tuple(fresh)

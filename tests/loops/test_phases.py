@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import ExponentialLR, LinearLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR
 
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.loops import EpochLoop, FitLoop, KFoldLoop, Phase, PhasesLoop, log
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.machine.errors import UnknownEvent
+from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import accuracy, loader
@@ -548,6 +550,28 @@ def test_phases_are_resumed_to_the_same_bits() -> None:
 def test_phases_are_resumed_to_the_same_bits_at_every_boundary(make: Any) -> None:
     report = assert_resumable(make, exhaustive=True)
     assert len(report.tried) == report.possible > 30
+
+
+def test_a_schedule_that_begins_where_training_had_come_is_not_told_as_changed(
+    tmp_path: Any,
+) -> None:
+    """The second cycle begins at the rate that the first one ended with; schedules may read it."""
+
+    def cosine(optimizer: Any) -> Any:
+        lowest = optimizer.param_groups[0]["lr"] / 4
+        return {"scheduler": CosineAnnealingLR(optimizer, 4, lowest), "interval": "step"}
+
+    def run() -> Trainer:
+        phase = Phase("a", epochs(1), schedule=cosine)
+        return trainer_of(phase, cycles=2, checkpoints=tmp_path / "run")
+
+    killed, data = run(), loader()
+    killed.fit(Net(), data, until=lambda trainer: trainer.steps == 6)
+    assert killed.epoch == 1
+    killed.checkpoint()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SettingsChanged)
+        run().start(Net(), data, resume="auto")
 
 
 def test_what_is_frozen_is_so_after_a_resume_and_not_in_the_phase_after(tmp_path: Any) -> None:
