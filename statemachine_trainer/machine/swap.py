@@ -94,22 +94,42 @@ def _is_set(loop: Loop, name: str, default: object, plain: list[Loop]) -> bool:
     return not (has_setting(plain[0], name) and same(value, getattr(plain[0], name)))
 
 
-def warn_of_lost(old: Loop, new: Loop, name: str) -> None:
-    """Warn of settings that both loops have, and that were given to the old loop only.
+def warn_of_lost(old: Loop, new: Loop, name: str, *, chosen: bool) -> None:
+    """Warn of settings that were given to the old loop, and that the new loop does not have.
+
+    It may have one with another value; or no such setting at all, where nobody chose the old loop
+    but only its settings: those of a loop that somebody chose go with it.
 
     Args:
         old: The loop that was replaced.
         new: The loop that replaced it.
         name: Name of the place.
+        chosen: Whether somebody chose the old loop.
     """
+    kind = type(new).__name__
+    taken = {one.name for one in settings_taken(type(new))}
+    without = [one for one in settings_said(old) if one not in taken and not hasattr(new, one)]
+    if without and not chosen:
+        _warn_of_no_home(old, without, name, f"a {kind}, which has no such setting")
     lost = [f"{one}={getattr(old, one)!r}" for one in _lost(old, new)]
     if not lost:
         return
-    given, kind = ", ".join(lost), type(new).__name__
+    given = ", ".join(lost)
     warnings.warn(
         f"The {type(old).__name__} in {name!r} was given {given}, and the {kind} that was put into "
         f"its place was not. Say `{name}={kind}({given})`, or give the class, which takes settings "
         "over.",
+        LostSettings,
+        stacklevel=level_of_caller(),
+    )
+
+
+def _warn_of_no_home(old: Loop, settings: Sequence[str], name: str, instead: str) -> None:
+    given = ", ".join(f"{one}={getattr(old, one)!r}" for one in settings)
+    warnings.warn(
+        f"The {type(old).__name__} in {name!r} was given {given}. In its place is now {instead}: "
+        f"{'it is' if len(settings) == 1 else 'they are'} not in force any more. Do in the new loop "
+        "what it asked for, or do not give it.",
         LostSettings,
         stacklevel=level_of_caller(),
     )
@@ -184,7 +204,8 @@ class _Swap:
 
     def __init__(self, state: StatePolicy, machines: Sequence[Machine]) -> None:
         self.state, self.machines, self.before = state, machines, _Before()
-        self._replaced: list[tuple[str, Loop, Loop]] = []
+        self._replaced: list[tuple[str, Loop, Loop, bool]] = []
+        self._left_out: list[tuple[str, Loop, Loop]] = []
 
     def put(self, owner: Loop, key: str, given: Loop | type[Loop]) -> None:
         """Put a loop into a place."""
@@ -196,6 +217,7 @@ class _Swap:
         for machine in self.machines:
             machine.check_replaceable(owner, key)
         self.before.remember(owner, old, new)
+        chosen = key not in owner._declared
         if old is not None and not _stands_elsewhere(old, owner, key):
             if new._parent is None:
                 self._fill(new, old)
@@ -204,18 +226,25 @@ class _Swap:
         if old is not None:
             if callable(self.state):
                 self.state(old, new)
-            self._note(key, old, new)
+            self._note(key, old, new, chosen=chosen)
 
     def warn(self) -> None:
         """Warn of settings that are lost."""
-        for key, old, new in self._replaced:
+        for key, old, new, chosen in self._replaced:
             if [*old.outwards()][-1] is not [*new.outwards()][-1]:  # else it is in another tree now
-                warn_of_lost(old, new, key)
+                warn_of_lost(old, new, key, chosen=chosen)
+        for key, outer, dropped in self._left_out:  # with all that is inside
+            for path, loop in dropped.walk(key):
+                if said := settings_said(loop):
+                    where = f"nothing: a {type(outer).__name__} has no place {key!r}"
+                    _warn_of_no_home(loop, said, path, where)
 
     def _fill(self, new: Loop, old: Loop) -> None:
         """Fill the places of `new` with the chosen loops, or the settings, of those of `old`."""
         for name, inner in old.loops_inside().items():
             if not new.is_place(name):
+                if name in old._declared and inner._stands_for is None:
+                    self._left_out.append((name, new, inner))
                 continue
             own = new._loops.get(name)
             given = own is not None and name not in new._declared
@@ -235,13 +264,13 @@ class _Swap:
                 continue  # it is in two places, which the machine refuses
             self.before.remember(own, was)
             self._fill(own, was)
-            self._note(name, was, own)
+            self._note(name, was, own, chosen=name not in old._declared)
 
-    def _note(self, key: str, old: Loop, new: Loop) -> None:
+    def _note(self, key: str, old: Loop, new: Loop, *, chosen: bool) -> None:
         if self.state == "keep":
             values = {name: copied(vars(old)[name]) for name in old._fields if name in vars(old)}
             vars(new).update((name, values[name]) for name in new._fields if name in values)
-        self._replaced.append((key, old, new))
+        self._replaced.append((key, old, new, chosen or old._stands_for is not None))
 
 
 def _is_carried(old: Loop, new: Loop, name: str) -> bool:
