@@ -230,8 +230,8 @@ class Mixture(SeveralLoaders):
         self.weights = _weights(self.names, weights)
         if batches is not None and (type(batches) is not int or batches < 1):
             raise BadSetting(f"Mixture(batches={batches!r}): use a whole number from 1.")
-        if type(seed) is not int:
-            raise BadSetting(f"Mixture(seed={seed!r}): use a whole number.")
+        if type(seed) is not int or seed < 0:
+            raise BadSetting(f"Mixture(seed={seed!r}): use a whole number from 0.")
         self.batches = batches
         self.seed = seed
         self.named = _flag(self, named)

@@ -5,6 +5,7 @@ Its base, `SteppingLoop`, is the base of all loops that step optimizers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class SteppingLoop(TrainingLoop):
         self.clip_value = clip_value
         self.nonfinite_loss = nonfinite_loss
         for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if value is not None:
+            if value is not None and value != math.inf:  # which measures, and clips nothing
                 number(self, name, value, hint=" None is for none.")
         one_of(self, "nonfinite_loss", nonfinite_loss, ("ignore", "raise", "skip"))
 
