@@ -447,6 +447,8 @@ def _weights(names: list[str], weights: Any) -> list[float]:
                 f"Mixture(weights={dict(weights)!r}): name each loader once: {', '.join(names)}."
             )
         weights = [weights[name] for name in names]
+    if not isinstance(weights, Sequence) or isinstance(weights, str):
+        weights = [weights]
     numbers = [one for one in weights if isinstance(one, int | float) and 0 <= one < float("inf")]
     if len(numbers) != len(weights) or len(weights) != len(names) or not sum(numbers):
         raise BadSetting(

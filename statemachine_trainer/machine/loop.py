@@ -337,7 +337,7 @@ class Loop:
         """
         outer, name = self.place_of(path)
         was, declared_by = outer.loops_inside().get(name), outer._declared.get(name)
-        swap(self, {path: loop}, "reset")
+        swap(self, {path: loop}, "reset", temporary=True)
         if declared_by is not None:
             outer._declared[name] = declared_by
         comes_back = was is not None and was._stands_for is loop

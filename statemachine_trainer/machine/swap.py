@@ -173,17 +173,24 @@ class Machine(Protocol):
 StatePolicy = Literal["reset", "keep"] | Callable[["Loop", "Loop"], None]
 
 
-def swap(outer: Loop, loops: Mapping[str, Loop | type[Loop]], state: StatePolicy) -> None:
+def swap(
+    outer: Loop,
+    loops: Mapping[str, Loop | type[Loop]],
+    state: StatePolicy,
+    *,
+    temporary: bool = False,
+) -> None:
     """Put loops into places at or below `outer`: all of them, or none if anything fails.
 
-    See `Loop.replace` for arguments and errors.
+    See `Loop.replace` for arguments and errors. A temporary loop need not have the settings of the
+    one that it stands in for: that one comes back with them.
     """
     if state not in ("reset", "keep") and not callable(state):
         raise LoopDefinitionError(
             f"state={state!r}: use 'reset', 'keep' or a function of the two loops."
         )
     machines = [one._driver for one in outer.outwards() if one._driver is not None]
-    one_swap, rebuilt = _Swap(state, machines), []
+    one_swap, rebuilt = _Swap(state, machines, temporary=temporary), []
     try:
         for name, given in loops.items():
             owner, key = outer.place_of(name)
@@ -202,8 +209,9 @@ def swap(outer: Loop, loops: Mapping[str, Loop | type[Loop]], state: StatePolicy
 class _Swap:
     """One swap of one or several loops."""
 
-    def __init__(self, state: StatePolicy, machines: Sequence[Machine]) -> None:
+    def __init__(self, state: StatePolicy, machines: Sequence[Machine], *, temporary: bool) -> None:
         self.state, self.machines, self.before = state, machines, _Before()
+        self._temporary = temporary
         self._replaced: list[tuple[str, Loop, Loop, bool]] = []
         self._left_out: list[tuple[str, Loop, Loop]] = []
 
@@ -243,7 +251,7 @@ class _Swap:
         """Fill the places of `new` with the chosen loops, or the settings, of those of `old`."""
         for name, inner in old.loops_inside().items():
             if not new.is_place(name):
-                if name in old._declared and inner._stands_for is None:
+                if name in old._declared and inner._stands_for is None and not self._temporary:
                     self._left_out.append((name, new, inner))
                 continue
             own = new._loops.get(name)
@@ -270,7 +278,8 @@ class _Swap:
         if self.state == "keep":
             values = {name: copied(vars(old)[name]) for name in old._fields if name in vars(old)}
             vars(new).update((name, values[name]) for name in new._fields if name in values)
-        self._replaced.append((key, old, new, chosen or old._stands_for is not None))
+        kept = chosen or self._temporary or old._stands_for is not None
+        self._replaced.append((key, old, new, kept))
 
 
 def _is_carried(old: Loop, new: Loop, name: str) -> bool:

@@ -125,9 +125,13 @@ def test_trap_26_a_stop_iteration_in_a_data_set_does_not_end_the_epoch() -> None
     assert model.trained == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("data", [3, "a path", {"x": 1}, torch.zeros(3)], ids=str)
-def test_data_that_cannot_be_read_batch_by_batch_are_refused(data: Any) -> None:
-    with pytest.raises(BadSource, match="'train'"):
+@pytest.mark.parametrize(
+    "data, name",
+    [(3, "train"), ("a path", "train"), ({"x": 1}, "train/x"), (torch.zeros(3), "train")],
+    ids=str,
+)
+def test_data_that_cannot_be_read_batch_by_batch_are_refused(data: Any, name: str) -> None:
+    with pytest.raises(BadSource, match=f"'{name}'"):
         make_trainer().fit(Model(), data)
 
 
