@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from statemachine_trainer.data.mapstyle import sampler_name
 from statemachine_trainer.intervals import Every
+from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import LikelyMistake
 from statemachine_trainer.machine.errors import level_of_caller
@@ -92,7 +93,13 @@ def settings_of_run(
     """
     equipment = context.equipment
     return {
-        "loops": {f"{path} ({type(loop).__name__})": _settings_of(loop) for path, loop in loops},
+        "loops": {
+            # A stand-in may be set by callbacks of its library, which put that back themselves.
+            f"{path} ({type(loop).__name__})": _settings_of(
+                in_training(loop).stands_in_for() or loop
+            )
+            for path, loop in loops
+        },
         "callbacks": {
             f"callback {place} ({type(one).__name__})": _settings_of(one)
             for place, one in enumerate(callbacks)
