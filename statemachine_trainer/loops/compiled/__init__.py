@@ -4,12 +4,12 @@
 - `fused`: all that is captured and compiled for one optimizer;
 - `capture`: the training step as a graph, its guards, and the code around it;
 - `joint`: graph, gradients, clipping and optimizer traced into one graph;
-- `program`: that graph compiled;
-- `draws`, `memory`: its random numbers, and the memory of its tensors;
+- `compiling`: that graph compiled;
+- `draws`, `layout`: its random numbers, and the memory of its tensors;
 - `binding`, `stepping`: what the programs hold of an optimizer and of the code of its step, and
   whether it still is so;
-- `watch`: what else a captured step was read from;
-- `verify`: whether a program comes to what the step comes to without the compiler;
+- `hooked`: what else a captured step was read from;
+- `comparing`: whether a program comes to what the step comes to without the compiler;
 - `private`: all that is taken from inside of torch.
 """
 
