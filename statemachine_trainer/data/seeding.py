@@ -8,7 +8,7 @@ how often the pass has given that index before. Collating draws on from the last
 
 The generators that the data set or its collate function hold for themselves are seeded with them,
 wherever they lie. One that appears while a sample is read is seeded too, and that sample is read
-once more.
+once more; so is a batch in whose collation one appears.
 
 A data set that reads many samples in one call (``__getitems__``) is seeded once a batch.
 """
@@ -33,7 +33,10 @@ from statemachine_trainer.snapshot.rng import isolated_rng
 from statemachine_trainer.snapshot.search import Place, Search
 
 _LOOKS = 8
-"""First reads after each of which generators are looked for; later after the 16th, 32nd and so on."""
+"""First reads, of samples and of batches, after each of which generators are looked for.
+
+Later after the 16th, 32nd and so on.
+"""
 
 
 class Order(NamedTuple):
@@ -64,11 +67,20 @@ class SeededFetch:
 
         self._own: dict[str, Place] | None = None  # found in the process that reads
         self._reads = 0
+        self._batches = 0
 
     def __getitem__(self, order: Order) -> Any:
         in_worker = get_worker_info() is not None
         with nullcontext() if in_worker else self._undisturbed():
-            return self.collate(self._samples(order) if self.batched else self._sample(order))
+            batch = self._collated(order)
+            self._batches += 1
+            # Else the first batch of each process would draw from what the function makes, unseeded.
+            if self._has_new(self._batches):
+                batch = self._collated(order)
+        return batch
+
+    def _collated(self, order: Order) -> Any:
+        return self.collate(self._samples(order) if self.batched else self._sample(order))
 
     def _sample(self, order: Order) -> Any:
         seed = sample_seed(self.seed, order.epoch, order.indices, order.repeats[0])
@@ -93,20 +105,26 @@ class SeededFetch:
         """Read with every generator seeded, and once more if one appeared meanwhile."""
         sample = self._read_seeded(seed, read, index)
         self._reads += 1
-        # Lazy generators appear at the first reads; to look each time would cost more than to read.
-        if self._reads <= _LOOKS or self._reads.bit_count() == 1:
-            known = self._known()
-            self._own = self._search()
-            if late := self._own.keys() - known.keys():
-                if self._reads > _LOOKS:
-                    warnings.warn(_appeared_late(late, self._reads), NotExact, stacklevel=2)
-                sample = self._read_seeded(seed, read, index)
+        if self._has_new(self._reads):
+            sample = self._read_seeded(seed, read, index)
         return sample
 
     def _read_seeded(self, seed: bytes, read: Callable[[Any], Any], index: Any) -> Any:
         seed_everything(seed)
         reseed(self._known(), seed)
         return read(index)
+
+    def _has_new(self, reads: int) -> bool:
+        """Look whether generators appeared, after so many reads of samples or batches."""
+        # Lazy generators appear at the first reads; to look each time would cost more than to read.
+        if reads > _LOOKS and reads.bit_count() > 1:
+            return False
+        known = self._known()
+        self._own = self._search()
+        late = self._own.keys() - known.keys()
+        if late and reads > _LOOKS:
+            warnings.warn(_appeared_late(late, reads), NotExact, stacklevel=2)
+        return bool(late)
 
     def _known(self) -> dict[str, Place]:
         if self._own is None:

@@ -168,6 +168,30 @@ def test_workers_seed_it_for_each_sample(place: str) -> None:
     assert len({tuple(one) for one in expected}) == len(expected)
 
 
+def test_one_that_a_collate_function_makes_is_seeded_from_its_first_batch_on() -> None:
+    """Each worker, and each process that goes on, has a first batch of its own."""
+
+    def with_workers(workers: int) -> Callable[[], Any]:
+        def make() -> Any:
+            lazy = Lazy()
+            context = "fork" if workers else None
+            return DataLoader(
+                Noisy(lambda: 0.0),
+                batch_size=2,
+                num_workers=workers,
+                multiprocessing_context=context,
+                collate_fn=lambda samples: torch.stack(samples) + lazy(),
+            )
+
+        return make
+
+    expected = whole(with_workers(0), seed_samples=True)
+    assert whole(with_workers(2), seed_samples=True) == expected
+    for workers in (0, 2):
+        for position in (0, 1):
+            assert stopped(with_workers(workers), 1, position, seed_samples=True) == expected
+
+
 def test_reading_with_seeded_samples_leaves_the_generators_of_this_process_alone() -> None:
     holder = Holder(random.Random(0))
     feed = Feed(DataLoader(Noisy(holder), batch_size=2), seed_samples=True)
