@@ -125,8 +125,9 @@ class KeepEvery:
         first: dict[int, int] = {}
         for place, checkpoint in enumerate(checkpoints):
             position = self._position(checkpoint)
-            if position is not None:
-                first.setdefault(math.floor(position / self.n), place)
+            multiple = math.inf if position is None else position / self.n
+            if math.isfinite(multiple):  # a huge number by a small interval is not
+                first.setdefault(math.floor(multiple), place)
         if self.unit != "minute":
             first.pop(0, None)  # what comes before the first multiple
         return set(first.values())
