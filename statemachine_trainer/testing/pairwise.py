@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-from statemachine_trainer.testing.setups import Setup
+from statemachine_trainer.testing.setups import Place, Setup
 
 Row = dict[str, Any]
 """A value for each axis."""
@@ -28,19 +28,7 @@ AXES: Final[Mapping[str, tuple[Any, ...]]] = {
         ("stop", "validate"),
         ("validate", "end_epoch", "stop"),
     ),
-    "own_generators": (
-        None,
-        "data",
-        "transform",
-        "sampler",
-        "collate",
-        "attribute",
-        "model",
-        "loss",
-        "scheduler",
-        "callback",
-        "receiver",
-    ),
+    "own_generators": (None, *get_args(Place)),
     "sets": (None, "rate", "decay", "weights", "frozen"),
     "stateful_callback": (False, True),
     "elsewhere": (False, True),
