@@ -13,7 +13,7 @@ import ctypes
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
@@ -237,7 +237,7 @@ def _fill(file: BinaryIO, target: memoryview) -> None:
 # -- Tensors as what a file can hold --------------------------------------------------------------
 
 # The file knows contiguous tensors of some dtypes. What it would lose is said beside it: the
-# device, that it asked for gradients, the order of its axes in memory, a dtype that the file does
+# device, that it asked for gradients, its strides in memory, a dtype that the file does
 # not know, and that it was an array of numpy. All of these are rare, and left out where they are
 # not needed.
 
@@ -251,7 +251,7 @@ _STAND_INS: Mapping[str, torch.dtype] = {
 }
 """Dtypes that the file does not know, and those under which their bytes are written."""
 
-_KEYS = {"device", "requires_grad", "order", "dtype", "array"}
+_KEYS = {"device", "requires_grad", "order", "strides", "dtype", "array"}
 _NUMPY_DTYPE = re.compile(r"[<>|=][biufc]\d{1,2}")
 
 
@@ -289,9 +289,9 @@ def pack(value: Tensor | np.ndarray) -> tuple[Tensor, Detail]:
         raise TensorNotPlain(
             f"no file holds a tensor of {tensor.dtype}", "give it a dtype of whole bytes"
         )
-    order = _order(tensor)
-    if order is not None:
-        detail["order"] = order
+    strides = _strides(tensor)
+    if strides is not None:
+        detail["strides"] = strides
     tensor = tensor.contiguous()
     if tensor.is_complex() and "dtype" in detail:
         tensor = torch.view_as_real(tensor)
@@ -312,7 +312,9 @@ def unpack(
     if dtype.is_complex and not tensor.is_complex():
         tensor = torch.view_as_complex(tensor)
     if "order" in detail:
-        tensor = _ordered(tensor, detail["order"])
+        tensor = _ordered(tensor, detail["order"])  # so earlier versions wrote it
+    if "strides" in detail:
+        tensor = _strided(tensor, detail["strides"])
     tensor = tensor.view(dtype)
     if "array" in detail:
         return _to_array(tensor, detail["array"])
@@ -341,17 +343,50 @@ def _check_plain(value: Tensor) -> None:
         raise TensorNotPlain("a tensor on the meta device has no values", "materialise it first")
 
 
-def _order(tensor: Tensor) -> list[Json] | None:
-    """The axes from the widest stride to the narrowest, where that is not their own order.
+def _strides(tensor: Tensor) -> list[Json] | None:
+    """The strides, where they are not those of a tensor that was just made.
 
-    Kernels are chosen by the layout (channels last, a transposed matrix) and add in another order.
-    A tensor with gaps has no such order, and comes back without them.
+    Kernels are chosen by the layout (channels last, a transposed matrix) and add in another order;
+    the strides of axes of one item count there, too. A tensor with gaps comes back without them.
     """
-    if tensor.is_contiguous():
-        return None
     strides = tensor.stride()
-    axes = sorted(range(tensor.dim()), key=strides.__getitem__, reverse=True)
-    return list(axes) if tensor.permute(axes).is_contiguous() else None
+    if strides == _widths(tensor.shape) or not _is_dense(tensor):
+        return None
+    return list(strides)
+
+
+def _widths(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a tensor that was just made."""
+    widths = [1]
+    for size in reversed(shape[1:]):
+        widths.insert(0, widths[0] * max(size, 1))
+    return tuple(widths) if shape else ()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return (
+        tensor.numel() > 0 and tensor.permute(_axes(tensor.shape, tensor.stride())).is_contiguous()
+    )
+
+
+def _axes(shape: Sequence[int], strides: Sequence[int]) -> list[int]:
+    """The axes from the widest stride to the narrowest; before them those of one item."""
+    return sorted(range(len(shape)), key=lambda axis: (shape[axis] > 1, -strides[axis]))
+
+
+def _strided(tensor: Tensor, strides: Json) -> Tensor:
+    if not isinstance(strides, list):
+        raise ValueError("strides are not a list of numbers")
+    steps = [step for step in strides if type(step) is int and 0 <= step < 2**63]
+    if len(steps) != len(strides) or len(steps) != tensor.dim():
+        raise ValueError("strides do not fit their tensor")
+    axes = _axes(tensor.shape, steps)
+    memory = tensor.permute(axes).contiguous()
+    inverse = sorted(range(len(axes)), key=axes.__getitem__)
+    widths = memory.permute(inverse).stride()
+    if any(a != b for a, b, n in zip(steps, widths, tensor.shape, strict=True) if n > 1):
+        raise ValueError("strides do not fit their tensor")
+    return memory.as_strided(tensor.shape, steps)
 
 
 def _ordered(tensor: Tensor, order: Json) -> Tensor:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from statemachine_trainer import Checkpoints, Trainer, every
+from statemachine_trainer.running.settings_record import SettingsChanged
 
 BATCHES = [(torch.full((2, 2), float(i)), torch.zeros(2, 1)) for i in range(2)]
 
@@ -60,5 +62,6 @@ def test_a_fit_that_was_stopped_stays_stopped(tmp_path: Path) -> None:
     loss, sgd = nn.functional.mse_loss, torch.optim.SGD
     trainer.fit(nn.Linear(2, 1), BATCHES, loss=loss, optimizer=sgd)
     again = Trainer(max_epochs=9, progress=False, checkpoints=Checkpoints(tmp_path))
-    again.fit(nn.Linear(2, 1), BATCHES, loss=loss, optimizer=sgd, resume="auto")
+    with pytest.warns(SettingsChanged, match="max_epochs was 5, is 9 now"):
+        again.fit(nn.Linear(2, 1), BATCHES, loss=loss, optimizer=sgd, resume="auto")
     assert again.steps == trainer.steps == 1

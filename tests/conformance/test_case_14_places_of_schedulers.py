@@ -2,7 +2,7 @@
 
 By step: before the batch ends, as in Lightning. By epoch: in the work of `epoch_end`, whether they
 monitor a value or not (Lightning moves the others before the end of the last batch). By step on a
-monitored value: with the step, on the newest value there is (Lightning: after the validation).
+monitored value: with the first step after it was measured (Lightning: after the validation).
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def test_by_epoch() -> None:
 
 def test_by_step_on_a_monitored_value() -> None:
     first = [STEP, "batch_end", STEP, "batch_end", "validation_end"]
-    batch = [STEP, "moves on 1.0", "batch_end"]
-    second = [*batch, *batch, "validation_end"]
+    second = [STEP, "moves on 1.0", "batch_end", STEP, "batch_end", "validation_end"]
     assert places_of(interval="step", monitor="val") == [
         *first,
         *second,

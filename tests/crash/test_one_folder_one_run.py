@@ -43,6 +43,11 @@ def paused(folder: Path, **settings: Any) -> Trainer:
     return one
 
 
+def state_of(pid: int) -> str:
+    """The letter of a process's state: Z is one that has ended, and was not yet waited for."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def names(folder: Path) -> list[str]:
     return [info.path.name for info in Store(folder).list()]
 
@@ -131,6 +136,7 @@ def test_a_folder_is_free_when_its_process_was_killed_although_workers_live(tmp_
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)  # else it would notice, and end
         os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: state_of(pid) == "Z")
         trainer(checkpoints=folder).fit(Net(), batches(), resume="auto")
         assert all(Path("/proc", str(worker)).exists() for worker in workers)
 

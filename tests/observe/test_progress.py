@@ -113,7 +113,7 @@ def test_ctrl_c_ends_a_program_with_a_clean_terminal() -> None:
         """,
         at="left",
     )
-    assert code == -signal.SIGINT
+    assert code == -signal.SIGINT, output
     assert "^C" in output
     screen = screen_after(output)
     assert any("KeyboardInterrupt" in line for line in screen)

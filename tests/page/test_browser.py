@@ -86,7 +86,9 @@ def test_validate_and_checkpoint_are_done_at_the_next_boundary_that_takes_them(
     shown: Any, run: Run
 ) -> None:
     validations: list[int] = []
-    run.trainer.on("validation_start", lambda: validations.append(run.batch))
+    run.trainer.on(
+        "validation_start", lambda trainer: validations.append(trainer.context.counts.batch)
+    )
     run.begin()
     shown.click("#button-pause")
     held(shown)

@@ -87,6 +87,16 @@ def test_the_layout_of_a_tensor_comes_back() -> None:
     assert tree[2].flags.f_contiguous
 
 
+def test_the_strides_of_axes_of_one_item_come_back() -> None:
+    # A weight of a 1x1 convolution is contiguous in both layouts; its strides choose the kernel.
+    weight = torch.randn(4, 3, 1, 1).to(memory_format=torch.channels_last)
+    assert weight.is_contiguous()
+    others = [torch.randn(4, 5).T[:, None], torch.randn(2, 1, 2).permute(1, 2, 0)]
+    tree = through_files([weight, *others])
+    assert isinstance(tree, list)
+    assert [one.stride() for one in tree] == [weight.stride(), *(one.stride() for one in others)]
+
+
 def test_each_tensor_has_memory_of_its_own_as_aligned_as_torch_aligns() -> None:
     tree = through_files([torch.ones(1, dtype=torch.uint8), torch.ones(5), torch.ones(7)])
     assert isinstance(tree, list)
