@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Never, Protocol, Self, TypeVar, overload
+from typing import Any, Literal, Never, TypeVar, overload
 
 import torch
 from torch import nn
@@ -45,8 +44,11 @@ from statemachine_trainer.running.audit import Audit
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh
 from statemachine_trainer.running.hyperparameters import Hyperparameters, settings_of_equipment
+from statemachine_trainer.running.quick_checks import QuickChecks
+from statemachine_trainer.running.served import ServedPage
 from statemachine_trainer.running.session import Session
 from statemachine_trainer.running.subscribing import subscribe
+from statemachine_trainer.running.switches import Deterministic, MatmulPrecision, Switches
 from statemachine_trainer.running.weights import Checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,34 +58,6 @@ _FIT = (
     "fresh", "restore_best", "until",
 )  # fmt: skip
 _EVALUATION = ("model", "data", "checkpoint", "loss", "metrics")
-
-
-class ServedPage(Protocol):
-    """A live page that is being served; see `statemachine_trainer.page.Page`.
-
-    Attributes:
-        url: The address to open. Anyone who knows it can control the run.
-    """
-
-    url: str
-
-    def wait(self) -> None:
-        """Serve until the process is stopped."""
-        ...
-
-    def close(self) -> None:
-        """Close the page. A run that it paused continues."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None: ...
 
 
 class Trainer:
@@ -118,6 +92,12 @@ class Trainer:
         hparams: What else the run is set to, for its record and for trackers: a dict, a dataclass or an
             `argparse.Namespace`. What the trainer, the model, the optimizers and the loader are set to is
             recorded anyway; see `hyperparameters`.
+        fast_dev_run: Look for mistakes: one epoch of one batch, or of so many; see `QuickChecks`.
+        overfit_batches: Train on the same few batches in each epoch: an int, or a float for a fraction.
+        deterministic: Deterministic algorithms alone while the trainer runs; "warn" only warns of others.
+        benchmark: Let cuDNN choose its algorithms by their time while the trainer runs.
+        detect_anomaly: Have a backward pass that yields NaN name the operation of the forward pass. Slow.
+        matmul_precision: "highest", "high" or "medium", for products of 32-bit matrices while the trainer runs.
         **settings: Settings of the default tree, such as `max_epochs`, `accumulate`,
             `validate_every`. Each is passed to the loop that it controls.
 
@@ -140,22 +120,38 @@ class Trainer:
         prefetch: bool = False,
         progress: bool | Progress = True,
         hparams: object = None,
+        fast_dev_run: bool | int = False,
+        overfit_batches: int | float = 0,
+        deterministic: Deterministic = None,
+        benchmark: bool | None = None,
+        detect_anomaly: bool = False,
+        matmul_precision: MatmulPrecision | None = None,
         **settings: Any,
     ) -> None:
-        loops = loops_of_trainer(loop, settings)
+        loops = loops_of_trainer(loop, settings, [*(Trainer.__init__.__kwdefaults__ or {})])
         check_seed(seed, seed_samples)
+        quick = QuickChecks(fast_dev_run, overfit_batches)
+        switches = Switches(
+            deterministic=deterministic,
+            benchmark=benchmark,
+            detect_anomaly=detect_anomaly,
+            matmul_precision=matmul_precision,
+        )
         shown = progress_given(progress)
-        equipment = Equipment(device, precision, seed, seed_samples, prefetch=prefetch)
+        equipment = Equipment(
+            device, precision, seed, seed_samples, prefetch=prefetch, in_order=quick.overfits
+        )
         self.board = SignalBoard()
         self._drivers = drivers = Drivers(loops, self, self.board)
-        given = callbacks_given(callbacks)
+        given = quick.callbacks(callbacks_given(callbacks))
         for callback in given:
             self.on(callback)
-        self.checkpoints = checkpoints_given(checkpoints)
+        self.checkpoints = quick.unless_dev_run(checkpoints_given(checkpoints), None)
         if self.checkpoints is not None:
             self.checkpoints.attach(self, drivers.fit)
-        settings = {**settings, **settings_of_equipment(equipment, device)}
+        settings = {**settings, **settings_of_equipment(equipment, device), **switches.given}
         self._hyperparameters = Hyperparameters(hparams, settings)
+        run = quick.unless_dev_run(run, False)
         recorder = self._recorder = recorder_given(run, self.checkpoints, drivers, settings)
         if recorder is not None:
             recorder.hyperparameters = lambda: self._hyperparameters.sections(
@@ -163,7 +159,9 @@ class Trainer:
             )
         owner = self._owner_of_folder()
         self._state = FitState(self, drivers.fit, given, self._hyperparameters)
-        self._session = Session(self, drivers, equipment, self._state, recorder, shown, owner)
+        self._session = Session(
+            self, drivers, equipment, self._state, recorder, shown, owner, quick, switches
+        )
         self._debugger = Debugger(drivers.fit, self.state_dict, self.load_state_dict)
         self._debugger.recorder = recorder
         self._profile: Profile | None = None

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from statemachine_trainer.files import path_given
 from statemachine_trainer.machine.errors import StateMachineError
@@ -39,6 +39,9 @@ class Tracker:
     Args:
         every: Batches from one reading of steps to the next; 0 for none.
     """
+
+    writes_records: ClassVar[bool] = True
+    """It is left out of a dev run."""
 
     _told: Mapping[str, Any] | None = None
     """The hyperparameters that the service was told."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer.data import EmptyLoader, Feed, Prefetch, as_loaders
+from statemachine_trainer.data.ordered import in_order
 from statemachine_trainer.loops.agreement import Agreement, agree
 from statemachine_trainer.loops.base import training_loops
 from statemachine_trainer.loops.context import Context
@@ -41,6 +42,7 @@ class Equipment:
         seed: Seeds the samples of data sets with workers.
         seed_samples: See `Feed`.
         prefetch: Read the training data one batch ahead; see `Prefetch`.
+        in_order: Read the data of training and validation in order, so that each epoch begins with the same batches.
 
     Raises:
         SettingError: `prefetch` is a number.
@@ -54,6 +56,7 @@ class Equipment:
         seed_samples: bool | None,
         *,
         prefetch: bool = False,
+        in_order: bool = False,
     ) -> None:
         self.device = resolve_device(device)
         self.precision_name = precision
@@ -65,6 +68,7 @@ class Equipment:
                 "beforehand give the loader workers and a prefetch_factor."
             )
         self.prefetch = prefetch
+        self.in_order = in_order
         Precision(precision, self.device)
         self.newest: Context | None = None  # of the fit that was begun last
         self.agreement: Agreement | None = None  # of the ranks of a fit, if there are several
@@ -92,6 +96,8 @@ class Equipment:
     def feeds(self, source: Any, name: str, epoch: int | None = None) -> list[tuple[str, Feed]]:
         """Make the feeds of one loader or of several; those of an epoch where functions take it."""
         loaders = as_loaders(source, name, epoch)
+        if self.in_order and name == "validation":
+            loaders = [(called, in_order(one, called, strict=False)) for called, one in loaders]
         return [(called, self.feed(loader, called)) for called, loader in loaders]
 
     def feed(self, loader: Any, name: str) -> Feed:
@@ -101,6 +107,8 @@ class Equipment:
     def training_feed(self, loader: Any, context: Context) -> Feed:
         """Make the feed of the training data, which may read ahead."""
         settings = self._settings("train")
+        if self.in_order:
+            loader = in_order(loader, "train", strict=True)
         if not self.prefetch:
             return self._checked(Feed(loader, **settings))
         move = context.transfer

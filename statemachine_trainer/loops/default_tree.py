@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from statemachine_trainer.loops import foreign_names
@@ -42,18 +42,21 @@ def known_settings() -> list[str]:
     return [name for settings in _LOOPS.values() for name in settings]
 
 
-def loops_of_trainer(loop: Loop | None, settings: Mapping[str, Any]) -> dict[str, Loop]:
+def loops_of_trainer(
+    loop: Loop | None, settings: Mapping[str, Any], others: Iterable[str] = ()
+) -> dict[str, Loop]:
     """Return the loops of `Trainer(loop, **settings)` by name: "fit", "validate", "test", "predict".
 
     Args:
         loop: The loop of "fit"; None for the default tree.
         settings: Settings of the default tree and of the evaluations.
+        others: What else a trainer may be given, for the message about an unknown name.
 
     Raises:
         SettingError: A setting is unknown, or a setting of the default tree was given with a loop.
             The message offers the nearest names, or our name for a setting of another trainer.
     """
-    _check_names(settings)
+    _check_names(settings, others)
     own = {**_LOOPS["test"], **_LOOPS["predict"]}
     if loop is not None and (extra := sorted(set(settings) - set(own))):
         raise SettingError(
@@ -86,7 +89,7 @@ def _evaluation_loops(
     }
 
 
-def _check_names(settings: Mapping[str, Any]) -> None:
+def _check_names(settings: Mapping[str, Any], others: Iterable[str]) -> None:
     """Refuse unknown settings."""
     for name in settings:
         if name in foreign_names.SETTINGS:
@@ -98,7 +101,8 @@ def _check_names(settings: Mapping[str, Any]) -> None:
                 f"There is no setting {name!r} here. {foreign_names.NOT_HERE[name]}. See docs/migration.md."
             )
         if name not in known_settings():
-            raise SettingError(f"There is no setting {name!r}. {suggest(name, known_settings())}")
+            known = [*known_settings(), *others]
+            raise SettingError(f"There is no setting {name!r}. {suggest(name, known)}")
 
 
 def _of(loop: str, settings: Mapping[str, Any]) -> dict[str, Any]:

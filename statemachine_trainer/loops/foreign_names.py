@@ -34,9 +34,6 @@ SETTINGS: Final = {
     "log_every=50); trackers have every=",
     "flush_logs_every_n_steps": "log_every, a setting of RunFolder",
     "profiler": "trainer.profile()",
-    "fast_dev_run": "limit_train_batches=n, limit_validation_batches=n, max_steps=n",
-    "overfit_batches": "limit_train_batches=n with a loader that does not shuffle",
-    "detect_anomaly": "torch.autograd.set_detect_anomaly(True)",
     "terminate_on_nan": "nonfinite_loss='raise'",
     "amp_backend": "precision",
     "amp_level": "precision",
@@ -64,8 +61,6 @@ NOT_HERE: Final = {
     "use_distributed_sampler": "Samplers are never replaced. Give the loader a DistributedSampler",
     "replace_sampler_ddp": "Samplers are never replaced. Give the loader a DistributedSampler",
     "prepare_data_per_node": "Prepare the data in the script, before fit",
-    "deterministic": "Say seed=... here, and torch.use_deterministic_algorithms(True) in the script",
-    "benchmark": "Set torch.backends.cudnn.benchmark in the script",
     "inference_mode": "Evaluations run under torch.no_grad(). Within a step "
     "`with torch.enable_grad():` switches gradients on",
     "barebones": "Say progress=False, and leave out checkpoints and run: what is not asked for costs nothing",

@@ -35,6 +35,8 @@ Sections = dict[str, dict[str, Value]]
 """Hyperparameters by where they come from, and by name."""
 
 _LONGEST: Final = 500
+_SWITCHES: Final = ("deterministic", "matmul_precision")
+"""Those that the bits depend on."""
 
 
 class Hyperparameters:
@@ -89,6 +91,9 @@ class Hyperparameters:
         return {
             "the hparams of the trainer": as_texts(self._own),
             f"the model ({type(context.model).__name__})": as_texts(of_model),
+            "torch, as the trainer sets it": as_texts(
+                {name: self.settings[name] for name in _SWITCHES if name in self.settings}
+            ),
         }
 
     def _values_of_model(self, context: Context) -> dict[str, object]:

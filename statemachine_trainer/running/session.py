@@ -42,8 +42,10 @@ from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh, Host, epoch_of_data
+from statemachine_trainer.running.quick_checks import QuickChecks
 from statemachine_trainer.running.settings_record import tell_changes
 from statemachine_trainer.running.subscribing import subscribe, tell_of_error
+from statemachine_trainer.running.switches import Switches
 from statemachine_trainer.running.weights import BestInModel, Checkpoint, the_rule, weights_of
 from statemachine_trainer.snapshot import Loaded
 from statemachine_trainer.snapshot.ranked import do_together
@@ -67,6 +69,8 @@ class Session:
         recorder: Records runs; None to record nothing.
         progress: Shows runs; False to show nothing.
         owner: The lock on the folder of the run; None if there is no folder.
+        quick: What quick checks change.
+        switches: Those of torch that are on while something runs.
     """
 
     def __init__(
@@ -77,7 +81,9 @@ class Session:
         state: FitState,
         recorder: Recorder | None,
         progress: Progress | Literal[False],
-        owner: Ownership | None = None,
+        owner: Ownership | None,
+        quick: QuickChecks,
+        switches: Switches,
     ) -> None:
         self._host = host
         self._drivers = drivers
@@ -87,6 +93,8 @@ class Session:
         self._recorder = recorder
         self._progress = progress
         self._owner = owner
+        self._quick = quick
+        self._switches = switches
         self._listening: Steps | None = None
         self._best: BestInModel | None = None
 
@@ -97,6 +105,7 @@ class Session:
             SettingError: The best weights are to be restored, and nothing says what is best.
         """
         flags("fit", restore_best=given.restore_best)
+        given = self._quick.given(given)
         rule = the_rule(self._host.checkpoints) if given.restore_best else None
         self.start(given)
         if self._fit.path is not None:  # what was resumed may have been at its end
@@ -123,6 +132,7 @@ class Session:
             EarlierRun: The folder of the checkpoints holds another run.
             SnapshotMismatch, StateMismatch, DataChanged: The checkpoint is that of a different fit.
         """
+        given = self._quick.given(given)
         known = context_of(self._fit)
         self._fit.check_at_rest("start")
         check_loss(given.parts.loss)
@@ -215,6 +225,7 @@ class Session:
         `epoch` is that whose data are made.
         """
         host, root = self._host, self._fit.root
+        self._quick.shorten(root)
         if self._equipment.seed is not None:
             seed_everything(self._equipment.seed)
         context = assemble_fit(
@@ -402,6 +413,9 @@ class Session:
     ) -> Context:
         """Evaluate a model. A paused fit and its checkpoints are not changed."""
         driver, before = self._drivers[name], self._drivers.active
+        checkpoint = self._quick.checkpoint(checkpoint)
+        if self._quick.dev_batches:
+            self._quick.shorten(driver.root)
         model = self._drivers.context.model if model is None else model
         check_loss(parts.loss)
         driver.check_at_rest("start")
@@ -452,7 +466,7 @@ class Session:
 
     @contextmanager
     def in_charge(self, driver: Driver) -> Iterator[None]:
-        """Context manager around every run: logging, gradients, clock and limits.
+        """Context manager around every run: logging, gradients, switches of torch, clock and limits.
 
         Within the block `log` writes to the run, also as `self.log` in a model without such a
         method. Gradients are on, and the clock of the run is running. The limits are read from the
@@ -475,7 +489,7 @@ class Session:
         take_limits(driver.root, driver.path, context)
         context.start_clock()
         try:
-            with logging_to(context), torch.enable_grad():
+            with logging_to(context), torch.enable_grad(), self._switches.on():
                 yield
         except BaseException as error:
             context.steps.failed(error)

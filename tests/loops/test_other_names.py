@@ -101,7 +101,7 @@ def test_each_flag_of_lightning_s_trainer_is_a_setting_or_has_an_answer() -> Non
         ("log_every_n_steps", "log_every"),
         ("amp_backend", "precision"),
         ("auto_scale_batch_size", "batch_size of the loader"),
-        ("deterministic", "use_deterministic_algorithms"),
+        ("inference_mode", "no_grad"),
     ],
 )
 def test_a_flag_is_answered_with_what_does_its_work(name: str, answer: str) -> None:
