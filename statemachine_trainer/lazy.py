@@ -28,10 +28,11 @@ def public_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
 
     Returns:
         What it assigns to `__getattr__`, to `__dir__` and to `__all__`.
+
+    Raises:
+        ImportError: It was installed without its source.
     """
-    source = pkgutil.get_data(package, "__init__.py")
-    assert source is not None
-    homes = dict(_imports(ast.parse(source)))
+    homes = dict(_imports(ast.parse(_source(package))))
     names = sorted(homes)
 
     def load(name: str) -> Any:
@@ -42,6 +43,21 @@ def public_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
         return value
 
     return load, lambda: list(names), names
+
+
+def _source(package: str) -> bytes:
+    """Return the source of a package, also of one in a zip file."""
+    try:
+        source = pkgutil.get_data(package, "__init__.py")
+    except OSError:
+        source = None
+    if source is None:
+        raise ImportError(
+            f"{package} is installed without its source: there is no __init__.py. It reads its public names there, "
+            "and loops are checked by their source. Install it with its .py files; a zip file may hold them.",
+            name=package,
+        )
+    return source
 
 
 def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:

@@ -707,25 +707,39 @@ class Trainer:
         model: nn.Module | None = None,
         train: Any = None,
         validation: Any = None,
-        **given: Any,
+        *,
+        loss: Loss | None = None,
+        optimizer: MakeOptimizer | None = None,
+        scheduler: Any = None,
+        metrics: Any = None,
+        **unknown: Never,
     ) -> Audit:
         """List which of the objects that a fit uses its checkpoints can hold, and which they cannot.
 
         The list has the random number generators of the model, the data, callbacks, receivers and
         loops, and objects that cannot be saved: iterators, open files, queues, locks. Print it.
 
+        Nothing is started, and the folder of the run is not looked at: it works before, after and
+        between fits. `configure_optimizers` is called, and so are functions that make loaders, an
+        optimizer or a scheduler. Generators that they draw from are put back.
+
         Args:
-            model: As for `start`, which is called. Without a model, the started fit is audited.
+            model: As for `fit`. Without a model, the fit that was started is audited.
             train: The training data.
             validation: The validation data.
-            **given: Further arguments of `start`.
+            loss: For a plain model.
+            optimizer: For a model that configures none.
+            scheduler: For that optimizer.
+            metrics: For a plain model.
+            **unknown: Not accepted.
 
         Raises:
             NotStarted: No model was given and there is no fit.
+            ModelError: There is no training data.
         """
-        if model is not None:
-            self.start(model, train, validation, **given)
-        return self._state.audit()
+        check_arguments("audit", unknown, _FIT[:7])
+        parts = PlainParts(loss, optimizer, scheduler, metrics)
+        return self._session.audit(Given(model, train, validation, parts, False, None, ()))
 
     def checkpoint(self) -> None:
         """Write a checkpoint at the next boundary that is not transient.

@@ -38,7 +38,7 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.settings_checks import flags
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import NotStarted, UnknownSignal
+from statemachine_trainer.machine.errors import NotStarted, UnknownSignal, level_of_caller
 from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import (
@@ -470,7 +470,7 @@ class Checkpoints:
         try:
             self.store.wait()
         except WriteFailed as error:  # of the one before: this one is wanted all the more
-            warnings.warn(f"{error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{error}", RuntimeWarning, stacklevel=level_of_caller())
         return self._has_written()
 
     # -- several ranks ---------------------------------------------------------------------------

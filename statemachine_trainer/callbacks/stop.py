@@ -134,6 +134,13 @@ class Stop:
         driver.at_boundary(self._stop)
         while not self._stopped and driver.path is not None:
             driver.run()
+            if driver.resting and not self._stopped:  # it would rest here again, without an end
+                _log.warning(
+                    "%r waits for something from outside, with a batch in flight that cannot be written down: no "
+                    "checkpoint is written of this place. The run can go on from the one before.",
+                    driver.path,
+                )
+                return
 
 
 def _heard_by_any(ranks: Ranks | None, signum: int | None) -> int | None:

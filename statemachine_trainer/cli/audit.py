@@ -21,11 +21,12 @@ def audit(
 ) -> None:
     """List what checkpoints of a training hold of all that it reaches, and what they cannot.
 
-    Ends with status 1 if there is something that they cannot hold.
+    Nothing is started, and no folder is touched. Ends with status 1 if there is something that they
+    cannot hold.
     """
-    from statemachine_trainer.cli.targets import trainer_of_target
+    from statemachine_trainer.cli.targets import audit_of_target
 
-    found = trainer_of_target(target).audit()
+    found = audit_of_target(target)
     typer.echo(str(found))
     if found.of("not held"):
         raise typer.Exit(1)

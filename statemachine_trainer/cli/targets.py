@@ -12,13 +12,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from statemachine_trainer.graph.graph import Graph, graph_of
-from statemachine_trainer.machine.errors import StateMachineError, suggest
+from statemachine_trainer.machine.errors import NotStarted, StateMachineError, suggest
 from statemachine_trainer.machine.loop import Loop
 
 if TYPE_CHECKING:
+    from statemachine_trainer.running.audit import Audit
     from statemachine_trainer.trainer import Trainer
 
 
@@ -58,6 +59,40 @@ def trainer_of_target(target: str) -> Trainer:
     Raises:
         BadTarget: There is no such file or function, or it returns something else.
     """
+    trainer = _trainer(target)
+    if trainer.driver.context is None:
+        raise BadTarget(_NOT_STARTED.format(target))
+    return trainer
+
+
+def audit_of_target(target: str) -> Audit:
+    """Return what checkpoints can hold of the training that `FILE:FUNCTION` would start.
+
+    Args:
+        target: As for `trainer_of_target`. Its `trainer.start(...)` starts nothing.
+
+    Raises:
+        BadTarget: There is no such file or function, or it starts no trainer.
+        OnlyRehearsed: It trains or evaluates.
+    """
+    from statemachine_trainer.running.rehearsal import rehearsal
+
+    with rehearsal():
+        trainer = _trainer(target)
+        try:
+            return trainer.audit()
+        except NotStarted:
+            raise BadTarget(_NOT_STARTED.format(target)) from None
+
+
+_NOT_STARTED: Final = (
+    "{} returns a trainer that was not started. Call `trainer.start(model, data)` with the arguments of `fit` "
+    "before returning it."
+)
+
+
+def _trainer(target: str) -> Trainer:
+    """Return the trainer that is named, or that a function makes."""
     from statemachine_trainer.trainer import Trainer
 
     thing = _object(target)
@@ -68,11 +103,6 @@ def trainer_of_target(target: str) -> Trainer:
         raise BadTarget(
             f"{target} is a {type(thing).__name__}. Name a function that builds model, data and a "
             "Trainer, calls `trainer.start(model, data)`, and returns the trainer."
-        )
-    if thing.driver.context is None:
-        raise BadTarget(
-            f"{target} returns a trainer that was not started. Call `trainer.start(model, data)` "
-            "with the arguments of `fit` before returning it."
         )
     return thing
 

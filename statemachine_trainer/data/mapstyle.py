@@ -29,6 +29,7 @@ from statemachine_trainer.data.own_generators import (
 from statemachine_trainer.data.reader import DrawsIn, Phase, Reader
 from statemachine_trainer.data.seeding import SeededFetch, as_it_is, sample_seed
 from statemachine_trainer.data.workers import WorkerStart, end_at_exit
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot.held import own_states
 from statemachine_trainer.snapshot.rng import isolated_rng
 
@@ -65,7 +66,7 @@ class MapReader(Reader):
                 "The loader has in_order=False; its batches are read in order all the same, "
                 "because a position in a pass means nothing otherwise. Remove in_order=False.",
                 OrderKept,
-                stacklevel=3,
+                stacklevel=level_of_caller(),
             )
 
     @property
@@ -176,7 +177,7 @@ class MapReader(Reader):
                 "now: random augmentation differs from that of an uninterrupted run. Use "
                 "seed_samples=True from the start if the number of workers is to change.",
                 NotExact,
-                stacklevel=4,
+                stacklevel=level_of_caller(),
             )
 
     def _new_stream(self) -> IndexStream:

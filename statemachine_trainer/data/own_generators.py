@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from statemachine_trainer.data.data_errors import NotExact
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot.held import own_states, restore_own
 from statemachine_trainer.snapshot.rng import restore_rng, rng_state
 
@@ -76,7 +77,9 @@ def bring_back(parts: Mapping[str, Any], states: Mapping[str, Any], name: str) -
     """
     missing = restore_own(parts, states)
     if missing:
-        warnings.warn(not_there(missing, f"the data of {name!r}"), NotExact, stacklevel=5)
+        warnings.warn(
+            not_there(missing, f"the data of {name!r}"), NotExact, stacklevel=level_of_caller()
+        )
 
 
 def not_there(missing: list[str], owner: str) -> str:

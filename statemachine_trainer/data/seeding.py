@@ -28,6 +28,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from statemachine_trainer.data.data_errors import NotExact
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot.held import keep, put_back, reseed
 from statemachine_trainer.snapshot.rng import isolated_rng
 from statemachine_trainer.snapshot.search import Place, Search
@@ -123,7 +124,7 @@ class SeededFetch:
         self._own = self._search()
         late = self._own.keys() - known.keys()
         if late and reads > _LOOKS:
-            warnings.warn(_appeared_late(late, reads), NotExact, stacklevel=2)
+            warnings.warn(_appeared_late(late, reads), NotExact, stacklevel=level_of_caller())
         return bool(late)
 
     def _known(self) -> dict[str, Place]:

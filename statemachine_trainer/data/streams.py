@@ -26,6 +26,7 @@ from statemachine_trainer.data.own_generators import (
     set_epoch,
 )
 from statemachine_trainer.data.reader import DrawsIn, Phase, Reader
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot.held import own_states
 
 Keeper = Literal["loader", "dataset", "iterator"]
@@ -218,7 +219,7 @@ class StreamReader(Reader):
                 "ones only if their order follows from the generators at the start of the pass. "
                 "Give it state_dict and load_state_dict, or use a map-style data set.",
                 ReplayWarning,
-                stacklevel=3,
+                stacklevel=level_of_caller(),
             )
 
     def _open_anew(self) -> Iterator[Any]:

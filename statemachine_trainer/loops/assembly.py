@@ -73,10 +73,13 @@ class Equipment:
         self.newest: Context | None = None  # of the fit that was begun last
         self.agreement: Agreement | None = None  # of the ranks of a fit, if there are several
 
-    def context(self, model: nn.Module, trainer: Any, parts: PlainParts) -> Context:
+    def context(
+        self, model: nn.Module, trainer: Any, parts: PlainParts, *, moved: bool = True
+    ) -> Context:
         """Make the context of a run, and move the model to the device.
 
-        A model is taken out of its wrappers. A `DistributedDataParallel` keeps its model.
+        A model is taken out of its wrappers. A `DistributedDataParallel` keeps its model. `moved` is
+        False where nothing will run: the model stays where it is.
         """
         whole = model
         model, wrapped = see_through(model)
@@ -86,6 +89,8 @@ class Equipment:
         context.train_metrics, context.validation_metrics = (
             Metrics(model, lambda name: context.steps.metric_named(name)) for _ in range(2)
         )
+        if not moved:
+            return context
         model.to(device)
         context.device = device
         context.precision = Precision(self.precision_name, device)

@@ -20,6 +20,7 @@ from statemachine_trainer.loops.context import Context, saved_as
 from statemachine_trainer.loops.metrics.objects import load_torchmetrics_state, torchmetrics_state
 from statemachine_trainer.loops.scheduler_state import load_scheduler_state, scheduler_state
 from statemachine_trainer.loops.slots import OptimizerSlot
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.fields import copied
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import map_leaves
@@ -226,7 +227,7 @@ def _restore_generators(model: nn.Module, saved: Mapping[str, Any]) -> None:
         for path, one in saved.items()
     }
     if missing := restore_own({"model": model}, states):
-        warnings.warn(not_there(missing, "the model"), NotExact, stacklevel=2)
+        warnings.warn(not_there(missing, "the model"), NotExact, stacklevel=level_of_caller())
 
 
 def _cut_off(leaf: object) -> object:

@@ -19,6 +19,7 @@ from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.mistakes import warn_of_shared_names
 from statemachine_trainer.loops.settings_checks import flags, whole_number
 from statemachine_trainer.loops.verbs import move_batch
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.parallel import map_leaves
 from statemachine_trainer.parallel.wrappers import PlainNames
@@ -123,7 +124,7 @@ class EvaluationLoop(TrainingLoop):
                 f"There are no data for the {self.kind} that was asked for, so none is done. Give "
                 "them to fit.",
                 NothingToEvaluate,
-                stacklevel=2,
+                stacklevel=level_of_caller(),
             )
         self.context.put_aside()
 

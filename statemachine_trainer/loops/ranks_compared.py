@@ -17,7 +17,7 @@ from torch import nn
 from statemachine_trainer.loops.base import training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import LikelyMistake, SettingError
-from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.errors import StateMachineError, level_of_caller
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import leaves_with_paths
 from statemachine_trainer.parallel.ranks import Json, Ranks
@@ -154,7 +154,7 @@ def compare_weights(ranks: Ranks, model: nn.Module) -> None:
             "averaged. Give fit DistributedDataParallel(model), and let loops of your own call the "
             "training step by context.steps.training, which goes through it.",
             WeightsDiffer,
-            stacklevel=2,
+            stacklevel=level_of_caller(),
         )
 
 
@@ -177,7 +177,7 @@ def compare_batches(ranks: Ranks, context: Context) -> None:
     )
     if any(map(_averages, (context.steps.whole, *context.model.modules()))):
         raise SameBatches(text)
-    warnings.warn(text, SameWork, stacklevel=2)
+    warnings.warn(text, SameWork, stacklevel=level_of_caller())
 
 
 def _averages(module: nn.Module) -> bool:

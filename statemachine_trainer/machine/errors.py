@@ -8,6 +8,10 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable
+from typing import Final
+
+_BETWEEN: Final = frozenset({__name__.partition(".")[0], "torch", "contextlib"})
+"""Packages whose code stands between a line of the user and a warning."""
 
 
 class StateMachineError(Exception):
@@ -141,9 +145,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def level_of_caller() -> int:
-    """Return the `stacklevel` with which a warning of the caller points outside this package."""
+    """Return the `stacklevel` with which a warning of the caller points at the line of the user.
+
+    That is the innermost frame which is neither of this package nor of what calls it in between:
+    torch, and the context managers of the standard library.
+    """
     level, frame = 1, sys._getframe(1)
-    package = __name__.partition(".")[0]
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
     return level

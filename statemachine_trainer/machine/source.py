@@ -56,7 +56,9 @@ def facts_of(function: object) -> Facts | None:
     return _facts_of_code(function.__code__)
 
 
-@functools.cache  # a walk over the source takes longer than all else that a tree is checked for
+# A walk over the source takes longer than all else that a tree is checked for. A notebook makes new
+# functions all the time.
+@functools.lru_cache(maxsize=4096)
 def _facts_of_code(code: CodeType) -> Facts | None:
     linecache.checkcache(code.co_filename)  # a module may be loaded anew after it was edited
     text = "".join(linecache.getlines(code.co_filename))

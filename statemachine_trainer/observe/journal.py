@@ -56,7 +56,7 @@ _AT_THE_END: Final = 30.0
 """Seconds to wait for that when the run is over, and nothing can be written later."""
 
 _MOST: Final = 100_000
-"""Changes that wait in memory; of more, the oldest are lost."""
+"""Changes that wait in memory; of more, the oldest are lost, and the log says so."""
 
 _LONGEST: Final = 1 << 30
 """Bytes of a text in the file."""
@@ -64,14 +64,18 @@ _LONGEST: Final = 1 << 30
 _WORK: Final = 10.0
 """Seconds that one access may take: a file of somebody else can be made to take for ever."""
 
+_INTERRUPTED: Final = 2
+"""Accesses in a row that may take longer than that, before the file is set aside."""
+
 _TRY_LATER: Final = frozenset(
     (
         *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),
         *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
         *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_AUTH),
+        *(sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_ABORT, sqlite3.SQLITE_NOLFS),
     )
 )
-"""Errors that say nothing of what is in the file: somebody holds it, or the disk is full."""
+"""Errors that say nothing of what is in the file: somebody holds it, it took too long, or the disk is full."""
 
 
 class NewerJournal(sqlite3.DatabaseError):
@@ -110,6 +114,8 @@ class Journal:
         self._pid = 0
         self._broken = False
         self._told = False
+        self._interrupted = 0
+        self._dropped = 0
         self._made_in = os.getpid()
         _OPEN.add(self)
         _listen_for_the_end()
@@ -237,9 +243,19 @@ class Journal:
         self.flush()
 
     def _keep(self, change: Change) -> None:
-        if not self._broken:
-            self._waiting.append(change)
-            del self._waiting[:-_MOST]
+        if self._broken:
+            return
+        self._waiting.append(change)
+        if len(self._waiting) > _MOST:
+            del self._waiting[0]
+            if not self._dropped:
+                _log.warning(
+                    "%d entries of the journal %s wait to be written, more than are kept in memory. From now on the "
+                    "oldest are lost, until it can be written again; the run goes on.",
+                    _MOST,
+                    self.path,
+                )
+            self._dropped += 1
 
     def _write(self, connection: sqlite3.Connection) -> None:
         with connection:
@@ -249,6 +265,9 @@ class Journal:
                 except (ValueError, TypeError, OverflowError) as error:  # no file holds it
                     _log.warning("An entry of the journal %s is left out: %s.", self.path, error)
         self._waiting = []
+        if self._dropped:
+            _log.warning("%d entries of the journal %s are lost.", self._dropped, self.path)
+        self._dropped = 0
 
     def _access(self, act: Callable[[sqlite3.Connection], T], patience: float) -> T | None:
         """Do something with the file.
@@ -267,9 +286,11 @@ class Journal:
             return None
         try:
             try:
-                return act(self._open(patience))
+                found = act(self._open(patience))
+                self._interrupted = 0
+                return found
             except (sqlite3.Error, OSError) as error:
-                if not _is_damage(error):
+                if not _is_damage(error) and not self._never_ends(error):
                     raise
                 self._set_aside(error)
                 return act(self._open(patience))
@@ -285,6 +306,12 @@ class Journal:
                     str(error),  # what keeps the error keeps this journal
                 )
         return None
+
+    def _never_ends(self, error: Exception) -> bool:
+        """Whether one access after the other took longer than it may. One alone may be that of a slow disk."""
+        interrupted = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+        self._interrupted = self._interrupted + 1 if interrupted else 0
+        return self._interrupted > _INTERRUPTED
 
     def _open(self, patience: float) -> sqlite3.Connection:
         if self._connection is None or self._pid != os.getpid():

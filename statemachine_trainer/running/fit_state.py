@@ -20,7 +20,7 @@ from statemachine_trainer.loops.context_state import (
 from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import NotStarted
+from statemachine_trainer.machine.errors import NotStarted, level_of_caller
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.running.audit import (
     Audit,
@@ -188,7 +188,9 @@ class FitState:
         missing = restore_own(self._roots(context), state.get("generators", {}))
         self._outside.restore(*self._outside_model(context), state.get("modules", {}))
         if missing:
-            warnings.warn(not_there(missing, "callbacks and loops"), NotExact, stacklevel=2)
+            warnings.warn(
+                not_there(missing, "callbacks and loops"), NotExact, stacklevel=level_of_caller()
+            )
         keep_what_holds(context, was, fresh)
         return [*changes(was, now, fresh)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,9 +16,7 @@ from statemachine_trainer.control.ownership import FolderInUse, Ownership
 from statemachine_trainer.loops.assembly import Equipment, assemble_evaluation, assemble_fit, go_on
 from statemachine_trainer.loops.base import (
     abandon_loops,
-    in_training,
     take_limits,
-    training_loops,
 )
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import take_handed_state
@@ -33,16 +31,22 @@ from statemachine_trainer.loops.steps import Steps, hooks_of
 from statemachine_trainer.loops.total import total_steps
 from statemachine_trainer.machine.driver import Driver, Until
 from statemachine_trainer.machine.errors import NotStarted
-from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
+from statemachine_trainer.running.audit import Audit
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh, Host, epoch_of_data
+from statemachine_trainer.running.limits import refuse_endless, refuse_to_do_nothing
 from statemachine_trainer.running.quick_checks import QuickChecks
+from statemachine_trainer.running.rehearsal import (
+    audit_unstarted,
+    is_rehearsal,
+    refuse_in_rehearsal,
+)
 from statemachine_trainer.running.settings_record import tell_changes
 from statemachine_trainer.running.subscribing import subscribe, tell_of_error
 from statemachine_trainer.running.switches import Switches
@@ -50,8 +54,6 @@ from statemachine_trainer.running.weights import BestInModel, Checkpoint, the_ru
 from statemachine_trainer.snapshot import Loaded
 from statemachine_trainer.snapshot.ranked import do_together
 from statemachine_trainer.snapshot.rng import seed_everything
-
-_LIMITS: Final = ("max_epochs", "max_steps", "max_batches", "max_time")
 
 
 class Session:
@@ -97,6 +99,7 @@ class Session:
         self._switches = switches
         self._listening: Steps | None = None
         self._best: BestInModel | None = None
+        self._rehearsed: Audit | None = None
 
     def fit(self, given: Given, until: Until) -> Mapping[str, float]:
         """Start a fit and run it; see `start` and `run`. Returns the metrics known at the end.
@@ -104,6 +107,7 @@ class Session:
         Raises:
             SettingError: The best weights are to be restored, and nothing says what is best.
         """
+        refuse_in_rehearsal()
         flags("fit", restore_best=given.restore_best)
         given = self._quick.given(given)
         rule = the_rule(self._host.checkpoints) if given.restore_best else None
@@ -132,12 +136,39 @@ class Session:
             EarlierRun: The folder of the checkpoints holds another run.
             SnapshotMismatch, StateMismatch, DataChanged: The checkpoint is that of a different fit.
         """
+        if is_rehearsal():
+            self._rehearsed = self.audit(given)
+            return
         given = self._quick.given(given)
         known = context_of(self._fit)
         self._fit.check_at_rest("start")
         check_loss(given.parts.loss)
         with self._taking_folder(anew=known is None or given.restart or given.resume is not None):
             self._start(given, known)
+
+    def audit(self, given: Given | None = None) -> Audit:
+        """List what a fit would use, without starting it; of the fit that was started unless one is given.
+
+        Raises:
+            NotStarted: There is no fit.
+            NothingToDo: There is no model.
+        """
+        known = context_of(self._fit)
+        if given is not None and given.model is None and not given.model_alone:
+            raise NothingToDo("audit needs the model, too: audit(model, loader).")
+        if given is None or given.model is None:
+            return self._state.audit() if self._rehearsed is None else self._rehearsed
+        if given.model_alone and known is not None and known.steps.whole is given.model:
+            return self._state.audit()
+        return audit_unstarted(
+            self._equipment,
+            self._fit,
+            self._host,
+            given.model,
+            given.train,
+            given.validation,
+            given.parts,
+        )
 
     def _start(self, given: Given, known: Context | None) -> None:
         driver = self._fit
@@ -478,11 +509,7 @@ class Session:
         Raises:
             NotStarted: Nothing was started.
         """
-        context = context_of(driver)
-        if context is None:
-            raise NotStarted(
-                "Nothing was started: call fit(model, loader), or start(model, loader) first."
-            )
+        context = _begun(driver)
         lends = not hasattr(context.model, "log")
         if lends:
             context.model.__dict__["log"] = log
@@ -526,6 +553,7 @@ class Session:
         Raises:
             FolderInUse: Another run has locked the folder, or had meanwhile.
         """
+        _begun(driver)  # else nothing is to be locked
         owner, fit = self._owner, self._fit
         if owner is None:
             yield
@@ -550,39 +578,16 @@ class Session:
         return self._progress.showing(self._host) if self._progress else nullcontext()
 
 
-# -- Limits of a fit ------------------------------------------------------------------------------
-
-
-def refuse_endless(root: Loop) -> None:
-    """Refuse a fit that would never end.
+def _begun(driver: Driver) -> Context:
+    """Return the context of a driver that is about to run.
 
     Raises:
-        SettingError: A loop of the tree has limits, but none is set.
+        NotStarted: Nothing was started.
     """
-    if any(loop.never_ends() for _, loop in training_loops(root)):
-        raise SettingError(
-            f"The fit would never end: set one of {', '.join(_LIMITS)}. For a run that only `stop` ends, say "
-            "max_epochs=math.inf."
+    refuse_in_rehearsal()
+    context = context_of(driver)
+    if context is None:
+        raise NotStarted(
+            "Nothing was started: call fit(model, loader), or start(model, loader) first."
         )
-
-
-def refuse_to_do_nothing(root: Loop, context: Context) -> None:
-    """Refuse a fit whose limits are already reached.
-
-    Args:
-        root: The loop of the fit. Its limits, if any, are set in the context.
-        context: The context of the fit, with its counters.
-
-    Raises:
-        NothingToDo: A limit is already reached.
-    """
-    limits = in_training(root).limits()
-    if limits is not None:
-        context.limits = limits
-    name, counts = context.limit_reached, context.counts
-    if name is not None:
-        raise NothingToDo(
-            f"This fit would do nothing: {name}={getattr(root, name, None)!r} is reached, with {counts.epoch} "
-            f"epochs, {counts.step} steps and {counts.batch} batches done. Raise `trainer.loop.{name}` to go on, "
-            "or begin anew with `fit(..., restart=True)`."
-        )
+    return context

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.errors import StateMachineError, level_of_caller
 
 Device = torch.device | str | int
 
@@ -155,7 +155,7 @@ def _restore_device(device: torch.device, state: torch.Tensor) -> None:
         "what is drawn on an accelerator differs from an uninterrupted run. Resume on a machine "
         "with the same devices.",
         RngNotRestored,
-        stacklevel=3,
+        stacklevel=level_of_caller(),
     )
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer.files import path_given, read_regular
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem, strictjson
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
@@ -292,7 +293,11 @@ class Store:
             pins = self._pins()
             whole = [info for info in self.list() if info.damage is None]
         except (Damaged, OSError) as error:
-            warnings.warn(f"{error}. Nothing is deleted meanwhile.", CleanupWarning, stacklevel=4)
+            warnings.warn(
+                f"{error}. Nothing is deleted meanwhile.",
+                CleanupWarning,
+                stacklevel=level_of_caller(),
+            )
             return
         newest_of_name = {info.name: info for info in whole}
         current = [info for info in whole if newest_of_name[info.name] is info]
@@ -322,7 +327,7 @@ class Store:
                 f"In {self.root}, what is no longer needed could not be deleted: {error}. "
                 f"The next save tries again.",
                 CleanupWarning,
-                stacklevel=5,
+                stacklevel=level_of_caller(),
             )
 
     def _remove(self, path: Path) -> None:
@@ -386,7 +391,7 @@ class Store:
                 warnings.warn(
                     f"Passing over a damaged checkpoint: {error}",
                     DamagedCheckpointWarning,
-                    stacklevel=2,
+                    stacklevel=level_of_caller(),
                 )
         if damages:
             raise Damaged(self.root, "no checkpoint in it is whole: " + "; ".join(damages))

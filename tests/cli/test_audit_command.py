@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from statemachine_trainer.cli import app
+from statemachine_trainer.cli.targets import trainer_of_target
 from tests.cli.sandbox import clean_imports
 
 TRAIN = """
@@ -67,3 +68,51 @@ def test_what_is_not_held_makes_the_status_1(script: Path) -> None:
     result = CliRunner().invoke(app, ["audit", f"{script}:make_counting"])
     assert result.exit_code == 1
     assert "not held  train.dataset.calls  an iterator (count): " in result.output
+
+
+FOLDER = """
+
+def make_again():
+    trainer = Trainer(max_epochs=1, progress=False, checkpoints=FOLDER)
+    optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.1)
+    data = DataLoader(Numbers(True), batch_size=2)
+    trainer.start(nn.Linear(1, 1), data, loss=nn.MSELoss(), optimizer=optimizer)
+    return trainer
+
+
+def train():
+    trainer = make_again()
+    trainer.run()
+    return trainer
+
+
+def unstarted():
+    return Trainer(max_epochs=1, progress=False)
+"""
+
+
+def test_an_earlier_run_in_the_folder_is_not_looked_at(script: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    script.write_text(f"FOLDER = {str(folder)!r}\n{TRAIN}{FOLDER}")
+    with pytest.warns(UserWarning, match=r"train\.dataset\.calls"):
+        trainer_of_target(f"{script}:train")
+    files = {one: one.stat().st_mtime_ns for one in folder.rglob("*")}
+    with clean_imports():
+        result = CliRunner().invoke(app, ["audit", f"{script}:make_again"])
+    assert result.exit_code == 1, result.output
+    assert result.output.count("train.dataset.calls") == 1
+    assert {one: one.stat().st_mtime_ns for one in folder.rglob("*")} == files
+
+
+@pytest.mark.parametrize(
+    "function, told",
+    [("train", "runs no training and no evaluation"), ("unstarted", "that was not started")],
+)
+def test_a_function_that_trains_or_does_not_start_is_refused(
+    function: str, told: str, script: Path, tmp_path: Path
+) -> None:
+    script.write_text(f"FOLDER = {str(tmp_path / 'run')!r}\n{TRAIN}{FOLDER}")
+    result = CliRunner().invoke(app, ["audit", f"{script}:{function}"])
+    assert result.exit_code != 0
+    assert told in " ".join(result.output.split())
+    assert not (tmp_path / "run").exists()

@@ -19,6 +19,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from statemachine_trainer import Trainer
+from statemachine_trainer.loops.loop_errors import NothingToDo, UnknownArgument
 from statemachine_trainer.machine.errors import NotStarted
 from statemachine_trainer.running.audit import NotHeld
 from statemachine_trainer.snapshot import Unwritable
@@ -136,6 +137,88 @@ def test_a_model_and_data_are_audited_without_training() -> None:
     found = trainer.audit(model, DataLoader(Noisy(calls=itertools.count()), 2))
     assert found.of("not held")[0].path == "train.dataset.calls"
     assert model.steps == 0
+
+
+def test_an_audit_starts_nothing_and_leaves_folder_generators_and_optimizer_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def data() -> DataLoader[torch.Tensor]:
+        torch.rand(()), random.random(), noise.rng.random()
+        return DataLoader(noise, 2)
+
+    noise, model = Noisy(calls=itertools.count()), Net()
+    folder = tmp_path / "run"
+    _trainer(folder).fit(Net(), DataLoader(Noisy(), 2))
+    trainer, optimizer = _trainer(folder), torch.optim.SGD(model.parameters(), lr=0.1)
+    files = _stamps(folder)
+    before = _everything_random(model, noise), repr(optimizer), {*vars(optimizer)}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = trainer.audit(
+            model, data, optimizer=optimizer, scheduler=lambda one: lr_scheduler.LambdaLR(one, abs)
+        )
+    assert found.of("not held")[0].path == "train.dataset.calls"
+    assert (_everything_random(model, noise), repr(optimizer), {*vars(optimizer)}) == before
+    assert _stamps(folder) == files
+    assert (told, *capsys.readouterr()) == ([], "", "")
+    assert (trainer.path, model.steps) == (None, 0)
+    with pytest.raises(NotStarted):
+        trainer.run()
+
+
+def _trainer(folder: Path, **more: Any) -> Trainer:
+    return Trainer(max_epochs=1, progress=False, device="cpu", checkpoints=folder, **more)
+
+
+def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return size and time of change of each file: reading one leaves both."""
+    return {one: (one.stat().st_size, one.stat().st_mtime_ns) for one in folder.rglob("*")}
+
+
+def _everything_random(model: Net, noise: Noisy) -> list[str]:
+    own = model.inside["rng"].getstate(), noise.rng.bit_generator.state
+    return [repr(one) for one in (torch.get_rng_state().tolist(), random.getstate(), *own)]
+
+
+def test_an_audit_works_before_amid_and_after_a_fit_and_changes_none() -> None:
+    def loss_of(looks: bool) -> float:
+        trainer = make()
+        other = (Net(), DataLoader(Noisy(calls=itertools.count()), 2))
+        for until in ("batch_end", "epoch_end", None):
+            if looks:
+                assert len(trainer.audit(*other).of("not held")) == 1
+                assert trainer.audit().of("not held") == []
+            trainer.run(until)
+        return float(trainer.model.layer.weight.detach())  # type: ignore[union-attr, operator]
+
+    assert loss_of(looks=True) == loss_of(looks=False)
+
+
+def test_an_audit_of_an_optimizer_that_is_made_of_the_number_of_steps_leaves_that_number() -> None:
+    def schedule(optimizer: Any, total_steps: int) -> Any:
+        return lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total_steps)
+
+    trainer = Trainer(max_epochs=3, progress=False)
+    plain: dict[str, Any] = {
+        "loss": nn.MSELoss(),
+        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        "scheduler": schedule,
+    }
+    assert trainer.audit(nn.Linear(1, 1), [(torch.ones(1, 1),) * 2], **plain).items == []
+    with pytest.raises(NotStarted):
+        print(trainer.total_steps)
+
+
+@pytest.mark.parametrize("name", ["resume", "optimiser"])
+def test_an_audit_refuses_arguments_that_it_does_not_have(name: str) -> None:
+    given: Any = {name: "auto"}
+    with pytest.raises(UnknownArgument, match=rf"audit\(\) has no argument '{name}'"):
+        Trainer(progress=False).audit(Net(), [torch.ones(1)], **given)
+
+
+def test_an_audit_of_data_alone_asks_for_the_model() -> None:
+    with pytest.raises(NothingToDo, match=r"audit\(model, loader\)"):
+        Trainer(progress=False).audit(train=[torch.ones(1)])
 
 
 def test_there_is_nothing_to_audit_before_a_start() -> None:
