@@ -53,6 +53,9 @@ _NOT_NOW = frozenset(
 )
 """Errors that say nothing of what is in a file."""
 
+_TOLD: set[Path] = set()
+"""The folders of runs whose record cannot be written, which the log has said."""
+
 Facts = None | bool | int | float | str
 
 
@@ -156,12 +159,18 @@ def note(root: Path, event: str, versions: Mapping[str, str], **facts: Facts) ->
     """Add an event to the record of a run. One that says "started" or "resumed" says how, too.
 
     Nobody needs the record to go on with the run, so nothing that is wrong with it stops one: what is no record is
-    set aside, and the log says so.
+    set aside, and the log says so; once, where it cannot be written.
     """
     try:
         _note(root, event, versions, facts)
     except BadRecord as error:
-        _log.warning("%s The run goes on.", error)
+        if root not in _TOLD:
+            _TOLD.add(root)
+            _log.warning(
+                "%s The run goes on, and `smt resume` will not know of it. Make room in the folder, or let "
+                "this user write there.",
+                error,
+            )
 
 
 def _note(root: Path, event: str, versions: Mapping[str, str], facts: Mapping[str, Facts]) -> None:

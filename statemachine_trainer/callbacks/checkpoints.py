@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -387,6 +385,20 @@ class Checkpoints:
 
     # -- the folder of the run -------------------------------------------------------------------
 
+    def try_to_write(self) -> None:
+        """Make the folder and write a byte in it, to learn now, not after the first epoch, that it takes none.
+
+        Raises:
+            WriteFailed: There can be no such folder, or nothing can be written in it.
+        """
+        try:
+            self.store.try_to_write()
+        except OSError as error:
+            raise WriteFailed(
+                f"{str(self.store.root)!r} cannot be the folder of checkpoints: {error.strerror or error}. "
+                "Choose another folder."
+            ) from error
+
     def check_folder(self, loaded: Loaded | None) -> None:
         """Refuse the checkpoints of another run: retention would delete, and `auto` resume, the wrong ones.
 
@@ -395,19 +407,9 @@ class Checkpoints:
 
         Raises:
             EarlierRun: The folder has some, and this run does not go on from one of them.
-            WriteFailed: There can be no such folder, or nothing can be written in it.
         """
         self.store.wait()
         root = self.store.root
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            if loaded is None and not os.access(root, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "nothing may be written in it")
-        except OSError as error:  # told now, not after the first epoch
-            raise WriteFailed(
-                f"{str(root)!r} cannot be the folder of checkpoints: {error.strerror or error}. "
-                "Choose another folder."
-            ) from error
         goes_on = loaded is not None and loaded.path.resolve().parent == root.resolve()
         if not goes_on and self.store.list():
             raise EarlierRun(

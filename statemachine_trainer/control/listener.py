@@ -76,7 +76,12 @@ class Listener:
         try:
             self._open()
         except OSError as error:
-            _log.warning("Other processes cannot ask this run for anything: %s.", error)
+            _log.warning(
+                "Other processes cannot ask this run for anything: %s. The run goes on. Make room, or let this "
+                "user write, in %s and in the folder for temporary files.",
+                error,
+                self._folder,
+            )
             self.forget()
             if self._endpoint is not None:
                 _remove(self._endpoint)

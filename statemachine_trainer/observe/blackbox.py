@@ -338,7 +338,12 @@ class BlackBox:
             facts = {"rank": rank, "ranks": ranks_of_run(), **describe_process()}
             self._ring = RingWriter(path, facts, capacity=capacity)
         except (OSError, ValueError, BadRing) as error:
-            _log.warning("There is no black box of this run: %s: %s.", path, error)
+            _log.warning(
+                "There is no black box of this run: %s: %s. The run goes on. Make room in the folder, or let this "
+                "user write there.",
+                path,
+                error,
+            )
             return
         self._removers = [
             driver.instrument(_probe_for(self._ring, driver, drivers[0])) for driver in drivers

@@ -301,7 +301,8 @@ class Journal:
             if not self._told:
                 self._told = True
                 _log.warning(
-                    "The journal %s cannot be written now: %s. What is to be written waits in memory; the run goes on.",
+                    "The journal %s cannot be written now: %s. What is to be written waits in memory; the run goes on. "
+                    "Make room in the folder, or let this user write there.",
                     self.path,
                     str(error),  # what keeps the error keeps this journal
                 )

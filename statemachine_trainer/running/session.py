@@ -226,9 +226,11 @@ class Session:
         """
         state: Any = handed if loaded is None else loaded.tree
         checkpoint = None if loaded is None else loaded.path
+        noting = self._host.checkpoints if handed is None else None
+        if noting is not None and loaded is None:
+            noting.try_to_write()  # before torch imports its compiler, which looks for a temporary folder
         context = self._assemble(model, given, epoch_of_data(state, self._fit.root))
         self._best = None
-        noting = self._host.checkpoints if handed is None else None
         if noting is not None and not given.restart:
             noting.check_folder(loaded)
         if self._recorder is not None:

@@ -181,6 +181,21 @@ class Store:
             self._background.start(lambda: self._write(copied, target))
         return target
 
+    def try_to_write(self) -> None:
+        """Make the folder if need be, write a byte in it, and take that away.
+
+        Raises:
+            OSError: It cannot be done.
+        """
+        self._make_root()
+        probe = self.root / filesystem.temporary_name("probe")
+        file = self._files.create(probe)
+        try:
+            file.write(b".")
+        finally:
+            file.close()
+            self._files.remove(probe)
+
     def _draft(
         self, tree: object, name: str, metadata: Mapping[str, object]
     ) -> checkpoint_folder.Draft:
@@ -209,8 +224,20 @@ class Store:
                 self._delete([path for path in paths if filesystem.is_abandoned(path)])
                 self._commit(draft, target)
                 self.check_owned()
-                self._replace_file(_LATEST, target.name.encode() + b"\n")
+            self._point_to(target)
             self._retain()
+
+    def _point_to(self, target: Path) -> None:
+        """Name the newest checkpoint in a file for people; nothing that resumes reads it."""
+        try:
+            self._replace_file(_LATEST, target.name.encode() + b"\n")
+        except OSError as error:
+            warnings.warn(
+                f"{self.root / _LATEST} could not be written: {error}. The checkpoint is there; the next save "
+                "tries again.",
+                CleanupWarning,
+                stacklevel=4,
+            )
 
     def _commit(self, draft: checkpoint_folder.Draft, target: Path) -> None:
         temporary = self.root / filesystem.temporary_name(target.name)
