@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Never, TypeVar, overload
+from typing import Any, ClassVar, Literal, Never, TypeVar, overload
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from statemachine_trainer.graph.extraction import receivers_on
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.loops.assembly import Equipment
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.default_tree import loops_of_trainer
+from statemachine_trainer.loops.default_tree import known_settings, loops_of_trainer
 from statemachine_trainer.loops.foreign_names import check_arguments
 from statemachine_trainer.loops.plain import Loss, MakeOptimizer, PlainParts
 from statemachine_trainer.machine.board import NOT_GIVEN, SignalBoard
@@ -106,6 +106,9 @@ class Trainer:
         BadReceiver: A callback has no `on_<state>` methods, or is a class instead of an object.
     """
 
+    more_settings: ClassVar = known_settings()
+    """The settings of the default tree, which it takes besides its own."""
+
     def __init__(
         self,
         loop: Loop | None = None,
@@ -128,7 +131,7 @@ class Trainer:
         matmul_precision: MatmulPrecision | None = None,
         **settings: Any,
     ) -> None:
-        loops = loops_of_trainer(loop, settings, [*(Trainer.__init__.__kwdefaults__ or {})])
+        loops = loops_of_trainer(loop, settings, Trainer)
         check_seed(seed, seed_samples)
         quick = QuickChecks(fast_dev_run, overfit_batches)
         switches = Switches(
@@ -289,6 +292,7 @@ class Trainer:
         scheduler: Any = None,
         metrics: Any = None,
         until: Until = None,
+        **unknown: Never,
     ) -> Mapping[str, float]:
         """Continue a run from its newest intact checkpoint, or from a given checkpoint.
 
@@ -305,10 +309,12 @@ class Trainer:
             scheduler: For that optimizer.
             metrics: For a plain model.
             until: Pause there; see `run`.
+            **unknown: Not accepted.
 
         Raises:
             NoCheckpoint: The run has no checkpoint.
         """
+        check_arguments("resume", unknown, ("run", *_FIT[:7], "until"))
         return self.fit(
             model,
             train,
@@ -334,11 +340,13 @@ class Trainer:
         restart: bool = False,
         resume: str | Path | None = None,
         fresh: Fresh | Iterable[Fresh] = (),
+        **unknown: Never,
     ) -> None:
         """Prepare a fit, up to the boundary before its first state, for `run`, `step` or `moments`.
 
         Takes the arguments of `fit`. If a fit of the same model is paused, nothing changes.
         """
+        check_arguments("start", unknown, _FIT[:-2])
         given = Given(
             model,
             train,

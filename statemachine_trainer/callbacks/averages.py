@@ -15,6 +15,7 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.metrics.fingerprint import fingerprint_of_weights
 from statemachine_trainer.loops.settings_checks import number, refuse, whole_number
 from statemachine_trainer.loops.steps import inputs_of
+from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.parallel import to_device
 from statemachine_trainer.parallel.wrappers import PlainNames
@@ -23,7 +24,7 @@ from statemachine_trainer.snapshot.rng import isolated_rng
 _ROOT = "fit"
 
 
-class Average:
+class Average(HasSettings):
     """What `EMA` and `SWA` have in common: keeps an average, and puts it in for evaluations.
 
     Validation, test and prediction of the model use the average, once there is one. The training goes on with

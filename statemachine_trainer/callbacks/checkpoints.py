@@ -37,6 +37,7 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.settings_checks import flags
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted, UnknownSignal, level_of_caller
+from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import (
@@ -87,7 +88,7 @@ class Host(Protocol):
         ...
 
 
-class Checkpoints:
+class Checkpoints(HasSettings):
     """Writes checkpoints of a fit into the folder of a run, at boundaries only.
 
     A checkpoint that is due at a validation's step is written after that validation. A batch in

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from statemachine_trainer.loops.loop_errors import LikelyMistake, MissingMetric
 from statemachine_trainer.loops.settings_checks import flags, number, one_of, text, whole_number
 from statemachine_trainer.machine.errors import level_of_caller, suggest
+from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment
 
 _ROOT: Final = "fit"
@@ -19,7 +20,7 @@ class NeverLooked(LikelyMistake):
     """A fit has ended in which early stopping had nothing to look at."""
 
 
-class EarlyStopping:
+class EarlyStopping(HasSettings):
     """Posts `stop` when a metric has not improved for some time.
 
     The fit ends as the graph says: with the epoch, and not before `min_epochs` and `min_steps`. A

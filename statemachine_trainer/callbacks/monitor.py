@@ -10,9 +10,10 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.loops.settings_checks import flags
+from statemachine_trainer.machine.keywords import HasSettings
 
 
-class Monitor:
+class Monitor(HasSettings):
     """Logs the learning rates, and on request the norm of the gradients, as metrics of training.
 
     They are in `trainer.metrics`, the journal, trackers and on the page, as all metrics are.

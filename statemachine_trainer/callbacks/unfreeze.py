@@ -7,9 +7,10 @@ from typing import Any
 
 from statemachine_trainer.loops.recipes.phases import check_names, freeze, thaw
 from statemachine_trainer.loops.settings_checks import whole_number
+from statemachine_trainer.machine.keywords import HasSettings
 
 
-class Unfreeze:
+class Unfreeze(HasSettings):
     """Keeps parts of a model frozen until an epoch, and trains them from then on.
 
     Frozen parts get no gradients, and are in evaluation mode: neither their weights nor their statistics of

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol, get_args
 from statemachine_trainer.data.data_errors import BadSetting, BadSource, DataChanged
 from statemachine_trainer.data.makers import takes_epoch
 from statemachine_trainer.data.reader import END, DrawsIn, Phase, Reader
+from statemachine_trainer.machine.keywords import HasSettings
 
 Until = Literal["shortest", "longest"]
 _EXAMPLE: Final = "{'photos': loader, 'sketches': other_loader}"
@@ -40,7 +41,7 @@ class PartFeed(Protocol):
         """Stand where a state was taken."""
 
 
-class SeveralLoaders(ABC):
+class SeveralLoaders(HasSettings, ABC):
     """Several loaders that a trainer reads as one.
 
     Nothing is read here: the trainer reads each of them as it reads a single one, so that each stands exactly where it

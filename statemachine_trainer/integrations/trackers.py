@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final
 
 from statemachine_trainer.files import path_given
 from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.observe.readings import Part, values_of_step
 
 _PARAMS_AT_ONCE: Final = 100
@@ -28,7 +29,7 @@ class MissingTracker(StateMachineError):
     """The package of a tracker is not installed."""
 
 
-class Tracker:
+class Tracker(HasSettings):
     """A callback that hands the metrics of a run on. Subclasses write them.
 
     Metrics are named after the part of the run that they are of: `train/loss` (of an epoch),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from statemachine_trainer.loops import foreign_names
+from statemachine_trainer.loops.batch import BatchLoop
+from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.evaluation import PredictionLoop, TestLoop, ValidationLoop
 from statemachine_trainer.loops.fit import FitLoop
-from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.loops.loop_errors import SettingError, UnknownArgument
+from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.machine.keywords import refuse_keyword, settings_of
 from statemachine_trainer.machine.loop import Loop
 
 _LOOPS: Final[dict[str, dict[str, str]]] = {
@@ -43,25 +46,26 @@ def known_settings() -> list[str]:
 
 
 def loops_of_trainer(
-    loop: Loop | None, settings: Mapping[str, Any], others: Iterable[str] = ()
+    loop: Loop | None, settings: Mapping[str, Any], trainer: type
 ) -> dict[str, Loop]:
     """Return the loops of `Trainer(loop, **settings)` by name: "fit", "validate", "test", "predict".
 
     Args:
         loop: The loop of "fit"; None for the default tree.
         settings: Settings of the default tree and of the evaluations.
-        others: What else a trainer may be given, for the message about an unknown name.
+        trainer: The class of the trainer, for the message about an unknown name.
 
     Raises:
-        SettingError: A setting is unknown, or a setting of the default tree was given with a loop.
-            The message offers the nearest names, or our name for a setting of another trainer.
+        UnknownArgument: A setting is unknown. The message offers the nearest names, the class that has
+            such a setting, or our name for a setting of another trainer.
+        SettingError: A setting of the default tree was given with a loop.
     """
-    _check_names(settings, others)
+    _check_names(settings, trainer)
     own = {**_LOOPS["test"], **_LOOPS["predict"]}
     if loop is not None and (extra := sorted(set(settings) - set(own))):
         raise SettingError(
             f"{extra[0]!r} is a setting of the default tree, but a loop of your own was given. Set it "
-            "on the loop that it controls."
+            f"on the loop that it controls, such as {_at_home(extra[0])}."
         )
     root = _default_tree(settings) if loop is None else loop
     return {"fit": root, **_evaluation_loops(settings)}
@@ -89,21 +93,30 @@ def _evaluation_loops(
     }
 
 
-def _check_names(settings: Mapping[str, Any], others: Iterable[str]) -> None:
+def _check_names(settings: Mapping[str, Any], trainer: type) -> None:
     """Refuse unknown settings."""
-    for name in settings:
+    for name, value in settings.items():
         if name in foreign_names.SETTINGS:
-            raise SettingError(
+            raise UnknownArgument(
                 f"There is no setting {name!r} here; it is called {foreign_names.SETTINGS[name]}."
             )
         if name in foreign_names.NOT_HERE:
-            raise SettingError(
+            raise UnknownArgument(
                 f"There is no setting {name!r} here. {foreign_names.NOT_HERE[name]}. See docs/migration.md."
             )
         if name not in known_settings():
-            known = [*known_settings(), *others]
-            raise SettingError(f"There is no setting {name!r}. {suggest(name, known)}")
+            refuse_keyword(trainer, name, value, settings_of(trainer), UnknownArgument)
 
 
 def _of(loop: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {own: settings[name] for name, own in _LOOPS[loop].items() if name in settings}
+
+
+def _at_home(setting: str) -> str:
+    """Return how a setting of the default tree is given to the loop that it controls."""
+    kinds = {
+        "fit": FitLoop, "epoch": EpochLoop, "batch": BatchLoop, "optimizer": OptimizerLoop,
+        "validation": ValidationLoop,
+    }  # fmt: skip
+    loop, own = next((loop, names[setting]) for loop, names in _LOOPS.items() if setting in names)
+    return f"{kinds[loop].__name__}({own}=...)"

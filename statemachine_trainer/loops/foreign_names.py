@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from statemachine_trainer.loops.loop_errors import UnknownArgument
-from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.keywords import advice_on
 
 SETTINGS: Final = {
     "accumulate_grad_batches": "accumulate",
@@ -47,7 +47,20 @@ _TORCHRUN: Final = (
     "A model that several processes train is wrapped by DistributedDataParallel and started by "
     "torchrun; see docs/ranks.md"
 )
+_LOADER: Final = (
+    "It is one of the loader: DataLoader(data, batch_size=32, shuffle=True, num_workers=2)"
+)
+_OPTIMIZER: Final = (
+    "It is one of the optimizer, in configure_optimizers or given to fit: "
+    "optimizer=torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-2)"
+)
 NOT_HERE: Final = {
+    "batch_size": _LOADER,
+    "num_workers": _LOADER,
+    "shuffle": _LOADER,
+    "lr": _OPTIMIZER,
+    "learning_rate": _OPTIMIZER,
+    "weight_decay": _OPTIMIZER,
     "strategy": _TORCHRUN,
     "num_nodes": _TORCHRUN,
     "num_processes": _TORCHRUN,
@@ -156,12 +169,12 @@ UNCALLED: Final = {
 """Other methods that Lightning calls on a model, and what to use instead."""
 
 
-def check_arguments(function: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+def check_arguments(function: str, unknown: Mapping[str, object], known: Iterable[str]) -> None:
     """Refuse unknown arguments of a function of the trainer.
 
     Args:
         function: Name of the function.
-        unknown: The unknown arguments.
+        unknown: The unknown arguments, with their values.
         known: The arguments that the function has.
 
     Raises:
@@ -173,7 +186,7 @@ def check_arguments(function: str, unknown: Iterable[str], known: Iterable[str])
         if instead and ("train" not in known or ours is None):
             advice = f"{instead}."
         else:
-            advice = f"It is called {ours}." if ours else suggest(name, known)
+            advice = f"It is called {ours}." if ours else advice_on(name, unknown[name], known)
         raise UnknownArgument(f"{function}() has no argument {name!r}. {advice}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.errors import StateMachineError, UnknownSetting
 
 
 class TrainingError(StateMachineError):
@@ -13,8 +13,8 @@ class SettingError(TrainingError):
     """A setting of a loop or of the trainer that is invalid or unknown."""
 
 
-class UnknownArgument(SettingError, TypeError):
-    """An argument that a method of the trainer does not have."""
+class UnknownArgument(SettingError, UnknownSetting):
+    """An argument that the trainer, or a method of it, does not have."""
 
 
 class ModelError(TrainingError):

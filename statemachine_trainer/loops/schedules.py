@@ -16,10 +16,11 @@ from torch.optim.lr_scheduler import (
 
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.settings_checks import number, one_of, refuse, whole_number
+from statemachine_trainer.machine.keywords import HasSettings
 
 
 @dataclass(frozen=True)
-class warmup:  # noqa: N801 - said as a verb: scheduler=warmup(500)
+class warmup(HasSettings):  # noqa: N801 - said as a verb: scheduler=warmup(500)
     """Raises the learning rate for some steps, then lowers it over the rest of the fit.
 
     Give it to `fit(..., scheduler=warmup(500))`, or call it in `configure_optimizers(self, total_steps)`:

@@ -33,6 +33,8 @@ Signals = Mapping[str, Signal]
 NOT_GIVEN: Final = object()
 """Stands for a missing receiver: `on` is used as a decorator, or with an object."""
 
+_OPTIONS: Final = ("every", "once", "when", "priority")
+
 LAST = -(2**31)
 """A priority below all others."""
 
@@ -253,6 +255,11 @@ class SignalBoard:
         self, pairs: list[tuple[str, Any]], options: dict[str, Any], _owner: object = None
     ) -> list[Subscription]:
         """Make all of these subscriptions, or none if one of them fails."""
+        for option in options:
+            if option not in _OPTIONS:
+                raise BadReceiver(
+                    f"on({pairs[0][0]!r}, ...) has no option {option!r}. {suggest(option, _OPTIONS)}"
+                )
         made = []
         for name, receiver in pairs:
             try:

@@ -110,6 +110,10 @@ class UnknownEvent(StateMachineError):
     """An event was posted that no loop of the tree ever takes."""
 
 
+class UnknownSetting(StateMachineError, TypeError):
+    """A keyword that a class does not take: a misspelt setting, or one of another class."""
+
+
 class SubscriptionError(StateMachineError):
     """Base of the errors of `on`."""
 
@@ -130,12 +134,20 @@ class StateMismatch(StateMachineError):
     """A saved state does not fit this loop tree; the message lists the differences."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error message that offers the names nearest to `name`."""
+def suggest(name: str, known: Iterable[str], *, cutoff: float | None = None) -> str:
+    """Return the end of an error message that offers the names nearest to `name`.
+
+    Args:
+        name: The name that was not found.
+        known: Those that there are.
+        cutoff: Offer only names so near (0 to 1), and nothing if there is none.
+    """
     names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5 if cutoff is None else cutoff)
     if near:
         return f"Did you mean {' or '.join(repr(n) for n in near)}?"
+    if cutoff is not None:
+        return ""
     if len(names) > 40:
         return f"There are {len(names)} names; the first are {', '.join(names[:40])}."
     return f"Known: {', '.join(names)}." if names else "There are none."

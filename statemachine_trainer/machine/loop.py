@@ -18,6 +18,7 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.fields import UNSET, Field, copied, fields_of
+from statemachine_trainer.machine.keywords import HasSettings, refuse_keyword
 from statemachine_trainer.machine.swap import (
     Machine,
     StatePolicy,
@@ -79,7 +80,7 @@ def place(factory: Callable[[], L]) -> L:
     return cast("L", Place(factory))
 
 
-class Loop:
+class Loop(HasSettings):
     """Base class of all loops: a sub-machine declared by `initial` and `transitions`.
 
     A state is a method, which works and answers with an event, or the loop in the place of that
@@ -144,7 +145,7 @@ class Loop:
         """Give the loop its fields, even if a subclass does not call `super().__init__()`."""
         if args:
             _check_positions(cls, args, kwargs)
-        loop = super().__new__(cls)
+        loop = super().__new__(cls, *args, **kwargs)
         loop._loops, loop._declared = {}, {}
         loop._given = names_given(cls, args, kwargs)
         loop.reset_fields()
@@ -154,11 +155,12 @@ class Loop:
         """Fill places of this loop: `EpochLoop(batch=MyBatchLoop())`, an instance or a class.
 
         Raises:
-            UnknownLoop: The loop has neither a setting nor a place of this name.
+            UnknownLoop: The loop has no place of this name.
+            UnknownSetting: It has neither a setting nor a place of this name.
         """
-        for name in loops:
+        for name, loop in loops.items():
             if not self.is_place(name):
-                _check_known(self, name)
+                _check_known(self, name, loop)
         swap(self, loops, "reset")
 
     # -- the loops inside ------------------------------------------------------------------------
@@ -391,12 +393,14 @@ def _plain_names(cls: type[Loop]) -> None:
         cls.entries = {plain_text(k): plain_text(v) for k, v in body["entries"].items()}
 
 
-def _check_known(loop: Loop, name: str) -> None:
+def _check_known(loop: Loop, name: str, given: object) -> None:
     """Refuse an argument that names no place below a loop: it may be a misspelt setting."""
     paths = [_join(path, key) for path, inner in loop.walk() for key in inner.places()]
     if any(path == name or path.endswith(f"{SEPARATOR}{name}") for path in paths):
         return
     settings = [one.name for one in settings_taken(type(loop))]
+    if not (isinstance(given, Loop) or _is_loop_class(given)):
+        refuse_keyword(type(loop), name, given, [*settings, *paths])
     raise UnknownLoop(
         f"{type(loop).__name__} has neither a setting nor a place for a loop called {name!r}. "
         f"{suggest(name, [*settings, *paths])}"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from statemachine_trainer.machine.keywords import HasSettings
+
 if TYPE_CHECKING:
     from statemachine_trainer.loops.context import Context
 
@@ -79,7 +81,7 @@ class EpochRecord:
         return found
 
 
-class MetricsTable:
+class MetricsTable(HasSettings):
     """The metrics of each epoch as a table, and as data.
 
     A callback: `Trainer(callbacks=[MetricsTable(print)])` prints a row at the end of each epoch.

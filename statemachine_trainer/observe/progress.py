@@ -12,6 +12,7 @@ from statemachine_trainer.control.processes import rank_of_process
 from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.settings_checks import flags, number, refuse
 from statemachine_trainer.machine.errors import UnknownSignal
+from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.epoch_table import MetricsTable, format_clock, format_number
@@ -45,7 +46,7 @@ class Console(Protocol):
         ...
 
 
-class Progress:
+class Progress(HasSettings):
     """Shows how far a run is: bars for epoch and evaluation, and a table of each epoch's metrics.
 
     In a terminal and in a notebook. Elsewhere it is a plain line for each epoch, and one every few

@@ -20,6 +20,7 @@ from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.settings_checks import flags, whole_number
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.observe.blackbox import BlackBox, Mark, read_blackbox
 from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.readings import Readings
@@ -29,7 +30,7 @@ from statemachine_trainer.version import __version__
 _log = logging.getLogger(__name__)
 
 
-class RunFolder:
+class RunFolder(HasSettings):
     """The folder of a run, and what is recorded in it: `Trainer(run=RunFolder("runs/mine"))`.
 
     Of several processes of one run each has a black box of its own, and rank 0 (environment `RANK`)

@@ -19,6 +19,7 @@ from statemachine_trainer.files import is_regular, names_in, parse_json, path_gi
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.graph.model import GraphEdge, GraphState
 from statemachine_trainer.machine.errors import StateMachineError, suggest
+from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.observe.blackbox import Look, Ring, Status, read_blackbox
 from statemachine_trainer.observe.epoch_table import EpochRecord
 from statemachine_trainer.observe.journal import (
@@ -95,7 +96,7 @@ class Event:
     facts: Mapping[str, Any]
 
 
-class Run:
+class Run(HasSettings):
     """What is recorded in the folder of a run.
 
     Reads anew at each call, and writes nothing: a run that goes on does not notice. Only `post` asks

@@ -11,6 +11,7 @@ from typing import Literal, Protocol, cast
 import numpy as np
 
 from statemachine_trainer.intervals import Every, IntervalError, parse_interval
+from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotError
 
 
@@ -29,7 +30,7 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True)
-class Best:
+class Best(HasSettings):
     """Keep the `k` best by ``metadata["metrics"][metric]``.
 
     Of two that are equal the earlier is the better one. A checkpoint without the metric, or with
@@ -75,7 +76,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class KeepEvery:
+class KeepEvery(HasSettings):
     """Keep for ever the first checkpoint at, or after, each multiple of `n` steps or epochs.
 
     Steps and epochs are ``metadata["step"]`` and ``metadata["epoch"]``; those that a resumed run
@@ -140,7 +141,7 @@ class KeepEvery:
 
 
 @dataclass(frozen=True)
-class Retention:
+class Retention(HasSettings):
     """Which checkpoints are kept: those that any of these rules asks for.
 
     The newest is always kept, and so are those that are pinned.

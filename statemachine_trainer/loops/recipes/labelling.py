@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from statemachine_trainer.files import path_given
 from statemachine_trainer.loops.loop_errors import TrainingError
+from statemachine_trainer.machine.keywords import HasSettings
 
 Labeller = Callable[[Sequence[int], Any], Sequence[Any] | Mapping[int, Any] | None]
 """Called with the indices that were asked for and the data set. It returns their labels in the same
@@ -125,7 +126,7 @@ def _plain(label: Any) -> Any:
     return label.item() if small else label
 
 
-class LabelFolder:
+class LabelFolder(HasSettings):
     """A person labels: questions are written to a folder, and answers are read from it.
 
     The question is a file `question-<samples labelled so far>.json` with the list of the `indices`

@@ -25,6 +25,7 @@ from statemachine_trainer.loops.settings_checks import whole_number
 from statemachine_trainer.loops.slots import OptimizerSlot, read_optimizers
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.fields import field
+from statemachine_trainer.machine.keywords import HasSettings, check_keywords
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import PlainNames
 
@@ -38,7 +39,7 @@ _NO_NAMES: Final = (_GIVEN, "phases", "cycles")
 
 
 @dataclass(frozen=True)
-class Phase:
+class Phase(HasSettings):
     """One phase: a loop, and the changes while it runs. Nothing else changes.
 
     At the end of the phase `freeze`, the data and `optimizers` are undone. The next phase keeps the
@@ -139,6 +140,7 @@ class PhasesLoop(TrainingLoop):
 
     def __new__(cls, *phases: Phase, **settings: Any) -> Self:
         """Make a loop of a class of its own: states belong to a class, and here they are given."""
+        check_keywords(cls, settings)
         kind = _with_states(cls, phases, settings.get("cycles", 1))
         return cast("Self", super().__new__(kind))
 
