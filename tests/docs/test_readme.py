@@ -1,24 +1,32 @@
-"""The README shows what the code is."""
+"""The code of the first pages that one reads runs as it stands."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from statemachine_trainer import FitLoop, graph_of
+import pytest
 
-README = Path(__file__).parents[2] / "README.md"
-
-
-def test_the_graph_in_the_readme_is_that_of_the_default_tree() -> None:
-    found = re.search(r"```mermaid\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
-    assert found[1].strip() == graph_of(FitLoop(), "fit").to_mermaid().strip()
+ROOT = Path(__file__).parents[2]
 
 
-def test_the_python_of_the_readme_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) >= 5
-    names: dict[str, object] = {"__name__": "readme"}
-    for block in blocks:
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_code_of_a_page_runs_from_top_to_bottom(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    code = blocks(page, "python")
+    assert code
+    for block in code:
         exec(block, names)
+    assert (tmp_path / "runs" / "digits").is_dir()
+
+
+def test_the_readme_fits_on_a_screen_or_two() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 90
