@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from statemachine_trainer.loops.recipes.acquisition import (
     entropy,
     margin,
 )
-from statemachine_trainer.loops.recipes.labelling import BadLabels
+from statemachine_trainer.loops.recipes.labelling import BadLabels, check_labels
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, digits, loader, samples
@@ -313,7 +314,10 @@ def rests_with(folder: Path, **settings: Any) -> tuple[Trainer, list[int]]:
     "spoil, said",
     [
         (lambda i, text: text.replace("}", f', "{i}": 0}}'), r"has two labels for \d+: 1 and 0"),
-        (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": true'), r"is True: write .* 0 or 1"),
+        (
+            lambda i, text: text.replace(f'"{i}": 1', f'"{i}": true'),
+            r"is True: write .* from 0 to 2",
+        ),
         (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": null'), "is None: it has none"),
         (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": NaN'), "finite number"),
         (lambda i, text: text.replace(f'"{i}": 1', f'"{i}": 7'), "tells 3 classes apart, 0 to 2"),
@@ -340,6 +344,41 @@ def test_a_wrong_answer_is_named_by_file_and_key_and_correcting_the_file_goes_on
     answer.write_text(good)
     assert trainer.run() == "fit_done"
     assert trainer.loop.labels == [1] * 6
+
+
+@pytest.mark.parametrize(
+    "classes, said", [(None, "class."), (2, "0 or 1."), (1, "0 or 1."), (5, "from 0 to 4.")]
+)
+def test_what_to_write_for_true_follows_from_the_classes_of_the_model(
+    classes: int | None, said: str
+) -> None:
+    with pytest.raises(BadLabels) as told:
+        check_labels([True], ["7"], classes=classes)
+    assert str(told.value).endswith(said)
+
+
+def test_a_run_that_waits_says_for_what_and_which_labels_an_answer_lacks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        trainer, asked = rests_with(tmp_path, budget=6)
+        assert "waits for the labels of 6 samples" in caplog.text
+        assert f"write {tmp_path / 'answer-000000.json'}" in caplog.text
+        caplog.clear()
+        answer = tmp_path / "answer-000000.json"
+        answer.write_text(json.dumps(dict.fromkeys(map(str, asked[:4]), 1)))
+        assert trainer.run() is None
+    missing = f"has 4 of 6 labels and is not read before it has all: {asked[4]}, {asked[5]} are"
+    assert missing in caplog.text
+    answer.write_text(json.dumps(dict.fromkeys(map(str, asked), 1)))
+    assert trainer.run() == "fit_done"
+
+
+def test_a_labeller_without_an_answer_yet_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = trainer_of(learning(labeller=lambda indices, data: None))
+    with caplog.at_level(logging.WARNING):
+        trainer.fit(Net(), loader(30))
+    assert "the labeller returned None. Call fit or run again" in caplog.text
 
 
 def test_a_label_that_is_corrected_later_holds_from_there_on(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_containers_of_outputs_are_averaged_part_by_part() -> None:
     ids=["a loss by hand", "a threshold", "a write into another", "an average on the way"],
 )
 def test_a_use_that_does_not_say_how_to_average_is_refused(score: Score) -> None:
-    with pytest.raises(EnsembleUnclear, match=r"test_step.*KFoldLoop\(ensemble="):
+    with pytest.raises(EnsembleUnclear, match=r"Net\.test_step: .*KFoldLoop\(ensemble=.*'vote'"):
         run(score)
 
 
@@ -190,9 +190,10 @@ def test_an_average_that_the_user_chose_is_not_taken_of_parts() -> None:
     def score(model: Net, inputs: Tensor) -> Tensor:
         return (of_parts(model, inputs) - TEST_YES).pow(2).mean()
 
-    with pytest.raises(EnsembleUnclear, match=r"Move that into forward"):
+    once = r"KFoldLoop\(ensemble='plain'\) combines .*Call the layers once, as a whole"
+    with pytest.raises(EnsembleUnclear, match=rf"^Net\.test_step uses a parameter .*{once}"):
         run(score, width=1, ensemble="plain")
-    with pytest.raises(EnsembleUnclear, match=r"averaged to another part of the model"):
+    with pytest.raises(EnsembleUnclear, match=r"averaged to another part of the model.*<lambda>"):
         run(lambda m, inputs: m.head(m.encoder(inputs).relu()).mean(), ensemble=lambda o: o.mean(0))
 
 

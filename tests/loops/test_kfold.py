@@ -12,7 +12,7 @@ from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.data import BadSource
 from statemachine_trainer.loops import FitLoop, KFoldLoop, TrainingLoop
 from statemachine_trainer.loops.loop_errors import ModelError, SettingError
-from statemachine_trainer.loops.recipes.kfold import make_folds
+from statemachine_trainer.loops.recipes.kfold import NoEnsemble, make_folds
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, digits, loader, samples
@@ -303,3 +303,12 @@ def test_a_model_without_a_test_step_is_told_what_it_is_for_before_the_first_fit
     with pytest.raises(ModelError, match=r"on the part that it left out: write test_step"):
         trainer.fit(Untested(4, 3), loader())
     assert trainer.steps == 0
+
+
+@pytest.mark.parametrize("ensemble", ["vote", "mean"])
+def test_an_ensemble_without_test_data_is_told(ensemble: str) -> None:
+    loop = KFoldLoop(2, fit=FitLoop(max_epochs=1), ensemble=ensemble)
+    trainer = Trainer(loop, progress=False)
+    with pytest.warns(NoEnsemble, match="no test_data") as told:
+        trainer.fit(Net(), loader())
+    assert told[0].filename == __file__

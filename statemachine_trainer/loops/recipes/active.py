@@ -208,6 +208,7 @@ class ActiveLearningLoop(TrainingLoop):
         """Get the labels of the samples; wait if there are none yet."""
         found = self._ask()
         if found is None:
+            self._tell_of_waiting()
             return None
         labels = in_order(found, self.asked)
         if self.labeller is not hidden_labels:
@@ -311,6 +312,16 @@ class ActiveLearningLoop(TrainingLoop):
             for module, training in modes:
                 module.training = training
         return found.shape[1] if isinstance(found, torch.Tensor) and found.dim() == 2 else None
+
+    def _tell_of_waiting(self) -> None:
+        """Log that the run waits for labels, and what lets it go on."""
+        done, number = len(self.indices), len(self.asked)
+        if isinstance(self.labeller, LabelFolder):
+            question, answer = self.labeller.question(done), self.labeller.answer(done)
+            how = f"{question} names them; write {answer}, then call fit or run again"
+        else:
+            how = "the labeller returned None. Call fit or run again to ask it again"
+        _log.warning("The run waits for the labels of %d samples: %s.", number, how)
 
     def _read_again(self) -> None:
         """Take over what a person has corrected in the files of answers since they were read."""

@@ -30,13 +30,49 @@ Combine = Callable[[Tensor], Tensor]
 
 
 class EnsembleUnclear(TrainingError):
-    """A step uses the outputs of several models in a way that does not say how to average them."""
+    """A step uses the outputs of several models in a way that does not say how to average them.
+
+    Attributes:
+        doing: What the step does with them; None where the message is complete.
+    """
+
+    def __init__(self, message: str, doing: str | None = None) -> None:
+        super().__init__(message)
+        self.doing = doing
+
+    def explain(self, step: str, combine: object) -> None:
+        """Name the step of the user in the message, and what to do.
+
+        Args:
+            step: The class of the model with the name of the step.
+            combine: What was given as `ensemble`.
+        """
+        if self.doing is None:
+            return
+        if combine == "mean":
+            text = (
+                f"How the outputs of the ensemble are to be averaged cannot be told from {step}: before any loss that "
+                "says it (cross_entropy, binary_cross_entropy_with_logits, mse_loss, ...) it "
+                f"{self.doing}. {_SAY_IT}"
+            )
+        else:
+            text = (
+                f"{step} {self.doing}, and KFoldLoop(ensemble={_named(combine)}) combines what each call of the model "
+                "returns. Call the layers once, as a whole: put them into forward(), and call self(inputs) in the "
+                "step. Or leave ensemble= out, if a loss in the step says what its outputs are: cross_entropy, "
+                "binary_cross_entropy_with_logits, mse_loss, ..."
+            )
+        self.args = (text,)
 
 
-_WAYS_OUT: Final = (
-    "Say it: KFoldLoop(ensemble=...) takes 'softmax' (logits of classes), 'sigmoid' (logits of yes or "
-    "no), 'plain' (the numbers themselves, as in a regression), or a function of the stacked outputs."
+_SAY_IT: Final = (
+    "Say it: KFoldLoop(ensemble=...) takes 'softmax' (logits of classes), 'sigmoid' (logits of yes or no), 'plain' "
+    "(the numbers themselves, as in a regression), 'vote', or a function of the stacked outputs."
 )
+
+
+def _named(combine: object) -> str:
+    return getattr(combine, "__name__", repr(combine)) if callable(combine) else repr(combine)
 
 
 class Combined(Tensor):
@@ -296,11 +332,7 @@ def _is(value: object, kind: type) -> bool:
 
 
 def _unclear(doing: str) -> EnsembleUnclear:
-    return EnsembleUnclear(
-        "How the outputs of the ensemble are to be averaged cannot be told from test_step: before any "
-        f"loss that says it (cross_entropy, binary_cross_entropy_with_logits, mse_loss, ...) it {doing}. "
-        f"{_WAYS_OUT}"
-    )
+    return EnsembleUnclear(f"The step {doing}.", doing)
 
 
 # -- The model while a step runs ------------------------------------------------------------------
@@ -391,10 +423,7 @@ class _OwnState(TorchFunctionMode):
         if id(leaf) not in self.kept:
             return leaf
         if self.given is not None:
-            raise EnsembleUnclear(
-                "test_step uses a parameter of the model outside of its modules, and ensemble= combines "
-                "what modules return. Move that into forward(), and call self(inputs) in test_step."
-            )
+            raise _unclear("uses a parameter of the model outside of its modules")
         parameter, values = self.kept[id(leaf)]
         return Answers.of([one.to(parameter.device) for one in values])
 

@@ -60,11 +60,17 @@ class EnsembleLoop(EvaluationLoop, states="ensemble"):
     def __init__(self, combine: Combine = "mean", **settings: Any) -> None:
         super().__init__(**settings)
         self.combine = combiner(combine)
+        self._said = combine
 
     def evaluate(self) -> None:
         """Test the batch with all models as one."""
-        with asking_all(self.context.model, self._states(), self._load, self.combine):
-            super().evaluate()
+        model = self.context.model
+        try:
+            with asking_all(model, self._states(), self._load, self.combine):
+                super().evaluate()
+        except EnsembleUnclear as error:
+            error.explain(f"{type(model).__name__}.{self.step_name}", self._said)
+            raise
         self.context.output = map_leaves(_as_usual, self.context.output)
 
     def feeds(self) -> Any:

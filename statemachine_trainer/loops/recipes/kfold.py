@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -25,7 +26,7 @@ from statemachine_trainer.loops.fresh_start import (
     renew,
     withdraw_feeds,
 )
-from statemachine_trainer.loops.loop_errors import ModelError, SettingError
+from statemachine_trainer.loops.loop_errors import LikelyMistake, ModelError, SettingError
 from statemachine_trainer.loops.recipes.ensemble import Combine, EnsembleLoop, combiner
 from statemachine_trainer.loops.settings_checks import (
     flags,
@@ -34,6 +35,7 @@ from statemachine_trainer.loops.settings_checks import (
     refuse,
     whole_number,
 )
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop, place
 from statemachine_trainer.snapshot.modules import load_module_state
@@ -61,6 +63,10 @@ class LeftOutLoop(TestLoop):
     def feeds(self) -> Any:
         """Return the loader of the fold."""
         return self.context.others["test"]
+
+
+class NoEnsemble(LikelyMistake):
+    """An ensemble was asked for, and there are no data to test it on."""
 
 
 class KFoldLoop(TrainingLoop):
@@ -189,6 +195,13 @@ class KFoldLoop(TrainingLoop):
         context = self.context
         check_renewable(context)
         self._check_test(context)
+        if self.test_data is None and "ensemble" in self._given:
+            warnings.warn(
+                f"{type(self).__name__} was given an ensemble and no test_data, so that no ensemble is tested. Give "
+                "test_data=..., or leave ensemble= out.",
+                NoEnsemble,
+                stacklevel=level_of_caller(),
+            )
         data = given_dataset(self.context, self)
         labels, groups = (_of_samples(one, data) for one in (self.stratify, self.groups))
         if self.splitter is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -14,6 +15,11 @@ from torch.utils.data import Dataset
 from statemachine_trainer.files import path_given
 from statemachine_trainer.loops.loop_errors import TrainingError
 from statemachine_trainer.machine.keywords import HasSettings
+
+_log = logging.getLogger(__name__)
+
+_SHOWN = 10
+"""Missing labels that are named."""
 
 Labeller = Callable[[Sequence[int], Any], Sequence[Any] | Mapping[int, Any] | None]
 """Called with the indices that were asked for and the data set. It returns their labels in the same
@@ -93,7 +99,8 @@ def _what_is_wrong(label: Any, classes: int | None) -> str:
     if label is None:
         return "it has none. Leave the sample out as long as it has no label."
     if isinstance(label, bool):
-        return "write the number of the class, 0 or 1."
+        numbers = {None: "", 1: ", 0 or 1", 2: ", 0 or 1"}
+        return f"write the number of the class{numbers.get(classes, f', from 0 to {(classes or 0) - 1}')}."
     if isinstance(label, float) and not math.isfinite(label):
         return "a label is a finite number."
     if classes is None or classes < 2:
@@ -144,6 +151,8 @@ class LabelFolder(HasSettings):
     def __call__(self, indices: Sequence[int], dataset: Any, done: int = 0) -> list[Any] | None:
         """Return the labels if they have come; else see to it that the question is there.
 
+        The log tells which labels an answer lacks.
+
         Args:
             indices: The samples that are asked about.
             dataset: Not looked at.
@@ -163,11 +172,25 @@ class LabelFolder(HasSettings):
                 f"{str(answer)!r} has a label for {strange[0]}, which was not asked for. Is it the "
                 "answer of another run? Move it away, or use another folder."
             )
-        return [found[i] for i in indices] if set(found) == set(indices) else None
+        if missing := [str(one) for one in indices if one not in found]:
+            _log.warning(
+                "%s has %d of %d labels and is not read before it has all: %s %s missing.",
+                answer,
+                len(found),
+                len(indices),
+                ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else ""),
+                "is" if len(missing) == 1 else "are",
+            )
+            return None
+        return [found[i] for i in indices]
 
     def answer(self, done: int) -> Path:
         """Return the file for the answer to the question that was asked after `done` labels."""
         return self.folder / f"answer-{done:06d}.json"
+
+    def question(self, done: int) -> Path:
+        """Return the file with the question that is asked after `done` labels."""
+        return self.folder / f"question-{done:06d}.json"
 
     def _read(self, answer: Path) -> dict[int, Any]:
         try:
@@ -193,7 +216,7 @@ class LabelFolder(HasSettings):
         return found
 
     def _ask(self, indices: Sequence[int], done: int) -> None:
-        question = self.folder / f"question-{done:06d}.json"
+        question = self.question(done)
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = question.with_suffix(".tmp")
         draft.write_text(json.dumps({"indices": list(indices)}) + "\n")
