@@ -51,6 +51,7 @@ class Average(HasSettings):
         self.average: dict[str, torch.Tensor] = {}
         self.measured: str | None = None
         self._raw: dict[str, torch.Tensor] | None = None
+        self._out = False  # an error took it out in the middle of a validation of the fit
         self._put_in_by = ""
         self._model: nn.Module | None = None
         self.ended_with: str | None = None
@@ -73,6 +74,18 @@ class Average(HasSettings):
         """Put the raw weights back after an evaluation by itself that failed."""
         if self._model is not None and self._put_in_by != _ROOT:
             self._exchange(self._model)
+
+    def halted(self, trainer: Any) -> None:
+        """Put the raw weights back after a validation of the fit that failed."""
+        if self._raw is not None:
+            self._exchange(trainer.context.model)
+            self._out = True
+
+    def goes_on(self, trainer: Any) -> None:
+        """Put the average in again where the fit goes on with the rest of that validation."""
+        if self._out:
+            self._out, self._put_in_by = False, _ROOT
+            self._exchange_in(trainer.context.model)
 
     def _take_in(self, model: nn.Module, combine: Callable[..., None]) -> None:
         """Bring the average up to date with the weights of the model."""
@@ -122,15 +135,18 @@ class Average(HasSettings):
     def _put_in(self, context: Context, moment: Moment) -> None:
         if not self.updates or self._raw is not None or context.of_checkpoint:
             return
-        tensors = dict(_tensors(context.model))
-        if not {*self.average} <= {*tensors}:
+        if not {*self.average} <= {*dict(_tensors(context.model))}:
             return  # another model than the one that was trained
         ended = self.ended_with
         if ended is not None and ended != fingerprint_of_weights(context.model):
             return  # somebody has given it other weights since, such as the best ones
         self._prepare(context)
-        self._model = context.model
         self._put_in_by = moment.path.partition(".")[0]
+        self._exchange_in(context.model)
+
+    def _exchange_in(self, model: nn.Module) -> None:
+        self._model = model
+        tensors = dict(_tensors(model))
         # The data of the tensors are exchanged, not copied: a graph that waits for its backward pass stays whole.
         self._raw = {name: tensors[name].data for name in self.average}
         for name, value in self.average.items():
@@ -158,6 +174,7 @@ class Average(HasSettings):
             "updates": self.updates,
             "average": dict(self.average),
             "raw": None if self._raw is None else dict(self._raw),
+            "out": self._out,
             "put_in_by": self._put_in_by,
             "measured": self.measured,
             "seen": self._seen,
@@ -171,6 +188,7 @@ class Average(HasSettings):
         raw = state["raw"]
         self._raw = None if raw is None else {name: one.clone() for name, one in raw.items()}
         self._put_in_by, self._seen = state["put_in_by"], state["seen"]
+        self._out = state.get("out", False)
         self.ended_with = state["ended_with"]
 
 

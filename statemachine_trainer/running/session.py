@@ -48,7 +48,12 @@ from statemachine_trainer.running.rehearsal import (
     refuse_in_rehearsal,
 )
 from statemachine_trainer.running.settings_record import tell_changes
-from statemachine_trainer.running.subscribing import subscribe, tell_of_error
+from statemachine_trainer.running.subscribing import (
+    subscribe,
+    tell_of_error,
+    tell_of_halt,
+    tell_of_return,
+)
 from statemachine_trainer.running.switches import Switches
 from statemachine_trainer.running.weights import BestInModel, Checkpoint, the_rule, weights_of
 from statemachine_trainer.snapshot import Loaded
@@ -100,6 +105,7 @@ class Session:
         self._listening: Steps | None = None
         self._best: BestInModel | None = None
         self._rehearsed: Audit | None = None
+        self._halted = False  # by an error, or a state was loaded: callbacks are told when the fit goes on
 
     def fit(self, given: Given, until: Until) -> Mapping[str, float]:
         """Start a fit and run it; see `start` and `run`. Returns the metrics known at the end.
@@ -230,7 +236,7 @@ class Session:
         if noting is not None and loaded is None:
             noting.try_to_write()  # before torch imports its compiler, which looks for a temporary folder
         context = self._assemble(model, given, epoch_of_data(state, self._fit.root))
-        self._best = None
+        self._best, self._halted = None, False
         if noting is not None and not given.restart:
             noting.check_folder(loaded)
         if self._recorder is not None:
@@ -314,6 +320,7 @@ class Session:
         except BaseException:
             driver.share(None)  # a fit with half a state cannot continue
             raise
+        self._halted = True
         if driver.path is None and self._may_go_on(state):
             driver.start()
         tell_changes(found, source, ended=driver.path is None)
@@ -346,7 +353,7 @@ class Session:
     def load_state_dict(self, state: Any) -> None:
         """Restore a state of the fit."""
         self._state.read(state)
-        self._best = None
+        self._best, self._halted = None, True
 
     def _may_go_on(self, state: Mapping[str, Any]) -> bool:
         """Return whether the present settings would not have ended this fit."""
@@ -518,11 +525,17 @@ class Session:
         take_limits(driver.root, driver.path, context)
         context.start_clock()
         try:
+            if self._halted and driver is self._fit:
+                self._halted = False
+                tell_of_return(self._host.board, self._host)
             with logging_to(context), torch.enable_grad(), self._switches.on():
                 yield
         except BaseException as error:
             context.steps.failed(error)
             tell_of_error(self._host.board, error)
+            if driver is self._fit:
+                self._halted = True
+                tell_of_halt(self._host.board, self._host)
             raise
         finally:
             context.stop_clock()

@@ -43,10 +43,24 @@ def subscribe(board: SignalBoard, name: Any, receiver: Any = NOT_GIVEN, /, **opt
 
 def tell_of_error(board: SignalBoard, error: BaseException) -> None:
     """Tell an error that ends the run to callbacks with a method `failed(error)`, such as trackers."""
+    _tell(board, "failed", error)
+
+
+def tell_of_halt(board: SignalBoard, trainer: Any) -> None:
+    """Tell callbacks with a method `halted(trainer)` that an error left the fit where it stands."""
+    _tell(board, "halted", trainer)
+
+
+def tell_of_return(board: SignalBoard, trainer: Any) -> None:
+    """Tell callbacks with a method `goes_on(trainer)` that the fit goes on after an error, or with a loaded state."""
+    _tell(board, "goes_on", trainer)
+
+
+def _tell(board: SignalBoard, method: str, *arguments: object) -> None:
     owners = {
         id(o): o for one in board.subscriptions if (o := getattr(one.receiver, "__self__", None))
     }
     for owner in owners.values():
-        hear = getattr(owner, "failed", None)
+        hear = getattr(owner, method, None)
         if callable(hear):
-            hear(error)
+            hear(*arguments)

@@ -203,6 +203,64 @@ def test_an_evaluation_that_fails_leaves_the_model_its_raw_weights() -> None:
     assert bits(model) == before
 
 
+class Fails(Net):
+    """Its second validation batch raises, as often as it is told."""
+
+    def __init__(self, times: int, *, norm: bool = False) -> None:
+        super().__init__(norm=norm)
+        self.left = times
+
+    def validation_step(self, batch: torch.Tensor) -> None:
+        if self.left and torch.equal(batch, DATA[1]):
+            self.left -= 1
+            raise RuntimeError("on purpose")
+        super().validation_step(batch)
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+@pytest.mark.parametrize("between", ["nothing", "evaluation", "checkpoint"])
+def test_a_validation_of_the_fit_that_fails_leaves_the_raw_weights(
+    name: str, between: str, tmp_path: Path
+) -> None:
+    make, norm = AVERAGES[name]
+
+    def settings() -> dict[str, Any]:
+        return {"max_epochs": 2, "callbacks": [make()], "sanity_batches": 0, "progress": False}
+
+    whole = Trainer(**settings())
+    whole.fit(without := Net(norm=norm), DATA, DATA)
+    plain = Net(norm=norm)
+    Trainer(**{**settings(), "callbacks": [], "max_epochs": 1}).fit(plain, DATA)
+    trainer = Trainer(**settings(), checkpoints=Checkpoints(tmp_path, background=False))
+    model = Fails(1, norm=norm)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        trainer.fit(model, DATA, DATA)
+    assert bits(model) == bits(plain)
+    if between == "evaluation":
+        trainer.validate(model, DATA)
+        assert bits(model) == bits(plain)
+    if between == "checkpoint":
+        trainer.checkpoint()
+        trainer, model = Trainer(**settings()), Fails(0, norm=norm)
+        trainer.fit(model, DATA, DATA, resume=tmp_path)
+    else:
+        trainer.run()
+    assert trainer.metrics["val_loss"] == whole.metrics["val_loss"]
+    assert bits(model) == bits(without)
+
+
+def test_a_fit_that_begins_anew_after_an_error_begins_with_the_weights_of_the_model() -> None:
+    settings: dict[str, Any] = {"max_epochs": 1, "sanity_batches": 0, "progress": False, "seed": 3}
+    trainer, model = Trainer(callbacks=[EMA(0.5)], **settings), Fails(1)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        trainer.fit(model, DATA, DATA)
+    other = Net()
+    other.load_state_dict(model.state_dict())
+    trainer.fit(model, DATA, DATA, restart=True)
+    Trainer(**settings).fit(other, DATA, DATA)
+    assert bits(model) == bits(other)
+
+
 def test_batch_normalization_needs_a_loader_of_its_own() -> None:
     trainer = Trainer(max_epochs=1, callbacks=[SWA()], progress=False)
     with pytest.raises(SettingError, match="has batch normalization"):
