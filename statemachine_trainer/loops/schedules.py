@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -85,3 +87,23 @@ class warmup(HasSettings):  # noqa: N801 - said as a verb: scheduler=warmup(500)
                 "have several. Use end=0.0, or then='linear'."
             )
         return CosineAnnealingLR(optimizer, T_max=left, eta_min=self.end * rates.pop())
+
+
+def learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, float | torch.Tensor]:
+    """Return the present learning rates by name.
+
+    One is "lr"; of several optimizers or groups of parameters "lr/0/1" is that of the second group of the first one.
+    A rate on an accelerator stays there, as a tensor.
+    """
+    rates = {
+        f"lr/{number}/{place}": group["lr"]
+        for number, optimizer in enumerate(optimizers)
+        for place, group in enumerate(optimizer.param_groups)
+        if "lr" in group
+    }
+    return {
+        "lr" if len(rates) == 1 else name: (
+            float(rate) if not isinstance(rate, torch.Tensor) or rate.is_cpu else rate
+        )
+        for name, rate in rates.items()
+    }

@@ -105,7 +105,8 @@ class Session:
         self._listening: Steps | None = None
         self._best: BestInModel | None = None
         self._rehearsed: Audit | None = None
-        self._halted = False  # by an error, or a state was loaded: callbacks are told when the fit goes on
+        # By an error, or a state was loaded: callbacks are told when the fit goes on.
+        self._halted = False
 
     def fit(self, given: Given, until: Until) -> Mapping[str, float]:
         """Start a fit and run it; see `start` and `run`. Returns the metrics known at the end.
@@ -302,7 +303,10 @@ class Session:
     def _samples_are_counted(self) -> bool:
         intervals: list[object] = [one.every for one in self._host.board.subscriptions]
         intervals.append(self._host.checkpoints)
-        return any(getattr(getattr(i, "every", None), "unit", None) == "sample" for i in intervals)
+        if any(getattr(getattr(i, "every", None), "unit", None) == "sample" for i in intervals):
+            return True
+        owners = (getattr(one.receiver, "__self__", None) for one in self._host.board.subscriptions)
+        return any(getattr(owner, "counts_samples", False) is True for owner in owners)
 
     def _load(self, state: Mapping[str, Any], fresh: tuple[Fresh, ...], source: object) -> None:
         """Restore a state, and warn of settings that have changed.

@@ -71,16 +71,79 @@ def test_it_changes_nothing_else() -> None:
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize("settings", [{"learning_rate": False}, {"on_step": 1}])
+EVERYTHING: dict[str, Any] = {
+    "gradient_norm": True,
+    "throughput": True,
+    "tokens": lambda batch: batch[0].numel(),
+    "memory": True,
+    "flops": 60.0,
+    "peak_flops": 1e9,
+}
+
+
+def test_throughput_memory_and_use_of_the_device_are_metrics_of_each_epoch(tmp_path: Path) -> None:
+    trainer = trainer_with(Monitor(**EVERYTHING), run=tmp_path)
+    trainer.fit(make_net(), make_batches(3), loss=MSE, optimizer=SGD)
+    found = trainer.metrics
+    assert found["samples_per_second"] == pytest.approx(4 * found["batches_per_second"])
+    assert found["tokens_per_second"] == pytest.approx(8 * found["batches_per_second"])
+    assert found["mfu"] == pytest.approx(found["samples_per_second"] * 60 / 1e9)
+    assert 0.01 < found["memory_gib"] < 1000
+    assert len(Run(tmp_path).metrics("samples_per_second")) == 2
+
+
+def test_the_time_of_validation_does_not_count() -> None:
+    seconds = 0.0
+
+    class Model(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            nonlocal seconds
+            seconds += 1.0
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            nonlocal seconds
+            seconds += 50.0
+
+    trainer = trainer_with(Monitor(throughput=True), validate_every=2, sanity_batches=1)
+    trainer.start(Model(), make_batches(4), make_batches(2))
+    trainer.context.clock = lambda: seconds
+    trainer.run()
+    assert trainer.metrics["batches_per_second"] == pytest.approx(1.0)
+    assert trainer.metrics["samples_per_second"] == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"learning_rate": False},
+        {"on_step": 1},
+        {"throughput": "yes"},
+        {"memory": 1},
+        {"tokens": 8},
+        {"flops": 1e9},
+        {"peak_flops": 1e9},
+        {"flops": -1, "peak_flops": 1e9},
+        {"flops": 1, "peak_flops": float("inf")},
+    ],
+)
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match="Monitor"):
         Monitor(**settings)
 
 
+def test_a_function_that_counts_no_tokens_is_refused() -> None:
+    trainer = trainer_with(Monitor(tokens=lambda batch: 0.5))  # type: ignore[arg-type, return-value]
+    with pytest.raises(SettingError, match=r"tokens=0\.5.*returns a whole number"):
+        trainer.fit(make_net(), make_batches(3), loss=MSE, optimizer=SGD)
+
+
 def test_it_resumes_anywhere() -> None:
     def make_trainer() -> Trainer:
-        trainer = trainer_with(Monitor(gradient_norm=True), accumulate=2)
-        trainer.start(make_net(), make_batches(3), loss=MSE, optimizer=SGD, scheduler=HALF)
+        trainer = trainer_with(Monitor(**EVERYTHING), accumulate=2, validate_every=2)
+        trainer.start(
+            make_net(), make_batches(3), make_batches(1), loss=MSE, optimizer=SGD, scheduler=HALF
+        )
         return trainer
 
     assert_resumable(make_trainer, examples=8, seed=0)
