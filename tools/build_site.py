@@ -16,6 +16,8 @@ from pathlib import Path
 
 # By its name, so that types are checked the same where Sphinx is not installed.
 sphinx: Callable[[list[str]], int] = import_module("sphinx.cmd.build").main
+# A neighbour in this folder, which is no package.
+write_pages: Callable[[Path], None] = import_module("generated_pages").write_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES, SITE = ROOT / "build" / "pages", ROOT / "build" / "site"
@@ -27,6 +29,7 @@ def main() -> int:
     for name in ("docs", "notebooks"):
         shutil.copytree(ROOT / name, PAGES / name, dirs_exist_ok=True, copy_function=_copy_changed)
         _delete_what_is_gone(PAGES / name, ROOT / name)
+    write_pages(PAGES / "docs" / "reference")
     arguments = ["-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs")]
     code = sphinx([*arguments, str(PAGES), str(SITE)])
     if code == 0:
