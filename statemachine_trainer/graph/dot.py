@@ -235,15 +235,17 @@ class _Drawing:
 
     def _line(self, edge: GraphEdge, change: Change | None) -> dict[str, str]:
         palette = self.palette
-        colour = palette.posted if edge.posted else palette.line
+        own = palette.posted if edge.posted else palette.error if edge.error else None
         look = {
             "class": "edge",
             "label": f" {_text(_label(edge, change))} ",
-            "color": colour,
-            "fontcolor": palette.posted if edge.posted else palette.ink,
+            "color": own or palette.line,
+            "fontcolor": own or palette.ink,
         }
         if edge.posted:
             look |= {"style": "dashed", "class": "edge posted"}
+        if edge.error:
+            look |= {"style": "dotted", "penwidth": "2", "arrowhead": "vee", "class": "edge error"}
         if edge.internal:
             look["arrowhead"] = "odot"
         if change is not None:
@@ -273,6 +275,8 @@ class _Drawing:
             yield _swatch("running", "rounded", p.border, RUNNING)
         if any(edge.posted for edge in self.graph.edges):
             yield f'<font color="{p.posted}" point-size="10">- - - posted from outside</font>'
+        if any(edge.error for edge in self.graph.edges):
+            yield f'<font color="{p.error}" point-size="10">. . . taken by an exception</font>'
         if self.style.heat:
             yield _swatch("share of the time", "rounded", p.border, f"{HEAT}bf")
         used = {*self.style.states.values(), *self.changes}

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from statemachine_trainer.graph.model import GraphEdge, GraphState, Receivers
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.chart import Chart
-from statemachine_trainer.machine.declaration import is_transient, read_answers, read_transitions
+from statemachine_trainer.machine.declaration import (
+    is_transient,
+    read_answers,
+    read_errors,
+    read_transitions,
+)
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import ENTER, EXIT, Subscription
 from statemachine_trainer.machine.verify import LoopPlan
@@ -22,7 +27,8 @@ def extract(chart: Chart, receivers: Receivers) -> tuple[GraphState, tuple[Graph
         heard[name if ":" in name else f"{name}:{ENTER}"] = tuple(labels)
     root = _loop_state(chart.plan, chart.plan.path, chart.plan.loop.outcomes, heard)
     given = dict(_given(chart.plan))
-    edges = [e for s in root.walk() for e in _edges_from(chart, s.path, given, heard)]
+    errors = {t.event for plan in chart.plan.walk() for t in plan.transitions if t.error}
+    edges = [e for s in root.walk() for e in _edges_from(chart, s.path, given, errors, heard)]
     return root, tuple(edges)
 
 
@@ -45,9 +51,9 @@ def events_let_go(loop: Loop, path: str) -> dict[str, None]:
     """Return the events that may leave a loop, in the order of its states."""
     inside = loop.loops_inside()
     transitions = read_transitions(type(loop), loop.transitions, [])
-    states = dict.fromkeys(
-        [loop.initial, *(s for t in transitions for s in (t.source, t.dest) if s)]
-    )
+    errors = read_errors(type(loop), loop.errors, [])
+    named = (s for t in (*transitions, *errors) for s in (t.source, t.dest) if s)
+    states = dict.fromkeys([loop.initial, *named])
     transitions = read_transitions(type(loop), loop.transitions, list(states))
     taken = {(t.source, t.event) for t in transitions if not t.guards}
     let_go: dict[str, None] = {}
@@ -122,7 +128,11 @@ def _given(plan: LoopPlan) -> Iterator[tuple[str, set[str]]]:
 
 
 def _edges_from(
-    chart: Chart, path: str, given: Mapping[str, set[str]], heard: Mapping[str, tuple[str, ...]]
+    chart: Chart,
+    path: str,
+    given: Mapping[str, set[str]],
+    errors: Set[str],
+    heard: Mapping[str, tuple[str, ...]],
 ) -> Iterator[GraphEdge]:
     for event in chart.events.values():
         for one in event.transitions.get(path, ()):
@@ -131,8 +141,9 @@ def _edges_from(
                 path,
                 path if one.dest is None else one.dest,
                 guards=tuple(_in_words(c.func, c.target) for c in one.conditions),
-                posted=event.name not in given[path],
+                posted=event.name not in given[path] and event.name not in errors,
                 internal=one.dest is None,
+                error=event.name in errors,
                 receivers=heard.get(f"{path}:{event.name}", ()),
             )
 

@@ -86,6 +86,7 @@ class GraphEdge:
         guards: Its conditions, as text.
         posted: Whether the event only ever comes from outside.
         internal: Whether the state is neither left nor entered.
+        error: Whether an exception takes it; `event` is the name of its type.
         receivers: Receivers of its signal.
     """
 
@@ -95,6 +96,7 @@ class GraphEdge:
     guards: tuple[str, ...] = ()
     posted: bool = False
     internal: bool = False
+    error: bool = False
     receivers: tuple[str, ...] = ()
 
     @property
@@ -103,6 +105,8 @@ class GraphEdge:
         text = self.event
         if self.posted:
             text += " (posted)"
+        if self.error:
+            text += " (error)"
         if self.internal:
             text += " (internal)"
         if self.guards:

@@ -70,6 +70,7 @@ class Palette:
     loop_inside: str
     border: str
     posted: str
+    error: str
     added: str
     removed: str
     changed: str
@@ -84,6 +85,7 @@ LIGHT = Palette(
     loop_inside="#e9eef5",
     border="#8fa0b5",
     posted="#2563c9",
+    error="#b0307c",
     added="#1a7f37",
     removed="#c62832",
     changed="#9a6200",
@@ -97,6 +99,7 @@ DARK = Palette(
     loop_inside="#1f2834",
     border="#5d6f86",
     posted="#82b1ff",
+    error="#ff8ad1",
     added="#56d364",
     removed="#ff7b72",
     changed="#e3b341",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from statemachine_trainer.data import Feed, limit_batches
 from statemachine_trainer.intervals import Counts
 from statemachine_trainer.loops.context import Context, Limits
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.putting_back import Kept
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 
@@ -133,7 +134,28 @@ class TrainingLoop(Loop):
         """
         return None
 
-    # -- stopping, resuming, replacing -----------------------------------------------------------
+    # -- errors, stopping, resuming, replacing -----------------------------------------------------------
+
+    def undo_of(self, state: str) -> Callable[[Exception], None] | None:
+        """Return a function that undoes what a state changes before it raises; see `Loop.undo_of`.
+
+        It restores what the loops of training share: generators, metrics, buffers, the gradients of
+        an open window, hiddens, counters, the scaler. The data keeps its own position: a batch that
+        was fetched and not moved yet is not lost.
+        """
+        own = super().undo_of(state)
+        if not isinstance(getattr(self, "context", None), Context):
+            return own
+        kept = Kept(self.context)
+
+        def undo(error: Exception) -> None:
+            if getattr(self, "holding", False):
+                return
+            kept.put_back()
+            if own is not None:
+                own(error)
+
+        return undo
 
     def abandon(self) -> None:
         """Undo the changes of an unfinished loop that will not be continued."""

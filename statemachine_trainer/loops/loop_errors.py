@@ -33,6 +33,10 @@ class NonFiniteLoss(TrainingError):
     """The loss is NaN or infinite and the optimizer loop was told to raise."""
 
 
+class ChangedForGood(TrainingError):
+    """A state raised after it had changed something that is not copied before each state."""
+
+
 class MissingMetric(TrainingError):
     """A scheduler or callback monitors a name that was never logged."""
 

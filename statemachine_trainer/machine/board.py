@@ -19,6 +19,7 @@ from statemachine_trainer.machine.errors import (
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import (
     ENTER,
+    ERROR,
     EXIT,
     CallProbe,
     Signal,
@@ -49,7 +50,8 @@ class SignalBoard:
     A name is a path (`"fit.epoch.fetch"`), the end of one (`"fetch"`, `"epoch.fetch"`) where only
     one state of a chart has it, or a pattern with `*`. A plain name means the moment when the state
     is entered, before its work. `":exit"` after the name means the moment when the state is left,
-    and `":EVENT"` the transition on that event. Names are looked up in every chart of the board.
+    and `":EVENT"` the transition on that event. `"error"` means an exception that stops a machine of
+    the board, `"fit:error"` that of one machine. Names are looked up in every chart of the board.
     """
 
     def __init__(self) -> None:
@@ -69,7 +71,11 @@ class SignalBoard:
         root = chart.plan.path
         old = self._charts.get(root, {})
         signals = {name: old.get(name) or Signal(name) for name in _signal_names(chart)}
-        charts = {**self._charts, root: signals}
+        errors = self._charts.get("", {})
+        stopped = f"{root}:{ERROR}"
+        # The signals of errors stand apart, under a name that no root has.
+        errors = {**errors, stopped: errors.get(stopped) or Signal(stopped)}
+        charts = {**self._charts, root: signals, "": errors}
         self._watches = [one for one in self._watches if one.active]
         everyone = [*self.subscriptions, *self._watches]
         found = [(one, _found_again(one, charts)) for one in everyone]
@@ -214,6 +220,10 @@ class SignalBoard:
             raise AmbiguousSignal(f"{name!r} stands for {', '.join(s.name for s in found)}.")
         return found[0]
 
+    def error_signal(self, root: str) -> Signal | None:
+        """Return the signal of exceptions that stop the machine of this name."""
+        return self._charts.get("", {}).get(f"{root}:{ERROR}")
+
     def state_dict(self) -> list[dict[str, Any]]:
         """Return the counters of the subscriptions that use `every=` or `once=`."""
         return [
@@ -320,7 +330,12 @@ def _refuse_inner(name: str, names: Iterable[str]) -> None:
 
 def _lookup(name: str, charts: Mapping[str, Signals]) -> list[Signal]:
     path, _, kind = name.partition(":")
-    return [one for signals in charts.values() for one in _match(signals, path, kind or ENTER)]
+    kind = kind or ENTER
+    found = [s for root, own in charts.items() if root for s in _match(own, path, kind)]
+    if found:
+        return found
+    # No state or event is called so. Patterns for states never match the signals of errors.
+    return [s for n, s in charts.get("", {}).items() if name in (n, ERROR, f"*:{ERROR}")]
 
 
 def _match(signals: Signals, path: str, kind: str) -> list[Signal]:

@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 from statemachine_trainer.machine.errors import MalformedTransition, UndeclaredEvents
@@ -18,6 +18,7 @@ Declared = Sequence[Any] | Mapping[str, Any]
 ANY_STATE: Final = "*"
 SAME_STATE: Final = "="
 _KEYS: Final = ("trigger", "source", "dest", "conditions", "unless")
+_ERROR_KEYS: Final = ("error", *_KEYS[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Transition:
     guards: tuple[Guard, ...] = ()
     implied: bool = False
     """Whether the source comes from `"*"` and was not named."""
+    error: type[Exception] | None = None
+    """The type of the exceptions that take it; None for a transition on an event."""
 
 
 def plain_text(name: Any) -> Any:
@@ -96,6 +99,58 @@ def read_transitions(
     return [one for entry in declared for one in _expand(owner, entry, states)]
 
 
+def read_errors(
+    owner: type, declared: Iterable[Declared], states: Sequence[str]
+) -> list[Transition]:
+    """Normalize the `errors` of a loop class: transitions that an exception takes, by its type.
+
+    The name of the type is the event of such a transition.
+
+    Args:
+        owner: The loop class, for messages.
+        declared: Lists `[type, source, dest]` (then `conditions`, `unless`) or dicts with the keys
+            `error`, `source`, `dest`, `conditions`, `unless`. Sources and dests are as in
+            `transitions`, but `"*"` leaves out the dest: a state that recovers does not recover
+            from itself unless it is named.
+        states: The states that `"*"` stands for.
+
+    Raises:
+        MalformedTransition: An entry has none of these forms, or the type is not that of errors.
+    """
+    listed = isinstance(declared, Iterable) and not isinstance(declared, str | Mapping)
+    first = next(iter(declared), None) if listed else declared
+    if not listed or isinstance(first, type | str):
+        raise MalformedTransition(
+            f"{owner.__name__}.errors must be a list of transitions for types of exceptions: "
+            '`errors = [[ValueError, "source", "dest"]]`.'
+        )
+    found = []
+    for entry in declared:
+        where = f"{owner.__name__}.errors, entry {entry!r}"
+        kind, *others = _parts(where, entry, _ERROR_KEYS)
+        _check_error_type(where, kind)
+        for one in _expand(owner, [kind.__name__, *others], states, where):
+            if not (one.implied and one.dest == one.source and others[1] != SAME_STATE):
+                found.append(replace(one, error=kind))
+    return found
+
+
+def _check_error_type(where: str, kind: object) -> None:
+    if not isinstance(kind, type) or not issubclass(kind, BaseException):
+        hint = "the class itself, without quotes" if isinstance(kind, str) else "a class"
+        raise MalformedTransition(f"{where}: the first part is the type of an exception, {hint}.")
+    if not issubclass(kind, Exception):
+        raise MalformedTransition(
+            f"{where}: {kind.__name__} ends programs, and is no error. Use a type that derives from "
+            "Exception; a run that is to end in an orderly way takes the posted event 'stop'."
+        )
+    if issubclass(kind, StopIteration):
+        raise MalformedTransition(
+            f"{where}: a {kind.__name__} never steers a loop. Catch it in the state, and let the "
+            "state answer with an event."
+        )
+
+
 def _is_one_transition(declared: object) -> bool:
     """Whether the brackets around the only transition were forgotten."""
     return (
@@ -105,8 +160,10 @@ def _is_one_transition(declared: object) -> bool:
     )
 
 
-def _expand(owner: type, entry: Declared, states: Sequence[str]) -> Iterable[Transition]:
-    where = f"{owner.__name__}.transitions, entry {entry!r}"
+def _expand(
+    owner: type, entry: Declared, states: Sequence[str], where: str = ""
+) -> Iterable[Transition]:
+    where = where or f"{owner.__name__}.transitions, entry {entry!r}"
     event, source, dest, conditions, unless = _parts(where, entry)
     event, source, dest = plain_text(event), plain_text(source), plain_text(dest)
     for one in (event, dest, *(source if isinstance(source, list | tuple) else (source,))):
@@ -140,23 +197,22 @@ def _refuse_enum(name: object, where: str, error: type[Exception]) -> None:
         )
 
 
-def _parts(where: str, entry: Declared) -> Sequence[Any]:
-    """Return event, source, dest, conditions and unless of an entry."""
+def _parts(where: str, entry: Declared, keys: Sequence[str] = _KEYS) -> Sequence[Any]:
+    """Return event (or type of error), source, dest, conditions and unless of an entry."""
+    form = "[type, source, dest]" if keys is _ERROR_KEYS else "[event, source, dest]"
     if isinstance(entry, Mapping):
-        if extra := sorted(set(entry) - set(_KEYS)):
+        if extra := sorted(set(entry) - set(keys)):
             raise MalformedTransition(
-                f"{where}: unknown key {extra[0]!r}. Known are {', '.join(_KEYS)}; for callbacks "
+                f"{where}: unknown key {extra[0]!r}. Known are {', '.join(keys)}; for callbacks "
                 "before or after a transition subscribe to its signal."
             )
-        if missing := [key for key in _KEYS[:3] if key not in entry]:
+        if missing := [key for key in keys[:3] if key not in entry]:
             raise MalformedTransition(f"{where}: the key {missing[0]!r} is missing.")
-        return [entry.get(key) for key in _KEYS]
+        return [entry.get(key) for key in keys]
     if isinstance(entry, str) or not isinstance(entry, Sequence):
-        raise MalformedTransition(f"{where}: write [event, source, dest] or a dict.")
+        raise MalformedTransition(f"{where}: write {form} or a dict.")
     if not 3 <= len(entry) <= 5:
-        raise MalformedTransition(
-            f"{where}: write [event, source, dest], then conditions and unless."
-        )
+        raise MalformedTransition(f"{where}: write {form}, then conditions and unless.")
     return [*entry, None, None][:5]
 
 

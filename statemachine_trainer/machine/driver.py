@@ -16,9 +16,10 @@ from statemachine_trainer.machine.errors import (
     UnknownEvent,
     suggest,
 )
+from statemachine_trainer.machine.failures import Failure
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.program import Edge, Probe, Program, wire
-from statemachine_trainer.machine.signals import Moment
+from statemachine_trainer.machine.signals import ERROR, ErrorMoment, Moment
 from statemachine_trainer.machine.tree_state import check_state, state_of_loops
 from statemachine_trainer.machine.until import Goal, Moments, Until
 from statemachine_trainer.machine.verify import END
@@ -44,9 +45,10 @@ class Driver(Engine):
     its signals. Then comes the boundary. Here, and only here, the driver serves requests for a
     snapshot, obeys a pause and takes posted events. Then the next state works.
 
-    If a state raises, the machine is at the boundary before it, and the state works again when the
-    run goes on. If a receiver raises, the machine is at the end of the transition. When the run
-    goes on, that receiver and the ones after it are called first.
+    If a state raises, the machine follows the error edge for that type of exception. Without one it
+    is at the boundary before the state, and the state works again when the run goes on. If a
+    receiver raises, the machine is at the end of the transition. When the run goes on, that receiver
+    and the ones after it are called first.
 
     Args:
         root: The outermost loop.
@@ -127,6 +129,9 @@ class Driver(Engine):
                 loop.reset_fields()
             self.outcome, self.resting = None, False
             self._forget_requests()
+            self.failure = None
+            self._failures.clear()
+            self._undos.clear()
             self._take(self.program.start)
 
     def run(self, until: Until = None) -> str | None:
@@ -272,7 +277,15 @@ class Driver(Engine):
         signals = self.board.attach(chart)
         old = self._program
         nodes = None if old is None else old.nodes
-        self._program = Program(chart, signals, self.sender, self._end, reuse=nodes)
+        self._program = Program(
+            chart,
+            signals,
+            self.sender,
+            self._end,
+            reuse=nodes,
+            failures=self._failures,
+            undos=self._undos,
+        )
         self._program.install()
         if old is not None:
             old.retire()
@@ -317,6 +330,8 @@ class Driver(Engine):
             "posted": list(self._posted),
             "loops": state_of_loops(self.root, self.name),
             "fired": self.board.state_dict(),
+            **({"failures": dict(self._failures)} if self._failures else {}),
+            **({} if self.failure is None else {"failure": self.failure.state_dict()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -335,7 +350,25 @@ class Driver(Engine):
             self._forget_requests()
             self._posted = list(state["posted"])
             self._attention = bool(self._posted)
+            self._failures.clear()
+            self._undos.clear()
+            self._failures.update(state.get("failures", {}))
+            failure = state.get("failure")
+            self.failure = None if failure is None else Failure(**failure)
             self.board.load_state_dict(state["fired"])
+
+    def _tell(self, error: Exception) -> None:
+        signal = self.board.error_signal(self.name)
+        if signal is None or not signal.receivers:
+            return
+        target = self.path or END
+        moment = ErrorMoment(self.path or self.name, ERROR, None, None, target)
+        moment.error = error
+        for receiver in signal.listeners(self.sender):
+            try:
+                receiver(self.sender, moment=moment)
+            except Exception as another:
+                error.add_note(f"A receiver of the signal 'error' raised, too: {another!r}")
 
     # -- the library's machine ---------------------------------------------------------------------
 

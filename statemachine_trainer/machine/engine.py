@@ -15,9 +15,12 @@ from typing import Any
 
 from statemachine_trainer.machine.errors import (
     AlreadyRunning,
+    NotUndone,
     StrayStopIteration,
+    TooManyErrors,
     UnexpectedEvent,
 )
+from statemachine_trainer.machine.failures import Failure, Undo
 from statemachine_trainer.machine.program import NO_ANSWER, Calls, Edge, Emission, Node, Step
 
 
@@ -31,6 +34,7 @@ class Engine:
         resting: Whether the running state waits for something from outside.
         entries: How often the machine was set going. It is unchanged as long as the machine does
             not stop.
+        failure: The last error that took an error edge; None if none has.
     """
 
     def __init__(self, name: str, sender: Any) -> None:
@@ -39,6 +43,11 @@ class Engine:
         self.outcome: str | None = None
         self.resting = False
         self.entries = 0
+        self.failure: Failure | None = None
+        self._failures: dict[
+            str, int
+        ] = {}  # by state: how often it has raised since it last worked
+        self._undos: list[Undo] = []
         self._node: Node | None = None
         self._attention = False  # whether there is anything to do at the next boundary
         self._pausing = False
@@ -79,7 +88,12 @@ class Engine:
                 node = self._node
                 if node is None:
                     break
-            event: Any = node.work()
+            try:
+                event: Any = node.work()
+            except Exception as error:
+                event = self._edge_of(node, error)  # stands for the answer from here on
+                if event is None:
+                    raise
             # By identity: literals are interned, so this costs no hash and no comparison. An
             # equal string that is another object finds its edge below.
             if event is node.usual:
@@ -146,15 +160,50 @@ class Engine:
         if self._node is None:  # what was left of the last transition has just been delivered
             return None
         self._serve_requests()
-        edge = self._posted_edge() or self._choose(self._node, self._node.work())
+        edge = self._posted_edge() or self._edge_by_work(self._node)
         if edge is not None:
             self._take(edge)
         if self._node is None:
             self._serve_requests()
         return edge
 
+    def _edge_by_work(self, node: Node) -> Edge | None:
+        try:
+            event = node.work()
+        except Exception as error:
+            edge = self._edge_of(node, error)
+            if edge is None:
+                raise
+            return edge
+        return self._choose(node, event)
+
+    def _edge_of(self, node: Node, error: Exception) -> Edge | None:
+        """Return the edge that an error of a state takes; None if there is none.
+
+        Raises:
+            TooManyErrors: The state has raised too often in a row.
+        """
+        found = None if isinstance(error, StopIteration | NotUndone) else node.edge_for(error)
+        if found is None:
+            return None
+        edge, most = found
+        times = self._failures.get(node.path, 0) + 1
+        failure = Failure.of(node.path, error, str(edge.moment.event), times)
+        if times > most:
+            raise TooManyErrors(
+                f"State {node.path!r} raised {most} times in a row, each time an error edge led back "
+                f"to it, and it raised again: {failure.text}. Give the edge a condition under which "
+                "to try again, or raise `most_errors` of the loop that declares it."
+            ) from error
+        self._failures[node.path] = times
+        # The record holds no traceback: its frames would keep alive what the state had allocated.
+        self.failure = failure
+        return edge
+
     def _choose(self, node: Node, event: Any) -> Edge | None:
         """Find the edge for an answer if a look-up is not enough; None if the state rests."""
+        if event.__class__ is Edge:  # that of an error
+            return event
         edge = node.edges.get(event) if isinstance(event, str) else None
         edge = None if edge is None else edge.chosen()
         if edge is None:
@@ -259,18 +308,25 @@ class Engine:
                 self._deliver()
             yield
         except StopIteration as error:
-            raise StrayStopIteration(
+            stray = StrayStopIteration(
                 f"A StopIteration escaped {self._where()}. It does not end a loop here; catch it, "
                 "or let the state answer with an event."
-            ) from error
+            )
+            self._tell(stray)
+            raise stray from error
         except BaseException as error:
             if mine:
                 error.add_note(f"The machine {self.name!r} stopped {self._where()}.")
+                if isinstance(error, Exception):
+                    self._tell(error)
             raise
         finally:
             if mine:
                 self._owner = None
                 self._busy.release()
+
+    def _tell(self, error: Exception) -> None:
+        """Fire the signal `error`. What its receivers raise is noted on the error, which surfaces."""
 
     def _where(self) -> str:
         if self._pending:

@@ -94,6 +94,14 @@ class UnexpectedEvent(StateMachineError):
     """A state answered at run time with something that has no transition."""
 
 
+class TooManyErrors(StateMachineError):
+    """A state raised again and again, and each time an error edge led back to it."""
+
+
+class NotUndone(StateMachineError):
+    """A state raised, and what it had changed could not be put back. No error edge is taken then."""
+
+
 class StrayStopIteration(StateMachineError):
     """User code let a `StopIteration` escape. It does not end a loop here."""
 

@@ -19,7 +19,9 @@ from statemachine_trainer.machine.errors import (
 from statemachine_trainer.machine.loop import Loop, Place
 from statemachine_trainer.machine.source import Facts, facts_of
 
-_DECLARATIONS: Final = ("initial", "transitions", "outcomes", "entries", "posted")
+_DECLARATIONS: Final = (
+    "initial", "transitions", "errors", "most_errors", "outcomes", "entries", "posted",
+)  # fmt: skip
 _CONTAINERS: Final = (list, dict, set, deque, bytearray)
 _READ_BY_THE_MACHINE: Final = (
     "places", "is_place", "declared", "loops_inside", "walk", "outwards", "find", "place_of",
@@ -58,7 +60,7 @@ def check_class(cls: type[Loop], path: str) -> None:
 def _check_attribute(cls: type[Loop], base: type, name: str, value: object, where: str) -> None:
     if isinstance(value, str | Sequence | dict):
         near = difflib.get_close_matches(name, _DECLARATIONS, n=1, cutoff=0.85)
-        if near:
+        if near and not (near[0] == "errors" and isinstance(value, str)):
             raise LoopDefinitionError(
                 f"{where} has an attribute {name!r} that nobody reads. Did you mean `{near[0]}`?"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 from statemachine_trainer.machine.declaration import Declared, declared_names, plain_text
@@ -33,7 +33,9 @@ __all__ = ["SEPARATOR", "Loop", "Place", "StatePolicy", "place"]
 SEPARATOR = "."
 L = TypeVar("L", bound="Loop")
 
-_DECLARATIONS = frozenset({"context", "initial", "transitions", "outcomes", "entries", "posted"})
+_DECLARATIONS = frozenset(
+    {"context", "initial", "transitions", "errors", "most_errors", "outcomes", "entries", "posted"}
+)
 
 
 class Place:
@@ -97,6 +99,10 @@ class Loop(HasSettings):
         posted: Events that reach this loop from outside (`post`), besides "stop", "validate",
             "checkpoint" and "pause". An event that a state of the loop answers with itself is taken
             from outside only if it is listed here.
+        errors: `[type, source, dest]`: where an exception of this type leads that `source`, or a
+            state inside it, raises. The innermost loop that has one for it decides, there the most
+            specific type. Without one the exception surfaces.
+        most_errors: How often in a row the same state may raise and take error edges of this loop.
         context: The object that all loops of one machine share; set by the machine.
 
     Every annotated name of the class that is not a state is a field of its state: it is reset when
@@ -106,6 +112,8 @@ class Loop(HasSettings):
 
     initial: ClassVar[str]
     transitions: ClassVar[Sequence[Declared]] = ()
+    errors: ClassVar[Sequence[Declared]] = ()
+    most_errors: ClassVar[int] = 100
     outcomes: ClassVar[Sequence[str]] = ()
     entries: ClassVar[Mapping[str, str]] = {}
     posted: ClassVar[Sequence[str]] = ()
@@ -129,7 +137,7 @@ class Loop(HasSettings):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _plain_names(cls)
-        states = declared_names(cls.transitions, getattr(cls, "initial", None))
+        states = cls._names()
         for name in states:
             _check_state(cls, name)
             if inspect.getattr_static(cls, name, None) is None:
@@ -168,8 +176,13 @@ class Loop(HasSettings):
     @classmethod
     def places(cls) -> list[str]:
         """Names of the states that are loops, in the order of the transitions."""
-        names = declared_names(cls.transitions, getattr(cls, "initial", None))
-        return [name for name in names if cls.is_place(name)]
+        return [name for name in cls._names() if cls.is_place(name)]
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        """Return the names of the states that the class declares, without checking them."""
+        errors = cls.errors if isinstance(cls.errors, list | tuple) else ()
+        return declared_names([*_listed(cls.transitions), *errors], getattr(cls, "initial", None))
 
     @classmethod
     def is_place(cls, name: str) -> bool:
@@ -364,6 +377,25 @@ class Loop(HasSettings):
         saved = (name for name, declared in self._fields.items() if declared.saved)
         return {name: copied(values[name]) for name in saved if name in values}
 
+    def undo_of(self, state: str) -> Callable[[Exception], None] | None:
+        """Return a function that undoes what a state of this loop changes before it raises.
+
+        Called before each work of a state for whose errors there is an edge, here or further out.
+        The function is called with the error that the state raises, before an edge is looked up.
+        This one restores the fields of the loop; loops whose states change more restore that, too.
+
+        Args:
+            state: Name of the state.
+        """
+        before = {name: copied(vars(self)[name]) for name in self._fields if name in vars(self)}
+
+        def undo(_error: Exception) -> None:
+            for name in self._fields.keys() - before.keys():
+                vars(self).pop(name, None)
+            vars(self).update(before)
+
+        return undo
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the fields from a `state_dict`; fields that it lacks get their first values."""
         self.reset_fields()
@@ -379,6 +411,10 @@ class Loop(HasSettings):
         for loop in self._loops.values():
             if loop._parent is None:  # a shallow copy shares its loops with the original
                 loop._parent = self
+
+
+def _listed(declared: Any) -> Iterable[Any]:
+    return declared if isinstance(declared, Iterable) else ()
 
 
 def _plain_names(cls: type[Loop]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from statemachine_trainer.machine.chart import Chart, Condition, leads_inside
 from statemachine_trainer.machine.declaration import is_transient
+from statemachine_trainer.machine.failures import Undo, undoing
 from statemachine_trainer.machine.fields import RUN, UNSET, Field
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import ENTER, EXIT, Call, Moment, Receiver, Signal
@@ -187,6 +188,8 @@ class Node:
         transient: Whether no snapshot can be taken at the boundary before it.
         may_rest: Whether it may answer None, to wait for something from outside.
         edges: The edge for each event that it may answer with, those of enclosing loops included.
+        errors: For each loop around it that has any, innermost first: its limit of errors in a row,
+            and its edge for each type.
         posted: The edge for each event that may be posted before it runs.
         usual: An answer whose edge has no receivers; `NO_ANSWER` if none is known.
         follows: The node after `usual`. Keeping the two here saves a look-up in `edges`.
@@ -195,8 +198,8 @@ class Node:
     """
 
     __slots__ = (
-        "edges", "follows", "follows_other", "may_rest", "other", "path", "posted", "transient",
-        "usual", "work",
+        "edges", "errors", "follows", "follows_other", "may_rest", "other", "path", "posted",
+        "transient", "usual", "work",
     )  # fmt: skip
 
     path: str
@@ -204,11 +207,26 @@ class Node:
     transient: bool
     may_rest: bool
     edges: dict[str, Edge]
+    errors: tuple[tuple[int, dict[type, Edge]], ...]
     posted: dict[str, Edge]
     usual: object
     follows: Node | None
     other: object
     follows_other: Node | None
+
+    def edge_for(self, error: Exception) -> tuple[Edge, int] | None:
+        """Return the edge that an error takes, and how often in a row; None if it takes none.
+
+        The innermost loop with an edge for it decides, there the most specific type. If conditions
+        refuse, the next one is asked.
+        """
+        for most, edges in self.errors:
+            for kind in type(error).__mro__:
+                found = edges.get(kind)
+                edge = None if found is None else found.chosen()
+                if edge is not None:
+                    return edge, most
+        return None
 
     def remember(self, event: str, edge: Edge) -> None:
         """Remember the target of an answer whose edge has no receivers."""
@@ -243,6 +261,8 @@ class Program:
         sender: Any,
         ended: Callable[[str], None],
         reuse: Mapping[str, Node] | None = None,
+        failures: dict[str, int] | None = None,
+        undos: list[Undo] | None = None,
     ) -> None:
         """Compile a chart. An older program stays in force until `install`.
 
@@ -253,12 +273,19 @@ class Program:
             ended: Called with the outcome at the end.
             reuse: Nodes of an older program. A node in flight must stay the same object: the engine
                 holds it in a local variable while a state swaps loops.
+            failures: How often each state has raised in a row; see `undoing`.
+            undos: What undoes the states since the last boundary that is not transient.
         """
         self._chart, self._signals, self._sender, self._ended = chart, signals, sender, ended
         self._resets = _resets(chart.plan)
+        self._failures = {} if failures is None else failures
+        self._undos = [] if undos is None else undos
         self._methods: dict[str, Work] = {}
         self.nodes = {path: (reuse or {}).get(path) or Node() for path in chart.leaves()}
         plans = {plan.path: plan for plan in chart.plan.walk()}
+        declared = [one for plan in plans.values() for one in plan.transitions]
+        self._error_names = {one.event for one in declared if one.error is not None}
+        self._errors = {path: self._errors_of(path, plans) for path in self.nodes}
         self._edges = {path: dict(self._edges_of(path, None)) for path in self.nodes}
         self._posted = {path: dict(self._edges_of(path, plans)) for path in self.nodes}
         self.postable = {event for edges in self._posted.values() for event in edges}
@@ -272,11 +299,16 @@ class Program:
     def install(self) -> None:
         """Put this program in force, for nodes and signals."""
         plans = {plan.path: plan for plan in self._chart.plan.walk()}
+        undone = self._undone(plans)
         for path, node in self.nodes.items():
             owner, _, name = path.rpartition(SEPARATOR)
             answers, edges = plans[owner].answers[name], self._edges[path]
-            self._methods[path] = getattr(plans[owner].loop, name)
-            node.path, node.work = path, self._methods[path]
+            loop = plans[owner].loop
+            node.path, node.work = path, getattr(loop, name)
+            node.errors = self._errors[path]
+            self._methods[path] = node.work
+            if path in undone:
+                self._methods[path] = undoing(path, loop, node.work, self._failures, self._undos)
             node.transient, node.may_rest = is_transient(node.work), answers.may_rest
             node.edges = {event: edges[event] for event in answers.events}
             node.posted = self._posted[path]
@@ -285,6 +317,22 @@ class Program:
         self.start.watch(None)
         for path, edge in self._all_edges():
             edge.watch(self.nodes[path])
+
+    def _undone(self, plans: Mapping[str, LoopPlan]) -> set[str]:
+        """Return the states that may be undone.
+
+        They are those with error edges, and those that lead to a transient one of these.
+        """
+        undone = {path for path, levels in self._errors.items() if levels}
+        todo = [path for path in undone if _is_transient(path, plans)]
+        while todo:
+            behind = self.nodes[todo.pop()]
+            for path, edges in self._edges.items():
+                if path not in undone and any(e.target is behind for e in _with_others(edges)):
+                    undone.add(path)
+                    if _is_transient(path, plans):
+                        todo.append(path)
+        return undone
 
     def retire(self) -> None:
         """Make edges of this program look up their receivers each time: they are no longer updated.
@@ -306,13 +354,37 @@ class Program:
 
     def _all_edges(self) -> Iterator[tuple[str, Edge]]:
         """Yield every edge, alternatives included, with the path of its source."""
-        for table in (self._edges, self._posted):
-            for path, edges in table.items():
-                for first in edges.values():
-                    edge: Edge | None = first
-                    while edge is not None:
-                        yield path, edge
-                        edge = edge.otherwise
+        tables = (self._edges, self._posted)
+        found = [
+            (path, one) for table in tables for path, es in table.items() for one in es.values()
+        ]
+        for path, levels in self._errors.items():
+            found += [(path, edge) for _, edges in levels for edge in edges.values()]
+        for path, first in found:
+            for edge in _with_others({"": first}):
+                yield path, edge
+
+    def _errors_of(
+        self, leaf: str, plans: Mapping[str, LoopPlan]
+    ) -> tuple[tuple[int, dict[type, Edge]], ...]:
+        """Return the error edges from a leaf by loop, the innermost first."""
+        if not self._error_names:
+            return ()
+        levels: list[tuple[int, dict[type, Edge]]] = []
+        for path in reversed(_inwards(leaf)[1:]):
+            owner, _, state = path.rpartition(SEPARATOR)
+            edges: dict[type, Edge] = {}
+            for one in plans[owner].transitions:
+                if one.error is None or one.source != state or one.error in edges:
+                    continue
+                edge: Edge | None = None
+                for transition in reversed(self._chart.events[one.event].transitions[path]):
+                    edge = self._compile(leaf, one.event, transition, edge)
+                assert edge is not None
+                edges[one.error] = edge
+            if edges:
+                levels.append((plans[owner].loop.most_errors, edges))
+        return tuple(levels)
 
     def _edges_of(
         self, leaf: str, posted: Mapping[str, LoopPlan] | None
@@ -325,6 +397,8 @@ class Program:
                 that an answer takes.
         """
         for event in self._chart.events:
+            if event in self._error_names:
+                continue
             edge = self._edge(leaf, event, posted)
             if edge is not None:
                 yield event, edge
@@ -376,6 +450,20 @@ class Program:
     ) -> Emission:
         signal = self._signals[f"{path}:{kind}"]
         return Emission(signal, self._sender, Moment(path, kind, event, source, target))
+
+
+def _with_others(edges: Mapping[str, Edge]) -> Iterator[Edge]:
+    """Yield edges with their alternatives."""
+    for first in edges.values():
+        edge: Edge | None = first
+        while edge is not None:
+            yield edge
+            edge = edge.otherwise
+
+
+def _is_transient(path: str, plans: Mapping[str, LoopPlan]) -> bool:
+    owner, _, name = path.rpartition(SEPARATOR)
+    return is_transient(getattr(plans[owner].loop, name))
 
 
 def wire(

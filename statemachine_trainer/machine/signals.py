@@ -18,6 +18,8 @@ Call = Callable[[Any, "Moment"], Any]
 
 ENTER = "enter"
 EXIT = "exit"
+ERROR = "error"
+"""The signal of a machine that an exception stops: `"fit:error"`, or `"error"` for every machine."""
 
 
 class Moment(NamedTuple):
@@ -46,6 +48,16 @@ class Moment(NamedTuple):
     def state(self) -> str:
         """Last name of the path: the state or loop without the loops around it."""
         return self.path.rpartition(".")[2]
+
+
+class ErrorMoment(Moment):
+    """The moment of the signal `error`: an exception stops the machine.
+
+    Attributes:
+        error: The exception. It surfaces when all receivers were called.
+    """
+
+    error: Exception
 
 
 class OrderedSet(set[T]):

@@ -11,7 +11,9 @@ from statemachine_trainer.machine.declaration import (
     Answers,
     Transition,
     declared_names,
+    is_transient,
     read_answers,
+    read_errors,
     read_transitions,
 )
 from statemachine_trainer.machine.errors import (
@@ -62,7 +64,8 @@ def states_of(loop: Loop, path: str) -> list[str]:
             f"first state in the class: `initial = {first}`."
         )
     read_transitions(cls, loop.transitions, [])  # checks their form before their names are used
-    names = declared_names(loop.transitions, initial)
+    read_errors(cls, loop.errors, [])
+    names = declared_names([*loop.transitions, *loop.errors], initial)
     for name in cls.places():
         factory = inspect.getattr_static(cls, name).factory
         if isinstance(factory, Loop):
@@ -215,6 +218,7 @@ def plan_tree(root: Loop, name: str) -> LoopPlan:
     plan = _plan(
         root, name, {}, interrupted=bool({*POSTED_EVENTS, *root.posted} & {*root.outcomes})
     )
+    _check_error_names(plan)
     if unsaid := sorted(set(plan.origins) - set(root.outcomes)):
         event = unsaid[0]
         raise UnhandledEvent(
@@ -223,6 +227,33 @@ def plan_tree(root: Loop, name: str) -> LoopPlan:
             f"ends with it: `outcomes = ({', '.join(map(repr, unsaid))},)` in {plan.kind}."
         )
     return plan
+
+
+def _check_error_names(root: LoopPlan) -> None:
+    """Refuse two types of errors of one name, and an event called like one: they would be mistaken."""
+    types: dict[str, type[Exception]] = {}
+    for plan in root.walk():
+        for one in plan.transitions:
+            if one.error is not None and types.setdefault(one.event, one.error) is not one.error:
+                raise ReservedName(
+                    f"Loop {plan.path!r} ({plan.kind}) has an error edge for "
+                    f"{_full_name(one.error)}, and the tree has one for "
+                    f"{_full_name(types[one.event])}. Signals and pictures name an edge by its type: "
+                    "give one of the two another name."
+                )
+    for plan in root.walk():
+        events = {t.event for t in plan.transitions if t.error is None}
+        given = {event for answers in plan.answers.values() for event in answers.events}
+        used = events | given | {*plan.loop.posted, *plan.loop.outcomes}
+        if both := sorted(used & types.keys()):
+            raise ReservedName(
+                f"{both[0]!r} in loop {plan.path!r} ({plan.kind}) is an event and the name of a type "
+                "of errors that the tree has an edge for. Give the event another name."
+            )
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> LoopPlan:
@@ -248,6 +279,7 @@ def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> 
     states = states_of(loop, path)
     check_called_states(type(loop), path, states)
     plan = LoopPlan(path, loop, states, read_transitions(type(loop), loop.transitions, states))
+    plan.transitions += read_errors(type(loop), loop.errors, states)
     _check_names(plan)
     inside = loop.loops_inside()
     for state in states:
@@ -261,7 +293,7 @@ def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> 
     check_left_out(type(loop), path, states, guards)
     check_hooks(type(loop), path, states, [t.event for t in plan.transitions])
     _narrow_wildcards(plan)
-    for check in (_check_guards, _check_entries, _check_events, _check_reachable):
+    for check in (_check_guards, _check_entries, _check_events, _check_errors, _check_reachable):
         check(plan)
     if not interrupted:
         _check_way_out(plan)
@@ -304,6 +336,8 @@ def _narrow_wildcards(plan: LoopPlan) -> None:
 
 
 def _can_occur(plan: LoopPlan, one: Transition) -> bool:
+    if one.error is not None:  # any state may raise
+        return True
     inside = plan.inside.get(one.source)
     if inside is not None and one.event in inside.loop.outcomes:
         return True  # `outcomes` is its contract, whatever loops are in its places now.
@@ -319,6 +353,11 @@ def _check_declarations(loop: Loop, path: str) -> None:
                 f"`{name}` of loop {path!r} ({cls.__name__}) is {value!r}; it is a tuple of "
                 f"events: `{name} = ({value!r},)`."
             )
+    most = loop.most_errors
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise LoopDefinitionError(
+            f"`most_errors` of loop {path!r} ({cls.__name__}) is {most!r}: use a whole number from 1."
+        )
     if dataclasses.is_dataclass(cls):
         raise LoopDefinitionError(
             f"Loop {path!r} ({cls.__name__}) is a dataclass: its settings would be fields, reset "
@@ -414,6 +453,32 @@ def _check_events(plan: LoopPlan) -> None:
         )
 
 
+def _check_errors(plan: LoopPlan) -> None:
+    """Refuse an error edge to a transient state: what lives before that has been put back."""
+    for one in plan.transitions:
+        if one.error is None or one.source not in plan.states:
+            continue
+        if one.dest is None:
+            lost = _transient_states(plan, one.source)
+        else:
+            lost = [] if one.dest in plan.inside else _transient_states(plan, one.dest)
+        if lost:
+            raise MalformedTransition(
+                f"The edge for {one.event} from {one.source!r} in loop {plan.path!r} ({plan.kind}) leads "
+                f"to {lost[0]!r}, which is transient: what lives before that state is gone when an "
+                "exception is raised. Lead to a state before it, at which a checkpoint can be taken."
+            )
+
+
+def _transient_states(plan: LoopPlan, state: str) -> list[str]:
+    """Return the paths of the transient states at and inside a state."""
+    inside = plan.inside.get(state)
+    if inside is not None:
+        return [path for one in inside.states for path in _transient_states(inside, one)]
+    transient = is_transient(getattr(plan.loop, state))
+    return [f"{plan.path}{SEPARATOR}{state}"] if transient else []
+
+
 def _why_not(plan: LoopPlan, one: Transition) -> str:
     """Explain why the source of a transition cannot give its event, and how to change that."""
     given = plan.given_by(one.source)
@@ -446,10 +511,10 @@ def _check_order(plan: LoopPlan) -> None:
             taken.setdefault((one.source, one.event), one)
 
 
-def _steps(plan: LoopPlan) -> dict[str, set[str]]:
+def _steps(plan: LoopPlan, *, errors: bool) -> dict[str, set[str]]:
     steps: dict[str, set[str]] = {state: set() for state in plan.states}
     for one in plan.transitions:
-        if one.dest is not None:
+        if one.dest is not None and (errors or one.error is None):
             steps[one.source].add(one.dest)
     return steps
 
@@ -464,7 +529,7 @@ def _reach(start: Iterable[str], steps: Callable[[str], Iterable[str]]) -> set[s
 
 
 def _check_reachable(plan: LoopPlan) -> None:
-    steps = _steps(plan)
+    steps = _steps(plan, errors=True)
     reached = _reach([plan.states[0], *plan.loop.entries.values()], steps.__getitem__)
     for state in plan.states:
         if state not in reached:
@@ -477,7 +542,7 @@ def _check_reachable(plan: LoopPlan) -> None:
 def _check_way_out(plan: LoopPlan) -> None:
     exits = {s for s in plan.states if any(not plan.handles(s, e) for e in plan.given_by(s))}
     back: dict[str, set[str]] = {state: set() for state in plan.states}
-    for source, dests in _steps(plan).items():
+    for source, dests in _steps(plan, errors=False).items():  # an error is no way to end a loop
         for dest in dests:
             back[dest].add(source)
     can_leave = _reach(exits, back.__getitem__)

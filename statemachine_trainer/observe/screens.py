@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from statemachine_trainer.observe.epoch_table import MetricsTable, format_number, format_seconds
 from statemachine_trainer.observe.readings import named_apart
+from statemachine_trainer.snapshot.rng import isolated_rng
 
 if TYPE_CHECKING:  # loaded by the functions that need it: most runs in a cluster show nothing
     from rich.console import Console, RenderableType
@@ -206,7 +207,8 @@ def screen_for(console: Console | None = None) -> Screen | None:
         console: One that was chosen on purpose; its word counts (`force_interactive`). Otherwise
             only a real terminal does: some build servers ask rich for colours in plain files.
     """
-    from rich.console import Console
+    with isolated_rng(()):  # rich draws from the generator of python where it is imported first
+        from rich.console import Console
 
     if console is not None:
         return TerminalScreen(console) if console.is_interactive else None

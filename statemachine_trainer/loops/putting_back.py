@@ -1,0 +1,192 @@
+"""What a state of training changed before it raised, put back for the error edge that it takes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from statemachine_trainer.loops.context import Context, saved_as
+from statemachine_trainer.loops.loop_errors import ChangedForGood
+from statemachine_trainer.loops.scheduler_state import load_scheduler_state, scheduler_state
+from statemachine_trainer.machine.fields import copied
+from statemachine_trainer.parallel.containers import leaves_with_paths
+from statemachine_trainer.snapshot.held import keep, put_back
+from statemachine_trainer.snapshot.rng import keep_rng
+from statemachine_trainer.snapshot.search import Search
+
+_FIELDS = [name for name in (*saved_as("plain"), *saved_as("tensors")) if name != "outputs"]
+
+
+class Kept:
+    """The state of a run before one state of its machine works, as far as that state may change it.
+
+    Made before each work of a state for whose errors there is an edge. Weights, batches and hiddens
+    are not copied: if one of them has changed in place, the run cannot go on, and is told so.
+    Buffers are copied, and the gradients of an accumulation window that is open.
+
+    Args:
+        context: The context of the run.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        model = context.model
+        self._fields = {name: copied(getattr(context, name)) for name in _FIELDS}
+        # Outputs are only ever appended, and there may be as many as batches in an epoch.
+        self._outputs = context.outputs, len(context.outputs or ())
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._counts = context.counts.state_dict()
+        self._rng = keep_rng()
+        self._generators = keep(Search({"model": model}).places)
+        self._buffers = [
+            (module, name, one, one.clone())
+            for module in model.modules()
+            for name, one in module._buffers.items()
+            if one is not None
+        ]
+        tables = (context.train_metrics, context.validation_metrics)
+        self._tables = [(table, table.state_dict()) for table in tables]
+        self._over, self._log_table = context.train_metrics.over, context.log_table
+        in_flight = (context.batch, context.split, context.kept_hiddens)
+        self._unchanged = [(one, _version(one)) for tree in in_flight for one in _tensors(tree)]
+        self._weights = [(one, _version(one)) for one in model.parameters()]
+        copies = context.open_windows or context.manual
+        self._gradients = [_KeptGradient(p, copies) for p in model.parameters()]
+        self._slots = [_KeptSlot(slot) for slot in context.slots]
+        scaler = context.precision.scaler
+        self._scaler: dict[str, Any] | None = None
+        if scaler is not None:
+            self._scaler = {**vars(scaler)}
+            stages = {number: {**one} for number, one in scaler._per_optimizer_states.items()}
+            self._scaler["_per_optimizer_states"] = stages
+            self._scale = None if scaler._scale is None else scaler._scale.clone()
+
+    def put_back(self) -> None:
+        """Put everything back.
+
+        Raises:
+            ChangedForGood: Weights, the batch or hiddens have changed in place.
+        """
+        context = self._context
+        self._check()
+        for name, value in self._fields.items():
+            setattr(context, name, value)
+        context.outputs, length = self._outputs
+        del (context.outputs or [])[length:]
+        for module, mode in self._modes:
+            module.training = mode
+        context.counts.load_state_dict(self._counts)
+        for table, state in self._tables:
+            table.load_state_dict(state)
+        context.train_metrics.over, context.log_table = self._over, self._log_table
+        for module, name, one, before in self._buffers:
+            with torch.no_grad():
+                one.copy_(before)
+            module._buffers[name] = one
+        for gradient in self._gradients:
+            gradient.put_back()
+        for slot in self._slots:
+            slot.put_back()
+        self._put_scaler()
+        put_back(self._generators)
+        self._rng()
+
+    def _check(self) -> None:
+        if _have_changed(self._weights):
+            raise ChangedForGood(
+                "Weights of the model have changed in place, and weights are not copied at each step. "
+                "Declare the error edge for states that do not step an optimizer, or let the error "
+                "surface and resume from a checkpoint."
+            )
+        if _have_changed(self._unchanged):
+            raise ChangedForGood(
+                "The batch in flight, or hiddens, have changed in place. Let the step work on a copy: "
+                "x = x + noise instead of x += noise."
+            )
+
+    def _put_scaler(self) -> None:
+        scaler = self._context.precision.scaler
+        if scaler is None or self._scaler is None:
+            return
+        stages = scaler._per_optimizer_states
+        vars(scaler).update(self._scaler)
+        stages.clear()  # a defaultdict, which stays the same object
+        stages.update(self._scaler["_per_optimizer_states"])
+        scaler._per_optimizer_states = stages
+        if self._scale is not None and scaler._scale is not None:
+            scaler._scale.copy_(self._scale)
+
+
+class _KeptSlot:
+    """An optimizer with its schedulers and counters. Its tensors are those of before, not copies."""
+
+    def __init__(self, slot: Any) -> None:
+        self._slot, optimizer = slot, slot.optimizer
+        self._numbers = slot.steps, slot.window, slot.size
+        self._groups = [{**group} for group in optimizer.param_groups]
+        self._state = {p: {**one} for p, one in optimizer.state.items()}
+        tensors = (t for one in self._state.values() for t in one.values())
+        self._versions = [(t, _version(t)) for t in tensors if isinstance(t, Tensor)]
+        self._schedulers = [(one, one.seen, scheduler_state(one, "")) for one in slot.schedulers]
+
+    def put_back(self) -> None:
+        slot, optimizer = self._slot, self._slot.optimizer
+        if _have_changed(self._versions):
+            raise ChangedForGood(
+                f"The state of {type(optimizer).__name__} has changed in place, and is not copied at "
+                "each step. Declare the error edge for states that do not step an optimizer, or let "
+                "the error surface and resume from a checkpoint."
+            )
+        slot.steps, slot.window, slot.size = self._numbers
+        optimizer.state.clear()
+        optimizer.state.update(self._state)
+        for one, seen, state in self._schedulers:
+            load_scheduler_state(one, state)
+            one.seen = seen
+        for group, before in zip(optimizer.param_groups, self._groups, strict=False):
+            group.clear()
+            group.update(before)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    return (one for _, one in leaves_with_paths(tree) if isinstance(one, Tensor))
+
+
+def _version(one: Tensor) -> int:
+    """Return how often a tensor was changed in place; 0 where torch does not count."""
+    return 0 if one.is_inference() else one._version
+
+
+def _have_changed(versions: Sequence[tuple[Tensor, int]]) -> bool:
+    return any(_version(one) != version for one, version in versions)
+
+
+class _KeptGradient:
+    """The gradient of one parameter, copied if it will be used again.
+
+    Else no window is open, and the next backward pass begins with none. Such a gradient is not kept
+    alive: its memory may be what the step is short of.
+    """
+
+    __slots__ = ("_before", "_clone", "_parameter", "_version")
+
+    def __init__(self, parameter: nn.Parameter, copies: bool) -> None:
+        gradient = parameter.grad
+        self._parameter = parameter
+        self._before = None if gradient is None else weakref.ref(gradient)
+        self._version = 0 if gradient is None else _version(gradient)
+        self._clone = gradient.clone() if copies and gradient is not None else None
+
+    def put_back(self) -> None:
+        now = self._parameter.grad
+        if now is None or self._before is None or now is not self._before():
+            self._parameter.grad = self._clone
+        elif _version(now) != self._version:
+            if self._clone is None:
+                self._parameter.grad = None
+            else:
+                now.detach().copy_(self._clone)
