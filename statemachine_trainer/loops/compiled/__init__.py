@@ -10,7 +10,8 @@
   whether it still is so;
 - `hooked`: what else a captured step was read from;
 - `comparing`: whether a program comes to what the step comes to without the compiler;
-- `private`: all that is taken from inside of torch.
+- `kept`: compiled programs on disk, for later processes;
+- `private`, `private_disk`: all that is taken from inside of torch.
 """
 
 from statemachine_trainer.loops.compiled.compiled_errors import CompiledDiffers, NotCompiled

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from statemachine_trainer.loops.compiled.compiled_errors import NotCapturable
+from statemachine_trainer.loops.compiled.hooked import hooks_on_nodes
 from statemachine_trainer.loops.compiled.layout import overlapping
 from statemachine_trainer.loops.compiled.stepping import SteppingCode
 
@@ -55,6 +56,7 @@ class Binding:
         self.code = SteppingCode(optimizer)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         _check_parameters(self.parameters)
+        self.find_nodes()
         self.buffers = {id(buffer) for buffer in model.buffers()}
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         _move_steps(optimizer, self.device)
@@ -69,6 +71,16 @@ class Binding:
         self._single = self._keys_of_singles()
         self._rated = any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups)
         self._remember()
+
+    def find_nodes(self) -> None:
+        """Find where gradients are accumulated, to see hooks on it: again after each capture.
+
+        Raises:
+            NotCapturable: There is one.
+        """
+        self._nodes, self._node_hooks = hooks_on_nodes(self.parameters)
+        if any(self._node_hooks):
+            raise NotCapturable("a parameter has a hook where its gradient is accumulated")
 
     # What follows is called in each step: so few calls as there can be, and these in C.
 
@@ -89,6 +101,7 @@ class Binding:
             and [*map(_pointer, self._placed())] == self._pointers
             and not any(map(_backward_hooks, self.parameters))
             and not any(map(_accumulate_hooks, self.parameters))
+            and not any(self._node_hooks)
             and (not self._rated or self._rates_are_the_same())
             and self.code.holds()
             and (self._text is None or _text(self.optimizer) == self._text)
@@ -101,6 +114,7 @@ class Binding:
             all(map(is_, chain(chain.from_iterable(lists), _END), self._members))
             and not any(map(_backward_hooks, self.parameters))
             and not any(map(_accumulate_hooks, self.parameters))
+            and not any(self._node_hooks)
         )
 
     def _remember(self) -> None:

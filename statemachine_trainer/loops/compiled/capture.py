@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 
 from statemachine_trainer.loops.compiled import private
 from statemachine_trainer.loops.compiled.compiled_errors import NotCapturable, Reached, reached
-from statemachine_trainer.loops.compiled.hooked import Watch
+from statemachine_trainer.loops.compiled.hooked import Watch, catching
 from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.loops.metrics.table import batch_size_of
 from statemachine_trainer.loops.outputs import read_output
@@ -219,6 +219,16 @@ def _check_code(found: private.Captured) -> None:
         raise NotCapturable(
             "it calls a function whose results functools keeps (lru_cache, cache), and which would "
             "be computed anew. Call it once, before the training"
+        )
+    if found.grads:
+        raise NotCapturable(
+            "it reads the gradient of a parameter (.grad), which a compiled step does not leave there"
+        )
+    code = catching(found.read)
+    if code is not None:
+        raise NotCapturable(
+            f"it catches an exception in {code.co_name}, {code.co_filename}:{code.co_firstlineno}: what "
+            "raised it is not looked at again. Ask with `hasattr` or `in`, or leave it out of the step"
         )
     if any(code.co_filename == _OS.co_filename for code in found.read):
         raise NotCapturable(

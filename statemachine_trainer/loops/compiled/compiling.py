@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from statemachine_trainer.loops.compiled import private
+from statemachine_trainer.loops.compiled import kept, private
 from statemachine_trainer.loops.compiled.binding import Binding
 from statemachine_trainer.loops.compiled.compiled_errors import (
     NotCapturable,
@@ -24,7 +24,7 @@ from statemachine_trainer.loops.compiled.compiled_errors import (
     StateMissing,
     first_line,
 )
-from statemachine_trainer.loops.compiled.draws import keep_draws
+from statemachine_trainer.loops.compiled.draws import check_order, keep_draws
 from statemachine_trainer.loops.compiled.joint import Joint, Recipe, View
 from statemachine_trainer.loops.compiled.layout import share_memory, written_by
 from statemachine_trainer.snapshot.rng import isolated_rng
@@ -224,10 +224,9 @@ def compile_program(
             joint.check_memory(written)
             call: private.Call = lambda arguments: graph(*arguments)  # noqa: E731
             if options.backend == "inductor":
-                if options.same_random:
-                    idle = keep_draws(graph)
+                idle = keep_draws(graph) if options.same_random else 0
                 settings = {"fallback_random": options.same_random, **options.compiler}
-                call = private.compile_graph(graph, fakes, joint.changing, settings)
+                call = _compiled(graph, fakes, joint.changing, settings)
     except (NotCapturable, StateMissing):
         raise
     except Exception as error:
@@ -236,6 +235,21 @@ def compile_program(
     graphs = joint.binding.device.type != "cpu" and options.compiler.get("triton.cudagraphs")
     below_autograd = private.surroundings().below_autograd
     return Compiled(call, joint, written, idle, bool(graphs), below_autograd)
+
+
+def _compiled(
+    graph: GraphModule, fakes: list[Tensor], changing: set[int], settings: Mapping[str, Any]
+) -> private.Call:
+    """Return a compiled graph, if possible one that an earlier process has compiled."""
+    place = kept.place_of(graph, fakes, settings)
+    call = None if place is None else kept.load(place)
+    if call is None:
+        if settings["fallback_random"]:
+            check_order(graph)
+        call = private.compile_graph(graph, fakes, changing, settings)
+        if place is not None:
+            kept.keep(call, place)
+    return call
 
 
 def _why(error: BaseException) -> str:

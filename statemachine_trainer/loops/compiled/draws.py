@@ -21,16 +21,8 @@ def keep_draws(graph: GraphModule) -> int:
 
     Returns:
         How many outputs there are more, at the end.
-
-    Raises:
-        NotCapturable: The compiler of this torch may draw the numbers in another order.
     """
     drawn = [node for node in graph.graph.nodes if draws(node)]
-    if len(drawn) > 1 and not keeps_order_of_draws():
-        raise NotCapturable(
-            f"several random numbers are drawn, which the compiler of torch {torch.__version__} "
-            "may do in another order. Use same_random=False, or a later torch"
-        )
     needed = _needed(graph)
     idle = [node for node in drawn if node not in needed]
     if idle:
@@ -40,6 +32,19 @@ def keep_draws(graph: GraphModule) -> int:
         output.args = ((*output.args[0], *kept),)
         graph.recompile()
     return len(idle)
+
+
+def check_order(graph: GraphModule) -> None:
+    """Refuse a graph whose random numbers this torch may draw in another order.
+
+    Raises:
+        NotCapturable: It may.
+    """
+    if sum(map(draws, graph.graph.nodes)) > 1 and not keeps_order_of_draws():
+        raise NotCapturable(
+            f"several random numbers are drawn, which the compiler of torch {torch.__version__} "
+            "may do in another order. Use same_random=False, or a later torch"
+        )
 
 
 def draws(node: Node) -> bool:

@@ -80,6 +80,8 @@ class FusedStep:
                 raise NotCapturable(f"{name or 'the model'} is a {type(module).__name__}")
         with private.LOCK:
             made = capture(arguments, self.model)
+        if self.binding is not None:  # parameters may need gradients now that needed none
+            self.binding.find_nodes()
         self._captures.insert(0, made)
         return made
 

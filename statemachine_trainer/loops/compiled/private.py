@@ -1,4 +1,4 @@
-"""All that is taken from inside of torch, in one place.
+"""All that is taken from inside of torch, but for libraries on disk: these are in `private_disk`.
 
 None of it is promised by torch. What a version has elsewhere, or no longer, is met by
 `NotCapturable`, so that the run goes on without the compiler.
@@ -6,6 +6,7 @@ None of it is promised by torch. What a version has elsewhere, or no longer, is 
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,9 @@ _NO_HOOKS: Final = "EMPTY_NN_MODULE_HOOKS_DICT"
 _SAVING: Final = "AUTOGRAD_SAVED_TENSORS_HOOKS"
 """A test that takes long, and that `Surroundings` makes."""
 
+_GRAD: Final = re.compile(r"check_tensor\([^,]*\.grad,|\.grad, [^)]*\), type=<class 'NoneType'>")
+"""A test of the gradient of something, where guards are known as text alone."""
+
 _DYNAMO: Final = {
     "skip_nnmodule_hook_guards": _FILTERS,
     # Numbers read from tensors, and shapes that depend on them, are not for a graph.
@@ -52,6 +56,9 @@ _DYNAMO: Final = {
     # Otherwise numpy's numbers would be drawn by torch.
     "use_numpy_random_stream": True,
     "suppress_errors": False,
+    # What it could read all along; without these it leaves them to graphs cut in two.
+    "allow_rnn": True,
+    "trace_autograd_ops": True,
 }
 
 
@@ -144,6 +151,7 @@ class Captured:
         read: The code of all Python functions that were read.
         bare: The dictionaries of hooks of all modules that were read, as far as these are empty.
         cached: Whether one of these is a function whose results `functools` keeps.
+        grads: Whether the gradient of a parameter was looked at.
     """
 
     code: CodeType
@@ -155,6 +163,7 @@ class Captured:
     read: Sequence[CodeType]
     bare: Sequence[Any]
     cached: bool
+    grads: bool
 
 
 def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured:
@@ -184,6 +193,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
     read: list[CodeType] = []
     inputs: list[Any] = []
     bare: list[Any] = []
+    seen: list[Any] = []
     # Dynamo says only once in a process that it looks through `functools.lru_cache`.
     said: Any = getattr(utils, "warn_once_cache", set())
     said.difference_update([text for text in said if "lru_cache" in text])
@@ -199,6 +209,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
     def keep(guards: Sequence[Any]) -> list[bool]:
         # Dynamo leaves out the test that a module has no hooks: `Watch` makes it.
         bare.extend(one.value for one in guards if one.guard_type == _NO_HOOKS)
+        seen.extend(one for one in guards if one.name.endswith(".grad"))
         return [one.guard_type != _SAVING for one in guards]
 
     options: Any = {"guard_filter_fn": keep} if _FILTERS else None
@@ -231,6 +242,8 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
             read=read,
             bare=bare,
             cached=any("lru_cache" in text for text in said),
+            grads=any(one.value is None or isinstance(one.value, Tensor) for one in seen)
+            or (not _FILTERS and bool(_GRAD.search(str(entries[0].guard_manager)))),
         )
 
 
@@ -322,7 +335,8 @@ class _OnlyHere:
 @contextmanager
 def _as_if_compiling() -> Iterator[None]:
     """Let optimizers compute on tensors where they would read numbers from them."""
-    before = torch.compiler._is_compiling_flag
+    with guarded():
+        before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = _OnlyHere(before)  # type: ignore[assignment]
     try:
         yield
