@@ -29,11 +29,48 @@ _WORDS: dict[str, str] = {
     **{word: unit for unit in ("batch", "step", "epoch", "sample") for word in (unit, f"{unit}s")},
     "batches": "batch",
 }
+_BETWEEN_EPOCHS = frozenset(
+    {
+        *(
+            "fit_start",
+            "next_epoch",
+            "epoch_start",
+            "fit_end",
+            "divide",
+            "fold_start",
+            "fold_end",
+            "kfold_end",
+        ),
+        *("learning_start", "labelling", "round_start", "round_end", "query", "learning_end"),
+        *("phase_start", "phase_end", "next_phase"),
+    }
+)
+"""States before which no epoch is under way."""
+
+_BESIDE_EPOCHS = frozenset({"sanity", "test", "ensemble", "scoring"})
+"""Loops that run while none is."""
+
 _TEXT = re.compile(r"\s*(?:every\s+)?(\d+\.?\d*|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
 
 
 class IntervalError(StateMachineError):
     """An invalid interval, or one that cannot be counted here."""
+
+
+def epoch_in_words(path: str | None, epochs: int) -> str:
+    """Return which epoch is under way, for people: they count from 1, where code counts from 0.
+
+    Args:
+        path: Path of the state that comes next; None at the end.
+        epochs: Epochs done.
+
+    Example:
+        >>> epoch_in_words("fit.epoch.fetch", 0), epoch_in_words("fit.next_epoch", 1)
+        ('epoch 1', '1 epoch done')
+    """
+    parts = [] if path is None else path.split(".")
+    between = not parts or parts[-1] in _BETWEEN_EPOCHS or not _BESIDE_EPOCHS.isdisjoint(parts[1:])
+    return f"{epochs} epoch{'' if epochs == 1 else 's'} done" if between else f"epoch {epochs + 1}"
 
 
 @dataclass(slots=True)

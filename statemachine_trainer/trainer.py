@@ -17,6 +17,7 @@ from statemachine_trainer.debugging.breakpoints import Breakpoints
 from statemachine_trainer.debugging.rewinding import Debugger
 from statemachine_trainer.graph.extraction import receivers_on
 from statemachine_trainer.graph.graph import Graph
+from statemachine_trainer.intervals import epoch_in_words
 from statemachine_trainer.loops.assembly import Equipment
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.default_tree import known_settings, loops_of_trainer
@@ -189,7 +190,11 @@ class Trainer:
         where = (
             "not started" if context is None else driver.path or f"ended with {driver.outcome!r}"
         )
-        counts = "" if context is None else f", epoch {self.epoch}, step {self.steps}"
+        counts = (
+            ""
+            if context is None
+            else f", {epoch_in_words(driver.path, self.epoch)}, step {self.steps}"
+        )
         folder = "" if checkpoints is None else f", checkpoints in {str(checkpoints.store.root)!r}"
         return f"<Trainer of {driver.name!r} ({loop}): {where}{counts}{folder}>"
 

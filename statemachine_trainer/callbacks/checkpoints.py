@@ -238,7 +238,7 @@ class Checkpoints(HasSettings):
         self._due = self._due or self._is_among_the_best(context.train_metrics)
         self._write_if_due()
         if was_validated(context):
-            self._look_for_the_best(moment, f"the end of epoch {context.counts.epoch - 1}")
+            self._look_for_the_best(moment, f"the end of epoch {context.counts.epoch}")
 
     def _fold_has_ended(self, moment: Moment) -> None:
         self._look_for_the_best(moment, f"the end of a fold ({moment.path!r})")

@@ -42,7 +42,7 @@ class EarlyStopping(HasSettings):
 
     Attributes:
         best: The best value so far; None before the first look.
-        best_epoch: Number of the epoch (from 0) in which it was seen.
+        best_epoch: Number of the epoch (from 0) in which it was seen; texts such as `reason` count from 1.
         waited: Looks since then.
         reason: Why it asked the fit to stop, in words; None while it has not.
 
@@ -77,7 +77,7 @@ class EarlyStopping(HasSettings):
         setattr(self, f"on_{check}", self.look)
 
     def __repr__(self) -> str:
-        best = "" if self.best is None else f", best={self.best:.6g} in epoch {self.best_epoch}"
+        best = "" if self.best is None else f", best={self.best:.6g}{self._when()}"
         return (
             f"EarlyStopping({self.monitor!r}, patience={self.patience}, waited={self.waited}{best})"
         )
@@ -186,9 +186,12 @@ class EarlyStopping(HasSettings):
         gain = self.best - value if self.mode == "min" else value - self.best
         return gain > self.min_delta
 
+    def _when(self) -> str:
+        return "" if self.best_epoch is None else f" in epoch {self.best_epoch + 1}"
+
     def _why(self) -> str:
         looks = "look" if self.waited == 1 else "looks"
-        best = "no number" if self.best is None else f"{self.best:.6g} in epoch {self.best_epoch}"
+        best = "no number" if self.best is None else f"{self.best:.6g}{self._when()}"
         return f"{self.monitor} has not improved for {self.waited} {looks}; its best was {best}"
 
     def _stop(self, trainer: Any, reason: str) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from statemachine_trainer.cli.common import printable
-from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.intervals import epoch_in_words
 from statemachine_trainer.observe.epoch_table import MetricsTable
 from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.observe.run import BadJournal, Run, is_run
@@ -26,8 +26,6 @@ from statemachine_trainer.snapshot.retention import BadRetention
 
 _EVENTS = 5
 _EPOCHS = 10
-_BETWEEN_EPOCHS = ("fit_start", "next_epoch", "epoch_start", "fit_end")
-"""States before which the count of batches is that of the epoch before, or of none yet."""
 
 
 def inspect(path: Path, console: Console, *, whole: bool = False) -> bool:
@@ -168,7 +166,7 @@ def _print_checkpoints(
     table.add_column("checkpoint", no_wrap=True)
     table.add_column("written", no_wrap=True)
     table.add_column("before state", no_wrap=True)
-    for name in ("epoch", "batch"):
+    for name in ("epochs", "batches"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("metrics")
     table.add_column("size", justify="right", no_wrap=True)
@@ -284,10 +282,11 @@ def _position(said: Mapping[str, object]) -> str:
     if said["state"] is None:
         return "not, as the fit has ended; from its end, if the limit is raised"
     state, epoch, batches = str(said["state"]), said.get("epoch"), said.get("batch_in_epoch")
-    if state.rpartition(SEPARATOR)[2] in _BETWEEN_EPOCHS:
-        return f"before {state}, {epoch} epoch{'' if epoch == 1 else 's'} done"
-    within = "" if batches is None else f", {batches} batches into it"
-    return f"before {state}, epoch {epoch}{within}"
+    if type(epoch) is not int:
+        return f"before {state}"
+    where = epoch_in_words(state, epoch)
+    within = "" if batches is None or where.endswith("done") else f", {batches} batches into it"
+    return f"before {state}, {where}{within}"
 
 
 def _trained(said: Mapping[str, object]) -> str:

@@ -285,8 +285,8 @@ def _is_number(value: object) -> bool:
 
 def _table(lines: list[_Line], best: str | None, named: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "state", "epoch", "step", "age"):
-        right = name in ("epoch", "step", "age")
+    for name in ("run", "state", "epochs", "steps", "age"):
+        right = name in ("epochs", "steps", "age")
         table.add_column(name, no_wrap=True, justify="right" if right else "left")
     if best is not None:
         table.add_column(f"best {best}", no_wrap=True)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from statemachine_trainer.debugging.breakpoints import Breakpoints
 from statemachine_trainer.debugging.debugger_errors import NothingRemembered
+from statemachine_trainer.intervals import epoch_in_words
 from statemachine_trainer.loops.base import abandon_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.fresh_start import reopen
@@ -38,7 +39,7 @@ class Remembered:
     Attributes:
         transitions: Transitions since the memory began.
         path: Path of the state about to run there; None at the end.
-        epoch: Number of the epoch.
+        epoch: Number of the epoch, from 0; the text counts from 1.
         step: Optimizer steps that were done.
         recorded: Where the record of the run stood.
     """
@@ -61,7 +62,7 @@ class Remembered:
 
     def __repr__(self) -> str:
         where = "the end" if self.path is None else self.path
-        return f"<{self.transitions}: {where}, epoch {self.epoch}, step {self.step}>"
+        return f"<{self.transitions}: {where}, {epoch_in_words(self.path, self.epoch)}, step {self.step}>"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Rewound:
         asked: Transitions that it was asked to go back.
         back: Transitions that it went back: more, where no boundary was kept at that place.
         path: Path of the state about to run.
-        epoch: Number of the epoch.
+        epoch: Number of the epoch, from 0; the text counts from 1.
         step: Optimizer steps done.
     """
 
@@ -84,7 +85,8 @@ class Rewound:
 
     def __str__(self) -> str:
         count = f"{self.back} transition{'s' if self.back != 1 else ''}"
-        text = f"went back {count}: before {self.path}, epoch {self.epoch}, step {self.step}"
+        epoch = epoch_in_words(self.path, self.epoch)
+        text = f"went back {count}: before {self.path}, {epoch}, step {self.step}"
         if self.back != self.asked:
             text += f" (the nearest boundary kept that is at least {self.asked} back)"
         return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from statemachine_trainer.intervals import epoch_in_words
 from statemachine_trainer.machine.verify import END
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Where:
     """The position of a machine, and what may happen next. `str` gives a short report.
+
+    Numbers are from 0, as in code. The report counts epochs, batches and splits from 1.
 
     Attributes:
         path: Path of the state about to run; None before the start and after the end.
@@ -105,11 +108,12 @@ class Where:
         return f"before {self.path}{note}"
 
     def _counters(self) -> str:
-        parts = [f"epoch {self.epoch}"]
-        parts += [f"batch {self.batch}"] if self.batch is not None else []
+        parts = [epoch_in_words(self.path, self.epoch)]
+        if self.batch is not None:
+            parts.append(f"batch {self.batch + 1} (batch_idx {self.batch})")
         if self.split is not None and self.split[1] > 1:
-            parts.append(f"split {self.split[0]} of {self.split[1]}")
-        parts += [f"optimizer {self.optimizer}"] if self.optimizer else []
+            parts.append(f"split {self.split[0] + 1} of {self.split[1]}")
+        parts += [f"optimizer_idx {self.optimizer}"] if self.optimizer else []
         parts.append(f"step {self.step}")
         parts += [f"loss {self.loss:.6g}"] if self.loss is not None else []
         return ", ".join(parts)

@@ -244,8 +244,8 @@ class Context:
         counts = self.counts
         flying = [name for name in ("batch", "output", "loss") if getattr(self, name) is not None]
         return (
-            f"<Context of {type(self.model).__name__}: epoch {counts.epoch}, batch {counts.batch}, "
-            f"step {counts.step}; in flight: {', '.join(flying) or 'nothing'}>"
+            f"<Context of {type(self.model).__name__}: {counts.epoch} epochs, {counts.batch} batches and "
+            f"{counts.step} steps done; in flight: {', '.join(flying) or 'nothing'}>"
         )
 
     @property

@@ -128,7 +128,7 @@ def warn_of_nothing_learned(context: Context) -> None:
             "Does it forget `return loss`? If it steps by itself say automatic_optimization = False"
         )
     _warn(
-        f"No optimizer has stepped in the {batches} batches of epoch {context.counts.epoch - 1}: "
+        f"No optimizer has stepped in the {batches} batches of epoch {context.counts.epoch}: "
         f"{reason}. {way}.",
         NothingLearned,
     )

@@ -149,8 +149,8 @@ class SteppingLoop(TrainingLoop):
         if self.nonfinite_loss == "raise":
             counts = self.context.counts
             raise NonFiniteLoss(
-                f"The loss is {loss.item()} in batch {self.context.batch_idx} of epoch "
-                f"{counts.epoch} (step {counts.step}). nonfinite_loss='skip' leaves such "
+                f"The loss is {loss.item()} in batch {self.context.batch_idx + 1} of epoch {counts.epoch + 1} "
+                f"(batch_idx {self.context.batch_idx}, step {counts.step}). nonfinite_loss='skip' leaves such "
                 "batches out; `torch.autograd.set_detect_anomaly(True)` finds where it arises."
             )
         return False

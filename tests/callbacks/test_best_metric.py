@@ -41,11 +41,11 @@ def trainer_of(loop: Any, folder: Path, metric: str) -> Trainer:
 @pytest.mark.parametrize(
     "loop, until, path",
     [
-        (phases(), "the end of epoch 2", "fit.b.next_epoch"),
-        (phases(cycles=2), "the end of epoch 2", "fit.b.next_epoch"),
+        (phases(), "the end of epoch 3", "fit.b.next_epoch"),
+        (phases(cycles=2), "the end of epoch 3", "fit.b.next_epoch"),
         (KFoldLoop(3, fit=epochs(2)), r"the end of a fold \('fit.fold_end'\)", "fit.fold_start"),
         (KFoldLoop(3, fit=phases()), r"the end of a fold \('fit.fold_end'\)", "fit.fold_start"),
-        (rounds(), "the end of epoch 0", "fit.fit.next_epoch"),
+        (rounds(), "the end of epoch 1", "fit.fit.next_epoch"),
     ],
     ids=["phases", "cycles", "folds", "phases in folds", "rounds"],
 )

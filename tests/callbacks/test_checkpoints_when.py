@@ -158,7 +158,7 @@ def test_a_metric_that_was_never_logged_is_an_error_once_the_first_epoch_is_writ
 ) -> None:
     mine = checkpoints(tmp_path, retention=Retention(best=Best("scor")))
     trainer = trainer_with(mine, max_epochs=2)
-    with pytest.raises(MissingMetric, match=r"'scor'.*the end of epoch 0\. Did you mean 'score'"):
+    with pytest.raises(MissingMetric, match=r"'scor'.*the end of epoch 1\. Did you mean 'score'"):
         trainer.fit(Net(values=[0.5, 0.4]), batches(), batches(1))
     assert found(mine) == [(8, "next_epoch")]
     mine.store.retention = Retention(best=Best("score"))
@@ -169,7 +169,7 @@ def test_a_metric_that_was_never_logged_is_an_error_once_the_first_epoch_is_writ
 def test_a_metric_of_a_validation_that_is_still_to_come_is_waited_for(tmp_path: Path) -> None:
     mine = checkpoints(tmp_path, retention=Retention(best=Best("scor")))
     trainer = trainer_with(mine, max_epochs=2, validate_epochs=2)
-    with pytest.raises(MissingMetric, match="the end of epoch 1"):
+    with pytest.raises(MissingMetric, match="the end of epoch 2"):
         trainer.fit(Net(values=[0.5]), batches(), batches(1))
 
 

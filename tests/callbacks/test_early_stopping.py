@@ -62,7 +62,7 @@ def test_a_fit_ends_when_the_metric_has_not_improved_for_patience_epochs() -> No
     stopping = EarlyStopping("val_loss", patience=2)
     assert fit([3, 2, 1, 1.5, 1, 0], stopping).epoch == 5
     assert (stopping.best, stopping.best_epoch, stopping.waited) == (1.0, 2, 2)
-    assert stopping.reason == ("val_loss has not improved for 2 looks; its best was 1 in epoch 2")
+    assert stopping.reason == ("val_loss has not improved for 2 looks; its best was 1 in epoch 3")
 
 
 def test_an_improvement_gives_new_patience() -> None:

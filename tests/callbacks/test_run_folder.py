@@ -51,7 +51,7 @@ def test_a_run_is_shown_with_its_history_its_checkpoints_and_what_would_be_resum
     assert "started" in text
     assert "000001-step-00000003" in text
     newest = "The run goes on from 000002-step-00000006: before fit.epoch.batch.batch_start"
-    assert f"{newest}, epoch 0, 6 batches into it." in text
+    assert f"{newest}, epoch 1, 6 batches into it." in text
 
 
 def test_between_two_epochs_those_done_are_told_and_no_batches(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_step_makes_one_transition(talk: Talk) -> None:
 def test_next_goes_over_the_loops_inside(talk: Talk) -> None:
     talk("until fetch")
     assert "before fit.epoch.fetch" in talk("next")
-    assert "epoch 0, step 2" in talk("next")
+    assert "epoch 1, step 2" in talk("next")
     talk("until batch_start")
     assert "before fit.epoch.batch.batch_split" in talk("next")
     assert "before fit.epoch.batch.batch_split" in talk("next")  # over the optimizer's loop

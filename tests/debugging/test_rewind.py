@@ -130,7 +130,7 @@ def test_a_boundary_that_cannot_be_written_down_is_passed_over_and_the_answer_sa
     trainer.step()
     trainer.step()
     assert str(trainer.rewind(2)) == (
-        "went back 2 transitions: before fit.epoch.batch.optimizer.forward, epoch 0, step 0"
+        "went back 2 transitions: before fit.epoch.batch.optimizer.forward, epoch 1, step 0"
     )
 
 

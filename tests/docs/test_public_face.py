@@ -84,7 +84,7 @@ def test_a_repr_says_what_somebody_looks_for(tmp_path: Path) -> None:
     assert repr(checkpoints) == f"Checkpoints({str(tmp_path)!r}, every=every(1, 'epoch'))"
     data = [(torch.ones(2, 2), torch.ones(2, 1))] * 2
     trainer.fit(nn.Linear(2, 1), data, loss=nn.MSELoss(), optimizer=torch.optim.SGD)
-    assert "ended with 'fit_done', epoch 2, step 4" in repr(trainer)
+    assert "ended with 'fit_done', 2 epochs done, step 4" in repr(trainer)
     assert repr(Run(tmp_path)) == f"Run({str(tmp_path)!r})"
     assert repr(EarlyStopping("val")) == "EarlyStopping('val', patience=3, waited=0)"
     assert repr(trainer.graph()).startswith("<Graph 'fit': ")

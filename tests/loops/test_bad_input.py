@@ -288,7 +288,7 @@ class Diverging(Model):
 
 def test_a_nan_loss_may_raise_with_the_batch_still_to_do() -> None:
     trainer, model = make_trainer(nonfinite_loss="raise"), Diverging()
-    with pytest.raises(NonFiniteLoss, match="batch 1 of epoch 0"):
+    with pytest.raises(NonFiniteLoss, match="batch 2 of epoch 1"):
         trainer.fit(model, numbered(3))
     assert trainer.steps == 1
     model.nan = False

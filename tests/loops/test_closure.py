@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_is_an_error_if_asked_for() -> None:
         def training_step(self, batch: Batch, batch_idx: int) -> Any:
             return super().training_step(batch, batch_idx) * float("nan")
 
-    with pytest.raises(NonFiniteLoss, match="batch 0"):
+    with pytest.raises(NonFiniteLoss, match="batch 1"):
         make_closing(nonfinite_loss="raise").fit(Diverging(lbfgs), make_batches(1))
 
 

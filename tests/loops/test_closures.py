@@ -150,7 +150,7 @@ class Diverging(Regression):
 
 
 def test_a_loss_that_is_not_finite_is_an_error_if_asked_for() -> None:
-    with pytest.raises(NonFiniteLoss, match="batch 1"):
+    with pytest.raises(NonFiniteLoss, match="batch 2"):
         make_trainer(nonfinite_loss="raise").fit(Diverging(lbfgs), make_batches(2))
 
 

@@ -134,7 +134,7 @@ def test_a_step_that_returns_no_loss_is_an_error_with_a_way_out() -> None:
         def training_step(self, batch: Tensor, batch_idx: int) -> Any:
             return None
 
-    with pytest.raises(StepOutputError, match="no loss for batch 0, and Plain needs one"):
+    with pytest.raises(StepOutputError, match="no loss for batch 1, and Plain needs one"):
         trainer_of().fit(Silent(), numbered(1))
 
 
@@ -146,7 +146,7 @@ def test_a_batch_that_was_not_ended_is_noticed_at_the_next() -> None:
             return "updated"
 
     trainer, model = trainer_of(Forgetful()), Model()
-    with pytest.raises(OutOfTurn, match=r"batch 0 of epoch 0 is still in flight.*end_batch\(\)"):
+    with pytest.raises(OutOfTurn, match=r"batch 1 of epoch 1 is still in flight.*end_batch\(\)"):
         trainer.fit(model, numbered(1))
     assert (trainer.path, model.trained) == ("fit.epoch.fetch", [0])
 

@@ -151,7 +151,7 @@ def test_a_training_step_that_never_returns_a_loss_is_told_after_the_first_epoch
             mse(self.net, batch)
 
     said = (
-        r"the 3 batches of epoch 0: Forgetful\.training_step returned None .*forget `return loss`"
+        r"the 3 batches of epoch 1: Forgetful\.training_step returned None .*forget `return loss`"
     )
     trainer = make_trainer(max_epochs=3)
     with pytest.warns(NothingLearned, match=said) as told:

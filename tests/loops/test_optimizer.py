@@ -111,7 +111,7 @@ def test_a_loss_that_is_not_finite_can_be_an_error_and_the_run_can_go_on(value: 
     batches = make_batches(3)
     model, expected = Diverging(value), Regression()
     trainer = make_trainer(nonfinite_loss="raise")
-    with pytest.raises(NonFiniteLoss, match="batch 1 of epoch 0") as caught:
+    with pytest.raises(NonFiniteLoss, match="batch 2 of epoch 1") as caught:
         trainer.fit(model, batches)
     assert "'fit.epoch.batch.optimizer.forward'" in caught.value.__notes__[0]
     assert trainer.path == "fit.epoch.batch.optimizer.forward"

@@ -365,7 +365,7 @@ def test_a_loss_that_is_not_finite_is_an_error_or_is_left_out() -> None:
             loss = super().loss_of(index, batch)
             return loss * float("nan") if index else loss
 
-    with pytest.raises(NonFiniteLoss, match="batch 0"):
+    with pytest.raises(NonFiniteLoss, match="batch 1"):
         trained(Diverging(), nonfinite_loss="raise")
     trainer = trained(Diverging(), nonfinite_loss="skip")
     assert [slot.steps for slot in trainer.context.slots] == [5, 0]

@@ -102,8 +102,8 @@ class CustomLoop(TrainingLoop):
         context = self.context
         if context.batch is not None and not self.holding:
             raise OutOfTurn(
-                f"{type(self).__name__} asks for the next batch, and batch {context.batch_idx} of epoch "
-                f"{context.counts.epoch} is still in flight. Say `self.end_batch()` when you are done "
+                f"{type(self).__name__} asks for the next batch, and batch {context.batch_idx + 1} of epoch "
+                f"{context.counts.epoch + 1} is still in flight. Say `self.end_batch()` when you are done "
                 "with a batch, also with one that is left out: it counts it."
             )
         if context.finished:
@@ -136,7 +136,7 @@ class CustomLoop(TrainingLoop):
         loss, _ = read_output(output, context.steps.takes_hiddens, context.model)
         if loss is None:
             raise StepOutputError(
-                f"The training step returned no loss for batch {context.batch_idx}, and "
+                f"The training step returned no loss for batch {context.batch_idx + 1}, and "
                 f"{type(self).__name__} needs one: return a loss, or leave the batch out of the data."
             )
         context.loss = loss
@@ -165,7 +165,7 @@ class CustomLoop(TrainingLoop):
         if context.slots[optimizer].window == 0:
             raise OutOfTurn(
                 f"{type(self).__name__} steps optimizer {optimizer}, which has no new gradients since its "
-                f"last step (batch {context.batch_idx} of epoch {context.counts.epoch}). Say "
+                f"last step (batch {context.batch_idx + 1} of epoch {context.counts.epoch + 1}). Say "
                 f"`self.backward(loss{f', {optimizer}' if optimizer else ''})` first."
             )
         step_optimizer(context, optimizer)

@@ -153,7 +153,7 @@ class SAMLoop(SteppingLoop):
             context.keep_hiddens(handed_on)
         if context.loss is None:
             raise StepOutputError(
-                f"The training step returned a loss for batch {context.batch_idx}, and None when it "
+                f"The training step returned a loss for batch {context.batch_idx + 1}, and None when it "
                 "was called for it once more. SAMLoop needs the loss twice: leave a batch out both "
                 "times."
             )

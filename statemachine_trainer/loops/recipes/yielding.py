@@ -146,7 +146,7 @@ class YieldingLoop(SteppingLoop):
         context = self.context
         if self._step_in_hand is None:
             raise StepOutputError(
-                f"The training step of batch {context.batch_idx} ended with an error, so it cannot go "
+                f"The training step of batch {context.batch_idx + 1} ended with an error, so it cannot go "
                 "on from the middle. Resume from a checkpoint: `fit(..., resume=...)`."
             )
         if context.finished and context.limits.every_optimizer:

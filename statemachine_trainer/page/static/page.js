@@ -168,7 +168,7 @@ function show(run) {
   element("state").textContent = run.state ?? "(none)";
   element("mood").textContent = mood(run);
   element("counts").textContent = Object.entries(run.counts)
-    .map(([name, number]) => `${name} ${number.toLocaleString("en")}`).join("   ");
+    .map(([name, number]) => `${name === "batch" ? "batches" : `${name}s`} ${number.toLocaleString("en")}`).join("   ");
   document.title = `${run.state ?? "ended"} · statemachine_trainer`;
   showButtons(run.buttons);
   showTimes(run.states);
