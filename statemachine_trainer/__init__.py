@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from statemachine_trainer.callbacks import SWA as SWA
     from statemachine_trainer.callbacks import Checkpoints as Checkpoints
     from statemachine_trainer.callbacks import EarlyStopping as EarlyStopping
+    from statemachine_trainer.callbacks import ModelSummary as ModelSummary
     from statemachine_trainer.callbacks import Monitor as Monitor
     from statemachine_trainer.callbacks import Unfreeze as Unfreeze
+    from statemachine_trainer.callbacks import summary as summary
     from statemachine_trainer.data import InTurns as InTurns
     from statemachine_trainer.data import Mixture as Mixture
     from statemachine_trainer.data import Together as Together
+    from statemachine_trainer.finders import LearningRates as LearningRates
+    from statemachine_trainer.finders import find_batch_size as find_batch_size
+    from statemachine_trainer.finders import find_learning_rate as find_learning_rate
     from statemachine_trainer.graph import Graph as Graph
     from statemachine_trainer.graph import graph_of as graph_of
     from statemachine_trainer.loops import ActiveLearningLoop as ActiveLearningLoop

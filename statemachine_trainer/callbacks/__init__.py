@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from statemachine_trainer.callbacks.averages import SWA as SWA
     from statemachine_trainer.callbacks.checkpoints import Checkpoints as Checkpoints
     from statemachine_trainer.callbacks.early_stopping import EarlyStopping as EarlyStopping
+    from statemachine_trainer.callbacks.model_summary import ModelSummary as ModelSummary
+    from statemachine_trainer.callbacks.model_summary import Summary as Summary
+    from statemachine_trainer.callbacks.model_summary import summary as summary
     from statemachine_trainer.callbacks.monitor import Monitor as Monitor
     from statemachine_trainer.callbacks.unfreeze import Unfreeze as Unfreeze
 

@@ -164,7 +164,11 @@ def describe_limit(limit: int | float | None) -> str:
 
 
 def reloaded(
-    loader: DataLoader[Any], dataset: Dataset[Any], *, evaluate: bool = False
+    loader: DataLoader[Any],
+    dataset: Dataset[Any],
+    *,
+    evaluate: bool = False,
+    batch_size: int | None = None,
 ) -> DataLoader[Any]:
     """Return a loader with the settings of another one, for a data set of its own.
 
@@ -173,6 +177,7 @@ def reloaded(
             how it shuffles: with replacement or not, and how many samples a pass has.
         dataset: What to load.
         evaluate: In order and whole: without shuffling, and with the last, smaller batch.
+        batch_size: Another size of its batches; that of the other loader unless given.
 
     Raises:
         BadSource: Something of its own chooses samples or batches, which knows the other data set
@@ -190,6 +195,7 @@ def reloaded(
     # A batch sampler that was given has the sampler, the size and `drop_last` that count.
     sampler: Any = batches.sampler if grouped else loader.sampler
     size = getattr(batches, "batch_size", None) if batches is not None else None
+    size = size if batch_size is None else batch_size
     if type(loader).__iter__ is not DataLoader.__iter__:
         raise _cannot_reload(f"it is a {type(loader).__name__}, which makes batches in its own way")
     if evaluate and (size is not None or batches is None):
