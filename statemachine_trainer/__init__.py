@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from statemachine_trainer.data import InTurns as InTurns
     from statemachine_trainer.data import Mixture as Mixture
     from statemachine_trainer.data import Together as Together
-    from statemachine_trainer.finders import LearningRates as LearningRates
     from statemachine_trainer.finders import find_batch_size as find_batch_size
     from statemachine_trainer.finders import find_learning_rate as find_learning_rate
     from statemachine_trainer.graph import Graph as Graph
