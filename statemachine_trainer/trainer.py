@@ -424,17 +424,19 @@ class Trainer:
         data: Any = None,
         *,
         checkpoint: Checkpoint | None = None,
+        to: str | Path | None = None,
         **unknown: Never,
-    ) -> list[Any]:
+    ) -> Any:
         """Return the predictions for each batch, from `predict_step` or the model itself.
 
-        Arguments are those of `validate`.
+        Arguments are those of `validate`. With `to`, a folder, predictions are written there and not kept in memory.
 
         Returns:
-            A list of predictions by batch, on the CPU; with several loaders a list of such lists.
+            A list of predictions by batch, on the CPU; with several loaders a list of such lists. With `to` it is
+            `Predictions`, which reads them as they are asked for.
         """
-        check_arguments("predict", unknown, _EVALUATION[:3])
-        return self._session.predict(model, data, checkpoint)
+        check_arguments("predict", unknown, (*_EVALUATION[:3], "to"))
+        return self._session.predict(model, data, checkpoint, to)
 
     def run(self, until: Until = None) -> str | None:
         """Continue what was started, to the end or up to `until`.

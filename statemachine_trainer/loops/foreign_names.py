@@ -124,7 +124,7 @@ _OF_EVALUATIONS: Final = {
     "datamodule": "Give its loader as data, such as data=datamodule.test_dataloader(); a LightningModule "
     "takes it whole: lightning.module(lit, datamodule=datamodule)",
     "verbose": "Nothing is printed; the metrics are returned",
-    "return_predictions": "The predictions are returned; a receiver of 'predict_step:exit' sees each",
+    "return_predictions": "The predictions are returned; to='folder' writes them there instead",
     "weights_only": "Checkpoints are read without pickle",
 }
 """Arguments of evaluations in other trainers, and what to do here."""

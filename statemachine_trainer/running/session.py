@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -41,6 +42,7 @@ from statemachine_trainer.running.audit import Audit
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh, Host, epoch_of_data
 from statemachine_trainer.running.limits import refuse_endless, refuse_to_do_nothing
+from statemachine_trainer.running.predictions import Predictions, PredictionWriter
 from statemachine_trainer.running.quick_checks import QuickChecks
 from statemachine_trainer.running.rehearsal import (
     audit_unstarted,
@@ -435,16 +437,47 @@ class Session:
         return self._evaluate(name, step, model, data, parts, checkpoint).read_metrics()
 
     def predict(
-        self, model: nn.Module | None, data: Any, checkpoint: Checkpoint | None = None
-    ) -> list[Any]:
+        self,
+        model: nn.Module | None,
+        data: Any,
+        checkpoint: Checkpoint | None = None,
+        to: str | Path | None = None,
+    ) -> Any:
         """Run the loop of "predict" to its end and return the predictions; see `measure`.
 
         Returns:
-            The predictions by batch; with several loaders a list of such lists.
+            The predictions by batch; with several loaders a list of such lists. `Predictions` if a folder was named.
         """
+        if to is not None:
+            return self._predict_into(to, model, data, checkpoint)
         self._evaluate("predict", "predict_step", model, data, NOTHING_GIVEN, checkpoint)
         predictions: list[Any] = getattr(self._drivers["predict"].root, "predictions", [])
         return predictions[0] if len(predictions) == 1 else predictions
+
+    def _predict_into(
+        self, folder: str | Path, model: nn.Module | None, data: Any, checkpoint: Checkpoint | None
+    ) -> Predictions:
+        """Predict, and hand each prediction to a file instead of keeping it."""
+        driver = self._drivers["predict"]
+        writer = PredictionWriter(folder)
+        root: Any = driver.root
+        kept = getattr(root, "keep", None)
+        writing = subscribe(self._host.board, "predict_step:exit", writer.add)
+        if kept is not None:
+            root.keep = False
+        try:
+            context = self._evaluate(
+                "predict", "predict_step", model, data, NOTHING_GIVEN, checkpoint
+            )
+        finally:
+            writing.cancel()
+            if kept is not None:
+                root.keep = kept
+        if driver.path is not None:
+            raise SettingError(
+                f"predict(to={str(folder)!r}) was paused. Predictions are written in one go: leave out the pause."
+            )
+        return writer.finish([name for name, _ in context.validation])
 
     def _evaluate(
         self,
