@@ -2,13 +2,15 @@
 
 The first call sets up an environment under the cache folder, which shares torch and Lightning with
 this one and adds the packages that the modules come from. Each module is then fitted for two epochs on
-data that are made here, in both trainers and from the same seed: weights, and the order of the hooks. A
-third fit is left in the middle of its second epoch and resumed by new objects from its checkpoint.
+data that are made here, in both trainers and from the same seed: weights, metrics, and the order of the
+hooks. A third fit is killed in the middle of its second epoch (its process ends at once, without a word)
+and resumed by another process from its checkpoint.
 
     python benchmarks/lightning_projects.py [--only DeepAR] [--write docs/performance] [--set-up]
 
-A row says whether the weights are the same bits, whether hooks come in the same order, and whether the
-resumed fit ends with the same bits as the undisturbed one; else what went wrong.
+A row says whether the weights are the same bits, whether metrics have the same names and values, whether
+hooks come in the same order, and whether the resumed fit ends with the same bits as the undisturbed one;
+else what went wrong. (Values of metrics may differ in their last digit: docs/migration.md.)
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -23,127 +26,51 @@ import tempfile
 import venv
 import warnings
 from collections.abc import Callable
-from importlib import import_module
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-PACKAGES = ("gluonts==0.17.0",)
+from _lightning_modules import PACKAGES, Make, projects
+
 HOOKS = (
     "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start", "training_step",
     "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
     "on_train_batch_end", "on_validation_start", "validation_step", "on_validation_end",
     "on_train_epoch_end", "on_train_end", "on_fit_end",
 )  # fmt: skip
-Parts = tuple[Any, Any, Any]
-"""Module, training loader, validation loader or None."""
-
-
-def projects() -> dict[str, Callable[[], Parts]]:
-    """Return what makes each module with its data."""
-    return {**_demos(), **_gluonts()}
-
-
-def _demos() -> dict[str, Callable[[], Parts]]:
-    import torch
-    from lightning.pytorch.demos import boring_classes
-    from torch.utils.data import DataLoader, TensorDataset
-
-    def boring(kind: Any) -> Callable[[], Parts]:
-        def make() -> Parts:
-            data = boring_classes.BoringDataModule()
-            data.setup("fit")
-            data.setup("validate")
-            return kind(), data.train_dataloader(), data.val_dataloader()
-
-        return make
-
-    def demo() -> Parts:
-        data = TensorDataset(torch.randn(24, 32))
-        loader = DataLoader(
-            data, batch_size=4, shuffle=True, collate_fn=lambda b: torch.stack([o[0] for o in b])
-        )
-        return boring_classes.DemoModel(out_dim=10), loader, None
-
-    return {
-        "Lightning demos: BoringModel": boring(boring_classes.BoringModel),
-        "Lightning demos: ManualOptimBoringModel": boring(boring_classes.ManualOptimBoringModel),
-        "Lightning demos: DemoModel": demo,
-    }
-
-
-def _gluonts() -> dict[str, Callable[[], Parts]]:
-    import numpy as np
-
-    # By their names: gluonts is only in an environment of its own.
-    g: Any = import_module("gluonts.torch")
-    common: Any = import_module("gluonts.dataset.common")
-    i_transformer: Any = import_module("gluonts.torch.model.i_transformer")
-
-    series: list[dict[str, Any]] = [
-        {"start": "2024-01-01", "target": np.sin(np.arange(120) / (3 + i)).astype("float32") + i}
-        for i in range(6)
-    ]
-    several = [
-        {"start": "2024-01-01", "target": np.stack([one["target"] for one in series[:3]])}
-        for _ in range(4)
-    ]
-
-    def project(kind: Any, multivariate: bool = False, **settings: Any) -> Callable[[], Parts]:
-        def make() -> Parts:
-            estimator = kind(prediction_length=6, batch_size=8, num_batches_per_epoch=5, **settings)
-            data = common.ListDataset(
-                several if multivariate else series, freq="D", one_dim_target=not multivariate
-            )
-            transform = estimator.create_transformation()
-            made = transform.apply(data, is_train=True)
-            module = estimator.create_lightning_module()
-            batches = estimator.create_training_data_loader(made, module)
-            validation = estimator.create_validation_data_loader(made, module)
-            return module, list(islice(batches, 5)), list(islice(validation, 2))
-
-        return make
-
-    return {
-        "gluonts: SimpleFeedForward": project(g.SimpleFeedForwardEstimator),
-        "gluonts: SimpleFeedForward, batch norm": project(
-            g.SimpleFeedForwardEstimator, batch_norm=True
-        ),
-        "gluonts: DeepAR": project(g.DeepAREstimator, freq="D"),
-        "gluonts: TemporalFusionTransformer": project(
-            g.TemporalFusionTransformerEstimator, freq="D"
-        ),
-        "gluonts: DLinear": project(g.DLinearEstimator),
-        "gluonts: PatchTST": project(g.PatchTSTEstimator, patch_len=4),
-        "gluonts: LagTST": project(g.LagTSTEstimator, freq="D"),
-        "gluonts: TiDE": project(g.TiDEEstimator, freq="D"),
-        "gluonts: WaveNet": project(g.WaveNetEstimator, freq="D"),
-        "gluonts: ITransformer": project(i_transformer.ITransformerEstimator, multivariate=True),
-    }
+KILLED = 9
 
 
 # -- one module -----------------------------------------------------------------------------------
 
 
-def examine(make: Callable[[], Parts]) -> dict[str, str]:
+def examine(make: Make) -> dict[str, str]:
     """Fit a module in both trainers, and stop and resume it in ours."""
     found: dict[str, str] = {}
     try:
-        theirs, heard = _in_lightning(make)
+        theirs, metrics, heard = _in_lightning(make)
     except Exception as error:
         return {"in Lightning": _said(error)}
     try:
-        ours, heard_here = _here(make)
+        ours, metrics_here, heard_here = _here(make)
     except Exception as error:
         return {"in Lightning": "runs", "here": _said(error)}
     found.update({"in Lightning": "runs", "here": "runs"})
     found["weights"] = "same bits" if _same(theirs, ours) else "other"
+    found["metrics"] = _compared(metrics, metrics_here)
     found["hooks"] = "same order" if heard == heard_here else "other"
     try:
         found["resumed"] = "same bits" if _same(ours, _resumed(make)) else "other"
     except Exception as error:
         found["resumed"] = _said(error)
     return found
+
+
+def _compared(theirs: dict[str, float], ours: dict[str, float]) -> str:
+    if theirs.keys() != ours.keys():
+        return f"other names: {', '.join(sorted(theirs.keys() ^ ours.keys()))}"
+    other = [n for n, v in theirs.items() if not math.isclose(v, ours[n], rel_tol=1e-5) and v == v]
+    return f"other values: {', '.join(other)}" if other else f"same ({len(theirs)})"
 
 
 def _seed(number: int) -> None:
@@ -184,7 +111,7 @@ def _trainer_of(module: Any) -> Any:
     return __import__(root).Trainer
 
 
-def _in_lightning(make: Callable[[], Parts]) -> tuple[Any, list[str]]:
+def _in_lightning(make: Make) -> tuple[Any, dict[str, float], list[str]]:
     _seed(1)
     module, train, validation = make()
     heard: list[str] = []
@@ -195,10 +122,10 @@ def _in_lightning(make: Callable[[], Parts]) -> tuple[Any, list[str]]:
     )  # fmt: skip
     _seed(2)
     trainer.fit(module, _loader(train), _loader(validation))
-    return module.state_dict(), heard
+    return module.state_dict(), _numbers(trainer.callback_metrics), heard
 
 
-def _here(make: Callable[[], Parts]) -> tuple[Any, list[str]]:
+def _here(make: Make) -> tuple[Any, dict[str, float], list[str]]:
     from statemachine_trainer import Trainer
     from statemachine_trainer.integrations import lightning
 
@@ -209,40 +136,56 @@ def _here(make: Callable[[], Parts]) -> tuple[Any, list[str]]:
     _seed(2)
     model = lightning.module(module, callbacks=[_of_the_same_base(module, _noting(heard))])
     trainer.fit(model, _loader(train), _loader(validation))
-    return module.state_dict(), heard
+    return module.state_dict(), _numbers(module.trainer.callback_metrics), heard
 
 
-def _resumed(make: Callable[[], Parts]) -> Any:
+def _numbers(metrics: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _resumed(make: Make) -> Any:
+    """Kill a fit in a process of its own, and go on with it here."""
+    with tempfile.TemporaryDirectory() as folder:
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                _fit_with_checkpoints(make, folder, _die)
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) != KILLED:
+            raise NotKilled("the fit that was to be killed ended before")
+        return _fit_with_checkpoints(make, folder)
+
+
+class NotKilled(Exception):
+    """A fit did not come as far as the moment at which it was to be killed."""
+
+
+def _die(trainer: Any) -> None:
+    os._exit(KILLED)
+
+
+def _fit_with_checkpoints(
+    make: Make, folder: str, end: Callable[[Any], None] | None = None
+) -> dict[str, Any]:
     from statemachine_trainer import Checkpoints, Trainer
     from statemachine_trainer.integrations import lightning
 
-    with tempfile.TemporaryDirectory() as folder:
-        for until in ("left", None):
-            _seed(1)
-            module, train, validation = make()
-            checkpoints = Checkpoints(folder, every="1 batch")
-            trainer = Trainer(max_epochs=2, device="cpu", progress=False, checkpoints=checkpoints)
-            if until is not None:
-                trainer.on(
-                    "batch_start",
-                    _leave,
-                    when=lambda t, _: t.epoch == 1 and t.context.batch_idx == 2,
-                )
-            _seed(2)
-            model = lightning.module(module)
-            try:
-                trainer.fit(model, _loader(train), _loader(validation), resume="auto")
-            except _Left:
-                continue
-        return module.state_dict()
+    _seed(1)
+    module, train, validation = make()
+    checkpoints = Checkpoints(folder, every="1 batch")
+    trainer = Trainer(max_epochs=2, device="cpu", progress=False, checkpoints=checkpoints)
+    if end is not None:
+        trainer.on("batch_start", end, when=lambda t, _: t.epoch == 1 and t.context.batch_idx == 2)
+    _seed(2)
+    trainer.fit(lightning.module(module), _loader(train), _loader(validation), resume="auto")
+    weights: dict[str, Any] = module.state_dict()
+    return weights
 
 
-class _Left(Exception):
-    """Ends a fit in its middle."""
-
-
-def _leave(trainer: Any) -> None:
-    raise _Left
+def _middle(trainer: Any) -> int:
+    """Number of a batch in the middle of an epoch."""
+    return int((trainer.context.counts.batches_per_epoch or 4) // 2)
 
 
 def _loader(batches: Any) -> Any:
@@ -284,8 +227,8 @@ def set_up() -> Path:
 
 def table(found: dict[str, dict[str, str]]) -> str:
     """Return the findings as a table in Markdown."""
-    columns = ("in Lightning", "here", "weights", "hooks", "resumed")
-    rows = ["| module | " + " | ".join(columns) + " |", "|---" * 6 + "|"]
+    columns = ("in Lightning", "here", "weights", "metrics", "hooks", "resumed")
+    rows = ["| module | " + " | ".join(columns) + " |", "|---" * 7 + "|"]
     for name, one in found.items():
         rows.append(f"| {name} | " + " | ".join(one.get(c, "") for c in columns) + " |")
     return "\n".join(rows)
@@ -306,11 +249,14 @@ def main() -> None:
                 [python, "-W", "ignore", __file__, "--inside", *sys.argv[1:]], check=True
             )
         return
+    import torch
+
+    torch.set_num_threads(1)  # a process with several cannot be forked
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     found = {}
-    for name, make in projects().items():
+    for name, make in projects(options.only or "").items():
         if options.only is None or options.only in name:
             found[name] = examine(make)
             print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
