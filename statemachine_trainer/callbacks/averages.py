@@ -13,8 +13,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, up
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.metrics.fingerprint import fingerprint_of_weights
+from statemachine_trainer.loops.plain_steps import inputs_of
 from statemachine_trainer.loops.settings_checks import number, refuse, whole_number
-from statemachine_trainer.loops.steps import inputs_of
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.parallel import to_device

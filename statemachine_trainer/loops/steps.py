@@ -6,89 +6,27 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Final
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from statemachine_trainer.loops.loop_errors import ModelError, OptimizerError, SettingError
-from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.loops.metrics.objects import MetricObject
 from statemachine_trainer.loops.plain import (
     NOTHING_GIVEN,
-    Loss,
     PlainMetrics,
     PlainParts,
     optimizers_of,
 )
+from statemachine_trainer.loops.plain_steps import (
+    Step,
+    finds_own_loss,
+    inputs_of,
+    own_loss_steps,
+    supervised_steps,
+)
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import Wrapped
-
-# -- Models that compute their own loss -----------------------------------------------------------
-
-
-def finds_own_loss(model: nn.Module) -> bool:
-    """Return whether the forward pass of a model takes `labels`, or any keyword."""
-    parameters = inspect.signature(model.forward).parameters
-    any_keyword = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    return "labels" in parameters or any_keyword
-
-
-def own_loss_steps(model: nn.Module) -> dict[str, Callable[[Any, int], Any]]:
-    """Make the steps of a model for which `model(**batch)` returns an object with `loss`.
-
-    Each step logs the loss, as `loss`, `val_loss` or `test_loss`. A prediction is the whole output.
-    """
-    steps = loss_steps(lambda batch: _loss_of(_call(model, batch), model, batch))
-    return {**steps, "predict_step": lambda batch, _batch_idx: _call(model, batch)}
-
-
-def _loss_of(output: Any, model: nn.Module, batch: Any) -> torch.Tensor:
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, torch.Tensor):
-        raise ModelError(
-            f"{type(model).__name__} returned a {type(output).__name__} without a loss for a batch with the "
-            f"keys {sorted(map(str, batch))}. Models of Hugging Face want the key 'labels'. For a model "
-            "without a loss of its own give one: `fit(model, data, loss=..., optimizer=...)`."
-        )
-    return loss
-
-
-def _call(model: nn.Module, batch: Any) -> Any:
-    if not isinstance(batch, Mapping):
-        raise ModelError(
-            f"{type(model).__name__} has no training_step, so it is called with the batch as keywords, and the "
-            f"batch is a {type(batch).__name__}. Give dicts, or write a training_step, or give `loss=`."
-        )
-    return model(**batch)
-
-
-# -- Steps made of a function that finds the loss -------------------------------------------------
-
-
-_LOGGED = {"training_step": "loss", "validation_step": "val_loss", "test_step": "test_loss"}
-
-
-def loss_steps(loss_of: Callable[[Any], torch.Tensor]) -> dict[str, Callable[[Any, int], Any]]:
-    """Make the steps of training, validation and test, which log `loss`, `val_loss` and `test_loss`.
-
-    Args:
-        loss_of: Computes the loss of a batch, a scalar.
-    """
-
-    def logging_as(name: str) -> Callable[[Any, int], Any]:
-        def step(batch: Any, _batch_idx: int) -> torch.Tensor:
-            loss = loss_of(batch)
-            log(name, loss)
-            return loss
-
-        return step
-
-    return {step: logging_as(name) for step, name in _LOGGED.items()}
-
-
-Step = Callable[[Any, int], Any]
-"""A step, called with the batch and its number."""
 
 STEPS: Final = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -316,50 +254,6 @@ class Steps:
                     )
                 return list(pieces)
         return None
-
-
-def supervised_steps(
-    model: nn.Module, loss: Loss, metrics: PlainMetrics | None = None
-) -> dict[str, Step]:
-    """Make the steps of a plain model for batches `(inputs, targets)`; each logs its loss and metrics."""
-
-    def loss_of(batch: Any) -> torch.Tensor:
-        inputs, targets = _pair(batch)
-        return loss(model(inputs), targets)
-
-    def measuring(name: str, metrics: PlainMetrics) -> Step:
-        def step(batch: Any, _batch_idx: int) -> torch.Tensor:
-            inputs, targets = _pair(batch)
-            output = model(inputs)
-            found = loss(output, targets)
-            log(_LOGGED[name], found)
-            metrics.update(name, output, targets)
-            return found
-
-        return step
-
-    if metrics is None:
-        return loss_steps(loss_of)
-    return {name: measuring(name, metrics) for name in _LOGGED}
-
-
-def inputs_of(batch: Any) -> Any:
-    """Return the inputs of a batch: its first part if it is a pair, else the whole batch."""
-    return batch[0] if isinstance(batch, list | tuple) and len(batch) == 2 else batch
-
-
-def _pair(batch: Any) -> tuple[Any, Any]:
-    if not isinstance(batch, list | tuple) or len(batch) != 2:
-        shown = (
-            f"{type(batch).__name__} of {len(batch)}"
-            if hasattr(batch, "__len__")
-            else type(batch).__name__
-        )
-        raise ModelError(
-            f"With loss=, a batch must be a pair (inputs, targets); it is a {shown}. Write a "
-            "training_step for other batches."
-        )
-    return batch[0], batch[1]
 
 
 def _adapt(method: Callable[..., Any], label: str, source: object) -> Step:

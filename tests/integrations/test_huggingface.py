@@ -141,3 +141,47 @@ def make_trainer() -> Trainer:
 
 def test_such_a_fit_can_be_resumed() -> None:
     assert_resumable(make_trainer, examples=5)
+
+
+def smoothed(output: Output, labels: Tensor) -> Tensor:
+    assert output.loss is None  # the labels are not handed to the model
+    return F.cross_entropy(output.logits, labels, label_smoothing=0.1)
+
+
+def test_a_loss_beside_such_a_model_gets_its_output_and_the_labels() -> None:
+    def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.argmax(1) == labels).float().mean()
+
+    model = LookAlike()
+    one = trainer(max_epochs=1)
+    found = one.fit(
+        model, loader(), loader(), loss=smoothed, metrics=accuracy,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
+    )  # fmt: skip
+    assert set(found) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert [answer.logits.shape for answer in one.predict(model, loader(shuffle=False))] == [
+        (8, 2)
+    ] * 3
+
+
+class TakesADict(nn.Module):
+    """Takes any keyword, and its input by its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, inputs: dict[str, Tensor], **more: Any) -> Any:
+        assert not more
+        return self.layer(inputs["x"])
+
+
+@pytest.mark.filterwarnings("ignore:The mean of 'loss' is weighted")
+def test_a_model_that_takes_a_dict_as_its_input_gets_it_whole() -> None:
+    batch = ({"x": torch.ones(4, 2), "labels": torch.ones(4)}, torch.zeros(4, dtype=torch.long))
+    model = TakesADict()
+    one = trainer(max_epochs=1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    found = one.fit(model, [batch], loss=F.cross_entropy, optimizer=optimizer)
+    assert set(found) == {"loss"}
+    assert one.predict(model, [batch[0]])[0].shape == (4, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ pytest.importorskip("lightning", reason="needs the extra `lightning`")
 
 import lightning as L
 import torch
+import torchmetrics
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
@@ -64,7 +65,9 @@ class Logging(Classifier):
         self.log("c", 1.0)
 
 
-def fit_in_both(callbacks: Any = list, **settings: Any) -> tuple[Noting, Noting]:
+def fit_in_both(
+    callbacks: Any = list, kind: Callable[[], Logging] = Logging, **settings: Any
+) -> tuple[Noting, Noting]:
     theirs, ours = Noting(), Noting()
     with quiet():
         torch.manual_seed(0)
@@ -72,9 +75,10 @@ def fit_in_both(callbacks: Any = list, **settings: Any) -> tuple[Noting, Noting]
             accelerator="cpu", logger=theirs, max_epochs=2, log_every_n_steps=4, callbacks=callbacks(),
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             accumulate_grad_batches=settings.get("accumulate", 1),
-        ).fit(Logging(), data(), data(20))  # fmt: skip
+            val_check_interval=settings.get("validate_every", 1.0),
+        ).fit(kind(), data(), data(20))  # fmt: skip
     torch.manual_seed(0)
-    model = lightning.module(Logging(), loggers=ours, log_every_n_steps=4, callbacks=callbacks())
+    model = lightning.module(kind(), loggers=ours, log_every_n_steps=4, callbacks=callbacks())
     Trainer(max_epochs=2, device="cpu", progress=False, **settings).fit(model, data(), data(20))
     return theirs, ours
 
@@ -88,6 +92,30 @@ def test_names_and_steps_are_those_of_lightning() -> None:
 
 def test_steps_are_optimizer_steps_under_accumulation() -> None:
     theirs, ours = fit_in_both(accumulate=2)
+    assert ours.written == theirs.written
+
+
+def test_steps_go_on_after_a_validation_within_the_epoch() -> None:
+    theirs, ours = fit_in_both(validate_every=0.5)
+    assert ours.written == theirs.written
+
+
+class LoggingObjects(Logging):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.newest = torchmetrics.MeanMetric(), torchmetrics.MeanMetric()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.mean(loss)
+        self.newest(loss)
+        self.log("mean", self.mean, on_step=True, on_epoch=True)
+        self.log("newest", self.newest)
+        return loss
+
+
+def test_a_metric_object_is_written_by_the_names_of_step_and_epoch() -> None:
+    theirs, ours = fit_in_both(kind=LoggingObjects)
     assert ours.written == theirs.written
 
 

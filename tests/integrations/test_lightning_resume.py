@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torchmetrics
 
 pytest.importorskip("lightning", reason="needs the extra `lightning`")
 
@@ -196,6 +197,37 @@ def test_hooks_see_at_load_what_they_left_at_save() -> None:
     assert [*checkpoint["callbacks"]] == ["Timer"]
     for name, weight in again.state_dict().items():  # the run's own weights hold all the same
         assert torch.equal(weight, weights[name])
+
+
+class HandsOverObjects(Classifier):
+    """Puts its loss and its metrics into the checkpoint, and takes them from there, as darts does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.criterion = nn.CrossEntropyLoss(weight=torch.ones(3))
+        self.scores = torchmetrics.MetricCollection([torchmetrics.MeanMetric()])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        found: Tensor = self.criterion(self(batch[0]), batch[1])
+        self.scores.update(found)
+        self.log_dict(self.scores, on_step=False, on_epoch=True)
+        return found
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["loss_fn"] = self.criterion
+        checkpoint["scores"] = self.scores
+        checkpoint["scale"] = lambda value: 2 * value
+        checkpoint["dtype"] = self.dtype
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert checkpoint["dtype"] == torch.float32
+        assert checkpoint["scale"](2) == 4
+        self.criterion = checkpoint["loss_fn"]
+        self.scores = checkpoint["scores"]
+
+
+def test_objects_that_a_hook_adds_to_a_checkpoint_are_there_again() -> None:
+    assert_resumable(make(HandsOverObjects, list, max_epochs=2), examples=4)
 
 
 def test_an_attribute_that_cannot_be_held_is_told_once() -> None:

@@ -107,6 +107,33 @@ def test_what_is_read_of_it_is_the_same(where: str) -> None:
     assert different == {}
 
 
+def test_a_batch_after_a_validation_within_the_epoch_is_one_of_training() -> None:
+    names = ("training", "validating", "evaluating")
+
+    class Reading(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[bool, ...]] = []
+
+        def note(self, *_: Any) -> None:
+            self.seen.append(tuple(bool(getattr(self.trainer, name, None)) for name in names))
+
+        on_validation_end = on_after_backward = on_validation_model_train = note
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.note()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.note()
+
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            self.note()
+            return batch
+
+    theirs, ours = both(lambda notes: (Reading(), []), data, data, max_epochs=1, validate_every=0.5)
+    assert ours.module.seen == theirs.module.seen
+
+
 def test_every_public_name_of_lightnings_trainer_is_answered() -> None:
     with quiet():
         theirs = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)

@@ -168,6 +168,7 @@ class Hooks:
         self.calls.call_callbacks("on_sanity_check_start")
 
     def sanity_ended(self) -> None:
+        self._model_train("validation")
         self.calls.call_callbacks("on_sanity_check_end")
 
     # -- evaluation ------------------------------------------------------------------------------
@@ -203,13 +204,17 @@ class Hooks:
         self.calls.call(f"on_{kind}_end")
 
     def evaluation_ended(self, moment: Moment) -> None:
-        kind = _kind(moment)
-        name = f"on_{kind}_model_train"
-        if self.calls.library.is_overridden(name, self.calls.module):
-            self.calls.call_module(name)
+        self._model_train(_kind(moment))
+        # The batch that may follow tells of no state of its own before its hooks are called.
+        self._standing.leave_evaluation()
         if self._standing.stage != "fit":
             self._connector.finish("success")
             self.calls.teardown(self._standing.stage)
+
+    def _model_train(self, kind: str) -> None:
+        name = f"on_{kind}_model_train"
+        if self.calls.library.is_overridden(name, self.calls.module):
+            self.calls.call_module(name)
 
     def _evaluated(self) -> tuple[Any, ...]:
         context = self._standing.context

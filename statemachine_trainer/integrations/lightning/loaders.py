@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch.utils._pytree import tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,7 +32,6 @@ class CombinedBatches:
         self._ended: list[bool] = []
         self._given = 0
         self._goes_on = False
-        self._pass: weakref.ref[_Pass] | None = None
 
     @property
     def iterables(self) -> Any:
@@ -69,10 +68,7 @@ class CombinedBatches:
                 for feed in self._feeds:
                     feed.open()
         self._goes_on = False
-        begun = _Pass(self)
-        # Whoever reads lets go of a pass to end it early; nobody else knows that it is over.
-        self._pass = weakref.ref(begun)
-        return begun
+        return _Pass(self)
 
     def next_batch(self) -> Any:
         """Return the next batch of the pass.
@@ -85,7 +81,6 @@ class CombinedBatches:
         batch = END if over else getattr(self, f"_next_{self._mode}")()
         self._given += 1
         if batch is END:
-            self._pass = None
             for feed in self._feeds:
                 feed.close()
             raise StopIteration
@@ -97,15 +92,14 @@ class CombinedBatches:
             "feeds": [feed.state_dict() for feed in self._feeds],
             "ended": list(self._ended),
             "given": self._given,
-            "running": self._goes_on or (self._pass is not None and self._pass() is not None),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Stand where a state was taken; the next pass goes on from there."""
+        """Stand where a state was taken, and go on from there, unless `set_epoch` begins a pass first."""
         for feed, saved in zip(self._feeds, state["feeds"], strict=True):
             feed.load_state_dict(saved)
         self._ended, self._given = list(state["ended"]), state["given"]
-        self._goes_on, self._pass = state["running"], None
+        self._goes_on = True
 
     # -- modes -----------------------------------------------------------------------------------
 
@@ -183,7 +177,10 @@ class TrainingSource:
     def __call__(self) -> Any:
         """Return the loader: that which was asked for before, later a new one."""
         made, self._made = self._made, None
-        return self._make() if made is None else made
+        loader = self._make() if made is None else made
+        if self._context.counts.epoch:
+            _open_once(loader)
+        return loader
 
     def loader(self) -> Any:
         """Return the loader that the fit is going to take."""
@@ -204,6 +201,14 @@ class TrainingSource:
         if isinstance(source, self._combined_loader):
             return CombinedBatches(source, self._context)
         return as_loader(source)
+
+
+def _open_once(loader: Any) -> None:
+    """Draw what opening a pass draws: Lightning opens loaders that it reloads once more than it reads them."""
+    loaders = loader.combined.flattened if isinstance(loader, CombinedBatches) else [loader]
+    for one in loaders:
+        if isinstance(one, DataLoader):
+            torch.empty((), dtype=torch.int64).random_(generator=one.generator)
 
 
 def is_several(source: Any) -> bool:

@@ -51,9 +51,11 @@ class LoggerConnector:
 
     @property
     def should_update_logs(self) -> bool:
-        """Whether metrics of steps are written after this batch."""
-        step = self._standing.batches_stepped
-        return self.every > 0 and (step + 1) % self.every == 0
+        """Whether metrics of steps are written after this batch: also after each once a stop is asked for."""
+        if self.every <= 0:
+            return False
+        turn = (self._standing.batches_stepped + 1) % self.every == 0
+        return turn or bool(self._calls.trainer.should_stop)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Hand metrics on to every logger.

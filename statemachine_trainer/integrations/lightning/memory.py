@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from torch import nn
+
 from statemachine_trainer.integrations.lightning.attributes import Attributes, modules_by_name
 from statemachine_trainer.integrations.lightning.calls import HookCalls
 from statemachine_trainer.integrations.lightning.files import LightningFiles
@@ -16,6 +18,8 @@ from statemachine_trainer.integrations.lightning.structure import (
     parameter_names,
     prune_again,
 )
+from statemachine_trainer.snapshot import encode
+from statemachine_trainer.snapshot.snapshot_errors import Unwritable
 
 _AVERAGING: Final = "callbacks:StochasticWeightAveraging"
 _BY_EPOCH: Final = ("callbacks:ProgressBar", _AVERAGING)
@@ -98,7 +102,7 @@ class Memory:
                 {"key": one.state_key, "state": one.state_dict()} for one in self._calls.callbacks
             ],
             "datamodule": None if data is None else data.state_dict(),
-            "added": self._added_to_checkpoint(),
+            **self._added_to_checkpoint(),
             "attributes": self._attributes.changed() if self.started else {},
             "started": self.started,
             "within_epoch": self.within_epoch,
@@ -109,7 +113,16 @@ class Memory:
         }
 
     def _added_to_checkpoint(self) -> dict[str, Any]:
-        """Return the keys that hooks add to a checkpoint, or whose values they replace."""
+        """Return the keys that hooks add to a checkpoint, or whose values they replace.
+
+        Objects, such as a loss, are not written down: the script makes them, and a resumed run takes those
+        that its own hooks hand over. Of modules the state is kept.
+        """
+        added = self._ask_hooks()
+        made = {key: _state_of(value) for key, value in added.items() if not _is_plain(value)}
+        return {"added": {k: v for k, v in added.items() if k not in made}, "made": made}
+
+    def _ask_hooks(self) -> dict[str, Any]:
         calls, is_overridden = self._calls, self._calls.library.is_overridden
         asked = [one for one in calls.callbacks if is_overridden("on_save_checkpoint", one)]
         of_module = is_overridden("on_save_checkpoint", calls.module)
@@ -187,6 +200,12 @@ class Memory:
         added = dict(state["added"])
         for key in added.pop(_REMOVED, []):
             checkpoint.pop(key, None)
+        made = self._ask_hooks() if state.get("made") else {}
+        for key, inside in state.get("made", {}).items():
+            if key in made:
+                added[key] = made[key]
+                if inside is not None and isinstance(made[key], nn.Module):
+                    made[key].load_state_dict(inside)
         return {**checkpoint, **added}
 
     def _begin_again(self, state: Mapping[str, Any], coming: Mapping[str, Any]) -> None:
@@ -245,6 +264,20 @@ def _is_changed(value: Any, was: Any, copied: Any) -> bool:
             a is not b for a, b in zip(value, copied, strict=True)
         )
     return False
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a checkpoint can hold a value."""
+    try:
+        encode(value)
+    except Unwritable:
+        return False
+    return True
+
+
+def _state_of(value: Any) -> Any:
+    """Return the state of a module in plain data; None of anything else."""
+    return dict(value.state_dict()) if isinstance(value, nn.Module) else None
 
 
 def _is_other(now: Any, was: Any) -> bool:

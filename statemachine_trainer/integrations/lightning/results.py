@@ -116,10 +116,15 @@ def _log_metric(
     whole, step, epoch = names
     if evaluated and not on_epoch:
         return
+    forked = on_step and on_epoch  # then the value of a step has a name of its own
     table.log(
-        whole, metric, on_step=on_step and not evaluated, on_epoch=on_epoch, prog_bar=prog_bar
+        whole,
+        metric,
+        on_step=on_step and not evaluated and not forked,
+        on_epoch=on_epoch,
+        prog_bar=prog_bar,
     )
-    if on_step and on_epoch:
+    if forked:
         table.log(epoch, metric)
         newest = getattr(metric, "_forward_cache", None)
         if newest is not None and not evaluated:

@@ -72,6 +72,10 @@ class Standing:
         self.stage = root if root in STAGES else self.stage
         self._within = path
 
+    def leave_evaluation(self) -> None:
+        """Note that an evaluation is over, so that what comes next is none of it."""
+        self._within = self.stage
+
     @property
     def context(self) -> Context:
         """The context of the present stage."""
