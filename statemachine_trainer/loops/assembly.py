@@ -12,7 +12,7 @@ from torch import nn
 from statemachine_trainer.data import EmptyLoader, Feed, Prefetch, as_loaders
 from statemachine_trainer.data.ordered import in_order
 from statemachine_trainer.loops.agreement import Agreement, agree
-from statemachine_trainer.loops.base import training_loops
+from statemachine_trainer.loops.base import TrainingLoop, training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.fresh_start import begin_fit, replace_data
 from statemachine_trainer.loops.guest import steps_of
@@ -26,6 +26,7 @@ from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.mistakes import look_for_mistakes, warn_of_shuffled_predictions
 from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.loops.plain import PlainParts
+from statemachine_trainer.loops.steps import Steps
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
 from statemachine_trainer.parallel.wrappers import see_through
@@ -242,7 +243,9 @@ def _settle_optimization(root: Loop, context: Context) -> bool:
     if not steps.foreign and any(loop.by_hand for _, loop in loops):
         return True
     for path, loop in loops:
-        if type(loop) is OptimizerLoop:  # a loop of another class was put there on purpose
+        # A loop of another class was put there on purpose.
+        if type(loop) is OptimizerLoop or _steps_aside(loop, steps):
+            assert isinstance(loop, OptimizerLoop)
             other = steps.optimizer_loop(loop)
             if steps.by_hand and not steps.foreign:
                 _refuse_settings(loop, context.model)
@@ -250,6 +253,13 @@ def _settle_optimization(root: Loop, context: Context) -> bool:
             if other is not loop:
                 root.stand_in(path, other)
     return steps.by_hand
+
+
+def _steps_aside(loop: TrainingLoop, steps: Steps) -> bool:
+    name = type(steps.model).__name__
+    if steps.foreign:
+        return loop.steps_aside(f"{name} is of another library, whose hooks are called in between")
+    return steps.by_hand and loop.steps_aside(f"{name} optimizes by hand")
 
 
 def _refuse_settings(loop: OptimizerLoop, model: nn.Module) -> None:

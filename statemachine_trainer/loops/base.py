@@ -193,6 +193,14 @@ class TrainingLoop(Loop):
         """Return the loop that this one replaces for the present model, and that returns later."""
         return None
 
+    def steps_aside(self, why: str) -> bool:
+        """Return whether another loop may stand in for this one, with a model that needs one of its own.
+
+        Args:
+            why: What the model is or does.
+        """
+        return False
+
     def more_to_come(self) -> bool | None:
         """Return whether a part that may log its own metrics has not run yet.
 

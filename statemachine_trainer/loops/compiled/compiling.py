@@ -217,9 +217,10 @@ def compile_program(
     """
     joint = Joint(graph, inputs, binding, recipe)
     idle = 0
+    recurrent = any("lstm" in str(node.target) for node in graph.graph.nodes)
     try:
         with isolated_rng(), private.quiet(), torch.no_grad():
-            graph, fakes = private.trace(joint, joint.inputs)
+            graph, fakes = private.trace(joint, joint.inputs, in_parts=recurrent)
             written = written_by(graph, fakes)
             joint.check_memory(written)
             call: private.Call = lambda arguments: graph(*arguments)  # noqa: E731

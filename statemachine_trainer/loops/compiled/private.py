@@ -10,7 +10,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, Final
@@ -300,9 +300,15 @@ def break_graph() -> None:
 
 
 def trace(
-    function: Callable[..., Any], inputs: Sequence[Tensor]
+    function: Callable[..., Any], inputs: Sequence[Tensor], *, in_parts: bool = False
 ) -> tuple[GraphModule, list[Tensor]]:
     """Trace a function of tensors as operations.
+
+    Args:
+        function: The function.
+        inputs: What it is called with.
+        in_parts: Whether what the library for this processor does in one piece is traced in parts:
+            the pieces keep things for the backward pass that no graph can hand on.
 
     Returns:
         The graph, and the tensors that stood in for the inputs.
@@ -317,7 +323,8 @@ def trace(
         mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
         fakes: list[Tensor] = [mode.from_tensor(x.detach(), static_shapes=True) for x in inputs]
         thread = _as_if_compiling()
-    with thread, mode:
+        pieces = torch.backends.mkldnn.flags(enabled=False) if in_parts else nullcontext()
+    with thread, mode, pieces:  # type: ignore[attr-defined]
         return make_fx(function)(*fakes), fakes
 
 

@@ -22,7 +22,6 @@ from statemachine_trainer.loops.compiled.compiling import Compiled, Options
 from statemachine_trainer.loops.compiled.fused import FusedStep
 from statemachine_trainer.loops.compiled.joint import Recipe
 from statemachine_trainer.loops.compiled.settings import CompilingLoop, Mode, warn
-from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.slots import OptimizerSlot, step_schedulers
 from statemachine_trainer.parallel.containers import detach
@@ -48,7 +47,8 @@ class CompiledStep(CompilingLoop):
     What cannot be captured is done as in `OptimizerLoop`, with the same results, and a warning says
     what it was: all of it, or the step of an optimizer alone. Done so from the beginning: steps of
     optimizers that evaluate the loss themselves, or have hooks; with fp16 or a check of the loss,
-    the optimizer steps outside of the compiled call.
+    the optimizer steps outside of the compiled call. LightningModules, and models that optimize by
+    hand, are trained by the loops that they have without it.
 
     Args:
         accumulate: Backward passes per step, as are the next three, see `OptimizerLoop`.
@@ -70,7 +70,7 @@ class CompiledStep(CompilingLoop):
             compiler, or "raise".
 
     Raises:
-        SettingError: A setting out of its range; a model that has a loop of its own.
+        SettingError: A setting out of its range.
         CompiledDiffers: As told by `differs`.
 
     Warns:
@@ -158,6 +158,10 @@ class CompiledStep(CompilingLoop):
             step_schedulers(slot, "step", slot.steps, context)
         return self._turn_done() if len(context.slots) > 1 else "optimized"
 
+    def steps_aside(self, why: str) -> bool:
+        warn(f"Nothing is compiled: {why}, so its own loop trains it and not CompiledStep.")
+        return True
+
     def why_alone(self) -> str | None:
         return (
             f"is a {type(self).__name__}, whose compiled call averages no gradients. Use OptimizerLoop "
@@ -168,15 +172,6 @@ class CompiledStep(CompilingLoop):
 
     def _fuse(self, index: int, slot: OptimizerSlot) -> FusedStep | None:
         context = self.context
-        for what, there in (
-            ("optimizes by hand", context.steps.by_hand),
-            ("is of another library, whose hooks would not be called", context.steps.foreign),
-        ):
-            if there:
-                raise SettingError(
-                    f"{type(context.model).__name__} {what}; CompiledStep is for other models. "
-                    "Leave the OptimizerLoop in its place."
-                )
         try:
             options = {**_settings_of(self.mode, context.device), **self.options}
             fused = FusedStep(context, slot, Options(options, self.same_random, self.backend))
@@ -402,6 +397,8 @@ class CompiledStep(CompilingLoop):
                 "The compiled step is not compared with the OptimizerLoop: there is too little memory."
             )
             return None
+        except Exception as error:  # the real step is done without it
+            raise NotCapturable(f"what was compiled cannot be run ({first_line(error)})") from error
         if known not in self.compared:
             self.compared.append(known)
         return trial
