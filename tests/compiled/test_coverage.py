@@ -62,7 +62,8 @@ class Recurrent(Line):
         return self.kind(3, 3, batch_first=True)
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        return super().outputs(self.extra(inputs[:, None])[0][:, 0])
+        hidden, _ = self.extra(inputs[:, None])
+        return super().outputs(hidden[:, 0])
 
 
 class Gated(Recurrent):
@@ -112,10 +113,12 @@ class Averaged(Line):
         return copy.deepcopy(self.net).requires_grad_(False)
 
     def outputs(self, inputs: Tensor) -> Tensor:
+        averaged: Any = self.extra
         with torch.no_grad():
-            for mine, now in zip(self.extra.parameters(), self.net.parameters(), strict=True):
+            for mine, now in zip(averaged.parameters(), self.net.parameters(), strict=True):
                 mine.lerp_(now, 0.1)
-        return super().outputs(inputs) + self.extra(inputs)
+        outputs: Tensor = super().outputs(inputs) + averaged(inputs)
+        return outputs
 
 
 class Inner(Line):
@@ -143,7 +146,7 @@ class Reversed(torch.autograd.Function):
 
 class WithFunction(Line):
     def outputs(self, inputs: Tensor) -> Tensor:
-        return super().outputs(inputs) + Reversed.apply(self.net(inputs))  # type: ignore[no-untyped-call, no-any-return]
+        return super().outputs(inputs) + Reversed.apply(self.net(inputs))
 
 
 class Hooked(Line):

@@ -176,3 +176,34 @@ def test_a_method_of_torch_that_is_replaced_is_captured_anew(
     compiled, loop = fitted(Line(), halve, compiled=True)
     torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9)
     assert len(loop.graphs) == 2
+
+
+# -- how it is told -------------------------------------------------------------------------------
+
+
+class Growing(Line):
+    calls = 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.calls += 1
+        return super().training_step(batch, batch_idx) * self.calls
+
+
+class Adding(Line):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * (1 + batch_idx)
+
+
+@pytest.mark.parametrize(
+    "make, said", [(Growing, r"`self\.calls == 1`"), (Adding, r"`batch_idx == 1`")]
+)
+def test_what_changes_with_each_batch_is_named_as_the_code_names_it(
+    make: type[Line], said: str
+) -> None:
+    with pytest.warns(NotCompiled, match=rf"{said}, at .*test_what_is_looked_at\.py:\d+ in "):
+        assert_same(make)
+
+
+def test_what_has_no_line_of_its_own_is_told_with_that_of_the_step() -> None:
+    with pytest.warns(NotCompiled, match=r"\(the step: .*test_what_is_looked_at\.py:\d+\)"):
+        assert_same(Line, hook_before)

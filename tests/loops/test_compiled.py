@@ -628,12 +628,22 @@ def test_closures_are_evaluated_by_the_optimizer_loop() -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_a_model_that_optimizes_by_hand_is_refused() -> None:
+def test_a_model_that_optimizes_by_hand_is_trained_by_its_own_loop_and_that_is_told() -> None:
     class ByHand(Line):
         automatic_optimization = False
 
-    with pytest.raises(SettingError, match="optimizes by hand"):
-        fitted(ByHand(), points(2), compiled=True)
+        def training_step(self, batch: Batch, batch_idx: int, optimizers: Any = None) -> None:
+            (optimizer,) = optimizers
+            optimizer.zero_grad()
+            super().training_step(batch, batch_idx).backward()
+            optimizer.step()
+
+    with pytest.warns(NotCompiled, match="Nothing is compiled: ByHand optimizes by hand"):
+        trainer = fitted(ByHand(), points(2), compiled=True)
+    assert trainer.steps == 4
+    fitted_again = trainer_of(False, max_epochs=2)
+    fitted_again.fit(ByHand(), points(2))
+    assert_close(trainer.model, fitted_again.model)
 
 
 def test_a_mode_that_nobody_knows_is_refused() -> None:

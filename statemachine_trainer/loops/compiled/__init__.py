@@ -10,6 +10,7 @@
   whether it still is so;
 - `hooked`: what else a captured step was read from;
 - `comparing`: whether a program comes to what the step comes to without the compiler;
+- `wording`: what Dynamo says, in plain words;
 - `kept`: compiled programs on disk, for later processes;
 - `private`, `private_disk`: all that is taken from inside of torch.
 """

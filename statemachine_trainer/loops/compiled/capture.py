@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 from statemachine_trainer.loops.compiled import private
 from statemachine_trainer.loops.compiled.compiled_errors import NotCapturable, Reached, reached
 from statemachine_trainer.loops.compiled.hooked import Watch, catching
+from statemachine_trainer.loops.compiled.wording import condition
 from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.loops.metrics.table import batch_size_of
 from statemachine_trainer.loops.outputs import read_output
@@ -130,13 +131,13 @@ class Capture:
         raise NotCapturable("the captured step did not come to its graph")
 
     def failing_condition(self, arguments: Arguments) -> str | None:
-        """Return a condition that does not hold for arguments, as Dynamo puts it."""
+        """Return a condition that does not hold for arguments, and where it comes from."""
         with private.guarded():
             found = self._explain(arguments)
             if found.result:
                 return None
             parts = found.verbose_code_parts
-        return parts[0].partition("#")[0].strip() if parts else "something without a name"
+        return condition(parts[0]) if parts else "something without a name"
 
 
 def capture(arguments: Arguments, model: nn.Module) -> Capture:

@@ -25,6 +25,7 @@ from statemachine_trainer.loops.compiled.compiled_errors import (
     first_line,
     reached,
 )
+from statemachine_trainer.loops.compiled.wording import reason
 
 Call = Callable[[list[Any]], Sequence[Any]]
 """Called with a list of tensors."""
@@ -225,7 +226,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
         refused = getattr(error, "inner_exception", None)
         if isinstance(refused, NotCapturable):
             raise refused from error
-        raise NotCapturable(_reason(error)) from error
+        raise NotCapturable(reason(error)) from error
     with guarded():
         entries = entries_of(function.__code__)
         if not entries:
@@ -245,20 +246,6 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
             grads=any(one.value is None or isinstance(one.value, Tensor) for one in seen)
             or (not _FILTERS and bool(_GRAD.search(str(entries[0].guard_manager)))),
         )
-
-
-def _reason(error: BaseException) -> str:
-    """Shorten what Dynamo says: what it cannot trace, and the innermost line of the user's code."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    what = lines[0] if lines else type(error).__name__
-    if "data-dependent" in str(error):
-        what = "A condition, or a shape, depends on a number read from a tensor"
-    explained = next((x for x in lines if x.startswith("Explanation:")), "")
-    places = [line for line in lines if line.startswith("File ")]
-    own = [place for place in places if "/torch/" not in place]
-    where = f", in {(own or places)[-1].removeprefix('File ')}" if places else ""
-    why = explained.removeprefix("Explanation:").strip().rstrip(".")
-    return f"{what.rstrip('.')}{where}{'. ' if why else ''}{why}"
 
 
 @contextmanager
@@ -324,7 +311,7 @@ def trace(
         fakes: list[Tensor] = [mode.from_tensor(x.detach(), static_shapes=True) for x in inputs]
         thread = _as_if_compiling()
         pieces = torch.backends.mkldnn.flags(enabled=False) if in_parts else nullcontext()
-    with thread, mode, pieces:  # type: ignore[attr-defined]
+    with thread, mode, pieces:
         return make_fx(function)(*fakes), fakes
 
 

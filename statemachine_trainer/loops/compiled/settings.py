@@ -10,6 +10,7 @@ from statemachine_trainer.loops.compiled.capture import LogRecorder
 from statemachine_trainer.loops.compiled.compiled_errors import NotCompiled
 from statemachine_trainer.loops.compiled.compiling import Backend
 from statemachine_trainer.loops.compiled.fused import FusedStep
+from statemachine_trainer.loops.compiled.wording import place_of_step
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.optimizer import NonFinite, OptimizerLoop
 from statemachine_trainer.loops.settings_checks import flags, refuse, whole_number
@@ -99,7 +100,9 @@ class CompilingLoop(OptimizerLoop):
     def _give_up(self, why: str) -> None:
         self.eager = why
         self._fused.clear()
-        warn(f"CompiledStep does as OptimizerLoop from here on: {why}.")
+        place = "" if ".py" in why else place_of_step(self.context.model)
+        where = f" (the step: {place})" if place else ""
+        warn(f"CompiledStep does as OptimizerLoop from here on: {why}{where}.")
 
     def _set_apart(self, index: int, why: str) -> None:
         self.apart.append(index)
