@@ -26,7 +26,7 @@ from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import map_leaves
 from statemachine_trainer.parallel.device import back_on_accelerator, on_accelerator
 from statemachine_trainer.parallel.wrappers import PlainNames
-from statemachine_trainer.snapshot.held import own_states, restore_own
+from statemachine_trainer.snapshot.held import restore_own
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
 from statemachine_trainer.snapshot.rng import devices_in_use, restore_rng, rng_state
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
@@ -83,7 +83,7 @@ def context_state(context: Context) -> dict[str, Any]:
     logging = next((name for name, table in tables.items() if table is context.log_table), None)
     return {
         "model": module_state(context.model, grads=context.has_gradients),
-        "generators": own_states({"model": context.model}),
+        "generators": {},  # those of the model are with the others; earlier versions wrote them here
         "torchmetrics": torchmetrics_state(context.model),
         "optimizers": list(_slot_states(context)),
         "precision": context.precision.state_dict(),

@@ -92,21 +92,24 @@ class Audit:
         return "\n".join([*lines, *self.unfinished, f"{counts}; {self.visited} objects visited"])
 
 
-def audit(board: SignalBoard, driver: Driver, context: Context) -> Audit:
+def audit(
+    board: SignalBoard, driver: Driver, context: Context, search: Search | None = None
+) -> Audit:
     """Search all objects that a fit uses.
 
     Args:
         board: The signals of the trainer.
         driver: The driver of the fit.
         context: The context of the fit.
+        search: What was found of the model and of all else but the data, if somebody has looked already.
     """
     found = Audit()
     seen: set[int] = set()
     for name, feed in feeds_of(context):
         _of_feed(found, name, feed, seen)
-    rest: Roots = {"model": context.model}
-    rest |= roots_besides_model_and_data(board, driver, context)
-    search = Search(rest)
+    if search is None:
+        rest: Roots = {"model": context.model}
+        search = Search(rest | roots_besides_model_and_data(board, driver, context))
     for path, place in search.places.items():
         if id(place.generator) not in seen:
             why = "written and put back by its path"
@@ -115,7 +118,9 @@ def audit(board: SignalBoard, driver: Driver, context: Context) -> Audit:
     return found
 
 
-def tell_what_is_not_held(board: SignalBoard, driver: Driver, context: Context) -> None:
+def tell_what_is_not_held(
+    board: SignalBoard, driver: Driver, context: Context, search: Search
+) -> None:
     """Warn, once for a fit, of all objects that its checkpoints cannot hold.
 
     Warns:
@@ -124,7 +129,7 @@ def tell_what_is_not_held(board: SignalBoard, driver: Driver, context: Context) 
     ranks = Ranks.here()
     if ranks is not None and ranks.rank:
         return  # one of them is enough
-    found = audit(board, driver, context)
+    found = audit(board, driver, context, search)
     told = [f"{one.path} is {one.what}: {one.why}" for one in found.of("not held")]
     told += [one for one in found.unfinished if one.startswith("The search")]
     if not told:

@@ -28,10 +28,16 @@ from statemachine_trainer.running.audit import (
     check_writable,
     tell_what_is_not_held,
 )
+from statemachine_trainer.running.changing_values import ChangingValues
 from statemachine_trainer.running.drivers import context_of
 from statemachine_trainer.running.hyperparameters import Hyperparameters
 from statemachine_trainer.running.modules_outside import ModulesOutside
-from statemachine_trainer.running.reachable import Roots, roots_besides_model_and_data
+from statemachine_trainer.running.reachable import (
+    Roots,
+    feeds_of,
+    roots_besides_model_and_data,
+    roots_of_feed,
+)
 from statemachine_trainer.running.settings_record import (
     Change,
     Settings,
@@ -39,7 +45,8 @@ from statemachine_trainer.running.settings_record import (
     keep_what_holds,
     settings_of_run,
 )
-from statemachine_trainer.snapshot.held import own_states, restore_own
+from statemachine_trainer.snapshot.held import restore_own, states_found
+from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
 Fresh = Literal["optimizer", "schedulers", "callbacks"]
@@ -87,6 +94,8 @@ class FitState:
         self._hyperparameters = hyperparameters
         self._fresh: tuple[Fresh, ...] = ()
         self._outside = ModulesOutside()
+        self._values = ChangingValues()
+        self._checked = False  # that all can be saved, as a fit with checkpoints begins
 
     def write(self) -> dict[str, Any]:
         """Return the whole state at this boundary.
@@ -98,6 +107,7 @@ class FitState:
         if context is None:
             raise NotStarted("There is no state before the first fit.")
         checkpoints = self._host.checkpoints
+        search = self._search(context)
         return {
             "machine": self._driver.state_dict(),
             "context": context_state(context),
@@ -109,9 +119,19 @@ class FitState:
                 for one in self.stateful_callbacks()
             ],
             "checkpoints": None if checkpoints is None else checkpoints.state_dict(),
-            "generators": own_states(self._roots(context)),
-            "modules": self._outside.state(*self._outside_model(context)),
+            "generators": states_found(search),
+            "modules": self._outside.state(search, self._held_elsewhere(context)),
         }
+
+    def _search(self, context: Context) -> Search:
+        """Walk once over all that the fit reaches but its data, for all who look for something there."""
+        roots = self._roots(context)
+        if not self._checked:
+            return Search(roots)
+        data: Roots = {}
+        for name, feed in feeds_of(context):
+            data |= roots_of_feed(name, feed)
+        return self._values.look(context.model, roots, data)
 
     def check_writable(self) -> None:
         """Before the first batch, refuse objects that cannot be saved, and warn of state not held.
@@ -124,9 +144,12 @@ class FitState:
         """
         context = context_of(self._driver)
         if context is not None:
-            self._outside.watch(*self._outside_model(context))
+            self._checked = True
+            self._values.begin()
+            search = Search(self._roots(context))
+            self._outside.watch(search, self._held_elsewhere(context))
             check_writable(self._driver, context, self.stateful_callbacks())
-            tell_what_is_not_held(self._host.board, self._driver, context)
+            tell_what_is_not_held(self._host.board, self._driver, context, search)
 
     def audit(self) -> Audit:
         """Return the list of objects that checkpoints hold, and that they do not.
@@ -140,12 +163,13 @@ class FitState:
         return audit(self._host.board, self._driver, context)
 
     def _roots(self, context: Context) -> Roots:
-        return roots_besides_model_and_data(self._host.board, self._driver, context)
+        """Return where to look for all but the data, whose feeds look there themselves."""
+        roots: Roots = {"model": context.model}
+        return roots | roots_besides_model_and_data(self._host.board, self._driver, context)
 
-    def _outside_model(self, context: Context) -> tuple[Roots, list[object]]:
-        """Return where modules outside of the model are looked for, and those that are held elsewhere."""
-        roots = {"model": context.model, **self._roots(context)}
-        return roots, [context.model, context.steps.whole, *self.stateful_callbacks()]
+    def _held_elsewhere(self, context: Context) -> list[object]:
+        """Return the modules that are no modules outside of the model, with all that are in them."""
+        return [context.model, context.steps.whole, *self.stateful_callbacks()]
 
     def read(self, state: Mapping[str, Any], fresh: Sequence[Fresh] = ()) -> list[Change]:
         """Restore a state in a fit that was started with the same model and data.
@@ -184,12 +208,15 @@ class FitState:
         load_context_state(context, state["context"], fresh)
         if self._host.checkpoints is not None:
             self._host.checkpoints.load_state_dict(state["checkpoints"])
+        roots = self._roots(context)
         # Earlier versions saved only those of the model and the data.
-        missing = restore_own(self._roots(context), state.get("generators", {}))
-        self._outside.restore(*self._outside_model(context), state.get("modules", {}))
+        missing = restore_own(roots, state.get("generators", {}))
+        self._outside.restore(roots, self._held_elsewhere(context), state.get("modules", {}))
         if missing:
             warnings.warn(
-                not_there(missing, "callbacks and loops"), NotExact, stacklevel=level_of_caller()
+                not_there(missing, "the model, callbacks and loops"),
+                NotExact,
+                stacklevel=level_of_caller(),
             )
         keep_what_holds(context, was, fresh)
         return [*changes(was, now, fresh)]

@@ -38,20 +38,20 @@ class ModulesOutside:
         self.prints: dict[str, Print] = {}
         self._changed: set[str] = set()
 
-    def watch(self, roots: Roots, without: Collection[object]) -> None:
+    def watch(self, search: Search, without: Collection[object]) -> None:
         """Look at the modules as a fit begins, or goes on: what was held already stays so.
 
         Args:
-            roots: Where the search for them begins.
+            search: What was found of all that the fit reaches.
             without: Modules that are held elsewhere, with all that are in them.
         """
-        found = _modules(roots, without)
+        found = _modules(search, without)
         self.prints = {path: _print(module) for path, module in found.items()}
 
-    def state(self, roots: Roots, without: Collection[object]) -> dict[str, dict[str, Any]]:
+    def state(self, search: Search, without: Collection[object]) -> dict[str, dict[str, Any]]:
         """Return the tensors of those that have changed since the fit began, by path and by name."""
         written = {}
-        for path, module in _modules(roots, without).items():
+        for path, module in _modules(search, without).items():
             if path not in self._changed and self.prints.get(path) != _print(module):
                 self._changed.add(path)
             if path in self._changed:
@@ -74,7 +74,7 @@ class ModulesOutside:
         """
         if not state:
             return
-        found = _modules(roots, without)
+        found = _modules(Search(roots), without)
         for path, saved in state.items():
             if path in found:
                 _load(path, found[path], saved)
@@ -89,11 +89,11 @@ class ModulesOutside:
             )
 
 
-def _modules(roots: Roots, without: Collection[object]) -> dict[str, nn.Module]:
+def _modules(search: Search, without: Collection[object]) -> dict[str, nn.Module]:
     """Return the outermost modules with tensors that are found, but for some, by path."""
     known = {id(part) for one in without if isinstance(one, nn.Module) for part in one.modules()}
     outermost: dict[str, nn.Module] = {}
-    for path, module in Search(roots).modules.items():
+    for path, module in search.modules.items():
         if id(module) not in known:
             known |= {id(part) for part in module.modules()}
             outermost[path] = module

@@ -24,7 +24,12 @@ Held = dict[str, Any]
 
 def own_states(roots: Mapping[str, object]) -> Held:
     """Return the states of the generators that can be reached from some objects, each once."""
-    return {path: _entry(place) for path, place in Search(roots).places.items()}
+    return states_found(Search(roots))
+
+
+def states_found(search: Search) -> Held:
+    """Return the states of the generators that a search has found, as `own_states` does."""
+    return {path: _entry(place) for path, place in search.places.items()}
 
 
 def restore_own(roots: Mapping[str, object], states: Mapping[str, Any]) -> list[str]:

@@ -136,6 +136,7 @@ class Search:
         most: Objects to visit at most.
         notice: Called for each named value of what users wrote: attributes, closure variables,
             globals, class attributes.
+        quiet: Whether it is not called for the attributes of what has a state of its own.
         holders: Paths of the objects to keep in `holders`.
         code: Whether to look at the globals and class attributes that the code of users reads.
 
@@ -155,6 +156,7 @@ class Search:
         *,
         most: int = MOST,
         notice: Notice | None = None,
+        quiet: bool = False,
         holders: Iterable[str] = (),
         code: bool = True,
     ) -> None:
@@ -166,6 +168,7 @@ class Search:
         self.complete = True
         self.sampled: dict[str, int] = {}
         self._notice = notice
+        self._quiet = quiet
         self._wanted = frozenset(holders)
         self._code = code
         self._most = most
@@ -298,11 +301,11 @@ class Search:
     def _attributes(
         self, thing: object, path: str, way: _Way, without: tuple[str, ...] = ()
     ) -> None:
-        kind = type(thing)
+        kind, heard = type(thing), way.told or not self._quiet
         for name, value in named(thing):
             if name in without:
                 continue
-            if self._notice is not None and is_users(kind.__module__):
+            if self._notice is not None and is_users(kind.__module__) and heard:
                 self._notice(path, thing, name, value)
             self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
         if self._code and is_users(kind.__module__) and id(kind) not in self._classes:

@@ -14,14 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.running.reachable import (
     Roots,
     feeds_of,
     roots_besides_model_and_data,
     roots_of_feed,
+)
+from statemachine_trainer.running.value_names import (
+    IN_CALLBACK,
+    has_state,
+    name_in_objects,
+    name_in_process,
 )
 from statemachine_trainer.snapshot.kinds import is_users, named_values
 from statemachine_trainer.snapshot.search import Search
@@ -35,22 +39,12 @@ Hidden = dict[tuple[str, str], Value]
 
 _DEPTH = 3
 _MOST_ELEMENTS = 1_000_000
-_OF_LOOPS = {"_loops", "_defaulted", "_parent", "_driver", "context"}
-_OF_MODULES = frozenset(vars(nn.Module())) | {"log"}
 _NOTHING = object()
-
-_IN_LOOP = "declare it as an annotated field of the class, `name: type = default`"
-_IN_CALLBACK = "give the callback `state_dict` and `load_state_dict`"
-_IN_STATEFUL = "its `state_dict` leaves it out"
-_IN_FUNCTION = "keep it in a callback object with `state_dict` and `load_state_dict`"
-_IN_MODEL = "make it a buffer, or give the module `get_extra_state` and `set_extra_state`"
-_IN_DATA = "give it `state_dict` and `load_state_dict`, or let it follow from the index and epoch"
-_IN_PROCESS = "a new process begins it anew; keep it in an object with a state of its own"
 
 
 def hidden_state(trainer: Any) -> Hidden:
     """Return what may be state and is in no snapshot: attributes, and variables of closures."""
-    return _values(_roots(trainer), _in_objects)
+    return _values(_roots(trainer), name_in_objects)
 
 
 def hidden_in_callbacks(trainer: Any) -> Hidden:
@@ -59,14 +53,16 @@ def hidden_in_callbacks(trainer: Any) -> Hidden:
     roots = {
         name: thing
         for name, thing in found.items()
-        if name.startswith("callback ") and not _has_state(thing)
+        if name.startswith("callback ") and not has_state(thing)
     }
-    return {key: one for key, one in _values(roots, _in_objects).items() if key[1] == _IN_CALLBACK}
+    return {
+        key: one for key, one in _values(roots, name_in_objects).items() if key[1] == IN_CALLBACK
+    }
 
 
 def hidden_in_process(trainer: Any) -> Hidden:
     """Return the globals and the class attributes that the code of the run may read."""
-    return _values(_roots(trainer), _in_process)
+    return _values(_roots(trainer), name_in_process)
 
 
 def hash_ordered(trainer: Any) -> list[str]:
@@ -141,48 +137,6 @@ def _values(roots: Roots, words: Any) -> Hidden:
 
     Search(roots, notice=note)
     return found
-
-
-def _in_process(_roots: Roots, path: str, holder: object, name: str) -> tuple[str, str] | None:
-    if path.startswith("global "):
-        return f"global {name!r} of the module {path.removeprefix('global ')}", _IN_PROCESS
-    if isinstance(holder, type):
-        return f"attribute {name!r} of the {path}", _IN_PROCESS
-    return None
-
-
-def _in_objects(roots: Roots, path: str, holder: object, name: str) -> tuple[str, str] | None:
-    """Name a value by its holder, and say what to do about it."""
-    if path.startswith("global ") or isinstance(holder, type):
-        return None
-    kind = type(holder)
-    root = max((one for one in roots if path.startswith(one)), key=len, default="")
-    at_root = path == root
-    if isinstance(holder, types.FunctionType):
-        return f"attribute {name!r} of the function {holder.__qualname__}", _IN_FUNCTION
-    if isinstance(holder, Loop):
-        hides = name not in holder._fields and name not in _OF_LOOPS
-        owner = f"the {path} ({kind.__name__})" if at_root else path
-        return (f"attribute {name!r} of {owner}", _IN_LOOP) if hides else None
-    if isinstance(holder, nn.Module):
-        if name in _OF_MODULES:
-            return None
-        place = path.removeprefix("model").removeprefix(".") or "at the top of the model"
-        return f"attribute {name!r} of the module {place} ({kind.__name__})", _IN_MODEL
-    if root.startswith("callback "):
-        remedy = _IN_STATEFUL if _has_state(roots[root]) else _IN_CALLBACK
-        owner = f"the {root}" if at_root else path
-        return f"attribute {name!r} of {owner}", remedy
-    if root.startswith(("optimizer ", "scheduler ")):
-        known = name in ("state", "param_groups", "defaults")
-        return None if known else (f"attribute {name!r} of {path}", _IN_STATEFUL)
-    called, _, part = root.partition(".")
-    owner = f"the {part} of {called!r} ({kind.__name__})" if at_root and part else path
-    return f"attribute {name!r} of {owner}", _IN_DATA
-
-
-def _has_state(thing: object) -> bool:
-    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
 
 
 def _is_hash_ordered(value: Any) -> bool:

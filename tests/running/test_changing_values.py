@@ -1,0 +1,289 @@
+"""Plain values that change between two checkpoints are told once, if what they were decides what they become."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from statemachine_trainer import Trainer
+from statemachine_trainer.callbacks import Checkpoints
+from statemachine_trainer.running.audit import NotHeld
+
+Changes = Callable[[Any, torch.Tensor], object]
+
+
+class Net(nn.Module):
+    """A model whose attributes `change` sets at each step."""
+
+    def __init__(self, change: Changes | None = None, **attributes: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.change = change
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if self.change is not None:
+            self.change(self, batch)
+        return self.layer(batch).pow(2).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Samples(Dataset[torch.Tensor]):
+    """Six samples, and attributes that `change` sets as one is read."""
+
+    def __init__(
+        self, change: Callable[[Any, int], object] | None = None, **attributes: Any
+    ) -> None:
+        self.inputs = torch.ones(6, 4)
+        self.change = change
+        vars(self).update(attributes)
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if self.change is not None:
+            self.change(self, index)
+        return self.inputs[index].clone()
+
+
+def told(folder: Path, model: nn.Module, data: Any = None, receiver: Any = None) -> list[str]:
+    """Return the lines of the warnings of a fit that writes a checkpoint after each batch."""
+    keeping = Checkpoints(folder / "run", every=1)
+    trainer = Trainer(
+        max_epochs=2, device="cpu", progress=False, checkpoints=keeping,
+        callbacks=[] if receiver is None or callable(receiver) else [receiver],
+    )  # fmt: skip
+    if callable(receiver):
+        trainer.on("batch_end", receiver)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(model, data or [torch.ones(2, 4)] * 3)
+    texts = [str(one.message) for one in caught if one.category is NotHeld]
+    return [line.strip() for text in texts for line in text.splitlines()[1:]]
+
+
+def count(model: Any, batch: torch.Tensor) -> None:
+    model.seen += 1
+
+
+def average(model: Any, batch: torch.Tensor) -> None:
+    model.mean = 0.9 * model.mean + 0.1 * float(batch.sum())
+
+
+def center(model: Any, batch: torch.Tensor) -> None:
+    model.center = 0.9 * model.center + batch.mean(0)
+
+
+def fill(model: Any, batch: torch.Tensor) -> None:
+    model.queue.append(float(batch.sum()))
+
+
+def count_by_key(model: Any, batch: torch.Tensor) -> None:
+    model.counts["batches"] += 1
+
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        (Net(count, seen=0), "seen"),
+        (Net(average, mean=0.0), "mean"),
+        (Net(center, center=torch.zeros(4)), "center"),
+        (Net(lambda model, batch: model.center.add_(1), center=torch.zeros(4)), "center"),
+        (Net(lambda model, batch: model.large.add_(1), large=torch.zeros(300, 300)), "large"),
+        (Net(lambda model, batch: np.add(model.sums, 1, out=model.sums), sums=np.zeros(3)), "sums"),
+        (Net(fill, queue=deque(maxlen=9)), "queue"),
+        (Net(count_by_key, counts={"batches": 0}), "counts"),
+    ],
+)  # fmt: skip
+def test_an_attribute_of_the_model_that_goes_on_from_what_it_was_is_told(
+    tmp_path: Path, model: Net, name: str
+) -> None:
+    (line,) = told(tmp_path, model)
+    assert line.startswith(f"attribute '{name}' of the module at the top of the model (Net), from ")
+    assert "buffer" in line
+
+
+class Shifting(Sampler[int]):
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __len__(self) -> int:
+        return 6
+
+    def __iter__(self) -> Iterator[int]:
+        self.passes += 1
+        return iter([(one + self.passes) % 6 for one in range(6)])
+
+
+class Following(Shifting):
+    """Its passes follow from the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.passes = epoch
+
+
+def read(dataset: Any, index: int) -> None:
+    dataset.reads += 1
+
+
+def shuffle(dataset: Any, index: int) -> None:
+    random.shuffle(dataset.order)
+
+
+def test_a_sampler_and_a_data_set_that_count_are_told(tmp_path: Path) -> None:
+    data = DataLoader(Samples(read, reads=0), batch_size=2, sampler=Shifting())
+    (reads, passes) = sorted(told(tmp_path, Net(), data), key=lambda line: "sampler" in line)
+    assert reads.startswith("attribute 'reads' of the dataset of 'train' (Samples), from ")
+    assert passes.startswith("attribute 'passes' of the sampler of 'train' (Shifting), from 1 to 2")
+
+
+@pytest.mark.parametrize(
+    "samples, name",
+    [
+        (Samples(shuffle, order=[*range(50)]), "order"),
+        (Samples(lambda dataset, index: dataset.inputs.mul_(1.5)), "inputs"),
+    ],
+)
+def test_data_that_are_changed_in_place_are_told(tmp_path: Path, samples: Any, name: str) -> None:
+    (line,) = told(tmp_path, Net(), DataLoader(samples, batch_size=2))
+    assert line.startswith(f"attribute '{name}' of the dataset of 'train'")
+
+
+class Counting:
+    """A callback that counts, and has no state."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_batch_end(self) -> None:
+        self.count += 1
+
+
+class Held(Counting):
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+class Mirroring:
+    """A callback that keeps what is counted elsewhere."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        self.step = trainer.context.counts.step
+
+
+def counting() -> Callable[[Trainer], None]:
+    count = 0
+
+    def receive(trainer: Trainer) -> None:
+        nonlocal count
+        count += 1
+
+    return receive
+
+
+def collecting(trainer: Trainer, seen: list[int] = []) -> None:  # noqa: B006
+    seen.append(trainer.steps)
+
+
+@pytest.mark.parametrize(
+    "receiver, line",
+    [
+        (Counting(), "attribute 'count' of the callback Counting, from 1 to 2: "),
+        (counting(), "attribute 'count' of the function counting.<locals>.receive, from 1 to 2: "),
+        (collecting, "attribute 'seen' of the function collecting, from a list of 1 to a list of 2: "),
+    ],
+)  # fmt: skip
+def test_a_callback_and_the_variables_of_a_function_are_told(
+    tmp_path: Path, receiver: Any, line: str
+) -> None:
+    (found,) = told(tmp_path, Net(), receiver=receiver)
+    assert found.startswith(line)
+
+
+def note(model: Any, batch: torch.Tensor) -> None:
+    model.last = model.layer(batch).detach()
+    model.sizes = [len(batch), float(model.last.sum())]
+    model.loss = float(model.last.sum())
+
+
+def make_once(model: Any, batch: torch.Tensor) -> None:
+    if model.mask is None:
+        model.mask = torch.ones_like(batch)
+        model.made = True
+
+
+def collect(model: Any, batch: torch.Tensor) -> None:
+    model.outputs.append(batch)
+    model.outputs.clear()
+
+
+def lay_by(dataset: Any, index: int) -> None:
+    dataset.cache[index] = dataset.inputs[index]
+
+
+class WithBuffer(Net):
+    def __init__(self) -> None:
+        super().__init__(lambda model, batch: model.total.add_(1))
+        self.register_buffer("total", torch.zeros(()))
+        self.alias = self.total
+        self.weights = [*self.parameters()]
+
+
+class WithState(Net):
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seen = state["seen"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Net(note, last=None, sizes=[], loss=0.0),
+        Net(make_once, mask=None, made=False),
+        Net(collect, outputs=[]),
+        WithBuffer(),
+        WithState(count, seen=0),
+    ],
+)
+def test_what_is_set_anew_made_once_or_held_is_not_told(tmp_path: Path, model: Net) -> None:
+    assert not told(tmp_path, model)
+
+
+@pytest.mark.parametrize("receiver", [Held(), Mirroring()])
+def test_callbacks_with_a_state_or_with_what_others_count_are_not_told(
+    tmp_path: Path, receiver: Any
+) -> None:
+    assert not told(tmp_path, Net(), receiver=receiver)
+
+
+def test_a_cache_and_a_sampler_that_follows_the_epoch_are_not_told(tmp_path: Path) -> None:
+    data = DataLoader(Samples(lay_by, cache={}), batch_size=2, sampler=Following())
+    assert not told(tmp_path, Net(), data)
+
+
+def test_without_checkpoints_nothing_is_told() -> None:
+    trainer = Trainer(max_epochs=2, device="cpu", progress=False)
+    trainer.fit(Net(count, seen=0), [torch.ones(2, 4)] * 3)
+    assert trainer.steps == 6
