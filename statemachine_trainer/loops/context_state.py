@@ -26,7 +26,7 @@ from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import map_leaves
 from statemachine_trainer.parallel.device import back_on_accelerator, on_accelerator
 from statemachine_trainer.parallel.wrappers import PlainNames
-from statemachine_trainer.snapshot.held import restore_own
+from statemachine_trainer.snapshot.held import Held, restore_own
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
 from statemachine_trainer.snapshot.rng import devices_in_use, restore_rng, rng_state
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
@@ -66,7 +66,7 @@ def take_handed_state() -> Any:
     return waiting.pop() if waiting else None
 
 
-def context_state(context: Context) -> dict[str, Any]:
+def context_state(context: Context, generators: Held) -> dict[str, Any]:
     """Return the state of the context of a run, as a plain tree.
 
     Tensors are not copied: write or copy them before the run continues.
@@ -74,6 +74,10 @@ def context_state(context: Context) -> dict[str, Any]:
     It includes gradients if the run, or a receiver, may read them again: within a batch after its
     backward pass, in an open accumulation window, and always if the training step optimizes by
     hand. Between batches it does not, because the next backward pass begins with `zero_grad`.
+
+    Args:
+        context: The context.
+        generators: The states of the generators that only the model reaches.
 
     Raises:
         Unwritable: A scheduler cannot say where it stands.
@@ -83,7 +87,7 @@ def context_state(context: Context) -> dict[str, Any]:
     logging = next((name for name, table in tables.items() if table is context.log_table), None)
     return {
         "model": module_state(context.model, grads=context.has_gradients),
-        "generators": {},  # those of the model are with the others; earlier versions wrote them here
+        "generators": dict(generators),
         "torchmetrics": torchmetrics_state(context.model),
         "optimizers": list(_slot_states(context)),
         "precision": context.precision.state_dict(),

@@ -6,8 +6,8 @@ are seen when they differ at two checkpoints. Nothing looks at them in between.
 Most values that differ are no state: the last loss, a table that is filled as it is needed, the number
 of the batch. So a value is told only if what it was decides what it becomes: a tensor or an array that was
 changed in place, or a name that code of the user changes and does not just set (`self.count += 1`,
-`self.mean = 0.9 * self.mean + 0.1 * x`, `self.order.append(x)`). A dict that only got more keys is taken
-for a cache.
+`self.mean = 0.9 * self.mean + 0.1 * x`, `self.order.append(x)`) and reads elsewhere: a list of losses to be
+plotted later is no state. A dict that only got more keys is taken for a cache.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.running.audit import NotHeld
@@ -129,7 +130,7 @@ class _Look:
         self.values: dict[_Key, _Seen] = {}
         self.remedies: dict[_Key, str] = {}
         self._roots = roots
-        self._held = {one.data_ptr() for one in (*model.parameters(), *model.buffers())}
+        self._held = {_address(one) for one in (*model.parameters(), *model.buffers())}
         self._codes = {code for one in roots.values() for code in _codes_of(one)}
         self._changed: _Changed | None = None
 
@@ -155,7 +156,8 @@ class _Look:
         if self._changed is None:
             self._changed = _Changed().with_those_of(map(_changed_by, self._codes))
         in_place = now.of_many and name in self._changed.in_place
-        return (in_place or name in self._changed.updated) and not _is_cache(was, now)
+        decides = in_place or name in self._changed.updated
+        return decides and name in self._changed.read and not _is_cache(was, now)
 
     def _seen(self, value: Any) -> _Seen | None:
         kind = type(value)
@@ -184,13 +186,13 @@ class _Look:
             step = max(1, value.nbytes // _BYTES)
             flat = value.reshape(-1) if value.flags.c_contiguous else value.flat
             return value.shape, zlib.crc32(np.ascontiguousarray(flat[::step]).tobytes())
-        plain = value.layout is torch.strided and not value.is_meta and value.grad_fn is None
-        if not plain or value.is_inference() or value.data_ptr() in self._held:
+        address = _address(value)
+        if address is None or address in self._held or value.grad_fn is not None:
             return None
         if value.device.type == "cpu" and value.nbytes <= _BYTES:
-            content = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            return value.shape, zlib.crc32(content)
-        return value.shape, value.data_ptr(), value._version
+            flat = value.detach().resolve_conj().resolve_neg().contiguous().flatten()
+            return value.shape, zlib.crc32(flat.view(torch.uint8).numpy().tobytes())
+        return value.shape, address, value._version
 
     def _elements(self, value: Any) -> object:
         kept: Iterable[Any]
@@ -214,6 +216,18 @@ class _Look:
         if kind in (tuple, list) and len(value) <= 8:
             return tuple(self._element(one) for one in value)
         return kind
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    """Return where the numbers of a plain tensor are; None of any other."""
+    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+        return None
+    if tensor.is_inference() or tensor.is_quantized:
+        return None
+    try:
+        return tensor.data_ptr() or None
+    except (RuntimeError, NotImplementedError):  # of a class of its own
+        return None
 
 
 def _tell(lines: list[str]) -> None:
@@ -268,6 +282,9 @@ _METHODS: Final = frozenset(
 )
 """Methods that change a container."""
 
+_GROWING: Final = frozenset({"append", "appendleft", "extend", "add", "update"})
+"""Those that give nothing back."""
+
 _FUNCTIONS: Final = frozenset(
     {"shuffle", "heappush", "heappop", "heapreplace", "heappushpop", "insort"}
 )
@@ -289,10 +306,12 @@ class _Changed(NamedTuple):
     Attributes:
         updated: It assigns to them what it computes from the same name.
         in_place: It may change the containers that they name.
+        read: It reads them for something else.
     """
 
     updated: frozenset[str] = frozenset()
     in_place: frozenset[str] = frozenset()
+    read: frozenset[str] = frozenset()
 
     def with_those_of(self, others: Iterable[_Changed]) -> _Changed:
         """Return these names and those of others."""
@@ -306,7 +325,7 @@ def _changed_by(code: types.CodeType) -> _Changed:
     found = _Statements()
     for one in dis.get_instructions(code):
         found.take(one)
-    changed = _Changed(frozenset(found.updated), frozenset(found.in_place))
+    changed = _Changed(*map(frozenset, (found.updated, found.in_place, found.read)))
     return changed.with_those_of(map(_changed_by, _inner(code)))
 
 
@@ -316,12 +335,14 @@ class _Statements:
     def __init__(self) -> None:
         self.updated: set[str] = set()
         self.in_place: set[str] = set()
+        self.read: set[str] = set()
         self._before: tuple[str, str] = ("", "")  # the instruction before, and its name
         self._begin()
 
     def _begin(self) -> None:
         self._loaded: set[tuple[str, str]] = set()  # names, each with that before it: ("self", "x")
         self._augmented: set[str] = set()
+        self._set: set[str] = set()  # and what is only set here, or grows
 
     def take(self, one: dis.Instruction) -> None:
         """Take the next instruction."""
@@ -334,15 +355,19 @@ class _Statements:
                 self._augmented.add(name)
             if name in _METHODS:
                 self.in_place.add(owner)
+            if name in _GROWING:
+                self._set.add(owner)
             self._loaded.add((owner, name))
         elif kind in _STORES:
             of_same = (self._before[1] if kind == "STORE_ATTR" else "", name) in self._loaded
             if of_same or (kind == "STORE_ATTR" and name in self._augmented):
                 self.updated.add(name)
+            self._set.add(name)
         names = {name for _, name in self._loaded}
         if kind in _IN_PLACE or (kind in _ALL_ENDS and names & _FUNCTIONS):
             self.in_place |= names
-        if kind in _ALL_ENDS:
+        if kind in _ALL_ENDS or "JUMP" in kind:
+            self.read |= names - self._set
             self._begin()
         self._before = kind, name
 

@@ -45,7 +45,7 @@ from statemachine_trainer.running.settings_record import (
     keep_what_holds,
     settings_of_run,
 )
-from statemachine_trainer.snapshot.held import restore_own, states_found
+from statemachine_trainer.snapshot.held import lies_within, restore_own, states_found
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
@@ -108,9 +108,11 @@ class FitState:
             raise NotStarted("There is no state before the first fit.")
         checkpoints = self._host.checkpoints
         search = self._search(context)
+        generators = states_found(search)
+        of_model = {path: one for path, one in generators.items() if lies_within(one, "model")}
         return {
             "machine": self._driver.state_dict(),
-            "context": context_state(context),
+            "context": context_state(context, of_model),
             "settings": self._settings(context),
             "fresh": list(self._fresh),
             "stopped_by": [type(one).__qualname__ for one in self._who_asks_to_stop()],
@@ -119,7 +121,7 @@ class FitState:
                 for one in self.stateful_callbacks()
             ],
             "checkpoints": None if checkpoints is None else checkpoints.state_dict(),
-            "generators": states_found(search),
+            "generators": {p: one for p, one in generators.items() if p not in of_model},
             "modules": self._outside.state(search, self._held_elsewhere(context)),
         }
 

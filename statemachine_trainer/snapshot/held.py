@@ -32,6 +32,14 @@ def states_found(search: Search) -> Held:
     return {path: _entry(place) for path, place in search.places.items()}
 
 
+def lies_within(entry: Mapping[str, Any], root: str) -> bool:
+    """Whether a generator that was found lies, in all its places, in what is reached from one root."""
+    holders = [step.holder for step in _steps(entry)]
+    return all(
+        one == root or one.startswith((f"{root}.", f"{root}[", f"{root}(")) for one in holders
+    )
+
+
 def restore_own(roots: Mapping[str, object], states: Mapping[str, Any]) -> list[str]:
     """Put the generators where `own_states` found them.
 

@@ -20,12 +20,14 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class Net(nn.Module):
     """Logs what it is told to for each validation, and the number of the batch in training."""
 
+    validations: torch.Tensor
+
     def __init__(self, width: int = 4, values: Sequence[float] = ()) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Linear(width, 2)
         self.values = list(values)
-        self.validations = 0
+        self.register_buffer("validations", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def training_step(self, batch: Pair, batch_idx: int) -> torch.Tensor:
         log("loss", float(batch_idx))
@@ -33,7 +35,7 @@ class Net(nn.Module):
 
     def validation_step(self, batch: Pair, batch_idx: int) -> None:
         if self.values:
-            log("score", self.values[self.validations])
+            log("score", self.values[int(self.validations)])
             self.validations += 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

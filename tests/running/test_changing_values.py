@@ -35,7 +35,8 @@ class Net(nn.Module):
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         if self.change is not None:
             self.change(self, batch)
-        return self.layer(batch).pow(2).mean()
+        outputs: torch.Tensor = self.layer(batch)
+        return outputs.pow(2).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
@@ -76,20 +77,24 @@ def told(folder: Path, model: nn.Module, data: Any = None, receiver: Any = None)
     return [line.strip() for text in texts for line in text.splitlines()[1:]]
 
 
-def count(model: Any, batch: torch.Tensor) -> None:
+def count(model: Any, batch: torch.Tensor) -> bool:
     model.seen += 1
+    return bool(model.seen > 3)
 
 
-def average(model: Any, batch: torch.Tensor) -> None:
+def average(model: Any, batch: torch.Tensor) -> bool:
     model.mean = 0.9 * model.mean + 0.1 * float(batch.sum())
+    return bool(model.mean > 3)
 
 
-def center(model: Any, batch: torch.Tensor) -> None:
+def center(model: Any, batch: torch.Tensor) -> bool:
     model.center = 0.9 * model.center + batch.mean(0)
+    return bool(model.center.sum() > 3)
 
 
-def fill(model: Any, batch: torch.Tensor) -> None:
+def fill(model: Any, batch: torch.Tensor) -> list[float]:
     model.queue.append(float(batch.sum()))
+    return sorted(model.queue)
 
 
 def count_by_key(model: Any, batch: torch.Tensor) -> None:
@@ -136,12 +141,14 @@ class Following(Shifting):
         self.passes = epoch
 
 
-def read(dataset: Any, index: int) -> None:
+def read(dataset: Any, index: int) -> bool:
     dataset.reads += 1
+    return bool(dataset.reads > 3)
 
 
-def shuffle(dataset: Any, index: int) -> None:
+def shuffle(dataset: Any, index: int) -> int:
     random.shuffle(dataset.order)
+    return int(dataset.order[index])
 
 
 def test_a_sampler_and_a_data_set_that_count_are_told(tmp_path: Path) -> None:
@@ -169,8 +176,9 @@ class Counting:
     def __init__(self) -> None:
         self.count = 0
 
-    def on_batch_end(self) -> None:
+    def on_batch_end(self) -> bool:
         self.count += 1
+        return self.count > 3
 
 
 class Held(Counting):
@@ -197,12 +205,15 @@ def counting() -> Callable[[Trainer], None]:
     def receive(trainer: Trainer) -> None:
         nonlocal count
         count += 1
+        if count > 3:
+            trainer.stop()
 
     return receive
 
 
-def collecting(trainer: Trainer, seen: list[int] = []) -> None:  # noqa: B006
+def collecting(trainer: Trainer, seen: list[int] = []) -> int:  # noqa: B006
     seen.append(trainer.steps)
+    return sum(seen)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +248,11 @@ def collect(model: Any, batch: torch.Tensor) -> None:
     model.outputs.clear()
 
 
+def record(model: Any, batch: torch.Tensor) -> None:
+    model.losses.append(float(batch.sum()))
+    model.reads += 1
+
+
 def lay_by(dataset: Any, index: int) -> None:
     dataset.cache[index] = dataset.inputs[index]
 
@@ -263,11 +279,14 @@ class WithState(Net):
         Net(note, last=None, sizes=[], loss=0.0),
         Net(make_once, mask=None, made=False),
         Net(collect, outputs=[]),
+        Net(record, losses=[], reads=0),
         WithBuffer(),
         WithState(count, seen=0),
     ],
 )
-def test_what_is_set_anew_made_once_or_held_is_not_told(tmp_path: Path, model: Net) -> None:
+def test_what_is_set_anew_made_once_only_recorded_or_held_is_not_told(
+    tmp_path: Path, model: Net
+) -> None:
     assert not told(tmp_path, model)
 
 
@@ -281,6 +300,12 @@ def test_callbacks_with_a_state_or_with_what_others_count_are_not_told(
 def test_a_cache_and_a_sampler_that_follows_the_epoch_are_not_told(tmp_path: Path) -> None:
     data = DataLoader(Samples(lay_by, cache={}), batch_size=2, sampler=Following())
     assert not told(tmp_path, Net(), data)
+
+
+def test_a_list_that_a_function_fills_for_a_person_is_not_told(tmp_path: Path) -> None:
+    losses: list[int] = []
+    assert not told(tmp_path, Net(), receiver=lambda trainer: losses.append(trainer.steps))
+    assert len(losses) == 6
 
 
 def test_without_checkpoints_nothing_is_told() -> None:
