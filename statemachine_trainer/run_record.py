@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # `smt resume` gets by without torch
 RECORD = "run.json"
 JOURNAL = "journal.sqlite"
 JOURNAL_FILES = (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm")
+CONFIGURATION = "config.yaml"
 RESUME_VARIABLE = "SMT_RESUME"
 """Where the environment has `auto` here, a first `fit` that says nothing of resuming is `resume="auto"`."""
 
@@ -65,6 +66,37 @@ class BadRecord(StateMachineError):
 
 class CannotResume(StateMachineError):
     """A run that cannot be started again by its record."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What `smt train` was told, options that were left out included.
+
+    Attributes:
+        target: `FILE:FUNCTION`.
+        folder: Where the code lies.
+        text: The options as YAML.
+        values: The same as plain values, by name.
+    """
+
+    target: str
+    folder: Path
+    text: str
+    values: Mapping[str, object]
+
+
+_configured: list[Configuration] = []
+"""The configuration of this process, if there is one."""
+
+
+def configure(configuration: Configuration | None) -> None:
+    """Note the configuration of this process: the runs that it starts keep it in their folders."""
+    _configured[:] = [] if configuration is None else [configuration]
+
+
+def configuration() -> Configuration | None:
+    """Return the configuration of this process; None unless it is `smt train`."""
+    return _configured[0] if _configured else None
 
 
 @dataclass(frozen=True)
@@ -103,6 +135,8 @@ def command_line() -> list[str] | None:
 
 def _folder_of_code() -> Path:
     """Return where the script lies; the working directory at a prompt, or for a script that was installed."""
+    if _configured:
+        return _configured[0].folder
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     if script is None or Path(script).absolute().is_relative_to(sys.prefix):
         return Path.cwd()
@@ -174,7 +208,10 @@ def note(root: Path, event: str, versions: Mapping[str, str], **facts: Facts) ->
 
 
 def _note(root: Path, event: str, versions: Mapping[str, str], facts: Mapping[str, Facts]) -> None:
-    here = Record.of_this_process(versions)
+    here, configured = Record.of_this_process(versions), configuration()
+    if configured is not None:
+        start = [sys.executable, "-m", __package__ or "", "train", configured.target]
+        here = replace(here, command=[*start, "--config", str(root / CONFIGURATION)])
     try:
         record = read_record(root) or here
     except BadRecord as error:
@@ -189,6 +226,8 @@ def _note(root: Path, event: str, versions: Mapping[str, str], facts: Mapping[st
     record = replace(record, history=[*record.history, entry][-_HISTORY:])
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if configured is not None and event in ("started", "resumed"):
+            _replace(root / CONFIGURATION, configured.text)
         _replace(root / RECORD, json.dumps(asdict(record), indent=2) + "\n")
     except OSError as error:
         raise BadRecord(f"{root / RECORD} cannot be written: {error.strerror or error}.") from error
@@ -205,7 +244,7 @@ def set_aside(store: Store) -> Path | None:
     if not checkpoints:
         return None
     # These first: a folder named in them is still in place.
-    aside = move_aside(store.root, ("latest", "pins.json", RECORD, *JOURNAL_FILES))
+    aside = move_aside(store.root, ("latest", "pins.json", RECORD, CONFIGURATION, *JOURNAL_FILES))
     for path in reversed(
         checkpoints
     ):  # the newest first: what is left is a run that may be resumed

@@ -22,6 +22,7 @@ from statemachine_trainer.cli.graph import graph
 from statemachine_trainer.cli.post import post
 from statemachine_trainer.cli.runs import inspect, resume, runs
 from statemachine_trainer.cli.step import step
+from statemachine_trainer.cli.train import PASSED_ON, train
 from statemachine_trainer.cli.watch import watch
 from statemachine_trainer.control.requests import BUTTONS
 from statemachine_trainer.machine.errors import StateMachineError
@@ -91,6 +92,7 @@ def version() -> None:
 
 for command in (demo, graph, step, audit, watch, post, resume, runs, inspect, blackbox, version):
     app.command()(command)
+app.command(context_settings=PASSED_ON)(train)
 
 
 def main() -> None:

@@ -91,6 +91,15 @@ _NOT_STARTED: Final = (
 )
 
 
+def object_of_target(target: str) -> Any:
+    """Return what `FILE:OBJECT` names.
+
+    Raises:
+        BadTarget: There is no such file or object.
+    """
+    return _object(target)
+
+
 def _trainer(target: str) -> Trainer:
     """Return the trainer that is named, or that a function makes."""
     from statemachine_trainer.trainer import Trainer

@@ -20,6 +20,7 @@ import torch
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.observe.readings import named_apart
+from statemachine_trainer.run_record import configuration
 from statemachine_trainer.running.settings_record import (
     Settings,
     as_texts,
@@ -46,7 +47,7 @@ class Hyperparameters:
 
     Args:
         own: What the user gave as `Trainer(hparams=...)`: a mapping, a dataclass or an `argparse.Namespace`, nested as
-            deep as one likes.
+            deep as one likes. None means the options of `smt train`, if it runs.
         settings: Those that the trainer was made with, its equipment included.
 
     Raises:
@@ -54,6 +55,9 @@ class Hyperparameters:
     """
 
     def __init__(self, own: object, settings: Mapping[str, object]) -> None:
+        configured = configuration()
+        if own is None and configured is not None:
+            own = configured.values
         if own is not None and _named_values(own) is None:
             raise SettingError(
                 f"Trainer(hparams={own!r}): give a dict, a dataclass or an argparse.Namespace of what the run is set "
