@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from statemachine_trainer.loops import PredictionLoop as PredictionLoop
     from statemachine_trainer.loops import SAMLoop as SAMLoop
     from statemachine_trainer.loops import SanityLoop as SanityLoop
+    from statemachine_trainer.loops import SplittingLoop as SplittingLoop
     from statemachine_trainer.loops import TestLoop as TestLoop
     from statemachine_trainer.loops import TrainingLoop as TrainingLoop
     from statemachine_trainer.loops import Turn as Turn

@@ -245,7 +245,13 @@ class _Drawing:
         if edge.posted:
             look |= {"style": "dashed", "class": "edge posted"}
         if edge.error:
-            look |= {"style": "dotted", "penwidth": "2", "arrowhead": "vee", "class": "edge error"}
+            look |= {
+                "style": "dotted",
+                "penwidth": "2",
+                "arrowhead": "vee",
+                "minlen": "2",
+                "class": "edge error",
+            }
         if edge.internal:
             look["arrowhead"] = "odot"
         if change is not None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from statemachine_trainer.loops.metrics.log import log as log
     from statemachine_trainer.loops.metrics.log import log_dict as log_dict
     from statemachine_trainer.loops.optimizer import OptimizerLoop as OptimizerLoop
+    from statemachine_trainer.loops.optimizer import SplittingLoop as SplittingLoop
     from statemachine_trainer.loops.recipes import ActiveLearningLoop as ActiveLearningLoop
     from statemachine_trainer.loops.recipes import ClosureLoop as ClosureLoop
     from statemachine_trainer.loops.recipes import CustomLoop as CustomLoop

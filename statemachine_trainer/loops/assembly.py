@@ -24,7 +24,7 @@ from statemachine_trainer.loops.loop_errors import (
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.mistakes import look_for_mistakes, warn_of_shuffled_predictions
-from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.loops.optimizer import OptimizerLoop, SplittingLoop
 from statemachine_trainer.loops.plain import PlainParts
 from statemachine_trainer.loops.steps import Steps
 from statemachine_trainer.machine.loop import Loop
@@ -243,9 +243,15 @@ def _settle_optimization(root: Loop, context: Context) -> bool:
     if not steps.foreign and any(loop.by_hand for _, loop in loops):
         return True
     for path, loop in loops:
+<<<<<<< HEAD
         # A loop of another class was put there on purpose.
         if type(loop) is OptimizerLoop or _steps_aside(loop, steps):
             assert isinstance(loop, OptimizerLoop)
+=======
+        if isinstance(loop, SplittingLoop) and steps.by_hand:
+            _refuse_settings(loop, context.model)
+        if type(loop) is OptimizerLoop:  # a loop of another class was put there on purpose
+>>>>>>> ea5fb85 (Cut a batch that does not fit into memory into smaller pieces, on request)
             other = steps.optimizer_loop(loop)
             if steps.by_hand and not steps.foreign:
                 _refuse_settings(loop, context.model)
@@ -264,7 +270,7 @@ def _steps_aside(loop: TrainingLoop, steps: Steps) -> bool:
 
 def _refuse_settings(loop: OptimizerLoop, model: nn.Module) -> None:
     plain = OptimizerLoop()
-    for name in ("accumulate", "clip_norm", "clip_value", "nonfinite_loss"):
+    for name in ("accumulate", "clip_norm", "clip_value", "nonfinite_loss", "on_oom"):
         if getattr(loop, name) != getattr(plain, name):
             raise SettingError(
                 f"{type(model).__name__} optimizes by hand (automatic_optimization = False), and "

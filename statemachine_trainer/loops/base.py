@@ -13,6 +13,7 @@ from statemachine_trainer.loops.context import Context, Limits
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.putting_back import Kept
 from statemachine_trainer.loops.slots import OptimizerSlot
+from statemachine_trainer.machine.declaration import is_transient
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 
 
@@ -144,7 +145,11 @@ class TrainingLoop(Loop):
         was fetched and not moved yet is not lost.
         """
         own = super().undo_of(state)
-        if not isinstance(getattr(self, "context", None), Context):
+        # An error behind a transient boundary is undone together with the states before that, which
+        # have kept the whole context.
+        if is_transient(getattr(self, state)) or not isinstance(
+            self.__dict__.get("context"), Context
+        ):
             return own
         kept = Kept(self.context)
 

@@ -174,6 +174,10 @@ class Context:
         dataloader_idx: The loader that is evaluated.
         output: What the last training step returned.
         loss: Its loss; None after a step that returned none.
+        piece_start: Samples of the split that are done already, where memory holds a part of it only.
+        pieces_loss: The losses of these, weighted by their shares of the split; None if there are none.
+        piece_size: The largest number of samples that fits into memory; None as long as all did.
+        piece_since: Steps of the run when `piece_size` was set.
         outputs: Outputs of the epoch's steps, if somebody asked for them; else None.
         aside: What was in flight where an evaluation began, for each that is going on.
         finished: Whether a limit of steps was reached: what remains of the batch is left out.
@@ -224,6 +228,9 @@ class Context:
     log_suffix: str = _state("", "fit", "plain")
     aside: list[dict[str, Any]] = _state(list, "fit", "tensors")
 
+    piece_size: int | None = _state(None, "fit", "plain")
+    piece_since: int = _state(0, "fit", "plain")
+
     outputs: list[Any] | None = _state(None, "epoch", "tensors")
 
     batch: Any = _state(None, "batch", "tensors")
@@ -236,6 +243,8 @@ class Context:
     dataloader_idx: int = _state(0, "batch", "plain")
     output: Any = _state(None, "batch", "tensors")
     loss: torch.Tensor | None = _state(None, "batch", "tensors")
+    piece_start: int = _state(0, "batch", "plain")
+    pieces_loss: torch.Tensor | None = _state(None, "batch", "tensors")
 
     clock: Callable[[], float] = _part(time.monotonic)
     _clock_started: float | None = _part(None)

@@ -32,7 +32,7 @@ _LOOPS: Final[dict[str, dict[str, str]]] = {
     },
     "batch": {name: name for name in ("split_steps", "time_dim", "carry_hiddens")},
     "optimizer": {
-        name: name for name in ("accumulate", "clip_norm", "clip_value", "nonfinite_loss")
+        name: name for name in ("accumulate", "clip_norm", "clip_value", "nonfinite_loss", "on_oom")
     },
     "validation": {"limit_validation_batches": "limit_batches"},
     "test": {"limit_test_batches": "limit_batches"},

@@ -1,244 +1,29 @@
 """The optimizer loop: forward, backward and step, for one optimizer after the other.
 
-Its base, `SteppingLoop`, is the base of all loops that step optimizers.
+And what it becomes with `on_oom="split"`.
 """
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from statemachine_trainer.loops.base import TrainingLoop
-from statemachine_trainer.loops.loop_errors import NonFiniteLoss, SettingError, StepOutputError
-from statemachine_trainer.loops.outputs import gather, read_output
-from statemachine_trainer.loops.settings_checks import number, one_of
-from statemachine_trainer.loops.slots import (
-    OptimizerSlot,
-    scale_gradients,
-)
-from statemachine_trainer.loops.verbs import (
-    call_step,
-    count_step,
-    loss_to_propagate,
-    step_optimizer,
-)
+from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
+from statemachine_trainer.loops.metrics.sizes import batch_size_of
+from statemachine_trainer.loops.outputs import gather
+from statemachine_trainer.loops.samples import cut, why_not_cut
+from statemachine_trainer.loops.settings_checks import function, one_of, whole_number
+from statemachine_trainer.loops.slots import OptimizerSlot
+from statemachine_trainer.loops.stepping import NonFinite, SteppingLoop
+from statemachine_trainer.loops.verbs import count_step
 from statemachine_trainer.machine.declaration import transient
-from statemachine_trainer.machine.fields import RUN, field
-from statemachine_trainer.parallel.containers import detach
 
-NonFinite = Literal["ignore", "raise", "skip"]
-
-
-class SteppingLoop(TrainingLoop):
-    """Base of the loops that step optimizers on one split of a batch.
-
-    It has no states, only the methods that they need in any order: call the training step, close
-    accumulation windows, clip, step through the scaler, step the schedulers.
-
-    Args:
-        accumulate: Backward passes per step: a number, or `{from_epoch: number}`.
-        clip_norm: Largest 2-norm of the gradients of an optimizer.
-        clip_value: Largest absolute value of a gradient.
-        nonfinite_loss: What to do with a NaN or infinite loss: "ignore" (no check, so no waiting
-            for the device), "raise", or "skip" (no backward pass for it).
-
-    Raises:
-        SettingError: A setting out of its range.
-    """
-
-    # Not reset when the loop is entered: that would cost time in every batch, and most models have
-    # one optimizer, whose turn it always is.
-    turn: int = field(0, scope=RUN)
-    turn_of: tuple[int, int] = field((-1, -1), scope=RUN)
-    """The split to which `turn` belongs: the number of its batch, and its own."""
-
-    def __init__(
-        self,
-        *,
-        accumulate: int | Mapping[int, int] = 1,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite_loss: NonFinite = "ignore",
-    ) -> None:
-        super().__init__()
-        self.accumulate = accumulate
-        self.clip_norm = clip_norm
-        self.clip_value = clip_value
-        self.nonfinite_loss = nonfinite_loss
-        for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if value is not None and value != math.inf:  # which measures, and clips nothing
-                number(self, name, value, hint=" None is for none.")
-        one_of(self, "nonfinite_loss", nonfinite_loss, ("ignore", "raise", "skip"))
-
-    @property
-    def accumulate(self) -> int | Mapping[int, int]:
-        """Backward passes per step. A value set while a window is open holds for the next one."""
-        return self._accumulate
-
-    @accumulate.setter
-    def accumulate(self, value: int | Mapping[int, int]) -> None:
-        self._sizes = _sizes(type(self).__name__, value)
-        self._size = None if isinstance(value, Mapping) else value
-        self._accumulate = value
-
-    @property
-    def steps_optimizers(self) -> bool:
-        return True
-
-    def steps_of_batches(self, epoch: int, batches: int) -> int:
-        size = next((size for start, size in self._sizes if start <= epoch), 1)
-        return -(-batches // size)  # what is left at the end of an epoch makes a step too
-
-    def why_alone(self) -> str | None:
-        if self.nonfinite_loss != "skip":
-            return None
-        return (
-            "has nonfinite_loss='skip', by which a rank would leave out a batch alone, and the others "
-            "wait for its gradients for ever. Use 'raise' or 'ignore'."
-        )
-
-    # -- turns -----------------------------------------------------------------------------------
-
-    def _take_turn(self) -> OptimizerSlot:
-        """Select the optimizer whose turn it is in this split."""
-        context = self.context
-        context.optimizer_idx = context.turns.at(context.counts.batch)[self._turns_done()]
-        return context.slots[context.optimizer_idx]
-
-    def _turns_done(self) -> int:
-        """Return how many optimizers have had their turn in this split."""
-        split = self.context.counts.batch, self.context.split_idx
-        if self.turn_of != split:
-            self.turn, self.turn_of = 0, split
-        return self.turn
-
-    def _turn_done(self) -> Literal["next_optimizer", "optimized"]:
-        """Move on to the next optimizer of this split, if there is one and no limit was reached."""
-        context = self.context
-        self.turn += 1
-        left_out = context.finished and context.limits.every_optimizer
-        if not left_out and self.turn < len(context.turns.at(context.counts.batch)):
-            return "next_optimizer"
-        self.turn = 0
-        return "optimized"
-
-    # -- the training step -----------------------------------------------------------------------
-
-    def _call_step(self) -> bool:
-        """Call the training step; return False to leave the batch out."""
-        return self._read_loss(call_step(self.context, self.context.split))
-
-    def _read_loss(self, output: Any) -> bool:
-        """Read loss and hiddens from the output of a step; return False to leave the batch out."""
-        context = self.context
-        loss, hiddens = read_output(output, context.steps.takes_hiddens, context.model)
-        context.loss = loss
-        if loss is not None and self.nonfinite_loss != "ignore" and not self._is_finite(loss):
-            return False
-        if hiddens is not None:
-            context.keep_hiddens(detach(hiddens))
-        return loss is not None
-
-    def _is_finite(self, loss: torch.Tensor) -> bool:
-        if bool(torch.isfinite(loss)):
-            return True
-        if self.nonfinite_loss == "raise":
-            counts = self.context.counts
-            raise NonFiniteLoss(
-                f"The loss is {loss.item()} in batch {self.context.batch_idx + 1} of epoch {counts.epoch + 1} "
-                f"(batch_idx {self.context.batch_idx}, step {counts.step}). nonfinite_loss='skip' leaves such "
-                "batches out; `torch.autograd.set_detect_anomaly(True)` finds where it arises."
-            )
-        return False
-
-    def _begin_backward(self, slot: OptimizerSlot) -> torch.Tensor:
-        """Clear the gradients if a window begins; return the loss to propagate."""
-        loss = self.context.loss
-        assert loss is not None
-        return loss_to_propagate(self.context, slot, loss, self._window_size(slot))
-
-    def _propagate(self, slot: OptimizerSlot) -> None:
-        """Run the backward pass, to the parameters of one optimizer."""
-        loss = self._begin_backward(slot)
-        # Activation checkpointing repeats forward passes in here.
-        with slot.others_frozen():
-            loss.backward()
-
-    def _is_full(self, slot: OptimizerSlot) -> bool:
-        """Return whether the accumulation window of an optimizer is full."""
-        return slot.window >= self._window_size(slot)
-
-    # -- stepping --------------------------------------------------------------------------------
-
-    def _step(self, slot: OptimizerSlot) -> None:
-        """Clip the gradients of an optimizer, and step it."""
-        context = self.context
-        if self.clip_norm is not None or self.clip_value is not None:
-            if context.precision.scaler is not None:
-                context.precision.scaler.unscale_(slot.optimizer)
-            self._clip(slot)
-        step_optimizer(context, context.optimizer_idx)
-
-    def _check_closure(self, slot: OptimizerSlot) -> None:
-        """Refuse settings that do not work with an optimizer that evaluates the loss itself."""
-        kind = type(slot.optimizer).__name__
-        if self.context.precision.scaler is not None:
-            raise SettingError(f"{kind} evaluates the loss itself: use bf16 or 32, not fp16.")
-        if (self._size or self._size_by_epoch()) > 1:
-            raise SettingError(f"{kind} evaluates the loss itself: set accumulate=1.")
-
-    def _refuse_closure(self, slot: OptimizerSlot) -> None:
-        """Refuse an optimizer that evaluates the loss itself."""
-        if slot.takes_closure:
-            raise SettingError(
-                f"{type(slot.optimizer).__name__} evaluates the loss itself, several times a step, "
-                f"and {type(self).__name__} decides itself when to. Use another optimizer, or "
-                "ClosureLoop in its place."
-            )
-
-    def _clip(self, slot: OptimizerSlot) -> torch.Tensor | None:
-        """Clip the gradients of an optimizer; return their norm before clipping, if it was computed."""
-        norm = None
-        if self.clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(slot.parameters, self.clip_norm)
-        if self.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(slot.parameters, self.clip_value)
-        return norm
-
-    # -- accumulation ----------------------------------------------------------------------------
-
-    def _window_size(self, slot: OptimizerSlot) -> int:
-        """Return the size of the open window, or of the next one if none is open.
-
-        A window keeps its size: if `accumulate` changes while it is open, its gradients have
-        already been divided by the old number.
-        """
-        return (slot.window and slot.size) or self._size or self._size_by_epoch()
-
-    def _size_by_epoch(self) -> int:
-        epoch = self.context.counts.epoch
-        return next((size for start, size in self._sizes if start <= epoch), 1)
-
-    def _flush(self) -> Literal["next_window", "flushed"]:
-        """Step the first optimizer with an open window, with gradients scaled to its true size."""
-        context = self.context
-        index, slot = next((i, s) for i, s in enumerate(context.slots) if s.window)
-        context.optimizer_idx = index
-        if context.finished and context.limits.every_optimizer:
-            slot.window = 0
-        else:
-            size = self._window_size(slot)
-            scale_gradients(slot, size / slot.window)
-            slot.window = size
-            self._step(slot)
-        if context.open_windows:
-            return "next_window"
-        context.flushing = False
-        return "flushed"
+T = TypeVar("T")
 
 
 class OptimizerLoop(SteppingLoop):
@@ -257,6 +42,8 @@ class OptimizerLoop(SteppingLoop):
         clip_value: Largest absolute value of a gradient.
         nonfinite_loss: What to do with a NaN or infinite loss: "ignore" (no check, so no waiting
             for the device), "raise", or "skip" (no backward pass for it).
+        on_oom: What to do when memory runs out: "raise", or "split": the same batch again in smaller
+            pieces. With "split" this makes a `SplittingLoop`, which has more settings.
 
     Raises:
         SettingError: A setting out of its range.
@@ -275,6 +62,47 @@ class OptimizerLoop(SteppingLoop):
     )
     outcomes = ("optimized", "flushed")
     entries = {"flush": "optimizer_step"}
+
+    def __new__(cls, *args: Any, **settings: Any) -> Any:
+        """Make the loop; a `SplittingLoop` with `on_oom="split"`."""
+        splits = cls is OptimizerLoop and settings.get("on_oom") == "split"
+        return super().__new__(SplittingLoop if splits else cls, *args, **settings)
+
+    def __init__(
+        self,
+        *,
+        accumulate: int | Mapping[int, int] = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite_loss: NonFinite = "ignore",
+        on_oom: Literal["raise", "split"] = "raise",
+    ) -> None:
+        super().__init__(
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            nonfinite_loss=nonfinite_loss,
+        )
+        one_of(self, "on_oom", on_oom, ("raise", "split"))
+        if on_oom == "split" and not isinstance(self, SplittingLoop):
+            raise SettingError(
+                f"{type(self).__name__} has steps of its own, and on_oom='split' is what SplittingLoop "
+                "does in its steps. Derive from SplittingLoop, or leave on_oom at 'raise'."
+            )
+        self._on_oom = on_oom
+
+    @property
+    def on_oom(self) -> Literal["raise", "split"]:
+        """What to do when memory runs out. It decides the class of the loop, so it cannot be set later."""
+        return self._on_oom
+
+    @on_oom.setter
+    def on_oom(self, value: object) -> None:
+        if value != self._on_oom:
+            raise SettingError(
+                f"on_oom of a {type(self).__name__} is {self._on_oom!r}, and is chosen when the loop is "
+                f"made. Put another loop in its place: replace(optimizer=OptimizerLoop(on_oom={value!r}))."
+            )
 
     # -- states ----------------------------------------------------------------------------------
 
@@ -390,18 +218,250 @@ class OptimizerLoop(SteppingLoop):
         count_step(context, context.optimizer_idx)
 
 
+class SplittingLoop(OptimizerLoop):
+    """An optimizer loop that cuts a batch that does not fit into memory: `OptimizerLoop(on_oom="split")`.
+
+    When memory runs out in the forward or backward pass, what is left of the batch is tried again in
+    pieces of half as many samples. Each piece has a forward and a backward pass of its own, and the
+    optimizer steps once. The gradients are those of the whole batch, up to rounding: the loss of a
+    piece counts by its share of the batch. The number of samples that fits is remembered, in
+    checkpoints too, and twice as many are tried every so many steps.
+
+    What sees several samples at once sees those of a piece only: batch normalization, losses that
+    compare samples. Dropout draws other numbers than for the whole batch. `context.output` is that of
+    the last piece, `context.loss` that of the batch.
+
+    Args:
+        try_larger: Steps after which twice as many samples are tried.
+        weight: What the mean in a loss counts, as a function of a batch or of a piece of it: the
+            number of tokens that are not padding, say. None for the number of samples.
+        on_oom: Always "split".
+        **settings: As `OptimizerLoop`. `nonfinite_loss="skip"` would have to take back the pieces
+            before, and is refused.
+
+    Raises:
+        SettingError: A setting out of its range; or, when it runs, a step that takes hiddens, an
+            optimizer that evaluates the loss itself, or a batch whose samples are not first in its
+            tensors.
+    """
+
+    transitions = (  # type: ignore[assignment]
+        *OptimizerLoop.transitions,
+        ["next_piece", "backward", "forward"],
+        ["smaller", "smaller_pieces", "forward"],
+    )
+    errors = (
+        [torch.OutOfMemoryError, ["forward", "backward"], "smaller_pieces", "can_be_smaller"],
+    )
+    _saved_as = "OptimizerLoop"
+    """Checkpoints fit either of the two: memory may run out before somebody thinks of this loop."""
+
+    def __init__(
+        self,
+        *,
+        try_larger: int = 100,
+        weight: Callable[[Any], float] | None = None,
+        on_oom: Literal["split"] = "split",
+        accumulate: int | Mapping[int, int] = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite_loss: NonFinite = "ignore",
+    ) -> None:
+        super().__init__(
+            on_oom=on_oom,
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            nonfinite_loss=nonfinite_loss,
+        )
+        one_of(self, "on_oom", on_oom, ("split",))
+        self.try_larger = whole_number(self, "try_larger", try_larger, 1)
+        if weight is not None:
+            function(self, "weight", weight, "of a batch that returns a number")
+        self.weight = weight
+        if nonfinite_loss == "skip":
+            raise SettingError(
+                f"{type(self).__name__}(nonfinite_loss='skip'): the pieces of a batch before the one "
+                "with such a loss are in the gradients already. Use 'raise' or 'ignore'."
+            )
+
+    def why_alone(self) -> str | None:
+        return (
+            "cuts a batch where memory runs out, each rank its own, and the others wait for gradients "
+            "for ever. Leave on_oom at 'raise' and make the batches smaller."
+        )
+
+    # -- states ----------------------------------------------------------------------------------
+
+    def forward(self) -> Literal["forward_done", "closure", "next_optimizer", "optimized"]:
+        """Call the training step on the batch, or on the next piece of it.
+
+        A step that returns None for the first piece leaves the whole batch out.
+        """
+        self._refuse_what_is_not_cut()
+        context = self.context
+        whole, (start, stop, samples) = context.split, self._piece()
+        if stop - start == samples:
+            return _within_memory(super().forward)
+        context.split = cut(whole, start, stop)
+        try:
+            answer = _within_memory(super().forward)
+        finally:
+            context.split = whole
+        if answer != "forward_done" and start:
+            raise StepOutputError(
+                f"The training step returned None for samples {start} to {stop} of a batch, and a loss "
+                "for those before. It leaves out a batch as a whole, or none of it."
+            )
+        return answer
+
+    @transient
+    def backward(  # type: ignore[override]
+        self,
+    ) -> Literal["backward_done", "next_optimizer", "optimized", "next_piece"]:
+        """Run the backward pass of the batch, or of a piece of it by its share of the batch."""
+        context = self.context
+        start, stop, samples = self._piece()
+        if stop - start == samples:
+            return _within_memory(super().backward)
+        slot = context.slots[context.optimizer_idx]
+        assert context.loss is not None
+        loss = context.loss * self._share(start, stop, samples)
+        so_far = (
+            loss.detach() if context.pieces_loss is None else context.pieces_loss + loss.detach()
+        )
+        size = slot.size if start else self._window_size(slot)
+        if not start and not slot.window:
+            slot.size = size
+            slot.optimizer.zero_grad()
+        scaler = context.precision.scaler
+        loss = loss / size if scaler is None else scaler.scale(loss / size)
+        with slot.others_frozen():
+            _within_memory(loss.backward)
+        if stop < samples:
+            context.piece_start, context.pieces_loss = stop, so_far
+            return "next_piece"
+        context.piece_start, context.pieces_loss, context.loss = 0, None, so_far
+        slot.window += 1
+        return "backward_done" if self._is_full(slot) else self._turn_done()
+
+    def smaller_pieces(self) -> Literal["smaller"]:
+        """Note that so many samples do not fit: what is left of the batch goes in pieces of half as many."""
+        context = self.context
+        start, stop, _ = self._piece()
+        context.piece_size = (stop - start + 1) // 2
+        context.piece_since = context.counts.step
+        gc.collect()  # frames in a cycle would keep their tensors
+        if context.device.type == "cuda":
+            torch.cuda.empty_cache()  # what is cached in pieces of other sizes
+        return "smaller"
+
+    def optimizer_step(self) -> Literal["next_optimizer", "optimized", "next_window", "flushed"]:
+        """Clip and step as `OptimizerLoop` does; now and then let the next batch try larger pieces."""
+        context = self.context
+        samples = batch_size_of(context.split) or 0
+        answer = super().optimizer_step()
+        size = context.piece_size
+        if size is not None and context.counts.step - context.piece_since >= self.try_larger:
+            context.piece_size = None if 2 * size >= samples else 2 * size
+            context.piece_since = context.counts.step
+        return answer
+
+    # -- guards and parts ------------------------------------------------------------------------
+
+    def can_be_smaller(self) -> bool:
+        """Guard of the edge for errors: there are several samples, and the batch can be cut."""
+        start, stop, _ = self._piece()
+        return stop - start > 1 and why_not_cut(self.context.split) is None
+
+    def undo_of(self, state: str) -> Callable[[Exception], None] | None:
+        undo = super().undo_of(state)
+        if undo is None or state != "forward":
+            return undo
+
+        def undo_and_tell(error: Exception) -> None:
+            undo(error)
+            if isinstance(error, torch.OutOfMemoryError) and not self.can_be_smaller():
+                error.add_note(self._what_was_tried())
+
+        return undo_and_tell
+
+    def _what_was_tried(self) -> str:
+        context = self.context
+        why = why_not_cut(context.split)
+        if why is not None:
+            return (
+                f"on_oom='split' cannot cut batch {context.batch_idx}: {why}. It takes batches whose "
+                "samples are along the first dimension of every tensor."
+            )
+        start, _, samples = self._piece()
+        sizes = [samples]
+        while sizes[-1] > 1:
+            sizes.append((sizes[-1] + 1) // 2)
+        return (
+            f"on_oom='split' has tried pieces of down to one sample: {', '.join(map(str, sizes))}. Sample "
+            f"{start} of batch {context.batch_idx} does not fit by itself."
+        )
+
+    def _piece(self) -> tuple[int, int, int]:
+        """Return first and last sample of the piece to do next, and the number of samples in the split.
+
+        What is left is cut into pieces of about the same size.
+        """
+        context = self.context
+        samples, start = batch_size_of(context.split) or 0, context.piece_start
+        left = samples - start
+        most = context.piece_size or max(left, 1)
+        pieces = -(-left // most) or 1
+        return start, start + -(-left // pieces), samples
+
+    def _share(self, start: int, stop: int, samples: int) -> float:
+        """Return how much the loss of a piece counts in that of the split."""
+        if self.weight is None:
+            return (stop - start) / samples
+        split = self.context.split
+        part, whole = float(self.weight(cut(split, start, stop))), float(self.weight(split))
+        if not 0 <= part <= whole < math.inf:
+            raise SettingError(
+                f"{type(self).__name__}(weight=...) gave {part} for a piece of a batch and {whole} for "
+                "the batch. A weight counts something, such as tokens."
+            )
+        return part / whole if whole else (stop - start) / samples
+
+    def _refuse_what_is_not_cut(self) -> None:
+        context = self.context
+        around: Any = self._parent
+        if context.steps.takes_hiddens:
+            what = "passes hiddens on, whose samples this loop cannot find"
+        elif any(slot.takes_closure for slot in context.slots):
+            what = "has an optimizer that evaluates the loss itself"
+        elif getattr(around, "split_steps", None) is not None and around.time_dim == 0:
+            what = "has time, not samples, along the first dimension (time_dim=0)"
+        else:
+            return
+        raise SettingError(
+            f"on_oom='split' cuts batches into samples, and this training {what}. Leave on_oom at 'raise'."
+        )
+
+
+_NO_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def _within_memory(work: Callable[[], T]) -> T:
+    """Call a function, and raise the error of torch for it whatever is raised when memory runs out.
+
+    Raises:
+        torch.OutOfMemoryError: Memory has run out, also that of the CPU.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise torch.OutOfMemoryError(str(error) or "out of memory") from error
+
+
 class _LeftOut(Exception):
     """The training step left the batch out, within a closure."""
-
-
-def _sizes(loop: str, accumulate: Any) -> list[tuple[int, int]]:
-    """Check `accumulate`; return pairs (first epoch, size of a window), the latest first."""
-    table = accumulate if isinstance(accumulate, Mapping) else {0: accumulate}
-    for epoch, size in table.items():
-        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (epoch, size))
-        if not whole or epoch < 0 or size < 1:
-            raise SettingError(
-                f"{loop}(accumulate={accumulate!r}): use a whole number from 1, or a dict "
-                "from the epoch at which it begins to that number."
-            )
-    return sorted(table.items(), reverse=True)

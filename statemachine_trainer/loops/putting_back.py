@@ -54,7 +54,7 @@ class Kept:
         in_flight = (context.batch, context.split, context.kept_hiddens)
         self._unchanged = [(one, _version(one)) for tree in in_flight for one in _tensors(tree)]
         self._weights = [(one, _version(one)) for one in model.parameters()]
-        copies = context.open_windows or context.manual
+        copies = context.open_windows or context.manual or context.piece_start > 0
         self._gradients = [_KeptGradient(p, copies) for p in model.parameters()]
         self._slots = [_KeptSlot(slot) for slot in context.slots]
         scaler = context.precision.scaler

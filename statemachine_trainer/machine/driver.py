@@ -357,6 +357,9 @@ class Driver(Engine):
             self.failure = None if failure is None else Failure(**failure)
             self.board.load_state_dict(state["fired"])
 
+    def _stand_at(self, path: str) -> None:
+        self._node = self.program.nodes[path]
+
     def _tell(self, error: Exception) -> None:
         signal = self.board.error_signal(self.name)
         if signal is None or not signal.receivers:

@@ -20,7 +20,7 @@ from statemachine_trainer.machine.errors import (
     TooManyErrors,
     UnexpectedEvent,
 )
-from statemachine_trainer.machine.failures import Failure, Undo
+from statemachine_trainer.machine.failures import Failure, Undos
 from statemachine_trainer.machine.program import NO_ANSWER, Calls, Edge, Emission, Node, Step
 
 
@@ -47,7 +47,7 @@ class Engine:
         self._failures: dict[
             str, int
         ] = {}  # by state: how often it has raised since it last worked
-        self._undos: list[Undo] = []
+        self._undos = Undos()
         self._node: Node | None = None
         self._attention = False  # whether there is anything to do at the next boundary
         self._pausing = False
@@ -184,7 +184,13 @@ class Engine:
             TooManyErrors: The state has raised too often in a row.
         """
         found = None if isinstance(error, StopIteration | NotUndone) else node.edge_for(error)
+        back, self._undos.back = self._undos.back, None
         if found is None:
+            if back is not None and back != node.path:
+                error.add_note(
+                    f"State {node.path!r} raised it, and is undone with those before it."
+                )
+                self._stand_at(back)
             return None
         edge, most = found
         times = self._failures.get(node.path, 0) + 1
@@ -199,6 +205,9 @@ class Engine:
         # The record holds no traceback: its frames would keep alive what the state had allocated.
         self.failure = failure
         return edge
+
+    def _stand_at(self, path: str) -> None:
+        """Go back to a state that has been undone."""
 
     def _choose(self, node: Node, event: Any) -> Edge | None:
         """Find the edge for an answer if a look-up is not enough; None if the state rests."""

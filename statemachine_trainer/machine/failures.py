@@ -44,12 +44,32 @@ class Failure:
 Undo = Callable[[Exception], None]
 
 
+class Undos:
+    """What undoes the states since the last boundary that is not transient.
+
+    Attributes:
+        steps: One function for each state that has worked since, the last one last.
+        begin: Path of the state behind that boundary.
+        back: Path of the state at which the machine stands again after an error; None if at none.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Undo] = []
+        self.begin = ""
+        self.back: str | None = None
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self.steps.clear()
+        self.begin, self.back = "", None
+
+
 def undoing(
     path: str,
     loop: Loop,
     work: Callable[[], object],
     failures: dict[str, int],
-    undos: list[Undo],
+    undos: Undos,
 ) -> Callable[[], object]:
     """Wrap the work of a state, so that what it changed is put back if it raises.
 
@@ -62,22 +82,24 @@ def undoing(
         loop: Its loop.
         work: Its work, a method of the loop.
         failures: How often each state has raised in a row; the state is taken out when it has worked.
-        undos: What undoes the states since the last boundary that is not transient; shared by all.
+        undos: What undoes the states before; shared by all states of a machine.
     """
     state = path.rpartition(SEPARATOR)[2]
     begins = not is_transient(work)
 
     def run() -> object:
-        if begins:
+        if begins or not undos.begin:
             undos.clear()
+            undos.begin = path
         undo = loop.undo_of(state)
         if undo is not None:
-            undos.append(undo)
+            undos.steps.append(undo)
         try:
             event = work()
         except Exception as error:
-            while undos:
-                _undo(path, undos.pop(), error)
+            while undos.steps:
+                _undo(path, undos.steps.pop(), error)
+            undos.back, undos.begin = undos.begin, ""
             raise
         if failures:
             failures.pop(path, None)

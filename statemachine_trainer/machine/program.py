@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from statemachine_trainer.machine.chart import Chart, Condition, leads_inside
 from statemachine_trainer.machine.declaration import is_transient
-from statemachine_trainer.machine.failures import Undo, undoing
+from statemachine_trainer.machine.failures import Undos, undoing
 from statemachine_trainer.machine.fields import RUN, UNSET, Field
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import ENTER, EXIT, Call, Moment, Receiver, Signal
@@ -262,7 +262,7 @@ class Program:
         ended: Callable[[str], None],
         reuse: Mapping[str, Node] | None = None,
         failures: dict[str, int] | None = None,
-        undos: list[Undo] | None = None,
+        undos: Undos | None = None,
     ) -> None:
         """Compile a chart. An older program stays in force until `install`.
 
@@ -274,12 +274,12 @@ class Program:
             reuse: Nodes of an older program. A node in flight must stay the same object: the engine
                 holds it in a local variable while a state swaps loops.
             failures: How often each state has raised in a row; see `undoing`.
-            undos: What undoes the states since the last boundary that is not transient.
+            undos: What undoes states that raise; see `undoing`.
         """
         self._chart, self._signals, self._sender, self._ended = chart, signals, sender, ended
         self._resets = _resets(chart.plan)
         self._failures = {} if failures is None else failures
-        self._undos = [] if undos is None else undos
+        self._undos = Undos() if undos is None else undos
         self._methods: dict[str, Work] = {}
         self.nodes = {path: (reuse or {}).get(path) or Node() for path in chart.leaves()}
         plans = {plan.path: plan for plan in chart.plan.walk()}

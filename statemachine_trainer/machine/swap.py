@@ -108,7 +108,12 @@ def warn_of_lost(old: Loop, new: Loop, name: str, *, chosen: bool) -> None:
     """
     kind = type(new).__name__
     taken = {one.name for one in settings_taken(type(new))}
-    without = [one for one in settings_said(old) if one not in taken and not hasattr(new, one)]
+    without = [
+        one
+        for one in settings_said(old)
+        if one not in taken
+        and not (hasattr(new, one) and same(getattr(old, one), getattr(new, one)))
+    ]
     if without and not chosen:
         _warn_of_no_home(old, without, name, f"a {kind}, which has no such setting")
     lost = [f"{one}={getattr(old, one)!r}" for one in _lost(old, new)]

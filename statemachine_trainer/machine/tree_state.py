@@ -14,9 +14,15 @@ from statemachine_trainer.machine.program import Program
 def state_of_loops(root: Loop, name: str) -> dict[str, dict[str, Any]]:
     """Return the class and the fields of every loop, by path."""
     return {
-        path: {"loop": type(loop).__qualname__, "fields": loop.state_dict()}
+        path: {"loop": _saved_as(loop), "fields": loop.state_dict()}
         for path, loop in root.walk(name)
     }
+
+
+def _saved_as(loop: Loop) -> str:
+    """Return the name of a loop's class, or of the one in whose place it may continue."""
+    cls = type(loop)
+    return str(vars(cls).get("_saved_as", cls.__qualname__))
 
 
 def check_state(state: Mapping[str, Any], root: Loop, name: str, program: Program) -> None:
@@ -53,7 +59,7 @@ def _differences(
 
 
 def _differences_of_loop(path: str, saved: Mapping[str, Any], loop: Loop) -> Iterator[str]:
-    kind, values = type(loop).__qualname__, saved["fields"]
+    kind, values = _saved_as(loop), saved["fields"]
     if saved["loop"] != kind:
         yield f"loop {path!r} was a {saved['loop']} and is a {kind}"
     for name in values:

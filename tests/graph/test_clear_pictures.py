@@ -136,6 +136,7 @@ TREES = {
         "PredictionLoop",
         "SAMLoop",
         "SanityLoop",
+        "SplittingLoop",
         "TestLoop",
         "ValidationLoop",
         "YieldingLoop",
@@ -144,7 +145,7 @@ TREES = {
 TREES["KFoldLoop"] = graph_of(KFoldLoop(folds=5, fit=FitLoop(max_epochs=3)), "kfold")
 TREES["PhasesLoop"] = graph_of(PhasesLoop(Phase("one", FitLoop()), Phase("two", FitLoop())), "all")
 # The figures reached; a tree that is not named has none.
-STRUCK_THROUGH = {"KFoldLoop": 1, "OptimizerLoop": 1}
+STRUCK_THROUGH = {"KFoldLoop": 1, "OptimizerLoop": 1, "SplittingLoop": 1}
 
 
 @pytest.mark.parametrize("tree", TREES)

@@ -10,6 +10,7 @@ import pytest
 
 from statemachine_trainer import (
     ClosureLoop,
+    CompiledStep,
     EpochLoop,
     KFoldLoop,
     Loop,
@@ -40,6 +41,11 @@ def test_an_instance_without_the_settings_of_the_loop_before_is_warned_of(kind: 
 def test_accumulation_that_a_closure_loop_cannot_do_is_not_dropped_in_silence() -> None:
     with pytest.warns(LostSettings, match="was given accumulate=4"):
         trainer_of(accumulate=4).loop.replace(optimizer=ClosureLoop())
+
+
+def test_a_class_that_inherits_a_setting_and_does_not_take_it_is_warned_of() -> None:
+    with pytest.warns(LostSettings, match="given on_oom='split'.*a CompiledStep"):
+        trainer_of(on_oom="split").loop.replace(optimizer=CompiledStep)
 
 
 def test_loops_at_any_depth_are_looked_after() -> None:

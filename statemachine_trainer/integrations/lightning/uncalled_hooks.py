@@ -10,7 +10,8 @@ from statemachine_trainer.integrations.lightning.library import HooksNotCalledWa
 from statemachine_trainer.integrations.lightning.optimizer_loops import LightningOptimizerLoop
 from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.manual import ManualLoop
-from statemachine_trainer.loops.optimizer import OptimizerLoop, SteppingLoop
+from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.loops.stepping import SteppingLoop
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 
 _BATCH: Final = ("on_train_batch_start",)

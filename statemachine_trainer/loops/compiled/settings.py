@@ -12,8 +12,9 @@ from statemachine_trainer.loops.compiled.compiling import Backend
 from statemachine_trainer.loops.compiled.fused import FusedStep
 from statemachine_trainer.loops.compiled.wording import place_of_step
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.optimizer import NonFinite, OptimizerLoop
+from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.loops.settings_checks import flags, refuse, whole_number
+from statemachine_trainer.loops.stepping import NonFinite
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.fields import RUN, field
 

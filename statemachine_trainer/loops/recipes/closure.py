@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
-from statemachine_trainer.loops.optimizer import NonFinite, SteppingLoop
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.slots import OptimizerSlot
+from statemachine_trainer.loops.stepping import NonFinite, SteppingLoop
 from statemachine_trainer.loops.verbs import count_step
 from statemachine_trainer.machine.declaration import transient
 from statemachine_trainer.machine.fields import field

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from statemachine_trainer.loops.loop_errors import StepOutputError
 from statemachine_trainer.loops.metrics.table import Metrics
-from statemachine_trainer.loops.optimizer import NonFinite, SteppingLoop
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.settings_checks import flags, number
 from statemachine_trainer.loops.slots import OptimizerSlot
+from statemachine_trainer.loops.stepping import NonFinite, SteppingLoop
 from statemachine_trainer.machine.declaration import transient
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.parallel import to_device

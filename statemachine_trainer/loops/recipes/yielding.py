@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 
 from statemachine_trainer.loops.loop_errors import StepOutputError
-from statemachine_trainer.loops.optimizer import SteppingLoop
 from statemachine_trainer.loops.outputs import gather, read_output
 from statemachine_trainer.loops.slots import OptimizerSlot
+from statemachine_trainer.loops.stepping import SteppingLoop
 from statemachine_trainer.machine.declaration import transient
 from statemachine_trainer.parallel.containers import detach
 

@@ -1,0 +1,58 @@
+"""Cuts the samples of a batch into pieces, for a batch that does not fit into memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from statemachine_trainer.loops.metrics.sizes import batch_size_of
+from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves, parts
+
+
+def why_not_cut(batch: object) -> str | None:
+    """Return why a batch cannot be cut into samples; None if it can.
+
+    Every tensor and array of at least one dimension must have as many entries along its first
+    dimension as the batch has samples. Texts and numbers may lie in lists of that length.
+    """
+    size = batch_size_of(batch)
+    if size is None:
+        return "nothing in it tells how many samples it holds"
+    for path, leaf in leaves_with_paths(batch, "batch", is_leaf=_is_listed):
+        shape = getattr(leaf, "shape", None)
+        if isinstance(leaf, Tensor) and (leaf.is_sparse or leaf.is_nested):
+            return f"{path} is a {'sparse' if leaf.is_sparse else 'nested'} tensor"
+        if isinstance(leaf, Tensor) or _is_array(leaf):
+            if shape and shape[0] != size:
+                return f"{path} has {shape[0]} entries, and the batch seems to hold {size} samples"
+        elif isinstance(leaf, list | tuple):
+            if len(leaf) != size:
+                return f"{path} has {len(leaf)} entries, and the batch seems to hold {size} samples"
+        elif leaf is not None and not isinstance(leaf, str | int | float | bool):
+            return f"{path} is a {type(leaf).__name__}"
+    return None
+
+
+def cut(batch: Any, start: int, stop: int) -> Any:
+    """Return some samples of a batch that can be cut. Tensors are views."""
+
+    def piece(leaf: object) -> object:
+        if isinstance(leaf, Tensor) or _is_array(leaf):
+            array: Any = leaf
+            return array[start:stop] if array.shape else array
+        return leaf[start:stop] if isinstance(leaf, list | tuple) else leaf
+
+    return map_leaves(piece, batch, is_leaf=_is_listed)
+
+
+def _is_array(leaf: object) -> bool:
+    return type(leaf).__module__ == "numpy" and hasattr(leaf, "shape")
+
+
+def _is_listed(tree: object) -> bool:
+    """Return whether a list holds a text or a number for each sample."""
+    if type(tree) not in (list, tuple) or not tree:
+        return False
+    inside = parts(tree)
+    return all(isinstance(one, str | int | float | bool) for one in inside or ())
