@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,14 +16,12 @@ from torch import Tensor
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.loops.metrics.sizes import batch_size_of
 from statemachine_trainer.loops.outputs import gather
-from statemachine_trainer.loops.samples import cut, why_not_cut
+from statemachine_trainer.loops.samples import cut, why_not_cut, within_memory
 from statemachine_trainer.loops.settings_checks import function, one_of, whole_number
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.loops.stepping import NonFinite, SteppingLoop
 from statemachine_trainer.loops.verbs import count_step
 from statemachine_trainer.machine.declaration import transient
-
-T = TypeVar("T")
 
 
 class OptimizerLoop(SteppingLoop):
@@ -302,10 +300,10 @@ class SplittingLoop(OptimizerLoop):
         context = self.context
         whole, (start, stop, samples) = context.split, self._piece()
         if stop - start == samples:
-            return _within_memory(super().forward)
+            return within_memory(super().forward)
         context.split = cut(whole, start, stop)
         try:
-            answer = _within_memory(super().forward)
+            answer = within_memory(super().forward)
         finally:
             context.split = whole
         if answer != "forward_done" and start:
@@ -323,7 +321,7 @@ class SplittingLoop(OptimizerLoop):
         context = self.context
         start, stop, samples = self._piece()
         if stop - start == samples:
-            return _within_memory(super().backward)
+            return within_memory(super().backward)
         slot = context.slots[context.optimizer_idx]
         assert context.loss is not None
         loss = context.loss * self._share(start, stop, samples)
@@ -337,7 +335,7 @@ class SplittingLoop(OptimizerLoop):
         scaler = context.precision.scaler
         loss = loss / size if scaler is None else scaler.scale(loss / size)
         with slot.others_frozen():
-            _within_memory(loss.backward)
+            within_memory(loss.backward)
         if stop < samples:
             context.piece_start, context.pieces_loss = stop, so_far
             return "next_piece"
@@ -442,25 +440,6 @@ class SplittingLoop(OptimizerLoop):
         raise SettingError(
             f"on_oom='split' cuts batches into samples, and this training {what}. Leave on_oom at 'raise'."
         )
-
-
-_NO_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
-def _within_memory(work: Callable[[], T]) -> T:
-    """Call a function, and raise the error of torch for it whatever is raised when memory runs out.
-
-    Raises:
-        torch.OutOfMemoryError: Memory has run out, also that of the CPU.
-    """
-    try:
-        return work()
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
-            raise
-        raise torch.OutOfMemoryError(str(error) or "out of memory") from error
 
 
 class _LeftOut(Exception):

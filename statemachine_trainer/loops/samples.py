@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
+import torch
 from torch import Tensor
 
 from statemachine_trainer.loops.metrics.sizes import batch_size_of
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves, parts
+
+T = TypeVar("T")
 
 
 def why_not_cut(batch: object) -> str | None:
@@ -56,3 +60,29 @@ def _is_listed(tree: object) -> bool:
         return False
     inside = parts(tree)
     return all(isinstance(one, str | int | float | bool) for one in inside or ())
+
+
+# -- Running out of memory ------------------------------------------------------------------------
+
+
+_NO_MEMORY: Final = (
+    "DefaultCPUAllocator: ",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def within_memory(work: Callable[[], T]) -> T:
+    """Call a function, and raise the error of torch for it whatever is raised when memory runs out.
+
+    Raises:
+        torch.OutOfMemoryError: Memory has run out, also that of the CPU.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise torch.OutOfMemoryError(str(error) or "out of memory") from error
