@@ -389,7 +389,7 @@ class SplittingLoop(OptimizerLoop):
         why = why_not_cut(context.split)
         if why is not None:
             return (
-                f"on_oom='split' cannot cut batch {context.batch_idx}: {why}. It takes batches whose "
+                f"on_oom='split' cannot cut batch {context.batch_idx + 1}: {why}. It takes batches whose "
                 "samples are along the first dimension of every tensor."
             )
         start, _, samples = self._piece()
@@ -398,7 +398,7 @@ class SplittingLoop(OptimizerLoop):
             sizes.append((sizes[-1] + 1) // 2)
         return (
             f"on_oom='split' has tried pieces of down to one sample: {', '.join(map(str, sizes))}. Sample "
-            f"{start} of batch {context.batch_idx} does not fit by itself."
+            f"{start + 1} of batch {context.batch_idx + 1} does not fit by itself."
         )
 
     def _piece(self) -> tuple[int, int, int]:

@@ -137,7 +137,7 @@ def test_a_sample_that_does_not_fit_by_itself_surfaces_with_what_was_tried() -> 
     with pytest.raises(torch.OutOfMemoryError, match="1 samples do not fit") as caught:
         trained(0)
     notes = "\n".join(caught.value.__notes__)
-    assert "down to one sample: 10, 5, 3, 2, 1. Sample 0 of batch 0" in notes
+    assert "down to one sample: 10, 5, 3, 2, 1. Sample 1 of batch 1" in notes
 
 
 def test_after_memory_was_made_the_same_fit_goes_on_where_it_stood() -> None:
