@@ -243,15 +243,11 @@ def _settle_optimization(root: Loop, context: Context) -> bool:
     if not steps.foreign and any(loop.by_hand for _, loop in loops):
         return True
     for path, loop in loops:
-<<<<<<< HEAD
+        if isinstance(loop, SplittingLoop) and steps.by_hand:
+            _refuse_settings(loop, context.model)
         # A loop of another class was put there on purpose.
         if type(loop) is OptimizerLoop or _steps_aside(loop, steps):
             assert isinstance(loop, OptimizerLoop)
-=======
-        if isinstance(loop, SplittingLoop) and steps.by_hand:
-            _refuse_settings(loop, context.model)
-        if type(loop) is OptimizerLoop:  # a loop of another class was put there on purpose
->>>>>>> ea5fb85 (Cut a batch that does not fit into memory into smaller pieces, on request)
             other = steps.optimizer_loop(loop)
             if steps.by_hand and not steps.foreign:
                 _refuse_settings(loop, context.model)
