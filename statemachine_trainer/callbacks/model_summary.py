@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.plain_steps import inputs_of
 from statemachine_trainer.loops.settings_checks import function, whole_number
-from statemachine_trainer.loops.steps import inputs_of
 from statemachine_trainer.loops.untouched import untouched
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.parallel import map_leaves, to_device

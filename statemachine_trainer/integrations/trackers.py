@@ -1,4 +1,4 @@
-"""Trackers of experiments as callbacks: TensorBoard, Weights & Biases, MLflow, trackio.
+"""Trackers of experiments as callbacks: CSV, TensorBoard, Weights & Biases, MLflow, trackio.
 
     Trainer(callbacks=[TensorBoard("runs/mine")])
 
@@ -8,8 +8,10 @@ of them is needed for a run to be recorded: see `Trainer(run=...)`.
 
 from __future__ import annotations
 
+import csv
 import importlib
 import importlib.util
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from statemachine_trainer.files import path_given
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.observe.readings import Part, values_of_step
@@ -112,6 +115,68 @@ class Tracker(HasSettings):
             metrics = {f"{part}/{name}": float(value) for name, value in values.items()}
             self._tell(trainer.hyperparameters)
             self.write(trainer.steps, metrics)
+
+
+class CSV(Tracker):
+    """Writes a table of comma-separated values: a row for each step that something was measured at, a column a metric.
+
+    A run that was resumed goes on in the file: what it measures anew replaces what was measured by the one before. The
+    file appears as a whole, so whoever reads it meanwhile sees the one before.
+
+    Args:
+        file: Where, such as "runs/mine/metrics.csv".
+        every: As for `Tracker`.
+    """
+
+    def __init__(self, file: str | Path, *, every: int = 50) -> None:
+        super().__init__(every=every)
+        self.file = path_given(file)
+        self._rows: list[dict[str, str]] | None = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._rows is None:
+            # A test stands at the last step of the fit, whose row is to stay.
+            tests = all(name.startswith("test/") for name in metrics)
+            self._rows = [
+                row for row in self._earlier() if int(row["step"]) < step + (1 if tests else 0)
+            ]
+        if not self._rows or self._rows[-1]["step"] != str(step):
+            self._rows.append({"step": str(step)})
+        self._rows[-1].update({name: repr(value) for name, value in metrics.items()})
+        if not all(name.startswith("step/") for name in metrics):
+            self._save()
+
+    def close(self) -> None:
+        if self._rows is not None:
+            self._save()
+        self._rows = None
+
+    def _earlier(self) -> list[dict[str, str]]:
+        try:
+            with self.file.open(newline="", encoding="utf-8") as file:
+                rows = [
+                    {name: value for name, value in row.items() if value}
+                    for row in csv.DictReader(file)
+                ]
+        except FileNotFoundError:
+            return []
+        if not all(row.get("step", "").isdecimal() for row in rows):
+            raise SettingError(
+                f"CSV({str(self.file)!r}): this file has no column of steps, so it is not one of this tracker. Name "
+                "another one."
+            )
+        return rows
+
+    def _save(self) -> None:
+        rows = self._rows or []
+        names = dict.fromkeys(["step", *(name for row in rows for name in row)])
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, [*names])
+            table.writeheader()
+            table.writerows(rows)
+        temporary.replace(self.file)
 
 
 class TensorBoard(Tracker):
