@@ -329,7 +329,7 @@ def _tabular() -> dict[str, Make]:
                 optimizer_config=general.OptimizerConfig(),
                 trainer_config=general.TrainerConfig(
                     batch_size=16, accelerator="cpu", progress_bar="none", load_best=False,
-                    checkpoints=None, early_stopping=None, seed=None,
+                    checkpoints=None, early_stopping=None,
                 ),
                 verbose=False,
                 suppress_lightning_logger=True,

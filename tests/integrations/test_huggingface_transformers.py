@@ -213,7 +213,7 @@ def started(make: Callable[[], Any], data: Callable[[], Any]) -> Callable[[], Tr
 
 @pytest.mark.parametrize("data", [loader, datasets_loader])
 def test_a_fit_with_an_adapter_can_be_resumed(data: Callable[[], Any]) -> None:
-    assert_resumable(started(adapted, data), examples=1)
+    assert_resumable(started(adapted, data), examples=1, fresh_process=False)
 
 
 def test_the_code_of_the_page_runs() -> None:

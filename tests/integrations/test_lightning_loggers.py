@@ -192,6 +192,51 @@ def test_the_tensorboard_logger_writes_its_folder(tmp_path: Path) -> None:
     assert model.module.trainer.log_dir == logger.log_dir
 
 
+class Leaves(Logging):
+    """Ends the first fit between two checkpoints, when more was written than they know of."""
+
+    leaves = True
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.leaves and self.global_step == 10:
+            raise KeyboardInterrupt
+
+
+def leave_and_resume(folder: Path, make: Callable[[], Any]) -> list[Any]:
+    loggers = []
+    for leaves in (True, False):
+        module, logger = Leaves(), make()
+        module.leaves = leaves
+        loggers.append(logger)
+        model = lightning.module(module, loggers=logger, log_every_n_steps=2)
+        one = Trainer(max_epochs=2, device="cpu", progress=False, checkpoints=folder / "run")
+        try:
+            one.fit(model, data(), data(20), resume="auto")
+        except KeyboardInterrupt:
+            assert leaves
+    return loggers
+
+
+def test_the_files_of_tensorboard_count_no_step_twice_after_a_resume(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, logger = leave_and_resume(tmp_path, lambda: TensorBoardLogger(tmp_path, version="same"))
+    read = EventAccumulator(logger.log_dir).Reload()
+    assert len([*Path(logger.log_dir).glob("events.out.*")]) == 2
+    assert [one.step for one in read.Scalars("b_step")] == [1, 3, 5, 7, 9, 11]
+    assert [one.step for one in read.Scalars("val_epoch")] == [5, 11]
+
+
+@pytest.mark.parametrize("version", [None, 0])
+def test_rows_of_the_csv_logger_never_go_back(version: int | None, tmp_path: Path) -> None:
+    for logger in leave_and_resume(tmp_path, lambda: CSVLogger(tmp_path, version=version)):
+        with (Path(logger.log_dir) / "metrics.csv").open() as file:
+            steps = [int(row["step"]) for row in csv.DictReader(file) if row["b_step"]]
+        assert steps == sorted(set(steps))
+        assert steps
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("service", ["mlflow", "wandb"])
 def test_a_logger_of_a_service_keeps_a_run_on_this_machine(service: str, tmp_path: Path) -> None:

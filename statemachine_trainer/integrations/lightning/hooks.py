@@ -231,6 +231,7 @@ class Hooks:
         """Give callbacks, data module and module back what they have kept."""
         self.skipped = state["skipped"]
         self._memory.load_state_dict(state)
+        self._connector.note_resume()
 
 
 def step_output(output: Any, automatic: bool) -> Any:

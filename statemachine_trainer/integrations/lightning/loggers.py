@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class LoggerConnector:
         self.loggers = list(loggers)
         self.every = every
         self.logged: dict[str, Any] = {}
+        self._has_resumed = False
+
+    def note_resume(self) -> None:
+        """Note that the run goes on from a checkpoint: what was written after it is written again."""
+        self._has_resumed = True
 
     # -- what callbacks and modules ask ----------------------------------------------------------
 
@@ -75,6 +81,9 @@ class LoggerConnector:
         if step < 0:
             scalars.setdefault("epoch", self._standing.fitting.counts.epoch)
             step = self._standing.batches_stepped
+        if self._has_resumed:
+            self._has_resumed = False
+            self._outdate_what_was_written()
         for logger in self.loggers:
             logger.log_metrics(metrics=scalars, step=step)
             logger.save()
@@ -137,6 +146,18 @@ class LoggerConnector:
         """
         for logger in self.loggers:
             logger.finalize(status)
+
+    def _outdate_what_was_written(self) -> None:
+        """Tell TensorBoard that what a folder holds from this step on is outdated, as `purge_step` does."""
+        kind = self._calls.library.get("loggers:TensorBoardLogger")
+        for logger in self.loggers:
+            writer = logger.experiment if isinstance(logger, kind) else None
+            if hasattr(writer, "_get_file_writer"):  # that of torch
+                events = import_module("tensorboard.compat.proto.event_pb2")
+                begun = events.SessionLog(status=events.SessionLog.START)
+                writer._get_file_writer().add_event(
+                    events.Event(session_log=begun), self._standing.batches_stepped
+                )
 
     def _log_pass(self, values: Mapping[str, float], step: int) -> None:
         epochs = self.results.epochs

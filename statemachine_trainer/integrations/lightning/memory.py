@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from statemachine_trainer.integrations.lightning.attributes import Attributes, modules_by_name
 from statemachine_trainer.integrations.lightning.calls import HookCalls
@@ -240,6 +241,8 @@ class Memory:
         saved = {one["key"]: one["state"] for one in state["callbacks"]}
         for one in self._calls.callbacks:
             was = saved.get(one.state_key) if isinstance(one, kind) else None
+            if was and state["accumulate"] is not None:
+                self._note_what_ends(one)
             if was and was["scheduler_state"] is not None and one._swa_scheduler is None:
                 if not hasattr(
                     one, "_max_epochs"
@@ -248,6 +251,13 @@ class Memory:
                 if isinstance(one._swa_epoch_start, float):
                     one._swa_epoch_start = int(one._max_epochs * one._swa_epoch_start)
                 self._begin_epoch_again(was["latest_update_epoch"], (kind,))
+
+    def _note_what_ends(self, averaging: Any) -> None:
+        """Note for an average what it puts back at the end of the fit, once its epoch of batch norm is over."""
+        if not hasattr(averaging, "_accumulate_grad_batches"):
+            averaging._accumulate_grad_batches = self._calls.trainer.accumulate_grad_batches
+            modules = self._standing.module.modules()
+            averaging.momenta = {m: m.momentum for m in modules if isinstance(m, _BatchNorm)}
 
 
 _REMOVED: Final = "$removed by a hook"
