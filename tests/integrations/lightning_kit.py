@@ -124,6 +124,7 @@ _THEIR_NAMES = {
     "validate_epochs": "check_val_every_n_epoch",
     "sanity_batches": "num_sanity_val_steps",
     "limit_train_batches": "limit_train_batches",
+    "reload_every": "reload_dataloaders_every_n_epochs",
 }
 
 Make = Callable[[list[str]], tuple[Any, list[Any]]]

@@ -86,6 +86,25 @@ def test_a_scheduler_by_epochs_gives_the_same_rates_and_moves_when_the_epoch_end
     assert set(places(theirs, "lr_scheduler_step")) == {"configure_gradient_clipping"}
 
 
+class MakesLoaders(Classifier):
+    """Makes a loader of another size each time that it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def train_dataloader(self) -> Any:
+        self.asked += 1
+        return data(60, 5 * self.asked)
+
+
+def test_loaders_that_are_made_anew_give_the_same_bits() -> None:
+    theirs, ours = both(watched(MakesLoaders), max_epochs=4, reload_every=2)
+    assert_same_bits(theirs, ours)
+    assert ours.notes == theirs.notes
+    assert ours.module.asked == theirs.module.asked == 2
+
+
 class OnPlateau(Classifier):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
