@@ -43,6 +43,7 @@ from statemachine_trainer.running.settings_record import (
     Settings,
     changes,
     keep_what_holds,
+    others_than,
     settings_of_run,
 )
 from statemachine_trainer.snapshot.held import lies_within, restore_own, states_found
@@ -93,6 +94,7 @@ class FitState:
         self._callbacks = callbacks
         self._hyperparameters = hyperparameters
         self._fresh: tuple[Fresh, ...] = ()
+        self._given: dict[str, Settings] = {}
         self._outside = ModulesOutside()
         self._values = ChangingValues()
         self._checked = False  # that all can be saved, as a fit with checkpoints begins
@@ -106,14 +108,15 @@ class FitState:
         context = context_of(self._driver)
         if context is None:
             raise NotStarted("There is no state before the first fit.")
-        checkpoints = self._host.checkpoints
+        checkpoints, settings = self._host.checkpoints, self._settings(context)
         search = self._search(context)
         generators = states_found(search)
         of_model = {path: one for path, one in generators.items() if lies_within(one, "model")}
         return {
             "machine": self._driver.state_dict(),
             "context": context_state(context, of_model),
-            "settings": self._settings(context),
+            "settings": settings,
+            "given": others_than(self._given, settings),
             "fresh": list(self._fresh),
             "stopped_by": [type(one).__qualname__ for one in self._who_asks_to_stop()],
             "callbacks": [
@@ -221,7 +224,8 @@ class FitState:
                 stacklevel=level_of_caller(),
             )
         keep_what_holds(context, was, fresh)
-        return [*changes(was, now, fresh)]
+        self._given = now
+        return [*changes(was, state.get("given", {}), now, self._settings(context), fresh)]
 
     def _was_taken(
         self, state: Mapping[str, Any], was: Mapping[str, Settings], now: Mapping[str, Settings]
@@ -238,7 +242,7 @@ class FitState:
         self._fresh = ()
         context = context_of(self._driver)
         if context is not None:
-            self._hyperparameters.record(context)  # before training changes what the model keeps
+            self._given = self._settings(context)  # before training changes what the model keeps
 
     def still_stopped(self, state: Mapping[str, Any]) -> bool:
         """Return whether a callback would end the fit of this state again."""

@@ -250,23 +250,48 @@ def is_plain(value: object) -> bool:
 
 
 def changes(
-    was: Mapping[str, Settings], now: Mapping[str, Settings], fresh: Sequence[str]
+    was: Mapping[str, Settings],
+    given: Mapping[str, Settings],
+    now: Mapping[str, Settings],
+    loaded: Mapping[str, Settings],
+    fresh: Sequence[str],
 ) -> Iterator[Change]:
     """Find the differences between the settings of a checkpoint and those of a script.
 
+    The run itself may have changed settings since its start, as callbacks of Lightning do. That is no
+    difference if the same holds after the checkpoint is loaded.
+
     Args:
-        was: Those of the checkpoint.
-        now: Those of the script.
+        was: Those at the checkpoint.
+        given: Those of the script when the run began, as far as they are others than at the checkpoint.
+        now: Those of the script that resumes.
+        loaded: Those once the checkpoint is loaded.
         fresh: Parts that are not loaded from the checkpoint.
     """
     for part, ours in now.items():
-        theirs = was.get(part, {})
+        theirs, begun, after = was.get(part, {}), given.get(part, {}), loaded.get(part, {})
         for owner in (one for one in ours if one in theirs):
             names = [*dict.fromkeys([*theirs[owner], *ours[owner]])]
             for name in names:
                 before, here = theirs[owner].get(name), ours[owner].get(name)
-                if before != here:
-                    yield Change(owner, name, before, here, _holds(part, owner, name, fresh))
+                same_script = begun.get(owner, {}).get(name, before) == here
+                if before == here or (same_script and after.get(owner, {}).get(name) == before):
+                    continue
+                yield Change(owner, name, before, here, _holds(part, owner, name, fresh))
+
+
+def others_than(
+    settings: Mapping[str, Settings], present: Mapping[str, Settings]
+) -> dict[str, Settings]:
+    """Return those of `settings` that have another value at present, by part and owner."""
+    found: dict[str, Settings] = {}
+    for part, owners in settings.items():
+        for owner, texts in owners.items():
+            now = present.get(part, {}).get(owner, {})
+            changed = {name: text for name, text in texts.items() if now.get(name) != text}
+            if changed:
+                found.setdefault(part, {})[owner] = changed
+    return found
 
 
 def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import DataLoader
 
-from statemachine_trainer import EarlyStopping, Run, Trainer, log
+from statemachine_trainer import Checkpoints, EarlyStopping, Run, Trainer, every, log
 from statemachine_trainer.data import DataChanged
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.running.settings_record import SettingsChanged
@@ -311,3 +311,45 @@ def test_a_run_that_has_ended_stays_ended_when_it_is_started_again(tmp_path: Pat
     trainer = make_trainer(tmp_path, 2)
     trainer.fit(Net(), BATCHES, resume="auto", until="batch_end")
     assert Run(tmp_path).status == "paused"
+
+
+class AccumulatesMore:
+    """Steps every second batch from the second epoch on."""
+
+    def __init__(self, *, remembers: bool) -> None:
+        self.remembers = remembers
+
+    def on_next_epoch(self, trainer: Trainer) -> None:
+        self.set(trainer, 2 if trainer.epoch else 1)
+
+    def set(self, trainer: Trainer, accumulate: int) -> None:
+        trainer.loop["epoch.batch.optimizer"].accumulate = accumulate
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"accumulate": self.trainer.loop["epoch.batch.optimizer"].accumulate}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.remembers:
+            self.set(self.trainer, state["accumulate"])
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_what_the_run_itself_has_set_is_told_unless_it_is_so_again(
+    tmp_path: Path, remembers: bool
+) -> None:
+    def trainer() -> Trainer:
+        callback = AccumulatesMore(remembers=remembers)
+        checkpoints = Checkpoints(tmp_path, every=every(1, "step"))
+        one = Trainer(max_epochs=3, progress=False, checkpoints=checkpoints, callbacks=[callback])
+        callback.trainer = one
+        return one
+
+    first = trainer()
+    first.fit(Net(), BATCHES, until=lambda trainer: trainer.steps == 5)
+    del first
+    if remembers:
+        trainer().fit(Net(), BATCHES, resume="auto")
+    else:
+        with changes("fit.epoch.batch.optimizer (OptimizerLoop): accumulate was 2, is 1 now."):
+            trainer().fit(Net(), BATCHES, resume="auto")

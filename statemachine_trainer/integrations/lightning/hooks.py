@@ -119,6 +119,7 @@ class Hooks:
     def epoch_started(self) -> None:
         self.calls.call("on_train_epoch_start")
         self._memory.within_epoch = True
+        self._memory.newest_epoch = self._standing.fitting.counts.epoch
 
     def batch_started(self) -> bool:
         """Call `on_train_batch_start`; tell whether to train on the batch."""
@@ -155,11 +156,12 @@ class Hooks:
 
     def fit_ending(self) -> None:
         self.calls.call("on_train_end")
+        self._memory.train_ended = True
 
     def fit_ended(self) -> None:
         self._connector.finish("success")
         self.calls.call("on_fit_end")
-        self._memory.started = None
+        self._memory.started, self._memory.train_ended = None, False
 
     def run_ended(self) -> None:
         self.calls.teardown("fit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +43,9 @@ class Memory:
 
     Attributes:
         started: Which hooks of the beginning were called: "fit", then "train"; None before and after.
-        within_epoch: Whether an epoch has begun.
+        within_epoch: Whether an epoch has begun, and its hooks at the end were not called yet.
+        newest_epoch: The epoch that has begun last; -1 before the first.
+        train_ended: Whether `on_train_end` was called, and `on_fit_end` was not called yet.
     """
 
     def __init__(self, calls: HookCalls, standing: Standing, files: LightningFiles) -> None:
@@ -54,12 +57,15 @@ class Memory:
         self._file: Path | None = None
         self.started: str | None = None
         self.within_epoch = False
+        self.newest_epoch = -1
+        self.train_ended = False
 
     # -- the beginning of a fit ------------------------------------------------------------------
 
     def arrive(self) -> None:
         """Forget what was noted of an earlier run."""
         self.started, self.within_epoch = None, False
+        self.newest_epoch, self.train_ended = -1, False
         self._attributes.note()
 
     def go_on_from_file(self, path: Path) -> None:
@@ -107,6 +113,8 @@ class Memory:
             "attributes": self._attributes.changed() if self.started else {},
             "started": self.started,
             "within_epoch": self.within_epoch,
+            "newest_epoch": self.newest_epoch,
+            "train_ended": self.train_ended,
             "accumulate": standing.accumulate,
             "evaluated": dict(standing.evaluated_in_all),
             "skip_backward": standing.skip_backward,
@@ -222,18 +230,47 @@ class Memory:
             if state["within_epoch"]:
                 kinds = tuple(calls.library.get(path) for path in _BY_EPOCH)
                 self._begin_epoch_again(coming["counts"]["epoch"], kinds)
+            else:
+                self._measure_batch_norm_again(state, coming["counts"]["epoch"])
         self.started, self.within_epoch = was, state["within_epoch"]
+        self.newest_epoch = state.get("newest_epoch", -1)
+        self.train_ended = state.get("train_ended", False)
 
     def _begin_epoch_again(self, epoch: int, kinds: tuple[type, ...]) -> None:
         """Let callbacks that prepare an epoch do so again."""
-        counts = self._standing.fitting.counts
-        before, counts.epoch = counts.epoch, epoch
-        try:
+        with self._at_epoch(epoch):
             self._calls.call_callbacks(
                 "on_train_epoch_start", only=lambda one: isinstance(one, kinds)
             )
+
+    @contextmanager
+    def _at_epoch(self, epoch: int) -> Iterator[None]:
+        """Let hooks see this epoch as the current one: counters are loaded later."""
+        counts = self._standing.fitting.counts
+        before, counts.epoch = counts.epoch, epoch
+        try:
+            yield
         finally:
             counts.epoch = before
+
+    def _measure_batch_norm_again(self, state: Mapping[str, Any], epoch: int) -> None:
+        """Set again what an average had set for its epoch of batch norm, and puts back in `on_train_end`.
+
+        Args:
+            state: The saved state.
+            epoch: How many epochs were over.
+        """
+        kind, newest = self._calls.library.get(_AVERAGING), state.get("newest_epoch", -1)
+
+        def measures(one: Any) -> bool:
+            return isinstance(one, kind) and one._max_epochs != -1 and newest == one.swa_end + 1
+
+        if any(measures(one) for one in self._calls.callbacks):
+            self._begin_epoch_again(newest, (kind,))
+            self._calls.call_callbacks("on_train_epoch_end", only=measures)
+            if state["train_ended"]:
+                with self._at_epoch(epoch):
+                    self._calls.call_callbacks("on_train_end", only=measures)
 
     def _average_again(self, state: Mapping[str, Any]) -> None:
         """Let an average that had put its own scheduler in the place of the model's do so between epochs, too."""
