@@ -35,12 +35,14 @@ class Plan:
     """How the batches of a pass are taken from a sampler.
 
     ``source`` is what is iterated; ``arrange`` makes the pass's batches of that iterator, when the
-    first is asked for; ``repeats`` says whether an index may come twice in a pass.
+    first is asked for; ``repeats`` says whether an index may come twice in a pass; ``unknown`` whether the
+    sampler is of a class that may follow from anything.
     """
 
     source: Iterable[Any]
     arrange: Callable[[Iterator[Any]], Iterator[Any]]
     repeats: bool
+    unknown: bool = False
 
 
 def plan_for(loader: DataLoader[Any]) -> Plan:
@@ -102,6 +104,7 @@ class IndexStream:
         self._again: deque[Any] = deque()  # drawn before, to be given once more
         self._last: deque[Any] = deque(maxlen=ahead + 1)
         self._newest: Any = None
+        self._checksum = 0  # of all indices drawn from a sampler that is not known
         self._seen: Counter[Any] = Counter()
         self._error: BaseException | None = None
 
@@ -125,6 +128,7 @@ class IndexStream:
             "drawn": self.drawn,
             "exhausted": self.exhausted,
             "mark": self._mark(),
+            "checksum": self._checksum if self.plan.unknown else None,
         }
 
     def resume(self, state: dict[str, Any], position: int) -> None:
@@ -142,11 +146,14 @@ class IndexStream:
             self._draw(indices)
         over = next(self._live, None) is None if state["exhausted"] else False
         same = self.drawn == state["drawn"] and over == state["exhausted"]
-        if not same or not self._is_marked(state["mark"]):
+        checksum = state.get("checksum")  # earlier versions wrote none
+        all_same = checksum is None or not self.plan.unknown or checksum == self._checksum
+        if not same or not all_same or not self._is_marked(state["mark"]):
             raise DataChanged(
                 "The sampler gives other indices than it gave when the state was taken: "
-                f"{_innermost(self.plan.source)} keeps state that is not in a generator. "
-                "Give it state_dict and load_state_dict, or let it follow from set_epoch(epoch)."
+                f"{_innermost(self.plan.source)} keeps state that is not in a generator, or follows from what "
+                "training changes, such as the weights. Give it state_dict and load_state_dict, or let it follow "
+                "from set_epoch(epoch)."
             )
         self.exhausted = over
         self.go_back(position)
@@ -183,6 +190,8 @@ class IndexStream:
         self.drawn += 1
         self._last.append(given)
         self._newest = indices
+        if self.plan.unknown:
+            self._checksum = zlib.crc32(repr(indices).encode(), self._checksum)
         return given
 
     def _order(self, epoch: int, indices: Any) -> Order:
@@ -235,7 +244,7 @@ def _plan_for_unknown(source: Iterable[Any]) -> Plan:
         count = len(source)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):
         count = 0  # perhaps endless
-    return Plan(source, lambda it: _taken_ahead(_copies(it), count), repeats=True)
+    return Plan(source, lambda it: _taken_ahead(_copies(it), count), repeats=True, unknown=True)
 
 
 def _taken_ahead(indices: Iterator[Any], count: int) -> Iterator[Any]:

@@ -47,6 +47,7 @@ class Scheduler:
         name: For messages and loggers.
         seen: When the monitored value of its last step was measured.
         configured: Its settings when it was made.
+        functions: What the functions do that it was given; None until somebody asks.
     """
 
     scheduler: Any
@@ -57,6 +58,7 @@ class Scheduler:
     name: str | None = None
     seen: tuple[int, int, int] | None = None
     configured: dict[str, Any] = field(default_factory=dict)
+    functions: dict[str, str] | None = None
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ from statemachine_trainer.running.audit import (
 )
 from statemachine_trainer.running.changing_values import ChangingValues
 from statemachine_trainer.running.drivers import context_of
+from statemachine_trainer.running.fingerprints import Contents
 from statemachine_trainer.running.hyperparameters import Hyperparameters
 from statemachine_trainer.running.modules_outside import ModulesOutside
 from statemachine_trainer.running.reachable import (
@@ -97,6 +98,7 @@ class FitState:
         self._given: dict[str, Settings] = {}
         self._outside = ModulesOutside()
         self._values = ChangingValues()
+        self._contents = Contents()
         self._checked = False  # that all can be saved, as a fit with checkpoints begins
 
     def write(self) -> dict[str, Any]:
@@ -115,7 +117,7 @@ class FitState:
         return {
             "machine": self._driver.state_dict(),
             "context": context_state(context, of_model),
-            "settings": settings,
+            "settings": settings | {"content": self._contents.of(context)},
             "given": others_than(self._given, settings),
             "fresh": list(self._fresh),
             "stopped_by": [type(one).__qualname__ for one in self._who_asks_to_stop()],
@@ -225,7 +227,10 @@ class FitState:
             )
         keep_what_holds(context, was, fresh)
         self._given = now
-        return [*changes(was, state.get("given", {}), now, self._settings(context), fresh)]
+        # Those of the data that this phase, or this epoch, has made.
+        contents = {"content": self._contents.of(context)}
+        loaded = self._settings(context) | contents
+        return [*changes(was, state.get("given", {}), now | contents, loaded, fresh)]
 
     def _was_taken(
         self, state: Mapping[str, Any], was: Mapping[str, Settings], now: Mapping[str, Settings]
@@ -243,6 +248,7 @@ class FitState:
         context = context_of(self._driver)
         if context is not None:
             self._given = self._settings(context)  # before training changes what the model keeps
+            self._contents.of(context)
 
     def still_stopped(self, state: Mapping[str, Any]) -> bool:
         """Return whether a callback would end the fit of this state again."""

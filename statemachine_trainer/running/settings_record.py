@@ -25,9 +25,11 @@ from statemachine_trainer.intervals import Every
 from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import LikelyMistake
+from statemachine_trainer.loops.slots import Scheduler
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.running.fingerprints import compiler, functions_of
 
 Settings = dict[str, dict[str, str]]
 """Settings as text, by owner and name."""
@@ -218,7 +220,16 @@ def _settings_of_optimizers(context: Context) -> Settings:
             found[whose] = as_texts(one.configured)
             own = {name: getattr(one, name) for name in ("interval", "frequency", "monitor")}
             found[f"the use of {whose}"] = as_texts(own)
+            if functions := note_functions(one):
+                found[f"the functions of {whose}, for {compiler()}"] = functions
     return found
+
+
+def note_functions(scheduler: Scheduler) -> dict[str, str]:
+    """Say what the functions of a scheduler do, as it was when this was asked first."""
+    if scheduler.functions is None:
+        scheduler.functions = functions_of(scheduler.scheduler)
+    return scheduler.functions
 
 
 def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -296,7 +307,7 @@ def others_than(
 
 def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
     if part == "optimizers":
-        if owner.startswith("the use of "):
+        if owner.startswith(("the use of ", "the functions of ")):
             return "The script's holds; for the checkpoint's set it there."
         which = "optimizer" if owner.startswith("optimizer ") else "schedulers"
         if which in fresh:
@@ -304,7 +315,7 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
         return f"The checkpoint's holds; for the script's say fit(..., fresh=({which!r},))."
     if name == "seed":
         return "The random numbers of the checkpoint hold; a new run takes the script's."
-    if part in ("model", "layers", "data"):
+    if part in ("model", "layers", "data", "content"):
         return "The script's holds; for the checkpoint's write it there."
     return "The script's holds; for the checkpoint's set it there."
 
