@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from statemachine_trainer.loops import Phase as Phase
     from statemachine_trainer.loops import PhasesLoop as PhasesLoop
     from statemachine_trainer.loops import PredictionLoop as PredictionLoop
+    from statemachine_trainer.loops import RecoverLoop as RecoverLoop
     from statemachine_trainer.loops import SAMLoop as SAMLoop
     from statemachine_trainer.loops import SanityLoop as SanityLoop
     from statemachine_trainer.loops import SplittingLoop as SplittingLoop

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from statemachine_trainer.loops.recipes import Phase as Phase
     from statemachine_trainer.loops.recipes import PhasesLoop as PhasesLoop
     from statemachine_trainer.loops.recipes import PoolLoop as PoolLoop
+    from statemachine_trainer.loops.recipes import RecoverLoop as RecoverLoop
     from statemachine_trainer.loops.recipes import SAMLoop as SAMLoop
     from statemachine_trainer.loops.recipes import Turn as Turn
     from statemachine_trainer.loops.recipes import TurnDone as TurnDone

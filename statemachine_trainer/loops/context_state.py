@@ -26,7 +26,7 @@ from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import map_leaves
 from statemachine_trainer.parallel.device import back_on_accelerator, on_accelerator
 from statemachine_trainer.parallel.wrappers import PlainNames
-from statemachine_trainer.snapshot.held import Held, restore_own
+from statemachine_trainer.snapshot.held import Held, own_states, restore_own
 from statemachine_trainer.snapshot.modules import load_module_state, module_state
 from statemachine_trainer.snapshot.rng import devices_in_use, restore_rng, rng_state
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
@@ -120,6 +120,42 @@ def lasting_state(context: Context) -> dict[str, Any]:
         "optimizers": list(_slot_states(context)),
         "precision": context.precision.state_dict(),
     }
+
+
+def training_state(context: Context) -> dict[str, Any]:
+    """Return what training changes in the context, at the boundary before a batch, as a plain tree.
+
+    That is the state without the data, the batch in flight, and the count of batches and seconds.
+    Tensors are not copied.
+
+    Raises:
+        Unwritable: A scheduler cannot say where it stands.
+    """
+    counts = context.counts
+    return {
+        **lasting_state(context),
+        "model": module_state(context.model, grads=context.open_windows or context.manual),
+        "generators": own_states({"model": context.model}),
+        "steps": [counts.step, counts.step_in_epoch],
+        "finished": context.finished,
+        "metrics": context.train_metrics.state_dict(),
+        "outputs": len(context.outputs or ()),
+        "rng": rng_state(devices_in_use()),
+    }
+
+
+def load_training_state(context: Context, state: Mapping[str, Any]) -> None:
+    """Restore what `training_state` returned, in the same fit. The run takes over its tensors."""
+    load_module_state(context.model, state["model"])
+    load_torchmetrics_state(context.model, state["torchmetrics"])
+    _load_slots(context, state["optimizers"], ())
+    context.precision.load_state_dict(state["precision"])
+    context.counts.step, context.counts.step_in_epoch = state["steps"]
+    context.finished = state["finished"]
+    context.train_metrics.load_state_dict(state["metrics"])
+    del (context.outputs or [])[state["outputs"] :]
+    _restore_generators(context.model, state["generators"])
+    restore_rng(state["rng"])
 
 
 def remake_optimizers(

@@ -37,6 +37,10 @@ class ChangedForGood(TrainingError):
     """A state raised after it had changed something that is not copied before each state."""
 
 
+class NotRecovered(TrainingError):
+    """Batches do harm more often than a `RecoverLoop` may go back."""
+
+
 class MissingMetric(TrainingError):
     """A scheduler or callback monitors a name that was never logged."""
 

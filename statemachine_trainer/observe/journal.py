@@ -132,7 +132,7 @@ class Journal:
             self.flush()
 
     def note(self, kind: str, epoch: int, step: int, facts: Mapping[str, Any]) -> None:
-        """Write something else down: "begun" or "checkpoint"."""
+        """Write something else down: "begun", "checkpoint", "error" or "recovery"."""
         self._add(kind, epoch, step, facts, None)
 
     def flush(self, patience: float = 0.0) -> bool:

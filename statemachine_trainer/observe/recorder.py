@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.observe.blackbox import BlackBox, Mark, read_blackbox
 from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.readings import Readings
+from statemachine_trainer.observe.recoveries import watch_recoveries
 from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.version import __version__
 
@@ -192,9 +194,7 @@ class Recorder:
 
     def checkpoint_written(self, path: Path) -> None:
         """Note a checkpoint."""
-        if self._journal is not None:
-            counts = self._fit.context.counts
-            self._journal.note("checkpoint", counts.epoch, counts.step, {"name": path.name})
+        self._note("checkpoint", {"name": path.name})
 
     def place(self) -> int | None:
         """Return where the journal stands, for `rewind_to`; None if there is none."""
@@ -249,7 +249,13 @@ class Recorder:
         self._journal = journal
         readings = Readings(journal.take, every=self.folder.log_every)
         self._removers = [readings.attach(driver, self._fit) for driver in self._drivers]
+        self._removers += watch_recoveries(self._fit, self._note)
         self._note_beginning()
+
+    def _note(self, kind: str, facts: Mapping[str, Any]) -> None:
+        if self._journal is not None:
+            counts = self._fit.context.counts
+            self._journal.note(kind, counts.epoch, counts.step, facts)
 
     def _set_aside_earlier(self, root: Path) -> None:
         record = (run_record.RECORD,) if self._keeps_record else ()

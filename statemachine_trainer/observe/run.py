@@ -87,8 +87,9 @@ class Event:
 
     Attributes:
         at: When.
-        what: "started", "resumed", "stopped", "ended", "failed", or "checkpoint".
-        facts: Such as the signal, the error, the name of the checkpoint.
+        what: "started", "resumed", "stopped", "ended", "failed", "checkpoint"; "error" where an error
+            edge was taken; "recovery" where a `RecoverLoop` went back.
+        facts: Such as the signal, the error, the name of the checkpoint, the batches passed over.
     """
 
     at: datetime
@@ -193,18 +194,21 @@ class Run(HasSettings):
         return found
 
     def history(self) -> list[Event]:
-        """Return starts, ends and checkpoints in the order of time.
+        """Return starts, ends, checkpoints and recoveries in the order of time.
 
         Raises:
             BadRecord, BadJournal: The record, or the journal, cannot be read.
         """
         record = self.record()
         events = [_event_of(one) for one in (record.history if record else ())]
-        rows = self._select("SELECT at, facts FROM entries WHERE kind = 'checkpoint' ORDER BY id")
+        rows = self._select(
+            "SELECT at, kind, facts FROM entries WHERE kind IN ('checkpoint', 'error', 'recovery') "
+            "ORDER BY id"
+        )
         with self._reading_facts():
             events += [
-                Event(datetime.fromtimestamp(at, UTC), "checkpoint", dict(parse_json(facts)))
-                for at, facts in rows
+                Event(datetime.fromtimestamp(at, UTC), str(kind), dict(parse_json(facts)))
+                for at, kind, facts in rows
             ]
         return sorted(events, key=lambda event: event.at)
 

@@ -134,6 +134,7 @@ TREES = {
         "OptimizerLoop",
         "PoolLoop",
         "PredictionLoop",
+        "RecoverLoop",
         "SAMLoop",
         "SanityLoop",
         "SplittingLoop",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from statemachine_trainer.loops.recipes.labelling import LabelFolder as LabelFolder
     from statemachine_trainer.loops.recipes.phases import Phase as Phase
     from statemachine_trainer.loops.recipes.phases import PhasesLoop as PhasesLoop
+    from statemachine_trainer.loops.recipes.recover import RecoverLoop as RecoverLoop
     from statemachine_trainer.loops.recipes.sam import SAMLoop as SAMLoop
     from statemachine_trainer.loops.recipes.yielding import Turn as Turn
     from statemachine_trainer.loops.recipes.yielding import TurnDone as TurnDone

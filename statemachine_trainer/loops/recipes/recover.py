@@ -1,0 +1,233 @@
+"""The batch loop that undoes batches that do harm: a loss that is not finite, a spike.
+
+Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", JMLR 2023, section 5.1: training
+goes on from before a spike, without the batches around it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from statemachine_trainer.loops.batch import BatchLoop
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.context_state import load_training_state, training_state
+from statemachine_trainer.loops.loop_errors import NotRecovered
+from statemachine_trainer.loops.settings_checks import flags, function, number, whole_number
+from statemachine_trainer.machine.fields import field
+from statemachine_trainer.snapshot.written import Written
+
+_log = logging.getLogger("statemachine_trainer.recovery")
+
+_WINDOW = 64
+"""Losses that a new one is compared with."""
+_LEAST = 16
+"""Losses that there must be before one is called a spike."""
+
+
+class RecoverLoop(BatchLoop):
+    """Replaces `BatchLoop`: after a batch that does harm, the run goes back and passes over it.
+
+    Each batch is judged when it is done. If it is bad, the run goes back to a boundary that was kept
+    in memory, before that batch, or `back` batches earlier. Weights, optimizers, schedulers, scaler,
+    metrics, callbacks, generators and steps are those of that boundary; the data goes on behind the
+    bad batch. So the run is, to the bit, one whose step leaves out these batches (unless the loader itself draws
+    from the global generators in this process: it has drawn for them).
+
+    Judging reads the loss, which waits for the device. Keeping a boundary costs the time and the
+    memory of a copy of weights and optimizer state, on the CPU, and as much in each checkpoint:
+    `keep_every` makes it rarer. The counters of subscriptions (`every=`) are not taken back.
+
+    Args:
+        nonfinite: Whether a loss or gradient that is NaN or infinite is bad. With fp16 only the loss
+            is looked at: the scaler leaves out such gradients itself.
+        spike: Largest deviation of a loss from the median of the last 64, in robust standard
+            deviations (1.4826 times the median absolute deviation); None for no limit.
+        gradient_norm: Largest 2-norm of all gradients, as they are after the batch; None for no limit.
+        when: A function of the trainer that returns whether the batch is bad.
+        back: Batches before the bad one that are passed over with it.
+        keep_every: Batches after which a boundary is kept. All batches behind the boundary that the
+            run goes back to are passed over.
+        most: How often a fit goes back. Then `NotRecovered` surfaces.
+        **settings: As `BatchLoop`.
+
+    Attributes:
+        history: What was done: for each time the batches that were passed over, and why.
+
+    Raises:
+        SettingError: A setting out of its range.
+        NotRecovered: It happens more often than `most`.
+    """
+
+    transitions = (  # type: ignore[assignment]
+        *(one for one in BatchLoop.transitions if one[0] != "batch_complete"),
+        ["batch_complete", "batch_split", "judge"],
+        ["fine", "judge", "batch_end"],
+        ["bad", "judge", "roll_back"],
+        ["rolled_back", "roll_back", "batch_end"],
+    )
+
+    kept: list[dict[str, Any]] = field(factory=list, scope="epoch")
+    """The boundaries in memory, the oldest first. The end of an epoch is not undone."""
+    losses: list[float] = field(factory=list, scope="fit")
+    reason: str = ""
+    history: list[dict[str, Any]] = field(factory=list, scope="fit")
+    gone_back: int = field(0, scope="fit")
+
+    def __init__(
+        self,
+        *,
+        nonfinite: bool = True,
+        spike: float | None = None,
+        gradient_norm: float | None = None,
+        when: Callable[[Any], bool] | None = None,
+        back: int = 0,
+        keep_every: int = 1,
+        most: int = 3,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        flags(self, nonfinite=nonfinite)
+        for name, value in (("spike", spike), ("gradient_norm", gradient_norm)):
+            if value is not None:
+                number(self, name, value, hint=" None is for no limit.")
+        function(self, "when", when, "of the trainer that returns whether a batch is bad")
+        self.nonfinite = nonfinite
+        self.spike = spike
+        self.gradient_norm = gradient_norm
+        self.when = when
+        self.back = whole_number(self, "back", back)
+        self.keep_every = whole_number(self, "keep_every", keep_every, 1)
+        self.most = whole_number(self, "most", most, 1)
+
+    def why_alone(self) -> str | None:
+        return (
+            "goes back where its own batch does harm, and the other ranks would go on without it. Use "
+            "BatchLoop, and resume from a checkpoint."
+        )
+
+    # -- states ----------------------------------------------------------------------------------
+
+    def batch_start(self) -> Literal["batch_started"]:
+        """Keep this boundary, if it is time, and begin the batch."""
+        context = self.context
+        if not self.kept or context.counts.batch - self.kept[-1]["batch"] >= self.keep_every:
+            self._keep()
+        return super().batch_start()
+
+    def judge(self) -> Literal["fine", "bad"]:
+        """Look whether the batch has done harm."""
+        loss = None if self.context.loss is None else self.context.loss.item()
+        self.reason = self._why_bad(loss)
+        if self.reason:
+            return "bad"
+        if loss is not None and self.spike is not None:
+            self.losses = [*self.losses[1 - _WINDOW :], loss]
+        return "fine"
+
+    def roll_back(self) -> Literal["rolled_back"]:
+        """Go back to a boundary before the bad batch; it, and those after that boundary, are passed over.
+
+        Raises:
+            NotRecovered: The fit has gone back as often as it may.
+        """
+        context = self.context
+        bad = context.counts.batch - 1
+        self._refuse_once_more(bad)
+        behind = [one for one in self.kept if one["batch"] <= bad - self.back] or self.kept[:1]
+        found = behind[-1]
+        state = Written(found["text"].encode(), found["tensors"]).tree()
+        self._put_back_callbacks(state["callbacks"])
+        load_training_state(context, state["training"])  # generators come last
+        self.losses = list(found["losses"])
+        # The boundary stays: nothing has been trained since.
+        self.kept = self.kept[: self.kept.index(found) + 1]
+        self.gone_back += 1
+        said = {"first": found["batch"], "last": bad, "reason": self.reason}
+        self.history = [*self.history, {**said, "epoch": context.counts.epoch}]
+        _log.warning(
+            "passed over batches %d to %d of the run (%s): %s. %d of at most %d times.",
+            found["batch"] + 1,
+            bad + 1,
+            f"epoch {context.counts.epoch + 1}",
+            self.reason,
+            self.gone_back,
+            self.most,
+        )
+        return "rolled_back"
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        callbacks = [
+            {"kind": type(one).__qualname__, "state": one.state_dict()} for one in self._callbacks()
+        ]
+        written = Written.of({"training": training_state(self.context), "callbacks": callbacks})
+        one: dict[str, Any] = {
+            "batch": self.context.counts.batch,
+            "losses": list(self.losses),
+            "text": written.text.decode(),
+            "tensors": written.tensors,
+        }
+        # Of those at least `back` batches before the next one only the newest is needed.
+        needed = [k for k in self.kept if k["batch"] > one["batch"] - self.back]
+        before = [k for k in self.kept if k["batch"] <= one["batch"] - self.back]
+        self.kept = [*before[-1:], *needed, one]
+
+    def _callbacks(self) -> list[Any]:
+        """Return what has seen the batches, and has a state: averages of the weights, say."""
+        trainer = self.context.trainer
+        return [] if trainer is None else trainer.stateful_callbacks()
+
+    def _put_back_callbacks(self, saved: list[dict[str, Any]]) -> None:
+        ours = self._callbacks()
+        if [type(one).__qualname__ for one in ours] != [one["kind"] for one in saved]:
+            raise NotRecovered(
+                "The fit cannot go back: callbacks were subscribed, or taken off, since the boundary "
+                "that it would go back to. Do so at the start of an epoch."
+            )
+        for one, was in zip(ours, saved, strict=True):
+            one.load_state_dict(was["state"])
+
+    def _why_bad(self, loss: float | None) -> str:
+        """Return why the batch that was done is bad; "" if it is not."""
+        if loss is not None and self.nonfinite and not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if loss is not None and self.spike is not None and len(self.losses) >= _LEAST:
+            middle = statistics.median(self.losses)
+            spread = 1.4826 * statistics.median(abs(one - middle) for one in self.losses)
+            if not loss - middle <= self.spike * spread:
+                return f"the loss is {loss:.6g}, and the median before it {middle:.6g} (+- {spread:.2g})"
+        unscaled = self.context.precision.scaler is None
+        if (self.nonfinite and unscaled) or self.gradient_norm is not None:
+            norm = _norm_of_gradients(self.context)
+            if self.nonfinite and unscaled and not math.isfinite(norm):
+                return f"the norm of the gradients is {norm}"
+            if self.gradient_norm is not None and not norm <= self.gradient_norm:
+                return f"the norm of the gradients is {norm:.6g}"
+        if self.when is not None and self.when(self.context.trainer):
+            return f"{getattr(self.when, '__name__', 'when')} says so"
+        return ""
+
+    def _refuse_once_more(self, bad: int) -> None:
+        if self.gone_back < self.most:
+            return
+        before = "; ".join(
+            f"batches {one['first'] + 1} to {one['last'] + 1}, {one['reason']}"
+            for one in self.history
+        )
+        raise NotRecovered(
+            f"Batch {bad + 1} of the run does harm ({self.reason}), and the fit has gone back "
+            f"{self.gone_back} times already ({before}). Look at the data and the learning rate; "
+            f"{type(self).__name__}(most=...) allows more."
+        )
+
+
+def _norm_of_gradients(context: Context) -> float:
+    found = [one.grad for one in context.model.parameters() if one.grad is not None]
+    return float(torch.nn.utils.get_total_norm(found)) if found else 0.0

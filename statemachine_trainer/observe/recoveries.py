@@ -1,0 +1,39 @@
+"""What a fit has recovered from: the error edges that it takes, and the batches that it passes over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from statemachine_trainer.graph.graph import Graph
+from statemachine_trainer.loops.recipes.recover import RecoverLoop
+from statemachine_trainer.machine.driver import Driver
+
+Note = Callable[[str, Mapping[str, Any]], None]
+
+
+def watch_recoveries(driver: Driver, note: Note) -> list[Callable[[], None]]:
+    """Call `note(kind, facts)` at each error edge that is taken, and each time a `RecoverLoop` goes back.
+
+    Args:
+        driver: The machine of the fit, with the loops that it has now.
+        note: Called with "error" or "recovery", and what is known about it.
+
+    Returns:
+        Functions that end it.
+    """
+
+    def error() -> None:
+        if driver.failure is not None:
+            note("error", driver.failure.state_dict())
+
+    def recovery(loop: RecoverLoop) -> None:
+        note("recovery", loop.history[-1])
+
+    edges = {f"{edge.source}:{edge.event}" for edge in Graph.of(driver.machine).edges if edge.error}
+    watches = [driver.board.watch(name, error) for name in sorted(edges)]
+    for path, loop in driver.root.walk(driver.name):
+        if isinstance(loop, RecoverLoop):
+            name = f"{path}.roll_back:rolled_back"
+            watches.append(driver.board.watch(name, lambda loop=loop: recovery(loop)))
+    return [one.cancel for one in watches]

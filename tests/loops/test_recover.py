@@ -1,0 +1,271 @@
+"""A run that goes back after batches that do harm is the run that passes over them: to the bit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from statemachine_trainer.callbacks.averages import EMA
+from statemachine_trainer.loops import BatchLoop, EpochLoop, FitLoop, OptimizerLoop, log
+from statemachine_trainer.loops.loop_errors import NotRecovered, SettingError
+from statemachine_trainer.loops.recipes.recover import RecoverLoop
+from statemachine_trainer.observe.run import Run
+from statemachine_trainer.snapshot.written import Written
+from statemachine_trainer.testing import assert_resumable
+from statemachine_trainer.trainer import Trainer
+
+
+class Net(nn.Module):
+    """Draws, keeps buffers and logs. Leaves out the batches that it is told to."""
+
+    def __init__(self, without: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3))
+        self.head = nn.Linear(8, 1)
+        self.without, self.seen = without, list[int]()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+        if batch_idx in self.without:
+            return None
+        self.seen.append(batch_idx)
+        inputs, targets = batch
+        loss = nn.functional.mse_loss(self.head(self.net(inputs)).squeeze(1), targets)
+        log("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.02)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.7)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def data(poison: dict[int, float], batches: int = 24) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(1)
+    made = []
+    for number in range(batches):
+        inputs, targets = torch.randn(6, 4, generator=draw), torch.randn(6, generator=draw)
+        made.append((inputs, targets * poison.get(number, 1.0)))
+    return made
+
+
+def trained(
+    poison: dict[int, float],
+    batch: BatchLoop,
+    without: set[int] = frozenset(),  # type: ignore[assignment]
+    epochs: int = 1,
+    **settings: Any,
+) -> tuple[Net, Trainer]:
+    torch.manual_seed(0)
+    model = Net(without)
+    batch.replace(optimizer=OptimizerLoop(**settings))
+    trainer = Trainer(FitLoop(max_epochs=epochs, epoch=EpochLoop(batch=batch)))
+    trainer.fit(model, data(poison))
+    return model, trainer
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    names = one.state_dict()
+    return all(torch.equal(names[n], other.state_dict()[n]) for n in names)
+
+
+NAN, HUGE = float("nan"), 1e4
+
+CASES: list[tuple[dict[int, float], Callable[[], RecoverLoop], set[int]]] = [
+    ({5: NAN}, lambda: RecoverLoop(), {5}),
+    ({0: NAN, 1: NAN, 23: float("inf")}, lambda: RecoverLoop(), {0, 1, 23}),
+    ({20: HUGE}, lambda: RecoverLoop(spike=20.0), {20}),
+    ({20: HUGE}, lambda: RecoverLoop(spike=20.0, back=2), {18, 19, 20}),
+    ({7: HUGE}, lambda: RecoverLoop(gradient_norm=500.0), {7}),
+    ({7: NAN}, lambda: RecoverLoop(keep_every=4), {4, 5, 6, 7}),
+    ({7: NAN}, lambda: RecoverLoop(keep_every=4, back=4), {0, 1, 2, 3, 4, 5, 6, 7}),
+    ({1: NAN}, lambda: RecoverLoop(back=5), {0, 1}),
+    ({6: HUGE}, lambda: RecoverLoop(when=lambda trainer: trainer.context.loss > 1e3), {6}),
+    ({}, lambda: RecoverLoop(spike=50.0), set()),
+]
+
+
+@pytest.mark.parametrize("poison, make, without", CASES)
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 3}])
+def test_the_weights_are_those_of_a_run_that_leaves_the_batches_out(
+    poison: dict[int, float],
+    make: Callable[[], RecoverLoop],
+    without: set[int],
+    settings: dict[str, Any],
+) -> None:
+    clean, at_clean = trained({}, BatchLoop(), without, **settings)
+    model, trainer = trained(poison, make(), **settings)
+    assert equal(clean, model)
+    assert trainer.context.counts.step == at_clean.context.counts.step
+    assert trainer.context.counts.batch == 24
+    assert trainer.metrics["loss"] == at_clean.metrics["loss"]
+    rates = [one.context.optimizers[0].param_groups[0]["lr"] for one in (trainer, at_clean)]
+    assert rates[0] == rates[1]
+
+
+def test_so_it_is_with_the_scaler_of_fp16() -> None:
+    def run(batch: BatchLoop, poison: dict[int, float], without: set[int]) -> Net:
+        torch.manual_seed(0)
+        model = Net(without)
+        loop = FitLoop(max_epochs=1, epoch=EpochLoop(batch=batch))
+        Trainer(loop, precision="fp16").fit(model, data(poison))
+        return model
+
+    assert equal(run(BatchLoop(), {}, {9}), run(RecoverLoop(), {9: NAN}, set()))
+
+
+def test_what_was_done_is_told_and_kept(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "statemachine_trainer.recovery"):
+        _, trainer = trained({5: NAN}, RecoverLoop(back=1))
+    assert trainer.loop["batch"].history == [
+        {"first": 4, "last": 5, "reason": "the loss is nan", "epoch": 0}
+    ]
+    assert "passed over batches 5 to 6 of the run (epoch 1): the loss is nan" in caplog.text
+
+
+def test_an_edge_of_the_graph_can_be_heard() -> None:
+    loop = FitLoop(max_epochs=1, epoch=EpochLoop(batch=RecoverLoop()))
+    trainer = Trainer(loop)
+    heard: list[int] = []
+    trainer.on("judge:bad", lambda t: heard.append(t.context.batch_idx))
+    trainer.fit(Net(), data({3: NAN}))
+    assert heard == [3]
+    assert "judge --> " in trainer.graph().to_mermaid().replace("fit_epoch_batch_", "")
+
+
+def test_after_so_many_times_the_error_surfaces() -> None:
+    poison = {3: NAN, 5: NAN, 8: NAN}
+    with pytest.raises(NotRecovered, match=r"Batch 9 .*2 times already \(batches 4 to 4, the loss"):
+        trained(poison, RecoverLoop(most=2))
+    model, _ = trained(poison, RecoverLoop(most=3))
+    assert equal(model, trained({}, BatchLoop(), {3, 5, 8})[0])
+
+
+def test_averages_of_the_weights_are_taken_back_too() -> None:
+    averages = []
+    for poison, without, batch in (
+        ({}, {6, 7, 8}, BatchLoop()),
+        ({8: NAN}, set[int](), RecoverLoop(back=2)),
+    ):
+        torch.manual_seed(0)
+        average = EMA(0.9)
+        loop = FitLoop(max_epochs=1, epoch=EpochLoop(batch=batch))
+        Trainer(loop, callbacks=[average]).fit(Net(without), data(poison))
+        averages.append(average.state_dict())
+    assert averages[0]["updates"] == averages[1]["updates"] == 21
+    names = averages[0]["average"]
+    assert all(torch.equal(names[name], averages[1]["average"][name]) for name in names)
+
+
+def test_a_callback_that_came_since_the_boundary_is_told() -> None:
+    trainer = Trainer(FitLoop(max_epochs=1, epoch=EpochLoop(batch=RecoverLoop(back=1))))
+    trainer.on("judge:bad", lambda t: t.on(EMA(0.9)))
+    with pytest.raises(NotRecovered, match="callbacks were subscribed"):
+        trainer.fit(Net(), data({3: NAN}))
+
+
+def test_the_end_of_an_epoch_is_not_undone() -> None:
+    first, _ = trained({0: NAN}, RecoverLoop(back=3, most=4), epochs=2)
+    clean, _ = trained({}, BatchLoop(), {0}, epochs=2)
+    assert equal(first, clean)
+
+
+def test_losses_of_batches_passed_over_are_compared_with_no_more() -> None:
+    _, trainer = trained({20: HUGE}, RecoverLoop(spike=20.0, back=2))
+    losses = trainer.loop["batch"].losses
+    assert len(losses) == 21
+    assert max(losses) < 100
+
+
+def test_splits_along_time_are_undone_with_their_batch() -> None:
+    class Sequences(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+            if batch_idx in self.without:
+                return None
+            loss: torch.Tensor = self.head(self.net(batch.flatten(0, 1))).pow(2).mean()
+            return loss
+
+    def run(batch: BatchLoop, bad: bool, without: set[int]) -> Net:
+        torch.manual_seed(0)
+        model = Sequences(without)
+        batches = [torch.ones(2, 6, 4) * (number + 1) for number in range(6)]
+        if bad:
+            batches[3][:, -1] = NAN
+        Trainer(FitLoop(max_epochs=1, epoch=EpochLoop(batch=batch))).fit(model, batches)
+        return model
+
+    clean = run(BatchLoop(split_steps=2), False, {3})
+    assert equal(clean, run(RecoverLoop(split_steps=2), True, set()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"nonfinite": "yes"},
+        {"spike": 0},
+        {"spike": "large"},
+        {"gradient_norm": -1.0},
+        {"when": 3},
+        {"back": -1},
+        {"keep_every": 0},
+        {"most": 0},
+    ],
+)
+def test_a_wrong_setting_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=next(iter(settings))):
+        RecoverLoop(**settings)
+
+
+def make_poisoned() -> Trainer:
+    torch.manual_seed(0)
+    loop = RecoverLoop(back=1, keep_every=2)
+    trainer = Trainer(FitLoop(max_epochs=1, epoch=EpochLoop(batch=loop)))
+    trainer.start(Net(), data({4: NAN}, 6))
+    return trainer
+
+
+@pytest.mark.slow
+def test_stopped_at_any_boundary_of_a_recovery_it_ends_with_the_same_bits() -> None:
+    assert_resumable(make_poisoned)
+
+
+@pytest.mark.parametrize("stop", ["judge", "roll_back", "batch_end"])
+def test_killed_in_the_middle_of_a_recovery_it_goes_on_the_same(stop: str) -> None:
+    whole = make_poisoned()
+    whole.run()
+    killed = make_poisoned()
+    killed.run(until="roll_back" if stop != "judge" else lambda t, m: t.context.counts.batch == 5)
+    if stop == "batch_end":
+        killed.step()
+    state = Written.of(killed.state_dict())  # as in a checkpoint
+    resumed = make_poisoned()
+    resumed.load_state_dict(state.tree())
+    resumed.run()
+    assert equal(whole.context.model, resumed.context.model)
+    assert resumed.loop["batch"].history == whole.loop["batch"].history
+
+
+def test_what_was_passed_over_is_in_the_journal_of_the_run(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    loop = FitLoop(max_epochs=1, epoch=EpochLoop(batch=RecoverLoop()))
+    Trainer(loop, run=tmp_path / "run").fit(Net(), data({3: NAN}, 6))
+    (found,) = [one for one in Run(tmp_path / "run").history() if one.what == "recovery"]
+    assert found.facts == {"first": 3, "last": 3, "reason": "the loss is nan", "epoch": 0}
+
+
+def test_a_batch_that_went_in_pieces_is_in_the_journal_of_the_run(tmp_path: Path) -> None:
+    class Short(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+            if len(batch[0]) > 3:
+                raise torch.OutOfMemoryError("6 do not fit")
+            return super().training_step(batch, batch_idx)
+
+    Trainer(max_epochs=1, on_oom="split", run=tmp_path / "run").fit(Short(), data({}, 3))
+    (found,) = [one for one in Run(tmp_path / "run").history() if one.what == "error"]
+    assert found.facts["path"] == "fit.epoch.batch.optimizer.forward"
+    assert found.facts["text"] == "OutOfMemoryError: 6 do not fit"
