@@ -91,7 +91,7 @@ def find_learning_rate(
     """Try learning rates: train for some steps, with a rate that rises from step to step.
 
     Afterwards the model, the data, an optimizer and all generators are as they were, to the bit. The rate of all groups
-    of parameters is set. Validation, checkpoints and schedulers of epochs have no part in it.
+    of parameters is set. Validation, checkpoints and schedulers have no part in it.
 
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
 
@@ -117,13 +117,19 @@ def find_learning_rate(
     whole_number(name, "steps", steps, 5)
     if number(name, "diverged", diverged) <= 1:
         refuse(name, "diverged", diverged, "use a number above 1.")
+    _refuse_manual(model)
     rates = [low * (high / low) ** (place / (steps - 1)) for place in range(steps)]
     sweep = _Sweep(rates, diverged)
-    _train(name, model, train, loss, optimizer, settings, sweep, max_steps=steps)
+    accumulate = settings.get("accumulate", 1)
+    window = accumulate if isinstance(accumulate, int) else 1000
+    limits = {
+        "max_steps": steps,
+        "max_batches": 2 * steps * max(window, 1),
+    }  # steps may fail to come
+    _train(name, model, train, loss, optimizer, settings, sweep, **limits)
     if not sweep.losses:
         raise SettingError(
-            f"find_learning_rate: {type(model).__name__} made no step in a state optimizer_step, where the rate would "
-            "be set. A model that optimizes by hand sets its rates itself."
+            f"find_learning_rate: {type(model).__name__} made no optimizer step. Does its training step return a loss?"
         )
     tried = rates[: len(sweep.losses)]
     return LearningRates(tried, sweep.losses, sweep.smooth, _steepest(tried, sweep.smooth))
@@ -214,6 +220,11 @@ class _Sweep:
         self._mean = 0.0
         self._lowest = math.inf
 
+    def on_fit_start(self, trainer: Any) -> None:
+        """Leave schedulers out: the rate is set here, and they may be made for fewer steps."""
+        for slot in trainer.context.slots:
+            slot.schedulers = []
+
     def on_optimizer_step(self, trainer: Any) -> None:
         context = trainer.context
         if len(context.slots) > 1:
@@ -272,6 +283,15 @@ def _train(
             context = trainer.driver.context
             if context is not None and context.train is not None:
                 context.train.shutdown()
+
+
+def _refuse_manual(model: nn.Module) -> None:
+    plain, _ = see_through(model)
+    if getattr(plain, "automatic_optimization", True) is False:
+        raise SettingError(
+            f"find_learning_rate: {type(plain).__name__} optimizes by hand, and sets its rates itself. Try them in "
+            "short fits of your own."
+        )
 
 
 def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:

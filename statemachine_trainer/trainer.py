@@ -134,7 +134,7 @@ class Trainer:
     ) -> None:
         loops = loops_of_trainer(loop, settings, Trainer)
         check_seed(seed, seed_samples)
-        quick = QuickChecks(fast_dev_run, overfit_batches)
+        quick = self._quick = QuickChecks(fast_dev_run, overfit_batches)
         switches = Switches(
             deterministic=deterministic,
             benchmark=benchmark,
@@ -765,6 +765,8 @@ class Trainer:
             NoCheckpoint: The trainer has no `checkpoints`.
         """
         if self.checkpoints is None:
+            if self._quick.dev_batches:
+                return  # a dev run writes none
             raise NoCheckpoint(
                 "This trainer writes no checkpoints: Trainer(checkpoints='runs/name')."
             )

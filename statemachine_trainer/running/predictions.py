@@ -112,7 +112,7 @@ class PredictionWriter:
         folder: Where; made if need be. With several ranks each writes into a folder in it, "rank-0" and so on.
 
     Raises:
-        SettingError: The folder holds predictions already.
+        SettingError: The folder holds predictions already, or cannot be made.
         NoPath: It is no path.
     """
 
@@ -126,7 +126,13 @@ class PredictionWriter:
                 f"predict(to={os.fspath(folder)!r}): this folder holds predictions already. Name another one, or "
                 "remove it."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingError(
+                f"predict(to={os.fspath(folder)!r}): this folder cannot be made ({error.strerror or error}). Name "
+                "another one."
+            ) from error
         self._waiting: list[Any] = []
         self._counts: list[int] = []
 

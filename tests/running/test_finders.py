@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from statemachine_trainer import Together, Trainer, find_batch_size, find_learning_rate
 from statemachine_trainer.data import BadSource
 from statemachine_trainer.loops.loop_errors import SettingError
-from tests.loops.inner_kit import Pair, make_batches, make_net
+from tests.loops.inner_kit import Pair, Regression, make_batches, make_net
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 FIT: dict[str, Any] = {"loss": nn.functional.mse_loss, "optimizer": SGD}
@@ -135,6 +135,29 @@ def test_an_optimizer_that_was_given_keeps_its_state() -> None:
     assert repr(optimizer.state_dict()) == before
 
 
+def test_schedulers_have_no_part_in_it() -> None:
+    class Scheduled(Regression):
+        def configure_optimizers(self) -> Any:
+            optimizer = SGD(self.parameters())
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3)
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            }
+
+    found = find_learning_rate(Scheduled(), make_batches(4), steps=6, **CPU)
+    assert len(found.losses) == 6
+
+
+def test_a_model_that_never_steps_is_told() -> None:
+    class Nothing(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None
+
+    with pytest.raises(SettingError, match="made no optimizer step"):
+        find_learning_rate(Nothing(), make_batches(4), steps=5, **CPU)
+
+
 def test_the_suggestion_is_where_the_loss_falls_fastest() -> None:
     torch.manual_seed(0)
     inputs = torch.randn(64, 2)
@@ -215,6 +238,10 @@ def test_rates_out_of_range_are_refused(settings: dict[str, Any]) -> None:
 def test_what_cannot_be_searched_is_refused() -> None:
     with pytest.raises(SettingError, match="2 optimizers"):
         find_learning_rate(Pair(lambda one, two: [one, two]), make_batches(4), **CPU)
+    manual = make_net()
+    manual.automatic_optimization = False  # type: ignore[assignment]
+    with pytest.raises(SettingError, match="optimizes by hand"):
+        find_learning_rate(manual, make_batches(4), **FIT, **CPU)
     with pytest.raises(SettingError, match="read only once"):
         find_learning_rate(make_net(), iter(make_batches(4)), **FIT, **CPU)
     with pytest.raises(SettingError, match="lazy layers"):

@@ -93,6 +93,7 @@ def test_a_dev_run_writes_nothing_and_reads_no_checkpoint(tmp_path: Path) -> Non
     )  # fmt: skip
     trainer.fit(make_net(), make_batches(2), **FIT, resume="auto", restore_best=True)
     trainer.validate(data=make_batches(2), loss=FIT["loss"], checkpoint="best")
+    trainer.checkpoint()
     assert trainer.epoch == 1
     assert [*tmp_path.iterdir()] == []
 
