@@ -149,6 +149,7 @@ def test_schedulers_have_no_part_in_it() -> None:
     assert len(found.losses) == 6
 
 
+@pytest.mark.filterwarnings("ignore::statemachine_trainer.loops.mistakes.NothingLearned")
 def test_a_model_that_never_steps_is_told() -> None:
     class Nothing(Regression):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
