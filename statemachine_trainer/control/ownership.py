@@ -70,6 +70,7 @@ class Ownership:
         self._at_rest = at_rest
         self._guard = RLock()  # a thread may be writing a checkpoint
         self._descriptor: int | None = None
+        self._place_of_folder: tuple[int, int] | None = None
         self._close: Callable[[], object] = _nothing
         self._token = ""
         self._lost = False
@@ -129,7 +130,7 @@ class Ownership:
                 previous.take(anew=True)
 
     def check(self) -> None:
-        """See that nobody else has got the folder.
+        """See that nobody else has got the folder. One that is gone is made again, and the log says so.
 
         Raises:
             FolderLost: Somebody has.
@@ -150,8 +151,16 @@ class Ownership:
                 self._let_go()
                 self._lost = True
                 raise FolderLost(self._told_lost(f"{who} has it now"))
+            gone = _place_of(self.folder) != self._place_of_folder
             self._let_go()  # somebody has removed the file: it is made again
             self.take()
+            if gone:
+                _log.warning(
+                    "The folder %s of this run is gone: somebody has deleted or moved it. It is made again, and the "
+                    "run goes on in it. Checkpoints that were written before are not there; if it was moved, bring the "
+                    "old and the new ones together before the run is resumed. The black box is missing until then.",
+                    self.folder,
+                )
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -217,6 +226,7 @@ class Ownership:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, text, 0)
         self._descriptor = descriptor
+        self._place_of_folder = _place_of(self.folder)
         self._close = weakref.finalize(self, _close, os.getpid(), descriptor)
         _OWNERS[_place(descriptor)] = self
 

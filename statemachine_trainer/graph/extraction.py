@@ -28,8 +28,28 @@ def extract(chart: Chart, receivers: Receivers) -> tuple[GraphState, tuple[Graph
     root = _loop_state(chart.plan, chart.plan.path, chart.plan.loop.outcomes, heard)
     given = dict(_given(chart.plan))
     errors = {t.event for plan in chart.plan.walk() for t in plan.transitions if t.error}
-    edges = [e for s in root.walk() for e in _edges_from(chart, s.path, given, errors, heard)]
+    owners = {
+        f"{plan.path}{SEPARATOR}{state}": plan
+        for plan in chart.plan.walk()
+        for state in plan.states
+    }
+    edges = [
+        edge
+        for state in root.walk()
+        for edge in _edges_from(chart, state.path, given, errors, heard)
+        if not edge.posted or _may_be_posted(edge, owners)
+    ]
     return root, tuple(edges)
+
+
+def _may_be_posted(edge: GraphEdge, owners: Mapping[str, LoopPlan]) -> bool:
+    """Return whether an event that nothing inside gives may come from outside. Else the edge is never taken.
+
+    A loop that was swapped in may not give what the one before gave.
+    """
+    owner = owners.get(edge.source)
+    state = edge.source.rpartition(SEPARATOR)[2]
+    return owner is None or owner.takes_posted(state, edge.event)
 
 
 def receivers_on(board: SignalBoard) -> dict[str, list[str]]:

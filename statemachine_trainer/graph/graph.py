@@ -242,7 +242,9 @@ class GraphDiff(Drawable):
         return bool(self.states or self.edges)
 
     def __str__(self) -> str:
-        return "\n".join(self._lines()) or "Nothing changed."
+        return "\n".join(self._lines()) or (
+            "No state and no transition changed. Settings are no part of a graph, and are not compared."
+        )
 
     def _lines(self) -> Iterator[str]:
         old = {state.path: state for state in self.before.states()}

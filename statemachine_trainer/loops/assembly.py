@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import torch
@@ -17,6 +18,7 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.fresh_start import begin_fit, replace_data
 from statemachine_trainer.loops.guest import steps_of
 from statemachine_trainer.loops.loop_errors import (
+    ModelError,
     NothingToDo,
     OptimizerError,
     SettingError,
@@ -90,6 +92,7 @@ class Equipment:
         context.train_metrics, context.validation_metrics = (
             Metrics(model, lambda name: context.steps.metric_named(name)) for _ in range(2)
         )
+        _check_has_numbers(model)
         if not moved:
             return context
         model.to(device)
@@ -138,6 +141,20 @@ class Equipment:
         own = getattr(model, "transfer_batch", None)
         move = to_device if own is None else own
         return partial(move, device=device)
+
+
+def _check_has_numbers(model: nn.Module) -> None:
+    """Refuse a model that was made on the device "meta", before torch warns or fails where it is moved.
+
+    Raises:
+        ModelError: It has parameters or buffers without numbers.
+    """
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name!r} of the {type(model).__name__} is on the device 'meta', which holds no numbers. Give them "
+                "to it first: model.to_empty(device='cpu'), then initialise or load the weights."
+            )
 
 
 def assemble_fit(

@@ -404,6 +404,7 @@ def _set_rates(optimizer: Optimizer, scheduler: Any) -> None:
 def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Load an optimizer's state without torch's cast to the type of the parameter, which loses bits."""
     optimizer.load_state_dict(dict(state))
+    _check_settings_of_groups(optimizer, state)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [n for group in state["param_groups"] for n in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):
@@ -411,6 +412,25 @@ def _load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
             loaded = optimizer.state[parameter].get(key)
             if isinstance(loaded, torch.Tensor) and loaded.dtype != value.dtype:
                 optimizer.state[parameter][key] = value.to(loaded.device)
+
+
+def _check_settings_of_groups(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Refuse the state of an optimizer of the same name whose groups have other settings.
+
+    What later versions of torch have added, they fill in themselves.
+
+    Raises:
+        SnapshotMismatch: A group lacks a setting now, which the optimizer would look for in its next step.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        if missing := sorted(optimizer.defaults.keys() - group.keys()):
+            saved = sorted({*state["param_groups"][number]} - {"params"})
+            raise SnapshotMismatch(
+                f"The checkpoint is of another {type(optimizer).__name__}: group {number} of its parameters has "
+                f"{', '.join(map(repr, saved)) or 'no settings'}, and not {', '.join(map(repr, missing))}, which this "
+                "one needs. Use the class that it was written with, or begin with a new optimizer: "
+                'fit(..., fresh=("optimizer", "schedulers")).'
+            )
 
 
 def _difference(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:

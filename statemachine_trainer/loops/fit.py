@@ -158,7 +158,7 @@ class FitLoop(TrainingLoop):
         context.limits = self.limits()
         before = 0 if self.since is None else self.since["epoch"]
         if before is not None and context.counts.epoch == before + 1:
-            warn_of_nothing_learned(context)
+            warn_of_nothing_learned(context, self)
         if context.stopping and context.may_stop:
             return "epochs_done"
         return "epoch_due" if context.limit_reached is None else "epochs_done"

@@ -17,6 +17,7 @@ from statemachine_trainer.loops.metrics.table import Metrics, UnknownMetric
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.snapshot.kinds import is_users
 
 
 class ForeignParameters(LikelyMistake):
@@ -106,17 +107,28 @@ def look_for_mistakes(context: Context, validation: object = None) -> None:
         )
 
 
-def warn_of_nothing_learned(context: Context) -> None:
+def warn_of_nothing_learned(context: Context, root: Loop) -> None:
     """Warn at the end of an epoch if no optimizer has stepped yet.
 
     With a gradient scaler that is not a mistake: it skips steps until it has found its scale.
+
+    Args:
+        context: The context of the run.
+        root: The loop of the fit.
     """
     batches, scaler = context.counts.batch_in_epoch, context.precision.scaler
     stepped = any(slot.steps for slot in context.slots)
     if stepped or not batches or not context.slots or scaler is not None:
         return
-    name = type(context.model).__name__
-    if context.manual:
+    name, stranger = type(context.model).__name__, _stranger_that_steps(root)
+    if stranger is not None:
+        loop = type(stranger).__name__
+        reason = f"{loop}, which is the loop for each batch, did not step one"
+        way = (
+            f"{loop} has to call the training step and step an optimizer. The methods of CustomLoop do both; see "
+            "docs/loops.md. If it does, the step may have returned None"
+        )
+    elif context.manual:
         reason = f"{name}.training_step optimizes by hand, and called step() of no optimizer"
         way = "Name the parameter `optimizers` in its signature and step them"
     else:
@@ -132,6 +144,16 @@ def warn_of_nothing_learned(context: Context) -> None:
         f"{reason}. {way}.",
         NothingLearned,
     )
+
+
+def _stranger_that_steps(root: Loop) -> Loop | None:
+    """Return the innermost loop of a user, if no loop of this package steps the optimizers."""
+    loops = [loop for _, loop in root.walk()]
+    if any(
+        getattr(one, "steps_optimizers", False) or getattr(one, "by_hand", False) for one in loops
+    ):
+        return None
+    return next((one for one in reversed(loops) if is_users(type(one).__module__)), None)
 
 
 def warn_of_no_validation(context: Context, epoch: Loop) -> None:

@@ -115,6 +115,7 @@ class Journal:
         self._broken = False
         self._told = False
         self._interrupted = 0
+        self._place: tuple[int, int] | None = None
         self._dropped = 0
         self._made_in = os.getpid()
         _OPEN.add(self)
@@ -286,6 +287,7 @@ class Journal:
             return None
         try:
             try:
+                self._follow()
                 found = act(self._open(patience))
                 self._interrupted = 0
                 return found
@@ -314,6 +316,24 @@ class Journal:
         self._interrupted = self._interrupted + 1 if interrupted else 0
         return self._interrupted > _INTERRUPTED
 
+    def _follow(self) -> None:
+        """If the file is gone or another one, begin anew with what it held: the folder was deleted or moved."""
+        before, here = self._connection, _place(self.path)
+        if before is None or self._pid != os.getpid() or here == self._place:
+            return
+        self._connection = None
+        try:
+            self._open(_PATIENCE)
+            if here is None and self._connection is not None:
+                before.backup(self._connection)
+        finally:
+            before.close()
+        if here is not None:
+            _log.warning(
+                "Another journal was put into the place of %s while the run went on, and is written from now on.",
+                self.path,
+            )
+
     def _open(self, patience: float) -> sqlite3.Connection:
         if self._connection is None or self._pid != os.getpid():
             # A connection must not be carried over a fork; the parent goes on with it.
@@ -326,6 +346,7 @@ class Journal:
                 connection.close()
                 raise
             self._connection, self._pid = connection, os.getpid()
+            self._place = _place(self.path)
         self._connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
         limit_work(self._connection, _WORK + patience)
         return self._connection
@@ -425,6 +446,15 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if version < VERSION:
         connection.executescript(_SCHEMA)
     check_tables(connection)
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """Return which file a path leads to; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_damage(error: Exception) -> bool:

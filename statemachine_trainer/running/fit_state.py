@@ -257,7 +257,9 @@ class FitState:
     def _settings(self, context: Context) -> dict[str, Settings]:
         root = self._driver.root.walk(self._driver.name)
         hyperparameters = self._hyperparameters.record(context)
-        return settings_of_run(root, self.stateful_callbacks(), context, hyperparameters)
+        return settings_of_run(
+            root, self.stateful_callbacks(), context, hyperparameters, self._host.checkpoints
+        )
 
     def _who_asks_to_stop(self) -> list[Any]:
         return [one for one in self.stateful_callbacks() if getattr(one, "asks_to_stop", False)]

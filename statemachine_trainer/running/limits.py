@@ -45,3 +45,16 @@ def refuse_to_do_nothing(root: Loop, context: Context) -> None:
             f"epochs, {counts.step} steps and {counts.batch} batches done. Raise `trainer.loop.{name}` to go on, "
             "or begin anew with `fit(..., restart=True)`."
         )
+
+
+def refuse_device_without_numbers(context: Context, *, checkpoints: bool) -> None:
+    """Refuse to write checkpoints of a fit whose tensors have no numbers, before torch warns where they are loaded.
+
+    Raises:
+        SettingError: The device is "meta".
+    """
+    if checkpoints and context.device.type == "meta":
+        raise SettingError(
+            "Trainer(device='meta', checkpoints=...): tensors on 'meta' have shapes and no numbers, so there is "
+            "nothing to write. Choose another device, or leave checkpoints out."
+        )

@@ -41,7 +41,11 @@ from statemachine_trainer.running.arguments import Given, check_loss
 from statemachine_trainer.running.audit import Audit
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh, Host, epoch_of_data
-from statemachine_trainer.running.limits import refuse_endless, refuse_to_do_nothing
+from statemachine_trainer.running.limits import (
+    refuse_device_without_numbers,
+    refuse_endless,
+    refuse_to_do_nothing,
+)
 from statemachine_trainer.running.predictions import Predictions, PredictionWriter
 from statemachine_trainer.running.quick_checks import QuickChecks
 from statemachine_trainer.running.rehearsal import (
@@ -239,6 +243,7 @@ class Session:
         if noting is not None and loaded is None:
             noting.try_to_write()  # before torch imports its compiler, which looks for a temporary folder
         context = self._assemble(model, given, epoch_of_data(state, self._fit.root))
+        refuse_device_without_numbers(context, checkpoints=self._host.checkpoints is not None)
         self._best, self._halted = None, False
         if noting is not None and not given.restart:
             noting.check_folder(loaded)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.data.mapstyle import sampler_name
 from statemachine_trainer.intervals import Every
 from statemachine_trainer.loops.base import in_training
@@ -29,6 +30,7 @@ from statemachine_trainer.loops.slots import Scheduler
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.running.code_of_functions import code_of_function, name_of_function
 from statemachine_trainer.running.fingerprints import compiler, functions_of
 
 Settings = dict[str, dict[str, str]]
@@ -40,6 +42,7 @@ _PLAIN: Final = (
 )  # fmt: skip
 _LIMITS: Final = {"max_epochs", "min_epochs", "max_steps", "min_steps", "max_batches", "max_time"}
 _LONGEST: Final = 500
+_CODE: Final = " (code)"
 _MISSING: Final = object()
 
 
@@ -84,6 +87,7 @@ def settings_of_run(
     callbacks: Sequence[object],
     context: Context,
     hyperparameters: Settings,
+    checkpoints: Checkpoints | None,
 ) -> dict[str, Settings]:
     """Read the settings of all parts of a run.
 
@@ -92,6 +96,7 @@ def settings_of_run(
         callbacks: The callbacks that have a state.
         context: The context of the run.
         hyperparameters: What the user told the trainer and the model.
+        checkpoints: When they are written, and which are kept; None if none are.
     """
     equipment = context.equipment
     return {
@@ -113,6 +118,7 @@ def settings_of_run(
                 "prefetch": repr(equipment.prefetch),
             }
         },
+        "checkpoints": {} if checkpoints is None else _settings_of_checkpoints(checkpoints),
         "hyperparameters": hyperparameters,
         "model": _settings_of_model(context),
         "layers": {"the model": _layers(context)},
@@ -148,6 +154,14 @@ def constructor_values(thing: object) -> Iterator[tuple[str, object]]:
                 yield one.name, value
 
 
+def _settings_of_checkpoints(checkpoints: Checkpoints) -> Settings:
+    return {
+        "the checkpoints": {
+            "every": repr(checkpoints.every),
+        }
+    }
+
+
 def _settings_of_model(context: Context) -> Settings:
     """Read the settings of torch's own layers, such as the `p` of a Dropout, and of a loss."""
     found = {
@@ -163,9 +177,13 @@ def _settings_of_model(context: Context) -> Settings:
 
 def _settings_of_loss(context: Context) -> Settings:
     loss = context.steps.given.loss
-    if loss is None:
-        return {}
-    return {"the trainer": {"loss": getattr(loss, "__qualname__", type(loss).__name__)}}
+    return {} if loss is None else {"the trainer": _of_function("loss", loss)}
+
+
+def _of_function(name: str, function: object) -> dict[str, str]:
+    """Return name and code of a function, by the name of the setting."""
+    code = code_of_function(function)
+    return {name: name_of_function(function)} | ({} if code is None else {f"{name}{_CODE}": code})
 
 
 def _settings_of_data(context: Context) -> Settings:
@@ -176,8 +194,11 @@ def _settings_of_data(context: Context) -> Settings:
             "batch_size": repr(loader.batch_size),
             "drop_last": repr(loader.drop_last),
             "sampler": sampler_name(loader),
-            "collate_fn": getattr(
-                loader.collate_fn, "__qualname__", type(loader.collate_fn).__name__
+            **_of_function("collate_fn", loader.collate_fn),
+            **(
+                {}
+                if loader.worker_init_fn is None
+                else _of_function("worker_init_fn", loader.worker_init_fn)
             ),
         }
         for name, feed in named
@@ -285,6 +306,8 @@ def changes(
             names = [*dict.fromkeys([*theirs[owner], *ours[owner]])]
             for name in names:
                 before, here = theirs[owner].get(name), ours[owner].get(name)
+                if name.endswith(_CODE) and (before is None or here is None):
+                    continue  # an earlier version wrote none, or its name has changed already
                 same_script = begun.get(owner, {}).get(name, before) == here
                 if before == here or (same_script and after.get(owner, {}).get(name) == before):
                     continue
@@ -306,6 +329,8 @@ def others_than(
 
 
 def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
+    if name.endswith(_CODE):
+        return "The script's holds; a function is in no checkpoint."
     if part == "optimizers":
         if owner.startswith(("the use of ", "the functions of ")):
             return "The script's holds; for the checkpoint's set it there."

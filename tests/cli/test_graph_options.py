@@ -45,6 +45,10 @@ USERS_FILE = """
 BATCH = "statemachine_trainer.loops:BatchLoop"
 FORWARD = "fit.epoch.batch.optimizer.forward"
 
+NOTHING = (
+    "No state and no transition changed. Settings are no part of a graph, and are not compared.\n"
+)
+
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -73,7 +77,7 @@ def test_subscribers_are_named_where_they_listen_if_asked_for() -> None:
 
 def test_subscribers_that_were_added_are_part_of_a_difference() -> None:
     between = ("train.py:quiet", "--diff", "train.py:make_trainer", "-f", "text")
-    assert smt(*between) == "Nothing changed.\n"
+    assert smt(*between) == NOTHING
     assert smt(*between, "--subscribers").splitlines() == [
         "~ fit.epoch.epoch_end: on enter none -> report",
         "~ fit.epoch.batch: batch_done / count -> fit.epoch.fetch (was batch_done)",
@@ -159,7 +163,7 @@ def test_the_graph_of_a_run_is_drawn_from_its_folder_and_compared(tmp_path: Path
     recorded = Run(folder).graph()
     assert recorded is not None
     assert smt("digits") == recorded.to_mermaid()
-    assert smt("digits", "--diff", "train.py:quiet", "-f", "text") == "Nothing changed.\n"
+    assert smt("digits", "--diff", "train.py:quiet", "-f", "text") == NOTHING
     differences = smt("digits", "--diff", "train.py:swapped", "-f", "text").splitlines()
     assert "+ fit.epoch.batch.optimizer.climb" in differences
 

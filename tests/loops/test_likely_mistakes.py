@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from statemachine_trainer.callbacks.early_stopping import NeverLooked
 from statemachine_trainer.data import BadSource
-from statemachine_trainer.loops import FitLoop, Phase, PhasesLoop, log
+from statemachine_trainer.loops import FitLoop, Phase, PhasesLoop, TrainingLoop, log
 from statemachine_trainer.loops.loop_errors import LikelyMistake, ModelError, OptimizerError
 from statemachine_trainer.loops.mistakes import (
     ForeignParameters,
@@ -278,3 +278,32 @@ def test_a_loader_of_the_model_that_nobody_asks_for_is_told() -> None:
         make_trainer().fit(Provides(), make_batches(1))
     model = Provides()
     make_trainer().fit(model, make_batches(1), model.val_dataloader())
+
+
+class Idle(TrainingLoop):
+    """A loop for each batch that trains nothing."""
+
+    initial = "work"
+    outcomes = ("optimized",)
+    transitions = (["again", "work", "work"],)
+
+    def work(self) -> Literal["again", "optimized"]:
+        return "optimized"
+
+
+def test_a_loop_that_never_calls_the_step_is_told_and_not_the_model() -> None:
+    trainer = make_trainer()
+    trainer.loop.replace(optimizer=Idle())
+    with pytest.warns(
+        NothingLearned, match=r"epoch 1: Idle, which is the loop for each batch, did"
+    ):
+        trainer.fit(Regression(), make_batches(3))
+
+
+def test_an_edge_whose_event_a_swapped_loop_never_gives_is_not_in_the_graph() -> None:
+    trainer = make_trainer()
+    assert "flushed" in str(trainer.graph())
+    trainer.loop.replace(optimizer=Idle())
+    posted = {edge.event for edge in trainer.graph().edges if edge.posted}
+    assert posted <= trainer.driver.program.postable
+    assert "flushed" not in {edge.event for edge in trainer.graph().edges}

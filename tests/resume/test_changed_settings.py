@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from statemachine_trainer import Checkpoints, EarlyStopping, Run, Trainer, every, log
 from statemachine_trainer.data import DataChanged
-from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.loop_errors import ModelError, SettingError
 from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
@@ -353,3 +353,65 @@ def test_what_the_run_itself_has_set_is_told_unless_it_is_so_again(
     else:
         with changes("fit.epoch.batch.optimizer (OptimizerLoop): accumulate was 2, is 1 now."):
             trainer().fit(Net(), BATCHES, resume="auto")
+
+
+# -- code and classes of the same name ---------------------------------------------------------------
+
+
+def collate_by(factor: float) -> Any:
+    def collate(samples: Any) -> Any:
+        return torch.stack(samples) * factor
+
+    def other(samples: Any) -> Any:
+        return torch.stack(samples) + factor
+
+    other.__qualname__ = collate.__qualname__
+    return collate if factor == 1.0 else other
+
+
+def test_another_collate_function_of_the_same_name_is_told(tmp_path: Path) -> None:
+    def fit(epochs: int, factor: float) -> None:
+        samples: Any = [*torch.ones(4, 2)]
+        data = DataLoader(samples, batch_size=2, collate_fn=collate_by(factor))
+        make_trainer(tmp_path, epochs).fit(Net(), data, resume="auto")
+
+    fit(1, 1.0)
+    fit(2, 1.0)
+    with changes(
+        "fit (FitLoop): max_epochs was 2, is 3 now",
+        "data train: collate_fn (code) was ",
+    ):
+        fit(3, 2.0)
+
+
+def own_optimizer(setting: str) -> type[torch.optim.Optimizer]:
+    class Own(torch.optim.Optimizer):
+        def __init__(self, parameters: Any, **_: Any) -> None:
+            super().__init__(parameters, {setting: 0.1})
+
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.add_(parameter.grad, alpha=-group[setting])
+
+    return Own
+
+
+def test_an_optimizer_of_the_same_name_with_other_settings_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit(Net(own_optimizer("rate")), BATCHES)
+    told = r"another Own: group 0 .* has 'rate', and not .*'lr'.*fresh="
+    with pytest.raises(SnapshotMismatch, match=told):
+        make_trainer(tmp_path, 2).fit(Net(own_optimizer("lr")), BATCHES, resume="auto")
+
+
+def test_a_model_or_a_device_without_numbers_is_refused_before_torch_says_anything(
+    tmp_path: Path,
+) -> None:
+    with torch.device("meta"):
+        empty = Net()
+    with pytest.raises(
+        ModelError, match=r"'.*weight' of the Net is on the device 'meta'.*to_empty"
+    ):
+        make_trainer(tmp_path / "one").fit(empty, BATCHES)
+    with pytest.raises(SettingError, match=r"device='meta', checkpoints="):
+        make_trainer(tmp_path / "two", device="meta").fit(Net(), BATCHES)
