@@ -20,8 +20,9 @@ from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.intervals import epoch_in_words
 from statemachine_trainer.loops.assembly import Equipment
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.default_tree import known_settings, loops_of_trainer
+from statemachine_trainer.loops.default_tree import known_settings, loops_of_trainer, where_set
 from statemachine_trainer.loops.foreign_names import check_arguments
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.plain import Loss, MakeOptimizer, PlainParts
 from statemachine_trainer.machine.board import NOT_GIVEN, SignalBoard
 from statemachine_trainer.machine.chart import Chart
@@ -169,6 +170,14 @@ class Trainer:
         self._debugger = Debugger(drivers.fit, self.state_dict, self.load_state_dict)
         self._debugger.recorder = recorder
         self._profile: Profile | None = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse to set a setting of a loop here, where nobody would look at it."""
+        if name in self.more_settings:
+            raise SettingError(
+                f"trainer.{name} = ...: that is a setting of a loop. Set it there: {where_set(name)} = ..."
+            )
+        super().__setattr__(name, value)
 
     def _owner_of_folder(self) -> Ownership | None:
         """Make the lock on the folder of the run, if there is one, for all that write there."""

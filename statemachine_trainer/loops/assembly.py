@@ -25,7 +25,11 @@ from statemachine_trainer.loops.loop_errors import (
 )
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.metrics.table import Metrics
-from statemachine_trainer.loops.mistakes import look_for_mistakes, warn_of_shuffled_predictions
+from statemachine_trainer.loops.mistakes import (
+    look_for_mistakes,
+    warn_of_misspelt_settings,
+    warn_of_shuffled_predictions,
+)
 from statemachine_trainer.loops.optimizer import OptimizerLoop, SplittingLoop
 from statemachine_trainer.loops.plain import PlainParts
 from statemachine_trainer.loops.steps import Steps
@@ -190,6 +194,7 @@ def assemble_fit(
             "set `automatic_optimization = False` and train by hand in training_step."
         )
     look_for_mistakes(context, validation)
+    warn_of_misspelt_settings(root)
     if any(loop.counts_samples for _, loop in training_loops(root)):
         context.count_samples()
     context.have_data()

@@ -120,3 +120,11 @@ def _at_home(setting: str) -> str:
     }  # fmt: skip
     loop, own = next((loop, names[setting]) for loop, names in _LOOPS.items() if setting in names)
     return f"{kinds[loop].__name__}({own}=...)"
+
+
+def where_set(setting: str) -> str:
+    """Return where a setting of the default tree lies once the trainer is made."""
+    loop, own = next((loop, names[setting]) for loop, names in _LOOPS.items() if setting in names)
+    if loop in ("test", "predict"):
+        return f"Trainer({setting}=...), trainer.loops[{loop!r}].{own}"
+    return f"trainer.loop.{own}" if loop == "fit" else f"trainer.loop[{loop!r}].{own}"

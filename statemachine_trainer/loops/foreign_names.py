@@ -184,7 +184,9 @@ def check_arguments(function: str, unknown: Mapping[str, object], known: Iterabl
     known = list(known)
     for name in unknown:
         ours, instead = _ARGUMENTS.get(name), _OF_EVALUATIONS.get(name)
-        if instead and ("train" not in known or ours is None):
+        if function == "audit" and name in ("resume", "restart", "fresh", "until"):
+            advice = "Leave it out: an audit starts nothing, and looks at no checkpoint."
+        elif instead and ("train" not in known or ours is None):
             advice = f"{instead}."
         else:
             advice = f"It is called {ours}." if ours else advice_on(name, unknown[name], known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Collection, Iterable
 from typing import Final
@@ -16,6 +17,7 @@ from statemachine_trainer.loops.loop_errors import LikelyMistake, OptimizerError
 from statemachine_trainer.loops.metrics.table import Metrics, UnknownMetric
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.machine.errors import level_of_caller
+from statemachine_trainer.machine.keywords import settings_of
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.snapshot.kinds import is_users
 
@@ -52,9 +54,16 @@ class ShuffledPredictions(LikelyMistake):
     """Predictions are made on shuffled data."""
 
 
+class MisspeltSetting(LikelyMistake):
+    """A loop was given an attribute whose name is nearly that of a setting."""
+
+
 class SharedName(LikelyMistake):
     """Training and validation log under one name, so one hides the other."""
 
+
+_NEAR: Final = 0.85
+"""How near (0 to 1) the name of an attribute is to that of a setting."""
 
 _WAYS: Final = {
     **UNCALLED,
@@ -105,6 +114,33 @@ def look_for_mistakes(context: Context, validation: object = None) -> None:
             f"What does their work: {ways}. See docs/migration.md.",
             NeverCalled,
         )
+
+
+def warn_of_misspelt_settings(root: Loop) -> None:
+    """Warn of attributes of loops that nobody reads, and that are nearly settings: `loop.max_epoch = 3`."""
+    for path, loop in root.walk("fit"):
+        kind = type(loop)
+        known = sorted(settings_of(kind))
+        if is_users(kind.__module__):
+            continue  # what it reads is known to its author alone
+        for name in vars(loop):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
+            if not near or name in known or name.startswith("_") or hasattr(kind, name):
+                continue
+            if name not in _attributes_of_new(kind):
+                _warn(
+                    f"The {kind.__name__} at {path!r} has an attribute {name!r}, which it does not read. Did you mean "
+                    f"{near[0]!r}?",
+                    MisspeltSetting,
+                )
+
+
+def _attributes_of_new(kind: type[Loop]) -> Collection[str]:
+    """Return the attributes that a loop of a class has when it is made."""
+    try:
+        return vars(kind()).keys()
+    except Exception:  # it needs arguments
+        return vars(kind).keys()
 
 
 def warn_of_nothing_learned(context: Context, root: Loop) -> None:

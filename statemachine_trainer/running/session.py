@@ -152,6 +152,10 @@ class Session:
         if is_rehearsal():
             self._rehearsed = self.audit(given)
             return
+        if given.restart and given.resume is not None:
+            raise SettingError(
+                f"restart=True begins a new fit, and resume={str(given.resume)!r} goes on with one. Give one of them."
+            )
         given = self._quick.given(given)
         known = context_of(self._fit)
         self._fit.check_at_rest("start")

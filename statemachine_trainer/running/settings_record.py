@@ -42,6 +42,15 @@ _PLAIN: Final = (
 )  # fmt: skip
 _LIMITS: Final = {"max_epochs", "min_epochs", "max_steps", "min_steps", "max_batches", "max_time"}
 _LONGEST: Final = 500
+_SETTLED: Final = {
+    "KFoldLoop": ("folds", "stratify", "groups", "repeats", "shuffle", "seed"),
+    "ActiveLearningLoop": ("first",),
+}
+"""Settings that are used once, when the run begins."""
+
+_NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples"}
+"""Settings that earlier versions did not write."""
+
 _CODE: Final = " (code)"
 _MISSING: Final = object()
 
@@ -147,6 +156,10 @@ def constructor_values(thing: object) -> Iterator[tuple[str, object]]:
                 continue
             try:
                 value = getattr(thing, one.name, _MISSING)
+                if not is_plain(
+                    value
+                ):  # a loop with a field or state of this name shows the setting so
+                    value = getattr(thing, f"_{one.name}", _MISSING)
             except Exception:  # a place for a loop, or a property that is not ready
                 continue
             if is_plain(value) and one.name not in found:
@@ -308,6 +321,8 @@ def changes(
                 before, here = theirs[owner].get(name), ours[owner].get(name)
                 if name.endswith(_CODE) and (before is None or here is None):
                     continue  # an earlier version wrote none, or its name has changed already
+                if before is None and name in _NOT_ALWAYS_WRITTEN:
+                    continue
                 same_script = begun.get(owner, {}).get(name, before) == here
                 if before == here or (same_script and after.get(owner, {}).get(name) == before):
                     continue
@@ -340,6 +355,12 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
         return f"The checkpoint's holds; for the script's say fit(..., fresh=({which!r},))."
     if name == "seed":
         return "The random numbers of the checkpoint hold; a new run takes the script's."
+    kind = owner.rpartition("(")[2].rstrip(")")
+    if part == "loops" and name in _SETTLED.get(kind, ()):
+        return (
+            "The checkpoint's holds: the data are divided already. For the script's begin anew: "
+            "fit(..., restart=True)."
+        )
     if part in ("model", "layers", "data", "content"):
         return "The script's holds; for the checkpoint's write it there."
     return "The script's holds; for the checkpoint's set it there."

@@ -17,6 +17,7 @@ from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
 from statemachine_trainer.callbacks.checkpoints import EarlierRun
 from statemachine_trainer.callbacks.finding import NoCheckpoint
 from statemachine_trainer.data.data_errors import DataChanged
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError, StateMismatch
 from statemachine_trainer.parallel.parallel_errors import PrecisionMismatch
 from statemachine_trainer.run_record import RESUME_VARIABLE
@@ -451,3 +452,8 @@ def test_a_trainer_goes_on_with_a_run_by_its_folder(tmp_path: Path) -> None:
     second = Trainer(max_epochs=3, progress=False)
     second.resume(tmp_path / "run", torch.nn.Linear(2, 1), data, **parts)
     assert (second.epoch, second.steps) == (3, 12)
+
+
+def test_a_fit_begins_anew_or_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"restart=True begins .*resume='auto' goes on"):
+        trainer_with(checkpoints(tmp_path, 4)).fit(Net(), batches(), resume="auto", restart=True)

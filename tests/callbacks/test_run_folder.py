@@ -65,7 +65,7 @@ def test_between_two_epochs_those_done_are_told_and_no_batches(tmp_path: Path) -
 
 
 def test_a_checkpoint_is_shown_with_its_metrics_optimizers_and_weights(run: Path) -> None:
-    trainer = trainer_with(Checkpoints(run, every=100), validate_every=4)
+    trainer = trainer_with(Checkpoints(run, every=3), validate_every=4)
     trainer.fit(Net(values=[0.5, 0.25]), batches(), batches(1), resume="auto")
     text = printed(next(run.glob("*-step-00000008")))
     assert "the fit has ended" in text
@@ -77,7 +77,7 @@ def test_a_checkpoint_is_shown_with_its_metrics_optimizers_and_weights(run: Path
 
 
 def test_a_run_that_has_ended_is_said_to_have_ended(run: Path) -> None:
-    trainer = trainer_with(Checkpoints(run, every=100), validate_every=4)
+    trainer = trainer_with(Checkpoints(run, every=3), validate_every=4)
     trainer.fit(Net(values=[0.5, 0.25]), batches(), batches(1), resume="auto")
     text = printed(run)
     assert "The run has ended, with 000003-step-" in text

@@ -534,3 +534,20 @@ def test_draws_that_are_all_the_same_are_told() -> None:
 def test_bald_of_one_prediction_is_refused_at_once() -> None:
     with pytest.raises(SettingError, match="mc_samples=1"):
         learning(acquisition="bald", mc_samples=1)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"first": 7, "budget": 6}, "budget=6 allows fewer"),
+        ({"first": 50, "budget": None}, "the pool of 30 samples allows fewer"),
+    ],
+)
+def test_more_first_labels_than_there_can_be_are_refused(settings: Any, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        trainer_of(learning(**settings)).fit(Net(), loader(30))
+
+
+def test_a_labeller_that_is_nearly_hidden_is_no_folder() -> None:
+    with pytest.raises(SettingError, match=r"did you mean 'hidden'\?.*'\./hiden'"):
+        ActiveLearningLoop(labeller="hiden")

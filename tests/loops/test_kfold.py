@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from statemachine_trainer.data import BadSource
 from statemachine_trainer.loops import FitLoop, KFoldLoop, TrainingLoop
 from statemachine_trainer.loops.loop_errors import ModelError, SettingError
 from statemachine_trainer.loops.recipes.kfold import NoEnsemble, make_folds
+from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, digits, loader, samples
@@ -312,3 +314,26 @@ def test_an_ensemble_without_test_data_is_told(ensemble: str) -> None:
     with pytest.warns(NoEnsemble, match="no test_data") as told:
         trainer.fit(Net(), loader())
     assert told[0].filename == __file__
+
+
+def test_a_fold_that_there_is_not_is_an_error_of_settings() -> None:
+    loop = KFoldLoop(2, fit=FitLoop(max_epochs=1))
+    with pytest.raises(SettingError, match="no fold has ended yet"):
+        loop.load(0)
+    Trainer(loop, progress=False).fit(Net(), loader())
+    with pytest.raises(SettingError, match="2 folds have ended, from 0 to 1"):
+        loop.load(2)
+
+
+def test_another_number_of_folds_at_a_resume_is_told_and_that_of_the_checkpoint_holds(
+    tmp_path: Path,
+) -> None:
+    def trainer(folds: int) -> Trainer:
+        loop = KFoldLoop(folds, fit=FitLoop(max_epochs=1))
+        return Trainer(loop, progress=False, checkpoints=tmp_path)
+
+    trainer(2).fit(Net(), loader(), until="fold_end")
+    again = trainer(3)
+    with pytest.warns(SettingsChanged, match=r"folds was 2, is 3 now\. The checkpoint's holds"):
+        again.fit(Net(), loader(), resume="auto")
+    assert len(again.loop.scores) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any, Literal
 
 import pytest
@@ -15,10 +16,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from statemachine_trainer.callbacks.early_stopping import NeverLooked
 from statemachine_trainer.data import BadSource
 from statemachine_trainer.loops import FitLoop, Phase, PhasesLoop, TrainingLoop, log
-from statemachine_trainer.loops.loop_errors import LikelyMistake, ModelError, OptimizerError
+from statemachine_trainer.loops.loop_errors import (
+    LikelyMistake,
+    ModelError,
+    OptimizerError,
+    SettingError,
+)
 from statemachine_trainer.loops.mistakes import (
     ForeignParameters,
     FrozenParameters,
+    MisspeltSetting,
     NeverCalled,
     NeverValidated,
     NothingLearned,
@@ -307,3 +314,22 @@ def test_an_edge_whose_event_a_swapped_loop_never_gives_is_not_in_the_graph() ->
     posted = {edge.event for edge in trainer.graph().edges if edge.posted}
     assert posted <= trainer.driver.program.postable
     assert "flushed" not in {edge.event for edge in trainer.graph().edges}
+
+
+def test_a_misspelt_attribute_of_a_loop_is_told() -> None:
+    trainer = make_trainer()
+    trainer.loop.max_epoch = 1
+    with pytest.warns(MisspeltSetting, match=r"FitLoop at 'fit' has an attribute 'max_epoch'"):
+        trainer.fit(Regression(), make_batches(2))
+
+
+@pytest.mark.parametrize(
+    "name, where",
+    [
+        ("max_epochs", "trainer.loop.max_epochs"),
+        ("accumulate", "trainer.loop['optimizer'].accumul"),
+    ],
+)
+def test_a_setting_of_a_loop_is_not_set_on_the_trainer(name: str, where: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(f"Set it there: {where}")):
+        setattr(make_trainer(), name, 3)

@@ -6,6 +6,7 @@ import itertools
 import logging
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, cast
 
 import torch
@@ -185,6 +186,7 @@ class ActiveLearningLoop(TrainingLoop):
         data = given_dataset(self.context, self)
         first, size = self.first, len(data)  # type: ignore[arg-type]
         if isinstance(first, int):
+            self._check_first(first, size)
             first = choose_blindly(range(size), self._most(first), self._generator())
         chosen = [*first]
         if not chosen or len(set(chosen)) < len(chosen) or not {*chosen} <= {*range(size)}:
@@ -203,6 +205,23 @@ class ActiveLearningLoop(TrainingLoop):
             return "labels_known"
         self.asked = chosen
         return "ask"
+
+    def _check_first(self, first: int, size: int) -> None:
+        """Refuse more first labels than there can be, if somebody has said how many.
+
+        Raises:
+            SettingError: The budget or the pool is smaller.
+        """
+        if "first" not in self._given:
+            return
+        for least, what in (
+            (self.budget, f"budget={self.budget}"),
+            (size, f"the pool of {size} samples"),
+        ):
+            if least is not None and first > least:
+                raise SettingError(
+                    f"{type(self).__name__}(first={first}): {what} allows fewer. Begin with fewer labels."
+                )
 
     def labelling(self) -> Literal["labelled"] | None:
         """Get the labels of the samples; wait if there are none yet."""
@@ -432,4 +451,9 @@ def _target(given: Any) -> Target:
 def _labeller(given: Labeller | str) -> Labeller:
     if given == "hidden":
         return hidden_labels
+    if isinstance(given, str) and get_close_matches(given, ["hidden"], cutoff=0.75):
+        raise SettingError(
+            f"ActiveLearningLoop(labeller={given!r}): did you mean 'hidden'? If it is the name of a folder, write "
+            f"'./{given}'."
+        )
     return given if callable(given) else LabelFolder(given)

@@ -32,6 +32,7 @@ from statemachine_trainer.loops.settings_checks import (
     flags,
     function,
     is_sequence,
+    is_whole,
     refuse,
     whole_number,
 )
@@ -264,7 +265,22 @@ class KFoldLoop(TrainingLoop):
         }
 
     def load(self, fold: int) -> None:
-        """Put the weights of a fold's model into the model."""
+        """Put the weights of a fold's model into the model.
+
+        Args:
+            fold: Number of the fold, from 0.
+
+        Raises:
+            SettingError: No such fold has ended.
+        """
+        number = len(self.models)
+        if not is_whole(fold) or fold >= number:
+            ended = (
+                f"{number} folds have ended, from 0 to {number - 1}"
+                if number
+                else "no fold has ended yet"
+            )
+            raise SettingError(f"{type(self).__name__}.load({fold!r}): {ended}.")
         load_module_state(self.context.model, self.models[fold])
 
     def more_to_come(self) -> bool | None:
