@@ -155,11 +155,9 @@ def constructor_values(thing: object) -> Iterator[tuple[str, object]]:
             if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.name == "self":
                 continue
             try:
-                value = getattr(thing, one.name, _MISSING)
-                if not is_plain(
-                    value
-                ):  # a loop with a field or state of this name shows the setting so
-                    value = getattr(thing, f"_{one.name}", _MISSING)
+                # A loop with a field or a state of this name shows the setting so.
+                shows = isinstance(getattr(type(thing), f"_{one.name}", None), property)
+                value = getattr(thing, f"_{one.name}" if shows else one.name, _MISSING)
             except Exception:  # a place for a loop, or a property that is not ready
                 continue
             if is_plain(value) and one.name not in found:
