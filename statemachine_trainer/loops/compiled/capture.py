@@ -158,7 +158,7 @@ def capture(arguments: Arguments, model: nn.Module) -> Capture:
     function = FunctionType(code.replace(co_name=f"captured_{next(_numbers)}"), scope)
     with isolated_rng(), private.quiet():
         found = private.run_dynamo(function, arguments)
-    _check_code(found)
+    _check_code(found, model)
     if not all(isinstance(one, Tensor) for one in found.inputs):
         raise NotCapturable("it computes with numbers that change from step to step")
     graph = found.graph if found.graph is not None and _has_loss(found.graph) else None
@@ -210,7 +210,7 @@ def _is_mark(node: torch.fx.Node) -> bool:
     return "statemachine_trainer.loss" in str(node.target)
 
 
-def _check_code(found: private.Captured) -> None:
+def _check_code(found: private.Captured, model: nn.Module) -> None:
     """Refuse what Dynamo reads as if it were the same each time.
 
     Raises:
@@ -225,7 +225,7 @@ def _check_code(found: private.Captured) -> None:
         raise NotCapturable(
             "it reads the gradient of a parameter (.grad), which a compiled step does not leave there"
         )
-    code = catching(found.read)
+    code = catching(found.read, model)
     if code is not None:
         raise NotCapturable(
             f"it catches an exception in {code.co_name}, {code.co_filename}:{code.co_firstlineno}: what "

@@ -63,13 +63,35 @@ class Watch:
             return False
 
 
-def catching(read: Sequence[CodeType]) -> CodeType | None:
+def catching(read: Sequence[CodeType], model: nn.Module) -> CodeType | None:
     """Return code of others than torch that catches exceptions; None if there is none.
 
     Dynamo reads what comes after an exception. That something was missing, a key or an attribute,
     it does not look at again.
+
+    Args:
+        read: The code that was read; empty if that is not known.
+        model: The module whose step it is.
     """
+    read = read or _named_by_steps(model)
     return next((code for code in read if code is _SUPPRESSING or _catches(code)), None)
+
+
+def _named_by_steps(model: nn.Module) -> list[CodeType]:
+    """Return the methods of users' classes that the training step names, and those name, and so on."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    methods: dict[str, list[CodeType]] = {}
+    for kind in kinds:
+        for name, value in vars(kind).items():
+            if not kind.__module__.startswith("torch.") and (code := _code_of(value)) is not None:
+                methods.setdefault(name, []).append(code)
+    found: list[CodeType] = []
+    names = ["training_step", "forward"]
+    for name in names:  # which grows meanwhile
+        for code in methods.pop(name, ()):
+            found.append(code)
+            names.extend(code.co_names)
+    return found
 
 
 def _catches(code: CodeType) -> bool:

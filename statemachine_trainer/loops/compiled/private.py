@@ -130,9 +130,23 @@ def surroundings() -> Surroundings:
                 optimizer._global_optimizer_pre_hooks,
                 optimizer._global_optimizer_post_hooks,
             ),
-            torch._C._autograd._top_saved_tensors_default_hooks,
+            getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", _saves_by_hooks),
             torch._C._AutoDispatchBelowAutograd,
         )
+
+
+def _saves_by_hooks(_: bool) -> Any:
+    """Tell whether there are hooks on what is saved for the backward pass; None if not (torch 2.7)."""
+    of = torch._C._autograd
+    if of._saved_tensors_hooks_get_disabled_error_message() is not None:
+        return None
+    try:
+        of._saved_tensors_hooks_disable("")  # which torch refuses where there are some
+    except RuntimeError:
+        return True
+    finally:
+        of._saved_tensors_hooks_enable()
+    return None
 
 
 # -- capturing ------------------------------------------------------------------------------------

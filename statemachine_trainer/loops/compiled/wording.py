@@ -10,6 +10,7 @@ from torch import nn
 
 _PLAIN: Final = {
     "data-dependent": "A condition, or a shape, depends on a number read from a tensor",
+    "Tensor.item": "A condition, or a number that is kept, depends on a number read from a tensor",
     "function marked as skipped": "It calls a function that the compiler does not read",
     "Unsupported method call": "It calls a method that the compiler does not know",
     "Module-level backwards hooks": "A module has a hook on its backward pass",

@@ -43,8 +43,11 @@ def _first_dimension(batch: object) -> int | None:
         if hasattr(batch, "to") and isinstance(shape, tuple):
             return int(shape[0]) if shape else None
         inside = _attributes(batch)
-    sizes = (_first_dimension(part) for part in inside)
-    return next((size for size in sizes if size is not None), None)
+    for part in inside:
+        size = _first_dimension(part)
+        if size is not None:
+            return size
+    return None
 
 
 def _attributes(batch: object) -> list[object]:
