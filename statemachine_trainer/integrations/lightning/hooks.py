@@ -168,10 +168,12 @@ class Hooks:
 
     def sanity_started(self) -> None:
         self.calls.call_callbacks("on_sanity_check_start")
+        self._memory.evaluation = "sanity"
 
     def sanity_ended(self) -> None:
         self._model_train("validation")
         self.calls.call_callbacks("on_sanity_check_end")
+        self._memory.evaluation = None
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -184,6 +186,8 @@ class Hooks:
         self._standing.begin_evaluation()
         self.calls.call_module(f"on_{kind}_model_eval")
         self.calls.call(f"on_{kind}_start")
+        if within_fit:
+            self._memory.evaluation = "validation"
         self.calls.call(f"on_{kind}_epoch_start")
 
     @torch.no_grad()
@@ -209,6 +213,8 @@ class Hooks:
         self._model_train(_kind(moment))
         # The batch that may follow tells of no state of its own before its hooks are called.
         self._standing.leave_evaluation()
+        if self._memory.evaluation == "validation":
+            self._memory.evaluation = None
         if self._standing.stage != "fit":
             self._connector.finish("success")
             self.calls.teardown(self._standing.stage)

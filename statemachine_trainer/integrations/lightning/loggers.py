@@ -152,7 +152,7 @@ class LoggerConnector:
         kind = self._calls.library.get("loggers:TensorBoardLogger")
         for logger in self.loggers:
             writer = logger.experiment if isinstance(logger, kind) else None
-            if hasattr(writer, "_get_file_writer"):  # that of torch
+            if writer is not None and hasattr(writer, "_get_file_writer"):  # that of torch
                 events = import_module("tensorboard.compat.proto.event_pb2")
                 begun = events.SessionLog(status=events.SessionLog.START)
                 writer._get_file_writer().add_event(

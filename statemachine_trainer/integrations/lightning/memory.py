@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,7 +24,8 @@ from statemachine_trainer.snapshot import encode
 from statemachine_trainer.snapshot.snapshot_errors import Unwritable
 
 _AVERAGING: Final = "callbacks:StochasticWeightAveraging"
-_BY_EPOCH: Final = ("callbacks:ProgressBar", _AVERAGING)
+_PROGRESS: Final = "callbacks:ProgressBar"
+_BY_EPOCH: Final = (_PROGRESS, _AVERAGING)
 """Callbacks of Lightning that prepare an epoch when it begins, and keep nothing of it in their state."""
 
 
@@ -45,6 +46,7 @@ class Memory:
         started: Which hooks of the beginning were called: "fit", then "train"; None before and after.
         within_epoch: Whether an epoch has begun, and its hooks at the end were not called yet.
         newest_epoch: The epoch that has begun last; -1 before the first.
+        evaluation: The evaluation within the fit that has begun and not ended: "sanity" or "validation".
         train_ended: Whether `on_train_end` was called, and `on_fit_end` was not called yet.
     """
 
@@ -59,13 +61,14 @@ class Memory:
         self.within_epoch = False
         self.newest_epoch = -1
         self.train_ended = False
+        self.evaluation: Literal["sanity", "validation"] | None = None
 
     # -- the beginning of a fit ------------------------------------------------------------------
 
     def arrive(self) -> None:
         """Forget what was noted of an earlier run."""
         self.started, self.within_epoch = None, False
-        self.newest_epoch, self.train_ended = -1, False
+        self.newest_epoch, self.train_ended, self.evaluation = -1, False, None
         self._attributes.note()
 
     def go_on_from_file(self, path: Path) -> None:
@@ -115,6 +118,7 @@ class Memory:
             "within_epoch": self.within_epoch,
             "newest_epoch": self.newest_epoch,
             "train_ended": self.train_ended,
+            "evaluation": self.evaluation,
             "accumulate": standing.accumulate,
             "evaluated": dict(standing.evaluated_in_all),
             "skip_backward": standing.skip_backward,
@@ -232,9 +236,13 @@ class Memory:
                 self._begin_epoch_again(coming["counts"]["epoch"], kinds)
             else:
                 self._measure_batch_norm_again(state, coming["counts"]["epoch"])
+        within = state.get("evaluation")
+        if within is not None and within != self.evaluation:
+            self._show_evaluation_again(within)
         self.started, self.within_epoch = was, state["within_epoch"]
         self.newest_epoch = state.get("newest_epoch", -1)
         self.train_ended = state.get("train_ended", False)
+        self.evaluation = within
 
     def _begin_epoch_again(self, epoch: int, kinds: tuple[type, ...]) -> None:
         """Let callbacks that prepare an epoch do so again."""
@@ -271,6 +279,12 @@ class Memory:
             if state["train_ended"]:
                 with self._at_epoch(epoch):
                     self._calls.call_callbacks("on_train_end", only=measures)
+
+    def _show_evaluation_again(self, within: str) -> None:
+        """Let progress bars open the bar of an evaluation that has begun."""
+        hook = "on_sanity_check_start" if within == "sanity" else "on_validation_start"
+        kind = self._calls.library.get(_PROGRESS)
+        self._calls.call_callbacks(hook, only=lambda one: isinstance(one, kind))
 
     def _average_again(self, state: Mapping[str, Any]) -> None:
         """Let an average that had put its own scheduler in the place of the model's do so between epochs, too."""
