@@ -254,12 +254,10 @@ def test_a_run_killed_in_the_second_fold_leaks_nothing_into_the_third(tmp_path: 
     model.load_state_dict(first)
     torch.manual_seed(3)
     killed = trainer_of(kfold(), checkpoints=tmp_path / "run")
-    until = [0]
 
     @killed.on("batch_end")
     def stop_in_the_second_fold(trainer: Trainer) -> None:
-        until[0] += 1
-        if until[0] == 6 + 4:  # six batches a fold; the fourth of the second
+        if trainer.loop.fold == 1 and trainer.context.counts.batch == 4:
             trainer.checkpoint()
             trainer.pause()
 
