@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
+from statemachine_trainer.data import length_of
 from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.parallel.containers import detach
@@ -80,13 +81,14 @@ class Handlers:
         state.metrics = {}
         state.max_epochs = trainer.loop.limits().max_epochs
         state.dataloader = trainer.context.train.loader
-        state.epoch_length = trainer.context.counts.batches_per_epoch
+        state.epoch_length = _epoch_length(trainer)
         self._started = True
         self._fire(trainer, "STARTED")
+        self._refuse_other_events()  # handlers of STARTED may attach more
 
     def on_epoch_start(self, trainer: Any) -> None:
         """Fire EPOCH_STARTED."""
-        self.trainer.state.epoch_length = trainer.context.counts.batches_per_epoch
+        self.trainer.state.epoch_length = _epoch_length(trainer)
         self._fire(trainer, "EPOCH_STARTED", begun=1)
 
     def on_batch_start(self, trainer: Any) -> None:
@@ -260,6 +262,12 @@ def metric(inside: Any) -> IgniteMetric:
 
 
 # -- What handlers remember -----------------------------------------------------------------------
+
+
+def _epoch_length(trainer: Any) -> int | None:
+    """Return the batches of an epoch: as counted, or before the first one as the loader says."""
+    counted: int | None = trainer.context.counts.batches_per_epoch
+    return length_of(trainer.context.train.loader) if counted is None else counted
 
 
 def _numbers(engine: Any) -> dict[str, float]:

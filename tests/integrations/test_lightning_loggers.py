@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -219,10 +220,9 @@ def leave_and_resume(folder: Path, make: Callable[[], Any]) -> list[Any]:
 
 def test_the_files_of_tensorboard_count_no_step_twice_after_a_resume(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    accumulators = import_module("tensorboard.backend.event_processing.event_accumulator")
     _, logger = leave_and_resume(tmp_path, lambda: TensorBoardLogger(tmp_path, version="same"))
-    read = EventAccumulator(logger.log_dir).Reload()
+    read = accumulators.EventAccumulator(logger.log_dir).Reload()
     assert len([*Path(logger.log_dir).glob("events.out.*")]) == 2
     assert [one.step for one in read.Scalars("b_step")] == [1, 3, 5, 7, 9, 11]
     assert [one.step for one in read.Scalars("val_epoch")] == [5, 11]
