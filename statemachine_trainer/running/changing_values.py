@@ -13,6 +13,7 @@ plotted later is no state. A dict that only got more keys is taken for a cache.
 from __future__ import annotations
 
 import dis
+import time
 import types
 import warnings
 import weakref
@@ -45,6 +46,7 @@ _BYTES: Final = 1 << 16
 """Bytes of a tensor or an array that are read; of a larger array, as many spread over it."""
 
 _TOLD: Final = 8
+_WEEK: Final = 7 * 24 * 60 * 60.0
 
 _ATOMS: Final = (bool, int, float, complex, str, bytes, type(None))
 _DICTS: Final = (dict, OrderedDict, defaultdict, Counter)
@@ -67,6 +69,7 @@ class _Seen(NamedTuple):
         items: Of a dict, what is compared by key, if it has few; else None.
         itself: The object, if it is a tensor or an array.
         of_many: Whether it is a container.
+        is_time: Whether it was read from a clock.
     """
 
     content: object
@@ -74,6 +77,7 @@ class _Seen(NamedTuple):
     items: Mapping[object, object] | None = None
     itself: weakref.ref[Any] | None = None
     of_many: bool = False
+    is_time: bool = False
 
 
 class ChangingValues:
@@ -132,17 +136,27 @@ class _Look:
         self._roots = roots
         self._held = {_address(one) for one in (*model.parameters(), *model.buffers())}
         self._codes = {code for one in roots.values() for code in _codes_of(one)}
+        self._kinds: set[type] = set()
         self._changed: _Changed | None = None
 
     def note(self, path: str, holder: object, name: str, value: object) -> None:
         """Take a look at one named value, as `Search` calls it."""
         self._codes.update(_codes_of(value))
         self._codes.update(_codes_of(holder))
+        if type(holder) not in self._kinds:
+            self._kinds.add(type(holder))
+            self._codes.update(_codes_of_class(type(holder)))
         if len(self.values) >= _MOST or not _is_own(holder, name):
             return
         words = name_in_objects(self._roots, path, holder, name)
         words = words or name_in_process(self._roots, path, holder, name)
         seen = self._seen(value) if words is not None else None
+        if (
+            seen is not None
+            and isinstance(holder, nn.Module)
+            and not is_users(type(holder).__module__)
+        ):
+            seen = seen._replace(itself=None)  # what a library changes in place is its own
         if words is not None and seen is not None:
             key = (id(holder), words[0], name)
             self.values[key], self.remedies[key] = seen, words[1]
@@ -150,6 +164,8 @@ class _Look:
     def carries_over(self, name: str, was: _Seen, now: _Seen) -> bool:
         """Whether a value changed, and what it was decides what it became."""
         if was.content == now.content or was.shown == "None":  # made when it was needed
+            return False
+        if now.is_time:
             return False
         if was.itself is not None and now.itself is not None and was.itself() is now.itself():
             return True
@@ -163,7 +179,8 @@ class _Look:
         kind = type(value)
         if kind in _ATOMS:
             text = repr(value)
-            return _Seen(text, text if len(text) <= 60 else f"{text[:57]}...")
+            shown = text if len(text) <= 60 else f"{text[:57]}..."
+            return _Seen(text, shown, is_time=kind is float and _is_time(value))
         if kind is torch.Tensor or kind is np.ndarray:
             content = self._numbers(value)
             if content is None:
@@ -216,6 +233,12 @@ class _Look:
         if kind in (tuple, list) and len(value) <= 8:
             return tuple(self._element(one) for one in value)
         return kind
+
+
+def _is_time(value: float) -> bool:
+    """Whether a number was read from a clock in the last week."""
+    clocks = (time.time(), time.perf_counter(), time.monotonic())
+    return value % 1 != 0 and any(0 <= clock - value < _WEEK for clock in clocks if value > 1000)
 
 
 def _address(tensor: torch.Tensor) -> int | None:
@@ -319,6 +342,18 @@ class _Changed(NamedTuple):
         return _Changed(*(frozenset().union(*names) for names in zip(*all_, strict=True)))
 
 
+def _codes_of_class(kind: type) -> list[types.CodeType]:
+    """Return the code of the properties, class methods and static methods of a class of a user."""
+    found = []
+    for base in kind.__mro__:
+        for one in attributes_of_class(base).values() if is_users(base.__module__) else ():
+            if isinstance(one, property):
+                found += _codes_of(one.fget) + _codes_of(one.fset)
+            elif isinstance(one, (classmethod, staticmethod)):
+                found += _codes_of(one.__func__)
+    return found
+
+
 @lru_cache(maxsize=4096)
 def _changed_by(code: types.CodeType) -> _Changed:
     """Return the names of what code changes in a way that depends on what it was."""
@@ -336,6 +371,8 @@ class _Statements:
         self.updated: set[str] = set()
         self.in_place: set[str] = set()
         self.read: set[str] = set()
+        self._carried: set[tuple[str, str]] = set()  # read, and not set yet
+        self._fresh: set[tuple[str, str]] = set()  # set, before it was read
         self._before: tuple[str, str] = ("", "")  # the instruction before, and its name
         self._begin()
 
@@ -343,6 +380,7 @@ class _Statements:
         self._loaded: set[tuple[str, str]] = set()  # names, each with that before it: ("self", "x")
         self._augmented: set[str] = set()
         self._set: set[str] = set()  # and what is only set here, or grows
+        self._texts: set[str] = set()
 
     def take(self, one: dis.Instruction) -> None:
         """Take the next instruction."""
@@ -358,16 +396,25 @@ class _Statements:
             if name in _GROWING:
                 self._set.add(owner)
             self._loaded.add((owner, name))
+        elif kind == "LOAD_CONST" and type(one.argval) is str:
+            self._texts.add(name)
         elif kind in _STORES:
-            of_same = (self._before[1] if kind == "STORE_ATTR" else "", name) in self._loaded
+            place = (self._before[1] if kind == "STORE_ATTR" else "", name)
+            by_text = name in self._texts and ("", "getattr") in self._loaded
+            of_same = place in self._loaded or place in self._carried or by_text
             if of_same or (kind == "STORE_ATTR" and name in self._augmented):
                 self.updated.add(name)
             self._set.add(name)
+            self._fresh.add(place)
         names = {name for _, name in self._loaded}
         if kind in _IN_PLACE or (kind in _ALL_ENDS and names & _FUNCTIONS):
             self.in_place |= names
         if kind in _ALL_ENDS or "JUMP" in kind:
+            if "setattr" in names:
+                self.updated |= names & self._texts
             self.read |= names - self._set
+            if "JUMP" not in kind:  # `if self.x is None: self.x = ...` makes it once
+                self._carried |= self._loaded - self._fresh
             self._begin()
         self._before = kind, name
 

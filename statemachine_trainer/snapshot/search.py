@@ -136,7 +136,8 @@ class Search:
         most: Objects to visit at most.
         notice: Called for each named value of what users wrote: attributes, closure variables,
             globals, class attributes.
-        quiet: Whether it is not called for the attributes of what has a state of its own.
+        quiet: Whether it is not called for the attributes of what has a state of its own, and is for those
+            of the modules of libraries.
         holders: Paths of the objects to keep in `holders`.
         code: Whether to look at the globals and class attributes that the code of users reads.
 
@@ -301,11 +302,16 @@ class Search:
     def _attributes(
         self, thing: object, path: str, way: _Way, without: tuple[str, ...] = ()
     ) -> None:
-        kind, heard = type(thing), way.told or not self._quiet
+        kind = type(thing)
+        heard = (
+            is_users(kind.__module__)
+            if not self._quiet
+            else way.told and (is_users(kind.__module__) or isinstance(thing, nn.Module))
+        )
         for name, value in named(thing):
             if name in without:
                 continue
-            if self._notice is not None and is_users(kind.__module__) and heard:
+            if self._notice is not None and heard:
                 self._notice(path, thing, name, value)
             self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
         if self._code and is_users(kind.__module__) and id(kind) not in self._classes:

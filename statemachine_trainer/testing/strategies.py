@@ -64,6 +64,7 @@ def setups(draw: st.DrawFn, *, workers: bool = False) -> Setup:
     own = draw(st.sampled_from(_places(kind, data, workers=before + after > 0)))
     drawn_in_forward = own in ("model", "attribute")
     compiled = workers and not drawn_in_forward and draw(st.integers(0, 9)) == 9
+    loaders = draw(st.sampled_from([1, 1, 0, 2]))
     # An instance does not take over what the usual loop was given.
     swaps = [one for one in _SWAPS if kind != "recurrent" or one != "instance"]
     limits = [None] if before or after else [None, None, 3, 5]
@@ -73,7 +74,7 @@ def setups(draw: st.DrawFn, *, workers: bool = False) -> Setup:
         accumulate=draw(_windows()) if kind in ("plain", "recurrent", "two") else None,
         split_steps=draw(st.sampled_from([2, 4])) if kind == "recurrent" else None,
         validate_every=interval,
-        validation_loaders=draw(st.sampled_from([1, 1, 0, 2])),
+        validation_loaders=loaders,
         sanity_batches=draw(st.sampled_from([0, 0, 1, 2])),
         data=data,
         samples=draw(st.sampled_from([15, 20, 22])),
@@ -86,7 +87,7 @@ def setups(draw: st.DrawFn, *, workers: bool = False) -> Setup:
         compiled=compiled,
         swap=draw(st.sampled_from([*[None] * len(swaps), *swaps])),
         own_generators=own,
-        posts=draw(st.one_of(st.none(), _posts())),
+        posts=draw(st.one_of(st.none(), _posts(validates=loaders > 0))),
         sets=draw(st.one_of(st.none(), _sets())),
         clip_norm=draw(st.sampled_from([None, 0.5])) if kind != "manual" else None,
         nan_at=draw(st.sampled_from([None, None, 1])) if kind in ("plain", "two") else None,
@@ -136,10 +137,11 @@ def _places(kind: str, data: str, *, workers: bool) -> list[Place | None]:
     return [*[None] * len(found), *found]
 
 
-def _posts() -> st.SearchStrategy[Any]:
-    """One, two or three different events at one batch, in any order."""
+def _posts(*, validates: bool) -> st.SearchStrategy[Any]:
+    """One, two or three different events at one batch, in any order; `validate` only with data for it."""
     at = st.integers(0, 6)
-    return st.tuples(at, st.sampled_from(_SEQUENCES)).map(
+    sequences = [one for one in _SEQUENCES if validates or "validate" not in one]
+    return st.tuples(at, st.sampled_from(sequences)).map(
         lambda drawn: [(drawn[0], event) for event in drawn[1]]
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -97,6 +98,17 @@ def fill(model: Any, batch: torch.Tensor) -> list[float]:
     return sorted(model.queue)
 
 
+def last(model: Any, batch: torch.Tensor) -> torch.Tensor:
+    before = model.last
+    model.last = batch.mean(0) + float(before.sum())
+    return torch.as_tensor(before)
+
+
+def by_name(model: Any, batch: torch.Tensor) -> bool:
+    model.layer.calls = getattr(model.layer, "calls", 0) + 1
+    return bool(model.layer.calls > 3)
+
+
 def count_by_key(model: Any, batch: torch.Tensor) -> None:
     model.counts["batches"] += 1
 
@@ -112,6 +124,7 @@ def count_by_key(model: Any, batch: torch.Tensor) -> None:
         (Net(lambda model, batch: np.add(model.sums, 1, out=model.sums), sums=np.zeros(3)), "sums"),
         (Net(fill, queue=deque(maxlen=9)), "queue"),
         (Net(count_by_key, counts={"batches": 0}), "counts"),
+        (Net(last, last=torch.zeros(4)), "last"),
     ],
 )  # fmt: skip
 def test_an_attribute_of_the_model_that_goes_on_from_what_it_was_is_told(
@@ -120,6 +133,11 @@ def test_an_attribute_of_the_model_that_goes_on_from_what_it_was_is_told(
     (line,) = told(tmp_path, model)
     assert line.startswith(f"attribute '{name}' of the module at the top of the model (Net), from ")
     assert "buffer" in line
+
+
+def test_an_attribute_that_a_user_sets_on_a_layer_of_torch_is_told(tmp_path: Path) -> None:
+    (line,) = told(tmp_path, Net(by_name))
+    assert line.startswith("attribute 'calls' of the module layer (Linear), from 1 to 2")
 
 
 class Shifting(Sampler[int]):
@@ -243,6 +261,12 @@ def make_once(model: Any, batch: torch.Tensor) -> None:
         model.made = True
 
 
+def measure(model: Any, batch: torch.Tensor) -> float:
+    took = time.perf_counter() - float(model.began)
+    model.began = time.perf_counter()
+    return took
+
+
 def collect(model: Any, batch: torch.Tensor) -> None:
     model.outputs.append(batch)
     model.outputs.clear()
@@ -279,6 +303,7 @@ class WithState(Net):
         Net(note, last=None, sizes=[], loss=0.0),
         Net(make_once, mask=None, made=False),
         Net(collect, outputs=[]),
+        Net(measure, began=time.perf_counter()),
         Net(record, losses=[], reads=0),
         WithBuffer(),
         WithState(count, seen=0),
