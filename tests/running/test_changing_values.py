@@ -98,7 +98,7 @@ def fill(model: Any, batch: torch.Tensor) -> list[float]:
     return sorted(model.queue)
 
 
-def last(model: Any, batch: torch.Tensor) -> torch.Tensor:
+def use_last(model: Any, batch: torch.Tensor) -> torch.Tensor:
     before = model.last
     model.last = batch.mean(0) + float(before.sum())
     return torch.as_tensor(before)
@@ -124,7 +124,7 @@ def count_by_key(model: Any, batch: torch.Tensor) -> None:
         (Net(lambda model, batch: np.add(model.sums, 1, out=model.sums), sums=np.zeros(3)), "sums"),
         (Net(fill, queue=deque(maxlen=9)), "queue"),
         (Net(count_by_key, counts={"batches": 0}), "counts"),
-        (Net(last, last=torch.zeros(4)), "last"),
+        (Net(use_last, last=torch.zeros(4)), "last"),
     ],
 )  # fmt: skip
 def test_an_attribute_of_the_model_that_goes_on_from_what_it_was_is_told(
