@@ -7,10 +7,7 @@ def test_my_loop_can_be_resumed(setup):
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
-
-from statemachine_trainer.testing.setups import Data, Optimization, Place, Schedule, Setup, Swap
+from statemachine_trainer.testing.setups import Data, Optimization, Schedule, Setup
 from statemachine_trainer.testing.testing_errors import HypothesisMissing
 
 try:
@@ -39,14 +36,11 @@ def validation_intervals() -> st.SearchStrategy[list[object] | None]:
 def setups(draw: st.DrawFn, *, workers: bool = False) -> Setup:
     """Random training set-ups: models, optimizers, schedulers, data, intervals, limits, callbacks.
 
-    Loops are swapped in some, a callback posts events or sets something, a generator of its own
-    lies somewhere. They train small networks for a few epochs of a few batches, in a fraction of a
-    second.
+    They train small networks for a few epochs of a few batches, in a fraction of a second.
 
     Args:
         draw: Given by hypothesis.
-        workers: Whether some have workers, before the stop or after it, which are slow; and some a
-            compiled model.
+        workers: Whether some have workers, which are slow.
     """
     kind = draw(st.sampled_from(["plain", "plain", "recurrent", "two", "manual", "lbfgs"]))
     optimization = draw(st.sampled_from(_OPTIMIZATIONS[kind]))
@@ -57,47 +51,31 @@ def setups(draw: st.DrawFn, *, workers: bool = False) -> Setup:
     interval = draw(validation_intervals())
     if interval is not None and isinstance(interval[0], float) and not sized and interval[0] < 1.0:
         interval = [1.0, "epoch"]  # a fraction of an epoch needs its length
-    counts = [(0, 0)] * 7
-    if workers and data in ("map", "sampler"):
-        counts += [(2, 2), (0, 2), (2, 0)]
-    before, after = draw(st.sampled_from(counts))
-    own = draw(st.sampled_from(_places(kind, data, workers=before + after > 0)))
-    drawn_in_forward = own in ("model", "attribute")
-    compiled = workers and not drawn_in_forward and draw(st.integers(0, 9)) == 9
-    loaders = draw(st.sampled_from([1, 1, 0, 2]))
-    # An instance does not take over what the usual loop was given.
-    swaps = [one for one in _SWAPS if kind != "recurrent" or one != "instance"]
-    limits = [None] if before or after else [None, None, 3, 5]
+    some_workers = workers and data in ("map", "sampler") and draw(st.integers(0, 9)) == 9
     return Setup(
         optimization=optimization,
         schedule=draw(st.sampled_from(_SCHEDULES)) if kind != "manual" else "none",
         accumulate=draw(_windows()) if kind in ("plain", "recurrent", "two") else None,
         split_steps=draw(st.sampled_from([2, 4])) if kind == "recurrent" else None,
         validate_every=interval,
-        validation_loaders=loaders,
+        validation_loaders=draw(st.sampled_from([1, 1, 0, 2])),
         sanity_batches=draw(st.sampled_from([0, 0, 1, 2])),
         data=data,
         samples=draw(st.sampled_from([15, 20, 22])),
         augment=draw(st.booleans()),
-        workers=before,
-        later=None if before == after else {"workers": after},
+        workers=2 if some_workers else 0,
         norm=draw(st.booleans()),
         dropout=draw(st.booleans()),
-        precision=draw(st.sampled_from(["32", "32", "bf16", *_SCALED.get(kind, ())])),
-        compiled=compiled,
-        swap=draw(st.sampled_from([*[None] * len(swaps), *swaps])),
-        own_generators=own,
-        posts=draw(st.one_of(st.none(), _posts(validates=loaders > 0))),
-        sets=draw(st.one_of(st.none(), _sets())),
+        precision=draw(st.sampled_from(["32", "32", "bf16"])),
         clip_norm=draw(st.sampled_from([None, 0.5])) if kind != "manual" else None,
         nan_at=draw(st.sampled_from([None, None, 1])) if kind in ("plain", "two") else None,
         gather_outputs=draw(st.booleans()),
         stateful_callback=draw(st.booleans()),
         stop_at=draw(st.sampled_from([None, None, 2, 5])),
         max_epochs=draw(st.sampled_from([2, 3])),
-        max_steps=draw(st.sampled_from(limits)),
+        max_steps=draw(st.sampled_from([None, None, 3, 5])),
         seed=draw(st.sampled_from([None, 0, 3])),
-        seed_samples=True if before or after else draw(st.sampled_from([None, None, True])),
+        seed_samples=draw(st.sampled_from([None, None, True])),
     )
 
 
@@ -115,37 +93,3 @@ _SCHEDULES: list[Schedule] = [
 
 def _windows() -> st.SearchStrategy[list[tuple[int, int]] | None]:
     return st.sampled_from([None, None, [(0, 2)], [(0, 3)], [(0, 1), (1, 3)]])
-
-
-_SCALED: dict[str, tuple[str]] = dict.fromkeys(("plain", "recurrent", "two"), ("fp16",))
-_SWAPS: list[Swap] = ["class", "instance", "twice", "nested", "nested twice"]
-_EVENTS = ("validate", "end_epoch", "stop")
-_SEQUENCES = [one for length in (1, 2, 3) for one in itertools.permutations(_EVENTS, length)]
-
-
-def _places(kind: str, data: str, *, workers: bool) -> list[Place | None]:
-    """Places of a generator that go with data; half of the draws have none."""
-    found: list[Place] = ["model", "loss", "attribute", "callback", "receiver"]
-    if kind != "manual":  # which steps its schedulers by hand
-        found.append("scheduler")
-    if data != "list":  # batches that are made already
-        found += ["data", "transform"]
-        # With workers it is made where they read: the same draws, but the state of another one.
-        found += [] if workers else ["collate"]
-    if data == "map":  # streams have no sampler, and "sampler" is one already
-        found.append("sampler")
-    return [*[None] * len(found), *found]
-
-
-def _posts(*, validates: bool) -> st.SearchStrategy[Any]:
-    """One, two or three different events at one batch, in any order; `validate` only with data for it."""
-    at = st.integers(0, 6)
-    sequences = [one for one in _SEQUENCES if validates or "validate" not in one]
-    return st.tuples(at, st.sampled_from(sequences)).map(
-        lambda drawn: [(drawn[0], event) for event in drawn[1]]
-    )
-
-
-def _sets() -> st.SearchStrategy[Any]:
-    what = st.sampled_from(["rate", "decay", "weights", "frozen"])
-    return st.tuples(st.integers(0, 6), what).map(lambda drawn: [drawn])
