@@ -31,6 +31,7 @@ class CombinedBatches:
         self._epoch = 0
         self._ended: list[bool] = []
         self._given = 0
+        self._over = False
         self._goes_on = False
 
     @property
@@ -63,7 +64,7 @@ class CombinedBatches:
         if not self._goes_on:
             for feed in self._feeds:
                 feed.begin(self._epoch)
-            self._ended, self._given = [False] * len(self._feeds), 0
+            self._ended, self._given, self._over = [False] * len(self._feeds), 0, False
             if self._mode != "sequential":  # Lightning opens all before it reads from one
                 for feed in self._feeds:
                     feed.open()
@@ -77,13 +78,14 @@ class CombinedBatches:
             StopIteration: The pass is over.
         """
         # Where the length is known nothing is asked for after it: that may draw random numbers.
-        over = self._given == self._length
+        over = self._over or self._given == self._length
         batch = END if over else getattr(self, f"_next_{self._mode}")()
-        self._given += 1
         if batch is END:
+            self._over = True
             for feed in self._feeds:
                 feed.close()
             raise StopIteration
+        self._given += 1
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,6 +94,7 @@ class CombinedBatches:
             "feeds": [feed.state_dict() for feed in self._feeds],
             "ended": list(self._ended),
             "given": self._given,
+            "over": self._over,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -99,7 +102,8 @@ class CombinedBatches:
         for feed, saved in zip(self._feeds, state["feeds"], strict=True):
             feed.load_state_dict(saved)
         self._ended, self._given = list(state["ended"]), state["given"]
-        self._goes_on = True
+        self._over = state.get("over", False)
+        self._goes_on = bool(state["ended"])  # else no pass had begun
 
     # -- modes -----------------------------------------------------------------------------------
 
