@@ -423,7 +423,9 @@ def _check_settings_of_groups(optimizer: Optimizer, state: Mapping[str, Any]) ->
         SnapshotMismatch: A group lacks a setting now, which the optimizer would look for in its next step.
     """
     for number, group in enumerate(optimizer.param_groups):
-        if missing := sorted(optimizer.defaults.keys() - group.keys()):
+        # Torch puts this one among the defaults of each optimizer as it loads, also of LBFGS, which has it not.
+        needed = optimizer.defaults.keys() - {"differentiable"}
+        if missing := sorted(needed - group.keys()):
             saved = sorted({*state["param_groups"][number]} - {"params"})
             raise SnapshotMismatch(
                 f"The checkpoint is of another {type(optimizer).__name__}: group {number} of its parameters has "
