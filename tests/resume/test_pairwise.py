@@ -83,7 +83,8 @@ def check_changed(make: Callable[[], Trainer], setup: Setup, stop: int) -> None:
     with pytest.warns(SettingsChanged):
         resumed = Run(make, state, stop)
     resumed.finish()
-    ends = [{**run.state(), "settings": None, "checkpoints": None} for run in (expected, resumed)]
+    aside = {"settings": None, "given": None, "checkpoints": None}
+    ends = [{**run.state(), **aside} for run in (expected, resumed)]
     expected.close()
     resumed.close()
     assert not differences(*ends), differences(*ends)
