@@ -396,6 +396,12 @@ class Loop(HasSettings):
 
         return undo
 
+    def abandon(self) -> None:
+        """Undo the changes of an unfinished loop that will not be continued.
+
+        Called where an error edge leads out of the loop, after its exit signal.
+        """
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the fields from a `state_dict`; fields that it lacks get their first values."""
         self.reset_fields()

@@ -283,6 +283,7 @@ class Program:
         self._methods: dict[str, Work] = {}
         self.nodes = {path: (reuse or {}).get(path) or Node() for path in chart.leaves()}
         plans = {plan.path: plan for plan in chart.plan.walk()}
+        self._loops = {path: plan.loop for path, plan in plans.items()}
         declared = [one for plan in plans.values() for one in plan.transitions]
         self._error_names = {one.event for one in declared if one.error is not None}
         self._errors = {path: self._errors_of(path, plans) for path in self.nodes}
@@ -424,6 +425,8 @@ class Program:
                 kept = source.count(SEPARATOR)  # the loop is left, and entered at its entry point
             for path in reversed(_inwards(leaf)[kept:]):
                 steps.append(self._emission(path, EXIT, event, leaf, target))
+                if event in self._error_names and path in self._loops:
+                    steps.append(self._loops[path].abandon)
             if target != END:
                 steps += self._enter(target, kept, event, leaf, target)
         steps.append(self._emission(source, event, event, leaf, target))

@@ -213,3 +213,29 @@ def test_a_loader_that_raises_is_tried_again_where_it_stood() -> None:
         trainer.fit(model, torch.utils.data.DataLoader(Data(), batch_size=2))  # type: ignore[arg-type]
     assert len(seen[1]) == 3
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_a_validation_that_an_error_edge_leaves_is_undone() -> None:
+    class Going(EpochLoop):
+        """Goes on with the data after a validation that raises."""
+
+        errors = [[Flaky, "validation", "fetch"]]
+
+    def weights(where: str, data: Any) -> tuple[dict[str, torch.Tensor], Trainer, Net]:
+        torch.manual_seed(0)
+        model = Net({1}, where)
+        fit = FitLoop(max_epochs=1, sanity_batches=0, epoch=Going(validate_every=2))
+        trainer = Trainer(loop=fit)
+        trainer.on("fit_start", seed)
+        trainer.fit(model, *data)
+        return model.state_dict(), trainer, model
+
+    torch.manual_seed(1)
+    data = [torch.randn(6, 4) for _ in range(4)]
+    clean, _, _ = weights("never", [data])
+    left, trainer, model = weights("validation", [data, data[:2]])
+    assert trainer.driver.failure is not None
+    assert model.training
+    assert trainer.context.aside == []
+    assert "noise" in trainer.metrics
+    assert clean.keys() == left.keys()
