@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from statemachine_trainer.data import length_of
 from statemachine_trainer.loops.metrics.log import log
-from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.errors import StateMachineError, level_of_caller
 from statemachine_trainer.parallel.containers import detach
 
 _FIRED: Final = (
@@ -307,7 +307,7 @@ def _load(thing: Any, state: Any) -> None:
             f"The handler {_name(thing)} of Ignite has no state_dict: the resumed fit goes on without what it has "
             "remembered. Give it state_dict() and load_state_dict(state).",
             HandlerNotHeldWarning,
-            stacklevel=3,
+            stacklevel=level_of_caller(),
         )
     elif "metric" in state:
         _set_attributes(thing, state["metric"])

@@ -43,6 +43,7 @@ from statemachine_trainer.running.settings_record import (
     Change,
     Settings,
     changes,
+    given_by_scripts,
     keep_what_holds,
     others_than,
     settings_of_run,
@@ -226,11 +227,13 @@ class FitState:
                 stacklevel=level_of_caller(),
             )
         keep_what_holds(context, was, fresh)
-        self._given = now
         # Those of the data that this phase, or this epoch, has made.
         contents = {"content": self._contents.of(context)}
         loaded = self._settings(context) | contents
-        return [*changes(was, state.get("given", {}), now | contents, loaded, fresh)]
+        given = state.get("given", {})  # earlier versions wrote none
+        found = [*changes(was, given, now | contents, loaded, fresh)]
+        self._given = given_by_scripts(was, given, found) if was else now
+        return found
 
     def _was_taken(
         self, state: Mapping[str, Any], was: Mapping[str, Settings], now: Mapping[str, Settings]

@@ -41,6 +41,9 @@ _PLAIN: Final = (
     torch.device, torch.dtype,
 )  # fmt: skip
 _LIMITS: Final = {"max_epochs", "min_epochs", "max_steps", "min_steps", "max_batches", "max_time"}
+_AS_GIVEN: Final = {"optimizers", "content"}
+"""Parts of which the settings that were given are noted anyway: no run changes these."""
+
 _LONGEST: Final = 500
 _SETTLED: Final = {
     "KFoldLoop": ("folds", "stratify", "groups", "repeats", "shuffle", "seed"),
@@ -69,6 +72,7 @@ class Change:
         was: Its value in the checkpoint, as text; None if there was no such setting.
         now: Its value in the script; None if there is none.
         holds: Which of the two holds, and how to choose the other one.
+        part: The part of the run that the owner belongs to, such as "loops".
     """
 
     owner: str
@@ -76,6 +80,7 @@ class Change:
     was: str | None
     now: str | None
     holds: str
+    part: str = ""
 
     @property
     def is_limit(self) -> bool:
@@ -324,7 +329,37 @@ def changes(
                 same_script = begun.get(owner, {}).get(name, before) == here
                 if before == here or (same_script and after.get(owner, {}).get(name) == before):
                     continue
-                yield Change(owner, name, before, here, _holds(part, owner, name, fresh))
+                holds = _holds(part, owner, name, fresh)
+                yield Change(owner, name, before, here, holds, part)
+
+
+def given_by_scripts(
+    was: Mapping[str, Settings], given: Mapping[str, Settings], found: Iterable[Change]
+) -> dict[str, Settings]:
+    """Return what the scripts of a run have given: the first one, and what a later one changed.
+
+    Args:
+        was: The settings at the checkpoint.
+        given: Those that had been given, as far as they are others.
+        found: What the present script has changed.
+    """
+    all_given = {
+        part: {
+            owner: {**texts, **given.get(part, {}).get(owner, {})}
+            for owner, texts in owners.items()
+        }
+        for part, owners in was.items()
+    }
+    for part, owners in given.items():
+        for owner, texts in owners.items():
+            all_given.setdefault(part, {}).setdefault(owner, dict(texts))
+    for one in found:
+        texts = all_given[one.part][one.owner]
+        if one.now is None:
+            texts.pop(one.name, None)
+        else:
+            texts[one.name] = one.now
+    return all_given
 
 
 def others_than(
@@ -333,7 +368,7 @@ def others_than(
     """Return those of `settings` that have another value at present, by part and owner."""
     found: dict[str, Settings] = {}
     for part, owners in settings.items():
-        for owner, texts in owners.items():
+        for owner, texts in owners.items() if part not in _AS_GIVEN else ():
             now = present.get(part, {}).get(owner, {})
             changed = {name: text for name, text in texts.items() if now.get(name) != text}
             if changed:

@@ -236,7 +236,7 @@ class Store:
                 f"{self.root / _LATEST} could not be written: {error}. The checkpoint is there; the next save "
                 "tries again.",
                 CleanupWarning,
-                stacklevel=4,
+                stacklevel=level_of_caller(),
             )
 
     def _commit(self, draft: checkpoint_folder.Draft, target: Path) -> None:

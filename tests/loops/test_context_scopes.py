@@ -54,7 +54,7 @@ def test_what_is_in_flight_is_what_belongs_to_a_batch() -> None:
 
 def test_a_field_of_a_later_version_begins_with_its_first_value() -> None:
     context = started()
-    state = context_state(context)
+    state = context_state(context, {})
     del state["plain"]["flushing"]
     del state["in_flight"]["outputs"]
     later = started()
@@ -64,6 +64,6 @@ def test_a_field_of_a_later_version_begins_with_its_first_value() -> None:
 
 
 def test_numbers_and_tensors_are_saved_under_their_names() -> None:
-    state = context_state(started())
+    state = context_state(started(), {})
     assert (*state["plain"],) == saved_as("plain")
     assert (*state["in_flight"],) == saved_as("tensors") == (*state["on_device"],)
