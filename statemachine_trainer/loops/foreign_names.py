@@ -18,6 +18,7 @@ SETTINGS: Final = {
     "truncated_bptt_steps": "split_steps",
     "limit_val_batches": "limit_validation_batches",
     "reload_dataloaders_every_n_epochs": "reload_every",
+    "reload_dataloaders_every_epoch": "reload_every",
     "accelerator": "device",
     "devices": "device, of one device; with several, torchrun starts a process for each",
     "gpus": "device, such as device='cuda'",
@@ -87,7 +88,8 @@ NOT_HERE: Final = {
     "accumulate=n makes larger batches of small ones",
     "auto_lr_find": "find_learning_rate(model, loader) suggests one before the fit",
     "stochastic_weight_avg": "Give a callback: callbacks=[SWA(start=10)], or EMA(0.999)",
-    "multiple_trainloader_mode": "Give an iterable of batches of all loaders, such as zip in a class of your own",
+    "multiple_trainloader_mode": "Give a dict of loaders: fit(model, {'a': one, 'b': other}); Together, InTurns "
+    "and Mixture say how they are read",
     "move_metrics_to_cpu": "Metrics are read when somebody looks, not before",
     "process_position": "Bars are placed by rich",
 }
