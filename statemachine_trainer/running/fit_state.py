@@ -29,8 +29,8 @@ from statemachine_trainer.running.audit import (
     tell_what_is_not_held,
 )
 from statemachine_trainer.running.changing_values import ChangingValues
+from statemachine_trainer.running.contents import Contents
 from statemachine_trainer.running.drivers import context_of
-from statemachine_trainer.running.fingerprints import Contents
 from statemachine_trainer.running.hyperparameters import Hyperparameters
 from statemachine_trainer.running.modules_outside import ModulesOutside
 from statemachine_trainer.running.reachable import (

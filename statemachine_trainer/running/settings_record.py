@@ -30,8 +30,12 @@ from statemachine_trainer.loops.slots import Scheduler
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import PlainNames
-from statemachine_trainer.running.code_of_functions import code_of_function, name_of_function
-from statemachine_trainer.running.fingerprints import compiler, functions_of
+from statemachine_trainer.running.functions import (
+    code_of_function,
+    compiler,
+    functions_of,
+    name_of_function,
+)
 
 Settings = dict[str, dict[str, str]]
 """Settings as text, by owner and name."""
@@ -54,7 +58,9 @@ _SETTLED: Final = {
 _NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples"}
 """Settings that earlier versions did not write."""
 
-_CODE: Final = " (code)"
+_CODE: Final = f" (code in {compiler()})"
+"""Other versions of Python compile the same source to other code."""
+
 _MISSING: Final = object()
 
 

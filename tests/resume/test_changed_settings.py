@@ -379,7 +379,7 @@ def test_another_collate_function_of_the_same_name_is_told(tmp_path: Path) -> No
     fit(2, 1.0)
     with changes(
         "fit (FitLoop): max_epochs was 2, is 3 now",
-        "data train: collate_fn (code) was ",
+        "data train: collate_fn (code in Python ",
     ):
         fit(3, 2.0)
 
