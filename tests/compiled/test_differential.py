@@ -22,6 +22,7 @@ CORPUS = {
     "parameters tied": Plan(changes=((4, "tie"),)),
     "a hook on a gradient": Plan(changes=((4, "hook"),)),
     "a hook on a module": Plan(changes=((4, "hook_module"),)),
+    "a gradient set between two windows": Plan(changes=((3, "single_gradient"),), accumulate=2),
     "a method of a class replaced": Plan(changes=((4, "patch_class"),)),
     "a part of a parameter kept": Plan(("keeps_view",)),
     "a part of a parameter logged": Plan(("logs_parts",)),

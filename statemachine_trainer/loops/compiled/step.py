@@ -217,7 +217,8 @@ class CompiledStep(CompilingLoop):
                 return None
             while True:
                 program = self._program(index, fused, capture, arguments, closes)
-                if not fused.clean:
+                # A pass that keeps its gradients would add to those that a receiver has set.
+                if not (fused.clean and (fused.slot.window or program.recipe.updates)):
                     fused.clear()
                 if program.recipe.scaled:
                     program.scale = fused.scale(context)
