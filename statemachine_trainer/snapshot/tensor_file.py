@@ -350,17 +350,8 @@ def _strides(tensor: Tensor) -> list[Json] | None:
     the strides of axes of one item count there, too. A tensor with gaps comes back without them.
     """
     strides = tensor.stride()
-    if strides == _widths(tensor.shape) or not _is_dense(tensor):
-        return None
-    return list(strides)
-
-
-def _widths(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a tensor that was just made."""
-    widths = [1]
-    for size in reversed(shape[1:]):
-        widths.insert(0, widths[0] * max(size, 1))
-    return tuple(widths) if shape else ()
+    usual = torch.empty(tensor.shape, device="meta").stride()
+    return None if strides == usual or not _is_dense(tensor) else list(strides)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -380,13 +371,10 @@ def _strided(tensor: Tensor, strides: Json) -> Tensor:
     steps = [step for step in strides if type(step) is int and 0 <= step < 2**63]
     if len(steps) != len(strides) or len(steps) != tensor.dim():
         raise ValueError("strides do not fit their tensor")
-    axes = _axes(tensor.shape, steps)
-    memory = tensor.permute(axes).contiguous()
-    inverse = sorted(range(len(axes)), key=axes.__getitem__)
-    widths = memory.permute(inverse).stride()
-    if any(a != b for a, b, n in zip(steps, widths, tensor.shape, strict=True) if n > 1):
+    laid = _laid_out(tensor, _axes(tensor.shape, steps))
+    if any(a != b for a, b, n in zip(steps, laid.stride(), laid.shape, strict=True) if n > 1):
         raise ValueError("strides do not fit their tensor")
-    return memory.as_strided(tensor.shape, steps)
+    return laid.as_strided(laid.shape, steps)
 
 
 def _ordered(tensor: Tensor, order: Json) -> Tensor:
@@ -395,6 +383,11 @@ def _ordered(tensor: Tensor, order: Json) -> Tensor:
     axes = [axis for axis in order if isinstance(axis, int)]
     if sorted(axes) != list(range(tensor.dim())):
         raise ValueError("the order of axes does not fit its tensor")
+    return _laid_out(tensor, axes)
+
+
+def _laid_out(tensor: Tensor, axes: list[int]) -> Tensor:
+    """The same numbers in memory by these axes, from the widest stride to the narrowest."""
     inverse = sorted(range(len(axes)), key=axes.__getitem__)
     return tensor.permute(axes).contiguous().permute(inverse)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,16 @@ from tests.loops.outer_kit import Model, Trace, make_trainer, numbered
 
 EVENTS = ("stop", "validate", "end_epoch", "checkpoint", "pause")
 EPOCHS, BATCHES = 2, 2
+
+
+def posting(*events: str) -> Callable[[Any], None]:
+    """Return a receiver that posts these events, one after the other."""
+
+    def post(trainer: Any) -> None:
+        for event in events:
+            trainer.post(event)
+
+    return post
 
 
 class Fit:
@@ -143,12 +153,7 @@ def test_stop_and_then_validate_validates_and_stops() -> None:
     for asked in (["stop", "validate"], ["validate", "stop"]):
         trainer = make_trainer(max_epochs=3)
         trace = Trace(trainer)
-
-        def ask(trainer: Any, asked: list[str] = asked) -> None:
-            for event in asked:
-                trainer.post(event)
-
-        trainer.on("batch_end", ask, once=True)
+        trainer.on("batch_end", posting(*asked), once=True)
         trainer.fit(Model(), numbered(4), numbered(1))
         assert trace.text == "bV|"
 
@@ -156,12 +161,7 @@ def test_stop_and_then_validate_validates_and_stops() -> None:
 def test_end_epoch_and_then_validate_validates_and_goes_on_with_the_next_epoch() -> None:
     trainer = make_trainer(max_epochs=2, validate_epochs=2)
     trace = Trace(trainer)
-
-    def ask(trainer: Any) -> None:
-        trainer.post("end_epoch")
-        trainer.post("validate")
-
-    trainer.on("batch_end", ask, once=True)
+    trainer.on("batch_end", posting("end_epoch", "validate"), once=True)
     trainer.fit(Model(), numbered(3), numbered(1))
     assert trace.text == "bV|bbbV|"
 
@@ -180,12 +180,7 @@ def test_end_epoch_posted_when_an_epoch_ends_anyway_leaves_the_next_whole(signal
 def test_a_window_that_is_flushed_takes_what_is_posted_meanwhile() -> None:
     trainer = make_trainer(max_epochs=2, accumulate=4)
     trace = Trace(trainer)
-
-    def ask(trainer: Any) -> None:
-        trainer.post("end_epoch")
-        trainer.post("validate")
-
-    trainer.on("drain:flush", ask, once=True)
+    trainer.on("drain:flush", posting("end_epoch", "validate"), once=True)
     trainer.fit(Model(), numbered(2), numbered(1))
     assert trace.text == "bbV|bbV|"
     assert trainer.steps == 2
