@@ -33,7 +33,9 @@ def until(condition: Callable[[], object], what: str) -> None:
 class Run:
     """A fit in a thread, as a script's main thread would run it."""
 
-    def __init__(self, checkpoints: Path | Checkpoints | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self, checkpoints: Path | Checkpoints | None = None, folder: Path | None = None
+    ) -> None:
         torch.manual_seed(0)
         self.data: Any = [(torch.randn(4, 3), torch.randint(2, (4,))) for _ in range(5)]
         self.trainer = Trainer(
