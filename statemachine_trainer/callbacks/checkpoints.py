@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from torch import nn
+
 from statemachine_trainer import run_record
 from statemachine_trainer.callbacks.averages import Average
 from statemachine_trainer.callbacks.finding import NoCheckpoint, find_checkpoint
@@ -34,7 +36,7 @@ from statemachine_trainer.intervals import (
 )
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.settings_checks import flags
+from statemachine_trainer.loops.settings_checks import flags, one_of
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted, UnknownSignal, level_of_caller
 from statemachine_trainer.machine.keywords import HasSettings
@@ -49,6 +51,7 @@ from statemachine_trainer.snapshot import (
     Unwritable,
     WriteFailed,
 )
+from statemachine_trainer.snapshot.frozen import digests_of, without_frozen
 from statemachine_trainer.snapshot.ranked import do_together, save_together
 from statemachine_trainer.version import __version__
 
@@ -108,6 +111,8 @@ class Checkpoints(HasSettings):
         folder: Where; made when the run begins.
         every: How often: an interval such as "10min", 500 (batches), "1 epoch", `every(100, "step")`.
         retention: Which are kept; the last three unless told otherwise.
+        parameters: "all", or "trainable": leave out what is frozen and still as the script made it. That keeps the
+            checkpoints of adapters small. A resumed run takes it from its script, and another base is refused.
         background: Write in a thread; the run waits for the copy only. A write that fails raises at
             the next one, or at the end of the run.
         at_end: Write one when the fit has ended.
@@ -127,11 +132,13 @@ class Checkpoints(HasSettings):
         *,
         every: object = "1 epoch",
         retention: Retention | None = None,
+        parameters: Literal["all", "trainable"] = "all",
         background: bool = False,
         at_end: bool = True,
         on_signals: bool = True,
     ) -> None:
         flags(self, background=background, at_end=at_end, on_signals=on_signals)
+        one_of(self, "parameters", parameters, ("all", "trainable"))
         if retention is not None and not isinstance(retention, Retention):
             raise SettingError(
                 f"Checkpoints(retention={retention!r}): give Retention(...), such as "
@@ -140,11 +147,13 @@ class Checkpoints(HasSettings):
         ours = {"statemachine_trainer": __version__}
         self.store = Store(folder, retention=retention, background=background, versions=ours)
         self.every = parse_interval(every, "every")
+        self.parameters = parameters
         self.at_end = at_end
         self.on_signals = on_signals
         self.last: Path | None = None
         self.on_written: Callable[[Path], object] | None = None
         self._interval = Interval(self.every)
+        self._base: dict[str, str] = {}
         self._due = False
         self._told_of_weights = False
         self._postponed_at: int | None = None
@@ -275,7 +284,10 @@ class Checkpoints(HasSettings):
         if counts.batch != counts.step:  # else a later batch of the step would replace this one
             name += f"-batch-{counts.batch:08d}"
         try:
-            self.last = self._save(host.state_dict(), name)
+            tree = (
+                without_frozen(host.state_dict(), self._base) if self._base else host.state_dict()
+            )
+            self.last = self._save(tree, name)
         except Unwritable as error:
             if _BATCH_IN_FLIGHT.match(error.where) is None or not self._may_postpone():
                 self._postponed_at = None
@@ -286,7 +298,7 @@ class Checkpoints(HasSettings):
             self.on_written(self.last)
         return True
 
-    def _save(self, tree: dict[str, Any], name: str) -> Path:
+    def _save(self, tree: Mapping[str, Any], name: str) -> Path:
         ranks, metadata = Ranks.here(), self._metadata()
         if ranks is None:
             return self.store.save(tree, name=name, metadata=metadata)
@@ -378,6 +390,10 @@ class Checkpoints(HasSettings):
         """Forget what the interval remembers: a new run begins."""
         self._interval = Interval(self.every)
         self._due, self._postponed_at = False, None
+
+    def know_base(self, model: nn.Module) -> None:
+        """Look at the weights that the script has made, before anything is trained or loaded."""
+        self._base = digests_of(model) if self.parameters == "trainable" else {}
 
     def belong_to(self, owner: Ownership) -> None:
         """Write only while the folder is that of this run."""

@@ -22,6 +22,7 @@ from statemachine_trainer.observe.run import BadJournal, Run, is_run
 from statemachine_trainer.run_record import Record, read_record
 from statemachine_trainer.snapshot import Best, Damaged, Info, Loaded, NotACheckpoint, Store
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
+from statemachine_trainer.snapshot.frozen import FROZEN
 from statemachine_trainer.snapshot.retention import BadRetention
 
 _EVENTS = 5
@@ -210,6 +211,7 @@ def _print_checkpoint(loaded: Loaded, console: Console) -> None:
         ("earlier", _metrics(said.get("earlier_metrics"))),
         ("trained", _trained(said)),
         *(("optimizer", line) for line in _optimizers(_at(context, "optimizers"))),
+        ("frozen", _left_out(loaded.tree)),
         (
             "callbacks",
             ", ".join(str(_at(one, "kind")) for one in _at(loaded.tree, "callbacks") or ()),
@@ -222,6 +224,11 @@ def _print_checkpoint(loaded: Loaded, console: Console) -> None:
         _print_weights(weights, console)
     else:
         console.print("It holds no weights of a model.")
+
+
+def _left_out(tree: Any) -> str:
+    left = _at(tree, FROZEN)
+    return f"{len(left)} weights are left out: the script makes them" if left else ""
 
 
 def _optimizers(slots: Any) -> Iterator[str]:

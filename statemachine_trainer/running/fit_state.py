@@ -48,6 +48,7 @@ from statemachine_trainer.running.settings_record import (
     others_than,
     settings_of_run,
 )
+from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.held import lies_within, restore_own, states_found
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
@@ -199,6 +200,7 @@ class FitState:
         driver, context = self._driver, context_of(self._driver)
         if context is None:
             raise NotStarted("Start a fit first: start(model, loader), then load its state.")
+        state = with_frozen(state, context.model)
         driver.load_state_dict(state["machine"])
         context.steps.expect(state["context"])
         remake_optimizers(context, driver.root, state["context"], fresh)

@@ -254,6 +254,8 @@ class Session:
         if self._recorder is not None:
             self._recorder.close()
         self._share(context)
+        if self._host.checkpoints is not None:
+            self._host.checkpoints.know_base(context.model)
         with self.in_charge(self._fit):
             if state is not None:
                 self._load(

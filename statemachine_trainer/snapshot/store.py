@@ -24,6 +24,7 @@ from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem, strictjson
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
+from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.modules import load_module_weights
 from statemachine_trainer.snapshot.retention import Retention
 from statemachine_trainer.snapshot.snapshot_errors import (
@@ -518,10 +519,12 @@ def load_weights(model: nn.Module, checkpoint: str | Path, *, average: bool = Fa
 
     Raises:
         NotACheckpoint: There is none.
-        SnapshotMismatch: The parameters differ; the message lists them. The model is unchanged.
+        SnapshotMismatch: The parameters differ, or frozen ones that the checkpoint leaves out; the message lists
+            them. The model is unchanged.
         Damaged: The checkpoint is not what was written.
     """
     loaded = load_checkpoint(checkpoint)
+    loaded = replace(loaded, tree=with_frozen(loaded.tree, model))
     try:
         weights = loaded.tree["context"]["model"]["weights"]  # type: ignore[index]
     except (KeyError, TypeError):
