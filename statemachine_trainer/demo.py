@@ -27,6 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from statemachine_trainer import __version__
 from statemachine_trainer.files import path_given
+from statemachine_trainer.graph.dot import GraphvizMissing
+from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.observe import MetricsTable, Progress
@@ -35,7 +37,8 @@ from statemachine_trainer.trainer import Trainer
 
 NEEDED_ACCURACY: Final = 0.97
 BATCH_SIZE: Final = 64
-_FILES: Final = ("result.json", "graph.mmd", "weights.safetensors")
+_FILES: Final = ("result.json", "weights.safetensors", "graph.mmd")
+_PICTURE: Final = "graph.svg"
 _OF_A_RUN: Final = (RECORD, *JOURNAL_FILES, "blackbox-*.ring", "page.json", "earlier-*")
 """What a run before this one may have left."""
 
@@ -209,9 +212,9 @@ def run_demo(
         run=folder,
         progress=False if quiet else Progress(table=False),
     )
-    graph = trainer.graph().to_mermaid()
+    graph = trainer.graph()
     if not quiet:
-        _introduce(say, graph, digits, model, epochs)
+        _introduce(say, digits, model, epochs)
     with _one_thread():
         began = time.monotonic()
         trainer.fit(model, train, DataLoader(digits.validation, batch_size=256))
@@ -220,10 +223,13 @@ def run_demo(
         test = trainer.test(model, DataLoader(digits.test, batch_size=256))
     result = DemoResult(folder, validation["val_accuracy"], test["test_accuracy"], seconds)
     settings = {"epochs": epochs, "seed": seed, "batch_size": BATCH_SIZE}
-    _write(result, graph, model, settings)
+    _write(result, graph.to_mermaid(), model, settings)
+    picture = _draw(graph, folder)
     if not quiet:
         say("")
     _conclude(say, result)
+    if not quiet:
+        say(f"The loop that trained, as a picture: {picture}")
     return result
 
 
@@ -270,7 +276,7 @@ def _prepare(out: Path | None) -> Path:
 
 
 def _is_ours(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in (*_FILES, *_OF_A_RUN))
+    return any(fnmatch(name, pattern) for pattern in (*_FILES, _PICTURE, *_OF_A_RUN))
 
 
 def _new_folder() -> Path:
@@ -281,15 +287,9 @@ def _new_folder() -> Path:
     return next(path for path in taken if not path.exists())
 
 
-def _introduce(
-    say: Callable[[str], object], graph: str, digits: Digits, model: nn.Module, epochs: int
-) -> None:
+def _introduce(say: Callable[[str], object], digits: Digits, model: nn.Module, epochs: int) -> None:
     sizes = [len(part) for part in (digits.train, digits.validation, digits.test)]
     weights = sum(p.numel() for p in model.parameters())
-    say("The loop that trains, a state machine (Mermaid; a picture of it: https://mermaid.live):")
-    say("")
-    say(graph.rstrip("\n"))
-    say("")
     say(
         f"Handwritten digits: {sizes[0]} to train on, {sizes[1]} for validation, {sizes[2]} to test."
     )
@@ -297,12 +297,23 @@ def _introduce(
     say("")
 
 
+def _draw(graph: Graph, folder: Path) -> str:
+    """Draw the loop into the folder; return where the picture is, or how to get one."""
+    try:
+        graph.save(folder / _PICTURE)
+    except GraphvizMissing:
+        (folder / _PICTURE).unlink(missing_ok=True)  # that of a run before
+        return f"paste {folder / 'graph.mmd'} into https://mermaid.live"
+    return str(folder / _PICTURE)
+
+
 def _conclude(say: Callable[[str], object], result: DemoResult) -> None:
     say(
         f"Accuracy {result.validation_accuracy:.2%} in validation, {result.test_accuracy:.2%} in "
         f"the test, after {result.seconds:.1f} s of training."
     )
-    say(f"Written to {result.folder}: {', '.join(_FILES)}; more: smt inspect {result.folder}")
+    say(f"Written to {result.folder}: {', '.join(_FILES)}.")
+    say(f"More of the run: smt inspect {result.folder}")
 
 
 def _write(result: DemoResult, graph: str, model: nn.Module, settings: dict[str, int]) -> None:

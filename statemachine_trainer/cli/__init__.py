@@ -23,6 +23,7 @@ from statemachine_trainer.cli.post import post
 from statemachine_trainer.cli.runs import inspect, resume, runs
 from statemachine_trainer.cli.step import step
 from statemachine_trainer.cli.train import PASSED_ON, train
+from statemachine_trainer.cli.usage import in_our_words, is_usage_error
 from statemachine_trainer.cli.watch import watch
 from statemachine_trainer.control.requests import BUTTONS
 from statemachine_trainer.machine.errors import StateMachineError
@@ -32,7 +33,10 @@ USAGE_ERROR = 2
 
 
 class _Group(TyperGroup):
-    """Commands whose expected errors are one line; `--debug` asks for the traceback."""
+    """Commands whose errors, and mistakes in calling them, are told in one style.
+
+    `--debug` asks for the traceback.
+    """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Suggest `smt post` for events: many users guess `smt stop RUN`."""
@@ -53,10 +57,28 @@ class _Group(TyperGroup):
                 typer.echo(f"smt: {error}", err=True)
             raise typer.Exit(USAGE_ERROR) from None
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line. Mistakes in it are told in one line, as all errors are."""
+        if not kwargs.get("standalone_mode", True):
+            return super().main(*args, **kwargs)
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except Exception as error:
+            if not is_usage_error(error):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(error)
+            else:
+                typer.echo(f"smt: {in_our_words(error)}", err=True)
+            code = USAGE_ERROR
+        sys.exit(code if isinstance(code, int) else 0)
+
 
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -19,7 +19,7 @@ def audit(
     ],
     debug: Debug = False,
 ) -> None:
-    """List what checkpoints of a training hold of all that it reaches, and what they cannot.
+    """List what checkpoints of a training hold, and what they cannot.
 
     Nothing is started, and no folder is touched. Ends with status 1 if there is something that they
     cannot hold.

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 def blackbox(
     run: Run,
-    last: Annotated[int, typer.Option("-n", min=1, help="Transitions to show.")] = 30,
+    last: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Transitions to show.")] = 30,
     earlier: Annotated[
         bool, typer.Option("--earlier", help="Of the processes before the present or last ones.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Print the last transitions of a run, and what its processes are doing.
+    """Print the last transitions of a run, and what it is doing.
 
     Works while the run goes on, while it hangs, and after it was killed. Several processes are
     shown side by side, and around the transition at which they part, if they do.

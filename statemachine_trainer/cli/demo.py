@@ -11,8 +11,10 @@ from statemachine_trainer.cli.common import Debug
 
 
 def demo(
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training data.")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    epochs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Passes over the training data.")
+    ] = 12,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything random.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -24,9 +26,9 @@ def demo(
 ) -> None:
     """Train a small convolutional network on handwritten digits.
 
-    Takes a few seconds on two cores. Prints the loop's graph, the metrics of each epoch and the
-    accuracy. The folder of the run (see `smt inspect`, `smt runs`) has result.json, graph.mmd and
-    weights.safetensors besides. The exit code is 1 if the accuracy in validation or test is below
+    Takes a few seconds on two cores. Prints the metrics of each epoch, the accuracy, and where the
+    picture of the loop is. The folder of the run (see `smt inspect`, `smt runs`) has result.json,
+    weights.safetensors and the graph besides. The exit code is 1 if the accuracy in validation or test is below
     97 %.
     """
     from statemachine_trainer.demo import NEEDED_ACCURACY, run_demo

@@ -82,22 +82,24 @@ def graph(
         typer.Option(
             "--format",
             "-f",
-            help="How it is written: by the ending of the output unless given, else as mermaid.",
+            metavar="FORMAT",
+            help="mermaid, svg, png, html, dot, json or text; as the ending of the output says unless "
+            "given, else mermaid.",
         ),
     ] = None,
     loop: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Which loop of a trainer: fit, validate, test or predict.",
-            show_default="fit",
+            help="Which loop of a trainer: fit (unless given), validate, test or predict.",
         ),
     ] = None,
     subscribers: Annotated[
         bool, typer.Option("--subscribers", help="Name who listens to each state and event.")
     ] = False,
     depth: Annotated[
-        int | None, typer.Option(min=0, help="Close the loops that lie deeper than this.")
+        int | None,
+        typer.Option(metavar="N", min=0, help="Close the loops that lie deeper than this."),
     ] = None,
     inside: Annotated[
         str | None, typer.Option("--open", metavar="PATH", help="Show this loop alone.")
@@ -116,17 +118,23 @@ def graph(
         typer.Option(metavar="FILE", help="Colour states by the profile in this JSON file."),
     ] = None,
     theme: Annotated[
-        ThemeName | None, typer.Option(help="Colours of a picture.", show_default="auto")
+        ThemeName | None,
+        typer.Option(
+            metavar="THEME", help="Colours of a picture: auto (unless given), light or dark."
+        ),
     ] = None,
     no_legend: Annotated[
         bool, typer.Option("--no-legend", help="Leave out what the signs of a picture mean.")
     ] = False,
     pixels_per_inch: Annotated[
-        float | None, typer.Option(min=1, help="How fine a PNG is.", show_default="144")
+        float | None,
+        typer.Option(metavar="N", min=1, help="How fine a PNG is: 144 unless given."),
     ] = None,
     direction: Annotated[
         Direction | None,
-        typer.Option(help="Mermaid from top to bottom or left to right.", show_default="TB"),
+        typer.Option(
+            metavar="TB|LR", help="Mermaid from top to bottom (unless given) or left to right."
+        ),
     ] = None,
     no_outcomes: Annotated[
         bool, typer.Option("--no-outcomes", help="Mermaid without the ends of the loops inside.")
@@ -136,7 +144,7 @@ def graph(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Print the graph of a training loop: its states and the transitions between them.
+    """Print the graph of a training loop: states and transitions.
 
     Examples: `smt graph`, `smt graph train.py:make_trainer -o graph.svg`,
     `smt graph statemachine_trainer.loops:BatchLoop --format text`,

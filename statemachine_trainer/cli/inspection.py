@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,9 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from statemachine_trainer.cli.columns import Column, lay_out
 from statemachine_trainer.cli.common import printable
 from statemachine_trainer.intervals import epoch_in_words
 from statemachine_trainer.observe.epoch_table import MetricsTable
+from statemachine_trainer.observe.kept import kept_checkpoints
 from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.observe.run import BadJournal, Run, is_run
 from statemachine_trainer.run_record import Record, read_record
@@ -58,10 +61,10 @@ def _print_run(root: Path, console: Console, *, whole: bool) -> bool:
     infos = store.list()
     if record is None and not infos and not is_run(root):
         raise NotACheckpoint(f"{root} holds no checkpoint and no record of a run.")
-    console.print(_plain(f"Run {root}"), style="bold")
+    console.print(_plain(f"Run {root}"), style="bold", soft_wrap=True)
     if record is not None:
-        for line in _record_lines(record):
-            console.print(_plain(line))
+        for name, value in _facts_of(record):
+            _print_fact(name, value, console)
     whole_journal = not is_run(root) or _print_recorded(Run(root), console)
     if not infos:
         ended = is_run(root) and whole_journal and Run(root).status == "ended"
@@ -85,24 +88,26 @@ def _print_recorded(run: Run, console: Console) -> bool:
     """Print what black box and journal tell; tell whether they could be read."""
     try:
         status, place, epochs, settings = run.status, run.progress(), run.epochs(), run.settings()
-        hyperparameters = run.hyperparameters()
+        hyperparameters, best = run.hyperparameters(), _best_of(run)
         ring = next(iter(run.rings()), None)
     except (BadJournal, BadRing) as error:
         console.print(_plain(f"Damaged: {error}"), style="red")
         return False
     where = f" in {ring.state}" if ring is not None and status in ("running", "killed") else ""
     reached = "" if place is None else f", {place[0]} epochs and {place[1]} steps done"
-    console.print(_plain(f"  state     {status}{where}{reached}"))
+    _print_fact("state", f"{status}{where}{reached}", console)
+    if best:
+        _print_fact("best", best, console)
     if settings:
         written = ", ".join(f"{name}={value}" for name, value in settings.items())
-        console.print(_plain(f"  settings  {written}"))
+        _print_fact("settings", written, console)
     # Settings stand above; what is off is left out.
     others = {
         k: v for k, v in hyperparameters.items() if k not in settings and v not in (None, False)
     }
     if others:
         written = ", ".join(f"{name}={value}" for name, value in others.items())
-        console.print(_plain(f"  hparams   {written}"))
+        _print_fact("hparams", written, console)
     if epochs:
         table = MetricsTable(width=console.width)
         table.load_state_dict({"records": [asdict(one) for one in epochs[-_EPOCHS:]]})
@@ -111,21 +116,21 @@ def _print_recorded(run: Run, console: Console) -> bool:
     return True
 
 
-def _record_lines(record: Record) -> Iterator[str]:
+def _facts_of(record: Record) -> Iterator[tuple[str, str]]:
     command = "at a prompt or in a notebook" if record.command is None else " ".join(record.command)
-    yield f"  command   {command}"
-    yield f"  in        {record.folder}"
-    yield f"  versions  {_versions(record.versions)}"
+    yield "command", command
+    yield "in", str(record.folder)
+    yield "versions", _versions(record.versions)
     if record.commit is not None:
-        yield f"  commit    {record.commit}"
+        yield "commit", record.commit
     hidden = len(record.history) - _EVENTS
     if hidden > 0:
-        yield f"  history   {hidden} earlier events, then"
+        yield "history", f"{hidden} earlier events, then"
     for number, one in enumerate(record.history[-_EVENTS:]):
         rest = ", ".join(f"{k} {v}" for k, v in one.items() if k not in ("event", "at"))
-        head = "  history   " if number == 0 and hidden <= 0 else "            "
         at = str(one.get("at"))[:19].replace("T", " ")
-        yield f"{head}{at} UTC  {one['event']}" + (f" ({rest})" if rest else "")
+        name = "history" if number == 0 and hidden <= 0 else ""
+        yield name, f"{at} UTC  {one['event']}" + (f" ({rest})" if rest else "")
 
 
 def _onward(newest: Loaded) -> str:
@@ -163,27 +168,31 @@ def _newest(store: Store, damages: dict[Path, str]) -> Loaded | None:
 def _print_checkpoints(
     infos: Sequence[Info], damages: Mapping[Path, str], console: Console
 ) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("checkpoint", no_wrap=True)
-    table.add_column("written", no_wrap=True)
-    table.add_column("before state", no_wrap=True)
-    for name in ("epochs", "batches"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("metrics")
-    table.add_column("size", justify="right", no_wrap=True)
     best = _best_by_rule(infos)
-    for info in infos:
-        said, damaged = info.metadata, info.path in damages
-        table.add_row(
-            _plain(info.path.name),
-            _plain("" if info.damage else f"{info.created.astimezone():%m-%d %H:%M:%S}"),
-            _plain("damaged" if damaged else str(_state(said)).rpartition(".")[2]),
-            *(_plain(said.get(name, "")) for name in ("epoch", "batch")),
-            _plain(_metrics(said.get("metrics"), best=best.get(info.path, ()))),
-            _plain("" if info.damage else _size(info.size)),
-            style="red" if damaged else None,
-        )
-    console.print(table)
+    damaged = [info.path in damages for info in infos]
+    said = [info.metadata for info in infos]
+    states = [
+        "damaged" if bad else str(_state(one)).rpartition(".")[2]
+        for one, bad in zip(said, damaged, strict=True)
+    ]
+    columns = [
+        Column("checkpoint", [printable(info.path.name) for info in infos]),
+        Column("before state", [printable(one) for one in states]),
+        Column("epochs", [printable(str(one.get("epoch", ""))) for one in said], right=True),
+        Column("batches", [printable(str(one.get("batch", ""))) for one in said], True, spare=1),
+        Column("size", ["" if one.damage else _size(one.size) for one in infos], True, spare=2),
+        Column("written", [_written(one) for one in infos], spare=3),
+    ]
+    metrics = [
+        [*_metrics(info.metadata.get("metrics"), best=best.get(info.path, ()))] for info in infos
+    ]
+    styles = ["red" if one else "" for one in damaged]
+    for line in lay_out(columns, "metrics", metrics, width=console.width, styles=styles):
+        console.print(line, soft_wrap=True)
+
+
+def _written(info: Info) -> str:
+    return "" if info.damage else f"{info.created.astimezone():%m-%d %H:%M:%S}"
 
 
 def _best_by_rule(infos: Sequence[Info]) -> dict[Path, list[str]]:
@@ -202,13 +211,13 @@ def _best_by_rule(infos: Sequence[Info]) -> dict[Path, list[str]]:
 
 def _print_checkpoint(loaded: Loaded, console: Console) -> None:
     said, context = loaded.metadata, _at(loaded.tree, "context")
-    console.print(_plain(f"Checkpoint {loaded.path}"), style="bold")
+    console.print(_plain(f"Checkpoint {loaded.path}"), style="bold", soft_wrap=True)
     for name, value in (
         ("versions", _versions(loaded.versions)),
         ("goes on", _position(said)),
         ("posted", ", ".join(map(str, _at(loaded.tree, "machine", "posted") or ())) or "nothing"),
-        ("metrics", _metrics(said.get("metrics")) or "none of this moment"),
-        ("earlier", _metrics(said.get("earlier_metrics"))),
+        ("metrics", "  ".join(_metrics(said.get("metrics"))) or "none of this moment"),
+        ("earlier", "  ".join(_metrics(said.get("earlier_metrics")))),
         ("trained", _trained(said)),
         *(("optimizer", line) for line in _optimizers(_at(context, "optimizers"))),
         ("frozen", _left_out(loaded.tree)),
@@ -218,7 +227,7 @@ def _print_checkpoint(loaded: Loaded, console: Console) -> None:
         ),
     ):
         if value:
-            console.print(_plain(f"  {name:<10}{value}"))
+            _print_fact(name, str(value), console)
     weights = _at(context, "model", "weights")
     if isinstance(weights, Mapping):
         _print_weights(weights, console)
@@ -258,6 +267,37 @@ def _print_weights(weights: Mapping[Any, Any], console: Console) -> None:
     )
     console.print(table)
     console.print(f"{len(tensors)} tensors, {numbers:,} numbers, {_size(size)}", highlight=False)
+
+
+def _print_fact(name: str, value: str, console: Console) -> None:
+    """Print a line, in a terminal wrapped beside its name; a word, such as a path, is never cut."""
+    head = f"  {name:<10}"
+    text = printable(value, keep="\n")
+    if not console.is_terminal:
+        console.print(Text(head + text), soft_wrap=True)
+        return
+    lines = textwrap.wrap(
+        text,
+        max(20, console.width - len(head)),
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
+    for line in lines or [""]:
+        console.print(Text(head + line), soft_wrap=True)
+        head = " " * len(head)
+
+
+def _best_of(run: Run) -> str:
+    """Return the best value of each metric that the run keeps the best by, and its checkpoint."""
+    kept = kept_checkpoints(run.path)
+    known = run.metrics() if kept else {}
+    found = []
+    for name in kept[-1].rules if kept else ():
+        if name in known and (point := run.best(name)) is not None:
+            there = f", in {point.path.name}" if point.path is not None else ""
+            found.append(f"{name} {_number(point.value)} at step {point.step}{there}")
+    return "; ".join(found)
 
 
 # -- parts -----------------------------------------------------------------------------------------
@@ -307,14 +347,11 @@ def _trained(said: Mapping[str, object]) -> str:
     return ", ".join(names) + took
 
 
-def _metrics(values: object, best: Collection[str] = ()) -> str:
-    if not isinstance(values, Mapping):
-        return ""
-    written = [
-        f"{name} {_number(value)}{' (best)' if name in best else ''}"
-        for name, value in values.items()
-    ]
-    return "  ".join(written)
+def _metrics(values: object, best: Collection[str] = ()) -> Iterator[str]:
+    """Yield each metric with its value, those that are the best first."""
+    if isinstance(values, Mapping):
+        for name, value in sorted(values.items(), key=lambda one: one[0] not in best):
+            yield printable(f"{name} {_number(value)}{' (best)' if name in best else ''}")
 
 
 def _number(value: object) -> str:

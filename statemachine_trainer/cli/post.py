@@ -32,14 +32,15 @@ def post(
         ),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(min=0, help="Ask this process alone, not all of the run.")
+        int | None,
+        typer.Option(metavar="N", min=0, help="Ask this process alone, not all of the run."),
     ] = None,
     wait: Annotated[
-        float, typer.Option(min=0.0, help="Seconds to wait for what becomes of it.")
+        float, typer.Option(metavar="S", min=0.0, help="Seconds to wait for what becomes of it.")
     ] = 5.0,
     debug: Debug = False,
 ) -> None:
-    """Ask a run of another process to stop, validate, write a checkpoint, pause, or go on.
+    """Ask a run to stop, validate, checkpoint, pause or continue.
 
     Tells what became of it. Without an event: what can be asked for now. The exit code is 2 if the
     run refuses, or if nobody listens.

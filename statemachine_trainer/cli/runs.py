@@ -6,7 +6,7 @@ import math
 import operator
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,12 +15,13 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from statemachine_trainer.cli.columns import Column, lay_out
 from statemachine_trainer.cli.common import Debug, Run, console_for, printable
 from statemachine_trainer.machine.errors import StateMachineError, suggest
 from statemachine_trainer.observe.epoch_table import format_number
+from statemachine_trainer.observe.kept import kept_checkpoints
 from statemachine_trainer.observe.run import NoRun, Point, find_runs
 from statemachine_trainer.observe.run import Run as RunOnDisk
 
@@ -30,10 +31,10 @@ def resume(
     dry: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Go on with a run: start its command again, where it was started.
+    """Go on with a run: start its command again.
 
-    Where the script says nothing of resuming, its first `fit` goes on from the newest checkpoint.
-    Signals and exit code are those of the script.
+    It is started in the same folder. Where the script says nothing of resuming, its first `fit` goes on from
+    the newest checkpoint. Signals and exit code are those of the script.
     """
     from statemachine_trainer import run_record
 
@@ -76,9 +77,10 @@ def runs(
     best: Annotated[
         str | None, typer.Option(metavar="METRIC", help="Show the best value, the best run first.")
     ] = None,
-    mode: Annotated[Mode, typer.Option(help="Whether the lowest or the highest is the best.")] = (
-        Mode.min
-    ),
+    mode: Annotated[
+        Mode,
+        typer.Option(metavar="MODE", help="min or max: the lowest or the highest is the best."),
+    ] = (Mode.min),
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,7 +96,7 @@ def runs(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """List runs: what each is doing or how it ended, how far it came, and its metrics.
+    """List runs, with their state, progress and metrics.
 
     Hyperparameters that are asked for (--where, --sort, --show) have a column each.
     """
@@ -105,7 +107,6 @@ def runs(
 
 # -- The list of runs -----------------------------------------------------------------------------
 
-_SHOWN = 4
 _SIGNS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "==": operator.eq, "!=": operator.ne,
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -128,6 +129,7 @@ class _Line:
     metrics: dict[str, list[Point]] = field(default_factory=dict)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     best: Point | None = None
+    best_by: str = ""
     trouble: str = ""
 
     def value(self, name: str) -> Any:
@@ -253,10 +255,15 @@ def list_runs(
     if not lines:
         raise NoRun(f"None of the runs in {folder} fulfils what --where says.")
     named = [*show, *(one.name for one in conditions), *([order.sort] if order.sort else [])]
-    console.print(_table(lines, order.best, [*dict.fromkeys(named)]))
+    columns = [*_columns(lines, order.best, [*dict.fromkeys(named)])]
+    newest = [_newest(line) for line in lines]
+    styles = [_COLOURS.get(line.status) or "" for line in lines]
+    for row in lay_out(columns, "newest", newest, width=console.width, styles=styles):
+        console.print(row, soft_wrap=True)
     for line in lines:
         if line.trouble:
-            console.print(Text(printable(f"{line.name}: {line.trouble}"), style="red"))
+            text = Text(printable(f"{line.name}: {line.trouble}"), style="red")
+            console.print(text, soft_wrap=True)
 
 
 def _read(path: Path, folder: Path, order: Order) -> _Line:
@@ -266,12 +273,26 @@ def _read(path: Path, folder: Path, order: Order) -> _Line:
         run = RunOnDisk(path)
         seen = run.look()
         line.status, line.changed, line.place = seen.status, run.changed(), seen.progress
-        line.metrics, line.hyperparameters = run.metrics(), run.hyperparameters()
-        if order.best in line.metrics:
-            line.best = run.best(order.best, order.mode)
+        line.metrics, line.hyperparameters = _metrics_of(run), run.hyperparameters()
+        line.best_by = order.best or _best_by(path)
+        if line.best_by in line.metrics:
+            line.best = run.best(line.best_by, order.mode if order.best else None)
     except StateMachineError as error:
         line.trouble = str(error)
     return line
+
+
+def _metrics_of(run: RunOnDisk) -> dict[str, list[Point]]:
+    """Return all metrics, those of validation first: a narrow terminal shows the first ones."""
+    train, validation = run.metrics(part="train"), run.metrics(part="validation")
+    first = {name if name not in train else f"validation/{name}" for name in validation}
+    return dict(sorted(run.metrics().items(), key=lambda one: one[0] not in first))
+
+
+def _best_by(path: Path) -> str:
+    """Return the metric that the run keeps the best checkpoint by; nothing if there is none."""
+    kept = kept_checkpoints(path)
+    return next(iter(kept[-1].rules), "") if kept else ""
 
 
 def _refuse_unknown(what: str, name: str, known: set[str]) -> None:
@@ -283,39 +304,34 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not math.isnan(value)
 
 
-def _table(lines: list[_Line], best: str | None, named: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "state", "epochs", "steps", "age"):
-        right = name in ("epochs", "steps", "age")
-        table.add_column(name, no_wrap=True, justify="right" if right else "left")
+def _columns(lines: list[_Line], best: str | None, named: Sequence[str]) -> Iterator[Column]:
+    places = [line.place or ("", "") for line in lines]
+    yield Column("run", [printable(line.name) for line in lines])
+    yield Column("state", [line.status for line in lines])
+    yield Column("epochs", [f"{epochs}" for epochs, _ in places], right=True)
+    yield Column("steps", [f"{steps}" for _, steps in places], right=True, spare=2)
+    yield Column("age", [_age(line.changed) for line in lines], right=True, spare=1)
     if best is not None:
-        table.add_column(f"best {best}", no_wrap=True)
+        yield Column(f"best {printable(best)}", [_best(line) for line in lines])
+    elif any(line.best for line in lines):
+        yield Column("best", [f"{line.best_by} {_best(line)}".strip() for line in lines])
     for name in named:
-        table.add_column(Text(printable(name)), no_wrap=True)
-    table.add_column("newest metrics", overflow="ellipsis", no_wrap=True)
-    for line in lines:
-        cells = [
-            Text(printable(line.name)),
-            Text(line.status, style=_COLOURS.get(line.status) or ""),
-            *(Text(f"{number}") for number in line.place or ("", "")),
-            Text(_age(line.changed)),
-        ]
-        if best is not None:
-            found = line.best
-            cells.append(Text(f"{format_number(found.value)} at {found.step}" if found else ""))
-        cells += [Text(printable(_shown(line.value(name)))) for name in named]
-        table.add_row(*cells, Text(printable(_newest(line.metrics))))
-    return table
+        yield Column(printable(name), [printable(_shown(line.value(name))) for line in lines])
+
+
+def _best(line: _Line) -> str:
+    return "" if line.best is None else f"{format_number(line.best.value)} at {line.best.step}"
 
 
 def _shown(value: Any) -> str:
     return format_number(value) if isinstance(value, float) else "" if value is None else f"{value}"
 
 
-def _newest(metrics: dict[str, list[Point]]) -> str:
-    shown = [f"{name} {format_number(points[-1].value)}" for name, points in metrics.items()]
-    more = f"  (+{len(shown) - _SHOWN} more)" if len(shown) > _SHOWN else ""
-    return "  ".join(shown[:_SHOWN]) + more
+def _newest(line: _Line) -> list[str]:
+    return [
+        printable(f"{name} {format_number(points[-1].value)}")
+        for name, points in line.metrics.items()
+    ]
 
 
 def _age(changed: datetime | None) -> str:

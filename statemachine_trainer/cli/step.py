@@ -28,11 +28,12 @@ def step(
         ),
     ],
     remember: Annotated[
-        int, typer.Option(min=0, help="Boundaries that are kept in memory, for `rewind`.")
+        int,
+        typer.Option(metavar="N", min=0, help="Boundaries that are kept in memory, for `rewind`."),
     ] = 50,
     debug: Debug = False,
 ) -> None:
-    """Step through a training: one transition at a time, with breakpoints, and back again.
+    """Step through a training, with breakpoints, and back again.
 
     Type help for the commands. They are read from a pipe, too.
     """

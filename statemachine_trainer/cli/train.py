@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import inspect
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from statemachine_trainer.cli.targets import BadTarget, object_of_target
+from statemachine_trainer.cli.usage import BadUsage, of_function
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.run_record import Configuration, configure
 
@@ -36,11 +38,12 @@ def train(
         ),
     ],
 ) -> None:
-    """Call a function of yours that trains, with its parameters as options: --lr 0.1, --config FILE, --print-config.
+    """Call your training function, with its parameters as options.
 
-    Types and defaults are those of its signature, dataclasses and classes included; FILE:FUNCTION --help lists them.
-    Options that come later replace earlier ones, so --config stands first. All of them are kept in the folders of the
-    runs that it starts, and `smt resume` uses them again.
+    Such as --lr 0.1; --config FILE and --print-config are there as well. FILE:FUNCTION --help lists the options;
+    types and defaults are those of its signature, dataclasses and classes included. Options that come later replace
+    earlier ones, so --config stands first. All of them are kept in the folders of the runs that it starts, and
+    `smt resume` uses them again.
     """
     if target in ("-h", "--help"):
         typer.echo(context.get_help())
@@ -48,7 +51,10 @@ def train(
     function = object_of_target(target)
     parser = parser_of(function, target)
     arguments = ["--print_config" if one == "--print-config" else one for one in context.args]
-    chosen = parser.parse_args(arguments)
+    try:
+        chosen = parser.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        raise BadUsage(of_function(error.message, target)) from None
     made = parser.instantiate(chosen)
     configure(configuration_of(parser, chosen, target))
     try:
@@ -83,7 +89,9 @@ def parser_of(function: Callable[..., Any], target: str) -> Any:
             "`smt train` needs the package jsonargparse: pip install 'statemachine-trainer[train]'."
         )
     library = importlib.import_module("jsonargparse")
-    parser = library.ArgumentParser(prog=f"smt train {target}", description=_first_line(function))
+    parser = library.ArgumentParser(
+        prog=f"smt train {target}", description=_first_line(function), exit_on_error=False
+    )
     parser.add_argument("--config", action="config", help="A YAML file with values of the options.")
     parser.add_function_arguments(function, as_group=False, fail_untyped=False)
     return parser

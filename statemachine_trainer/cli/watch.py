@@ -14,12 +14,13 @@ from statemachine_trainer.cli.common import Debug, Run
 def watch(
     run: Run,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to serve on; 0 for any free one.")
+        int,
+        typer.Option(metavar="N", min=0, max=65535, help="Port to serve on; 0 for any free one."),
     ] = 0,
     opens: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show a run in the browser, while it goes on in another process or after it has ended.
+    """Show a run in the browser, while it goes on or afterwards.
 
     Prints the address of the page; Ctrl-C ends it. Its buttons steer the run while that listens.
     Where the run serves a page of its own, the address of that is printed.

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 Column = tuple[str, str]
 """A column of metrics: the pass it comes from ("train" or "validation") and its name."""
 
-_PASSES: Final = ("train", "validation")
+_PASSES: Final = ("validation", "train")
+"""In the order of the columns: where there is no room for all, validation stays."""
+
 _GAP: Final = "  "
 _NARROWEST: Final = 9
 """Least width of a column: that of `1.234e-05`, so that what a later epoch brings fits as well."""
+
+_WIDTH_OF_TIME: Final = len("59 min 59 s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class EpochRecord:
 
     @property
     def columns(self) -> list[Column]:
-        """The metrics it has, those of training first."""
+        """The metrics it has, those of validation first."""
         return [(part, name) for part in _PASSES for name in getattr(self, part)]
 
     def value(self, column: Column) -> float | None:
@@ -179,14 +183,14 @@ class MetricsTable(HasSettings):
         return self._joined(_texts(record, kept), kept)
 
     def _joined(self, texts: Iterable[str], columns: Sequence[Column]) -> str:
-        widths = [_width_of_epoch(), *(_width(name) for _, name in columns), _NARROWEST]
+        widths = [_width_of_epoch(), *(_width(name) for _, name in columns), _WIDTH_OF_TIME]
         return _GAP.join(t.rjust(width) for t, width in zip(texts, widths, strict=True))
 
     def _fitting(self, columns: Sequence[Column]) -> tuple[list[Column], int]:
         """Return the columns that fit into a line, and the number of those that do not."""
         if self.width is None:
             return list(columns), 0
-        always = _width_of_epoch() + len(_GAP) + _NARROWEST
+        always = _width_of_epoch() + len(_GAP) + _WIDTH_OF_TIME
         for count in range(len(columns), 0, -1):
             note = 0 if count == len(columns) else len(f"{_GAP}(+{len(columns) - count} more)")
             needed = sum(len(_GAP) + _width(name) for _, name in columns[:count])
@@ -204,15 +208,25 @@ def format_number(value: float | None) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a length of time: `0.8 s`, `1:05`, `2:03:00`."""
-    return f"{seconds:.1f} s" if seconds < 99.95 else format_clock(seconds)
+    """Return a length of time as measured: `0.8 s`, `1 min 40 s`, `2 h 3 min`."""
+    return f"{seconds:.1f} s" if seconds < 99.95 else format_duration(seconds)
 
 
-def format_clock(seconds: float) -> str:
-    """Return a length of time as on a clock: `0:07`, `1:05`, `2:03:00`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def format_duration(seconds: float) -> str:
+    """Return a length of time with its units, so that nobody takes it for a time of day.
+
+    To the second below an hour, to the minute below two days: `7 s`, `1 min 5 s`, `2 h 3 min`, `3 d 11 h`.
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def _names(columns: Sequence[Column]) -> list[str]:

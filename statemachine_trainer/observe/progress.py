@@ -15,7 +15,7 @@ from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.observe.epoch_table import MetricsTable, format_clock, format_number
+from statemachine_trainer.observe.epoch_table import MetricsTable, format_duration, format_number
 from statemachine_trainer.observe.screens import Bar, LogScreen, Screen, screen_for
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ class _Speed:
         if rate is None:
             return []
         speed = f"{rate:.3g} batch/s" if rate >= 1 else f"{1 / rate:.3g} s/batch"
-        return [speed] if left is None else [speed, f"{format_clock(left / rate)} left"]
+        return [speed] if left is None else [speed, f"{format_duration(left / rate)} left"]
 
 
 class _Evaluation:

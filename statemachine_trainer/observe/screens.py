@@ -179,8 +179,10 @@ class LogScreen:
 
     def grow(self, table: MetricsTable) -> None:
         record = table.records[-1]
-        metrics = named_apart({"train": record.train, "validation": record.validation})
-        values = "".join(f"  {name} {format_number(one)}" for name, one in metrics.items())
+        named = named_apart({"train": record.train, "validation": record.validation})
+        metrics, trained = [*named.items()], len(record.train)
+        shown = [*metrics[trained:], *metrics[:trained]]  # as in the table, validation first
+        values = "".join(f"  {name} {format_number(one)}" for name, one in shown)
         took = format_seconds(record.seconds)
         _log.info("epoch %d: step %d%s  %s", record.epoch, record.steps, values, took)
 

@@ -39,11 +39,14 @@ def test_it_learns_to_read_digits(run: tuple[Path, str]) -> None:
     assert result["test_accuracy"] >= 0.97
 
 
-def test_it_prints_the_graph_the_table_and_the_result(run: tuple[Path, str]) -> None:
+def test_it_prints_the_table_the_result_and_at_the_end_where_the_picture_is(
+    run: tuple[Path, str],
+) -> None:
     folder, output = run
-    assert Trainer().graph().to_mermaid() in output
+    assert output.startswith("Handwritten digits: ")
+    assert output.splitlines()[-1].endswith(str(folder / "graph.svg"))
     heads = [line for line in output.splitlines() if line.startswith("epoch")]
-    assert heads == ["epoch       loss   accuracy   val_loss  val_accuracy       time"]
+    assert heads == ["epoch   val_loss  val_accuracy       loss   accuracy         time"]
     assert len(re.findall(r"^ +\d+  .* s$", output, re.MULTILINE)) == 12
     result = read(folder / "result.json")
     assert f"{result['test_accuracy']:.2%} in the test" in output
@@ -54,7 +57,7 @@ def test_it_writes_graph_weights_and_facts_into_the_folder_of_the_run(
     run: tuple[Path, str],
 ) -> None:
     folder, _ = run
-    files = ["graph.mmd", "result.json", "weights.safetensors"]
+    files = ["graph.mmd", "graph.svg", "result.json", "weights.safetensors"]
     of_the_run = ["blackbox-0.ring", "journal.sqlite", "run.json"]
     assert sorted(path.name for path in folder.iterdir()) == sorted([*files, *of_the_run])
     assert (folder / "graph.mmd").read_text() == Trainer().graph().to_mermaid()
@@ -139,7 +142,7 @@ def test_too_little_training_is_told_by_the_exit_code(tmp_path: Path) -> None:
 def test_quiet_says_the_result_only(tmp_path: Path) -> None:
     said: list[str] = []
     run_demo(epochs=1, out=tmp_path / "run", quiet=True, say=said.append)
-    assert [line.split()[0] for line in said] == ["Accuracy", "Written"]
+    assert [line.split()[0] for line in said] == ["Accuracy", "Written", "More"]
 
 
 def test_without_a_folder_it_makes_a_new_one_each_time(

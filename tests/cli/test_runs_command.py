@@ -57,7 +57,7 @@ def test_runs_are_listed_with_state_progress_and_metrics(runs: Path) -> None:
     assert found["ended"][:3] == ["ended", "2", "16"]
     assert found["sweep/paused"][:3] == ["paused", "2", "20"]
     assert found["failed"][:3] == ["failed", "0", "2"]
-    assert re.search(r"loss 0\.\d+ +score 0\.\d+", " ".join(found["ended"]))
+    assert re.search(r"score 0\.\d+ +loss 0\.\d+", " ".join(found["ended"]))
 
 
 def test_with_a_metric_to_be_best_the_best_run_comes_first(runs: Path) -> None:

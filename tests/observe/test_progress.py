@@ -45,7 +45,7 @@ def test_a_terminal_shows_bars_and_keeps_the_table() -> None:
     assert "6/6" in output.text
     assert "validation" in output.text
     assert "score 0.2500" in output.text
-    assert output.screen[1].split() == ["epoch", "loss", "score", "val_loss", "time"]
+    assert output.screen[1].split() == ["epoch", "val_loss", "loss", "score", "time"]
     assert [line.split()[0] for line in output.screen[2:]] == ["1", "2"]
     assert output.text.rindex(SHOW) > output.text.rindex(HIDE)
 

@@ -31,8 +31,8 @@ def train(progress: Progress | bool = True, **settings: Any) -> None:
 def test_each_epoch_is_a_line_with_its_metrics(caplog: pytest.LogCaptureFixture) -> None:
     train()
     first, second = (line.split() for line in lines_of(caplog))
-    assert first[:5] == ["epoch", "1:", "step", "6", "loss"]
-    assert [*first[4:10:2]] == ["loss", "score", "val_loss"]
+    assert first[:5] == ["epoch", "1:", "step", "6", "val_loss"]
+    assert [*first[4:10:2]] == ["val_loss", "loss", "score"]
     assert second[:4] == ["epoch", "2:", "step", "12"]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statemachine_trainer.observe import EpochRecord, MetricsTable
-from statemachine_trainer.observe.epoch_table import format_clock, format_number, format_seconds
+from statemachine_trainer.observe.epoch_table import format_duration, format_number, format_seconds
 from statemachine_trainer.trainer import Trainer
 from tests.observe.runs import BATCHES, Net
 
@@ -66,9 +66,9 @@ def test_the_table_is_written_as_it_grows() -> None:
     table = MetricsTable(lines.append)
     fitted(table, max_epochs=3)
     assert len(lines) == 2 + 3
-    assert lines[1].split() == ["epoch", "loss", "score", "val_loss", "time"]
+    assert lines[1].split() == ["epoch", "val_loss", "loss", "score", "time"]
     assert [line.split()[0] for line in lines[2:]] == ["1", "2", "3"]
-    assert lines[2].split()[2] == "0.2500"
+    assert lines[2].split()[3] == "0.2500"
 
 
 def test_a_metric_that_comes_later_gets_a_column_and_the_head_is_written_again() -> None:
@@ -78,7 +78,7 @@ def test_a_metric_that_comes_later_gets_a_column_and_the_head_is_written_again()
     table.add(EpochRecord(2, 2, 1.0, {"loss": 0.4}, {"val": 0.6}))
     table.add(EpochRecord(3, 3, 1.0, {"loss": 0.3}))
     heads = [line.split() for line in lines if "time" in line]
-    assert heads == [["epoch", "loss", "time"], ["epoch", "loss", "val", "time"]]
+    assert heads == [["epoch", "loss", "time"], ["epoch", "val", "loss", "time"]]
     assert lines[-1].split() == ["3", "0.3000", "1.0", "s"]
 
 
@@ -86,9 +86,9 @@ def test_metrics_of_one_name_in_training_and_validation_are_told_apart() -> None
     table = MetricsTable()
     table.add(EpochRecord(1, 1, 1.0, {"loss": 0.5}, {"loss": 0.25}))
     groups, names, row = table.lines()
-    assert groups.index("train") < groups.index("validation")
+    assert groups.index("validation") < groups.index("train")
     assert names.split() == ["epoch", "loss", "loss", "time"]
-    assert row.split()[1:3] == ["0.5000", "0.2500"]
+    assert row.split()[1:3] == ["0.2500", "0.5000"]
 
 
 def test_columns_that_do_not_fit_are_left_out_and_counted() -> None:
@@ -96,6 +96,12 @@ def test_columns_that_do_not_fit_are_left_out_and_counted() -> None:
     table.add(EpochRecord(1, 1, 1.0, {f"a_long_name_{i}": 0.5 for i in range(6)}))
     assert max(map(len, table.lines())) <= 60
     assert table.lines()[1].endswith("(+4 more)")
+
+
+def test_where_there_is_no_room_for_all_validation_stays() -> None:
+    table = MetricsTable(width=40)
+    table.add(EpochRecord(1, 1, 1.0, {f"trained_{i}": 0.5 for i in range(6)}, {"val_loss": 0.25}))
+    assert table.lines()[1].split() == ["epoch", "val_loss", "time", "(+6", "more)"]
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=4), st.integers(30, 120))
@@ -159,8 +165,27 @@ def test_numbers_have_four_digits(value: float | None, text: str) -> None:
     assert format_number(value) == text
 
 
-def test_times_are_in_seconds_until_a_clock_is_easier_to_read() -> None:
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0, "0 s"),
+        (7, "7 s"),
+        (59.6, "1 min 0 s"),
+        (65, "1 min 5 s"),
+        (3599.6, "1 h 0 min"),
+        (7384, "2 h 3 min"),
+        (298_800, "3 d 11 h"),
+    ],
+)
+def test_a_length_of_time_has_its_units_and_is_no_time_of_day(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_a_measured_time_has_tenths_of_seconds_while_it_is_short() -> None:
     assert format_seconds(0.84) == "0.8 s"
-    assert format_seconds(99.96) == "1:40"
-    assert format_clock(7) == "0:07"
-    assert format_clock(7384) == "2:03:04"
+    assert format_seconds(99.96) == "1 min 40 s"
+
+
+@given(st.floats(0, 3e6))
+def test_every_time_fits_its_column(seconds: float) -> None:
+    assert len(format_seconds(seconds)) <= len("59 min 59 s")
