@@ -26,14 +26,14 @@ def is_usage_error(error: Exception) -> bool:
 def in_our_words(error: Any) -> str:
     """Return what to tell of an error of the library that reads the command line."""
     context = getattr(error, "ctx", None)
-    command = "smt" if context is None else context.command_path
-    told = _told(error, command, context)
-    return f"{told} See: {command} --help"
+    # Without the name that the program was called by: `smt`, or `python -m statemachine_trainer`.
+    name = "" if context is None else " ".join(context.command_path.split()[1:])
+    see = f"smt {name} --help" if name else "smt --help"
+    return f"{_told(error, name, context)} See: {see}"
 
 
-def _told(error: Any, command: str, context: Any) -> str:
+def _told(error: Any, name: str, context: Any) -> str:
     kind, given = type(error).__name__, getattr(error, "param", None)
-    name = command.removeprefix("smt").strip()
     has_no = f"{name} has no" if name else "There is no"
     if kind == "MissingParameter" and given is not None:
         help_text = getattr(given, "help", None)

