@@ -63,18 +63,19 @@ def log(name: str, value: Any, *, batch_size: int | None = None, **settings: Any
         NotLogging: No run is going on.
     """
     target = _current.get()
-    if target is None or target.log_table is None:
+    table = None if target is None else target.log_table
+    if target is None or table is None:
         raise NotLogging(
             f"log({name!r}, ...) was called outside of fit, validate, test or predict."
         )
     if (
         batch_size is None
-        and target.split is not None
+        and (batch := target.split) is not None
         and (value.__class__ in _NUMBERS or not is_metric(value))
         and (not settings or settings.get("reduce", "mean") == "mean")
     ):
-        batch_size = target.log_table.weight_of(target.split, name)
-    target.log_table.log(name + target.log_suffix, value, batch_size=batch_size, **settings)
+        batch_size = table.weight_of(batch, name)
+    table.log(name + target.log_suffix, value, batch_size=batch_size, **settings)
 
 
 def log_dict(values: Mapping[str, Any], **settings: Any) -> None:

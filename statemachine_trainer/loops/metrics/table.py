@@ -26,9 +26,9 @@ from statemachine_trainer.loops.metrics.numbers import (
     Reduce,
     Shown,
     as_number,
+    bad_tensor,
     check_new,
     check_weight,
-    item,
     read_all,
 )
 from statemachine_trainer.loops.metrics.objects import (
@@ -169,22 +169,28 @@ class Metrics(Mapping[str, float]):
             BadMetricValue: Not one number; or a weight that is negative or no Python number.
             MetricConflict: The name was logged before with another `reduce` or metric object.
         """
+        # Runs in every batch: what is usual is asked first, and by attributes rather than by calls.
         if self.over:
             self.begin()
         number: float | None = None
-        if isinstance(value, (float, int)):
-            number = value
-        elif isinstance(value, Tensor):
+        if isinstance(value, Tensor):
             # Reading a tensor of the CPU waits for nothing, and is cheaper than adding to one.
             if value.is_cpu:
-                number = item(name, value)
+                try:
+                    number = value.item()
+                except RuntimeError:
+                    raise bad_tensor(name, value) from None
+                if number.__class__ is complex:
+                    raise bad_tensor(name, value)
+        elif isinstance(value, (float, int)):
+            number = value
         elif is_metric(value):
             self._log_object(name, value, reduce, Shown(on_step, on_epoch, prog_bar))
             return
         else:
             number = as_number(name, value)
         entry = self._entries.get(name)
-        if not isinstance(entry, Number) or entry.reduce != reduce:
+        if entry.__class__ is not Number or entry.reduce != reduce:
             entry = self._new_number(name, reduce, Shown(on_step, on_epoch, prog_bar))
         weight = 1 if batch_size is None else batch_size
         if weight.__class__ is not int or weight < 0:
@@ -207,11 +213,17 @@ class Metrics(Mapping[str, float]):
         """
         if batch.__class__ is list or batch.__class__ is tuple:
             # What is usual, and asked in every batch: a pair of tensors of one size.
-            sizes = {
-                one.shape[0] if one.__class__ is Tensor and one.ndim else None for one in batch
-            }
-            if len(sizes) == 1 and None not in sizes:
-                return sizes.pop()
+            found: int | None = None
+            for one in batch:
+                if one.__class__ is not Tensor or not one.ndim:
+                    break
+                if found is None:
+                    found = one.shape[0]
+                elif one.shape[0] != found:
+                    break
+            else:
+                if found is not None:
+                    return found
         size = batch_size_of(batch)
         if not self._told_of_size and (why := why_unclear(batch, size)):
             self._told_of_size = True
