@@ -19,10 +19,10 @@ import warnings
 import weakref
 import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -146,7 +146,11 @@ class _Look:
         if type(holder) not in self._kinds:
             self._kinds.add(type(holder))
             self._codes.update(_codes_of_class(type(holder)))
-        if len(self.values) >= _MOST or not _is_own(holder, name):
+        if len(self.values) >= _MOST or name.startswith("__"):
+            return
+        if isinstance(holder, nn.Module) and name in vars(holder).get("_defaults", ()):
+            return  # a state of torchmetrics
+        if not _is_own(cast(Hashable, type(holder)), name):
             return
         words = name_in_objects(self._roots, path, holder, name)
         words = words or name_in_process(self._roots, path, holder, name)
@@ -265,13 +269,10 @@ def _tell(lines: list[str]) -> None:
     )
 
 
-def _is_own(holder: object, name: str) -> bool:
-    """Whether a holder leaves this value to others to write down."""
-    if name.startswith("__"):
-        return False
-    if isinstance(holder, nn.Module) and name in getattr(holder, "_defaults", ()):
-        return False  # a state of torchmetrics
-    own = [attributes_of_class(one) for one in type(holder).__mro__ if is_users(one.__module__)]
+@lru_cache(maxsize=4096)
+def _is_own(kind: type, name: str) -> bool:
+    """Whether a holder of some type leaves this value to others to write down."""
+    own = [attributes_of_class(one) for one in kind.__mro__ if is_users(one.__module__)]
     if any(one.keys() & {*_SAVES} for one in own):
         return False
     told_epoch = [code for one in own for code in _codes_of(one.get("set_epoch"))]

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Final
 
 import torch
@@ -158,22 +159,27 @@ def constructor_values(thing: object) -> Iterator[tuple[str, object]]:
     for kind in type(thing).__mro__[:-1]:
         if "__init__" not in vars(kind):
             continue
-        try:
-            parameters = inspect.signature(vars(kind)["__init__"]).parameters
-        except (TypeError, ValueError):  # it is not written in Python
-            continue
-        for one in parameters.values():
-            if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.name == "self":
-                continue
+        for name in _taken_by(kind):
             try:
                 # A loop with a field or a state of this name shows the setting so.
-                shows = isinstance(getattr(type(thing), f"_{one.name}", None), property)
-                value = getattr(thing, f"_{one.name}" if shows else one.name, _MISSING)
+                shows = isinstance(getattr(type(thing), f"_{name}", None), property)
+                value = getattr(thing, f"_{name}" if shows else name, _MISSING)
             except Exception:  # a place for a loop, or a property that is not ready
                 continue
-            if is_plain(value) and one.name not in found:
-                found.add(one.name)
-                yield one.name, value
+            if is_plain(value) and name not in found:
+                found.add(name)
+                yield name, value
+
+
+@lru_cache(maxsize=1024)
+def _taken_by(kind: type) -> tuple[str, ...]:
+    """Return the names of the arguments of a class's own constructor. Kept: each checkpoint asks."""
+    try:
+        parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
+    except (TypeError, ValueError):  # it is not written in Python
+        return ()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(one.name for one in parameters if one.kind not in several and one.name != "self")
 
 
 def _settings_of_checkpoints(checkpoints: Checkpoints) -> Settings:

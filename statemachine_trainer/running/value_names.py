@@ -45,19 +45,19 @@ def name_in_objects(roots: Roots, path: str, holder: object, name: str) -> Words
     if path.startswith("global ") or isinstance(holder, type):
         return None
     kind = type(holder)
-    root = max((one for one in roots if path.startswith(one)), key=len, default="")
-    at_root = path == root
-    if isinstance(holder, types.FunctionType):
-        return f"attribute {name!r} of the function {holder.__qualname__}", _IN_FUNCTION
-    if isinstance(holder, Loop):
-        hides = name not in holder._fields and name not in _OF_LOOPS
-        owner = f"the {path} ({kind.__name__})" if at_root else path
-        return (f"attribute {name!r} of {owner}", _IN_LOOP) if hides else None
-    if isinstance(holder, nn.Module):
+    if isinstance(holder, nn.Module):  # first, because a model may have hundreds
         if name in _OF_MODULES:
             return None
         place = path.removeprefix("model").removeprefix(".") or "at the top of the model"
         return f"attribute {name!r} of the module {place} ({kind.__name__})", _IN_MODEL
+    if isinstance(holder, types.FunctionType):
+        return f"attribute {name!r} of the function {holder.__qualname__}", _IN_FUNCTION
+    root = max((one for one in roots if path.startswith(one)), key=len, default="")
+    at_root = path == root
+    if isinstance(holder, Loop):
+        hides = name not in holder._fields and name not in _OF_LOOPS
+        owner = f"the {path} ({kind.__name__})" if at_root else path
+        return (f"attribute {name!r} of {owner}", _IN_LOOP) if hides else None
     if root.startswith("callback "):
         remedy = _IN_STATEFUL if has_state(roots[root]) else IN_CALLBACK
         owner = f"the {root}" if at_root else path

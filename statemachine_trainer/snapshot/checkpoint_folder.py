@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -117,16 +117,20 @@ def write(files: FileSystem, folder: Path, draft: Draft) -> None:
         )
     files.make_folder(folder)
     entries: dict[str, FileEntry] = {}
-    with _Sink(files.create(folder / STATE)) as sink:
-        sink.write(state)
-        entries[STATE] = sink.finish()
-    with _Sink(files.create(folder / TENSORS)) as sink:
-        tensor_file.write(draft.tensors, sink.write)
-        entries[TENSORS] = sink.finish()
-    with _Sink(files.create(folder / MANIFEST)) as sink:
-        sink.write(_manifest_text(draft, entries))
-        sink.finish()
-    files.sync_folder(folder)
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(_Sink(files.create(folder / STATE)))]
+        sinks[-1].write(state)
+        entries[STATE] = sinks[-1].finish()
+        sinks.append(stack.enter_context(_Sink(files.create(folder / TENSORS))))
+        tensor_file.write(draft.tensors, sinks[-1].write)
+        entries[TENSORS] = sinks[-1].finish()
+        sinks.append(stack.enter_context(_Sink(files.create(folder / MANIFEST))))
+        sinks[-1].write(_manifest_text(draft, entries))
+        sinks[-1].finish()
+        # All that is waited for is under way by now. The folder gets its name after this.
+        files.sync_folder(folder)
+        for sink in sinks:
+            sink.sync()
 
 
 def read(
@@ -352,9 +356,13 @@ class _Sink:
         self._sum = later.result()
 
     def finish(self) -> FileEntry:
-        """Make the file durable, and say what it became."""
-        self._file.sync()
+        """Let the file go to the disk, and say what it became; `sync` makes it durable."""
+        self._file.begin_sync()
         return FileEntry(self._size, _hex(self._sum))
+
+    def sync(self) -> None:
+        """Return when the file is on the disk."""
+        self._file.sync()
 
 
 class _Reading:

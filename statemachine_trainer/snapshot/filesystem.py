@@ -28,6 +28,12 @@ class OutputFile(Protocol):
     def write(self, data: bytes | memoryview) -> None:
         """Write all of `data`."""
 
+    def begin_sync(self) -> None:
+        """Let everything written go to the disk; nothing is written after it. `sync` waits for it.
+
+        The files of a checkpoint wait for the disk together, not one after the other.
+        """
+
     def sync(self) -> None:
         """Return when everything written is on the disk."""
 
@@ -110,6 +116,7 @@ class _LocalFile:
         self._unsynced = 0
         self._worker = Worker("checkpoint-writeback")
         self._early: Future[None] | None = None
+        self._last: Future[None] | None = None
 
     def write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
@@ -127,10 +134,16 @@ class _LocalFile:
         self._early = self._worker.submit(os.fsync, self._descriptor)
         self._unsynced = 0
 
+    def begin_sync(self) -> None:
+        self._last = self._worker.submit(os.fsync, self._descriptor)
+
     def sync(self) -> None:
         if self._early is not None:
             self._early.result()
-        os.fsync(self._descriptor)
+        if self._last is None:
+            os.fsync(self._descriptor)
+        else:
+            self._last.result()
 
     def close(self) -> None:
         self._worker.close()

@@ -116,6 +116,7 @@ def named_values(thing: object) -> dict[str, object]:
     return dict(named(thing))
 
 
+@functools.lru_cache(maxsize=4096)
 def is_users(module: str | None) -> bool:
     """Whether a module is one of a user, and none of a known library."""
     if module is None:

@@ -231,7 +231,7 @@ class Store:
     def _point_to(self, target: Path) -> None:
         """Name the newest checkpoint in a file for people; nothing that resumes reads it."""
         try:
-            self._replace_file(_LATEST, target.name.encode() + b"\n")
+            self._replace_file(_LATEST, target.name.encode() + b"\n", wait=False)
         except OSError as error:
             warnings.warn(
                 f"{self.root / _LATEST} could not be written: {error}. The checkpoint is there; the next save "
@@ -252,7 +252,8 @@ class Store:
             raise
         self._files.sync_folder(self.root)
 
-    def _replace_file(self, name: str, content: bytes) -> None:
+    def _replace_file(self, name: str, content: bytes, *, wait: bool = True) -> None:
+        """Write a small file; a loss of power leaves the one before, or this one if `wait`."""
         temporary = self.root / filesystem.temporary_name(name)
         with suppress(FileNotFoundError):
             self._files.remove(temporary)  # of an attempt that failed
@@ -263,7 +264,8 @@ class Store:
         finally:
             file.close()
         self._files.rename(temporary, self.root / name)
-        self._files.sync_folder(self.root)
+        if wait:
+            self._files.sync_folder(self.root)
 
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:

@@ -280,15 +280,15 @@ def pack(value: Tensor | np.ndarray) -> tuple[Tensor, Detail]:
             detail["device"] = str(value.device)
         if value.requires_grad:
             detail["requires_grad"] = True
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name in _STAND_INS:
+    if tensor.dtype not in _NAMES:
+        name = str(tensor.dtype).removeprefix("torch.")
+        if name not in _STAND_INS:
+            raise TensorNotPlain(
+                f"no file holds a tensor of {tensor.dtype}", "give it a dtype of whole bytes"
+            )
         detail["dtype"] = name
         if not tensor.is_complex():
             tensor = tensor.view(torch.uint8)  # torch itself can hardly copy these
-    elif tensor.dtype not in DTYPES.values():
-        raise TensorNotPlain(
-            f"no file holds a tensor of {tensor.dtype}", "give it a dtype of whole bytes"
-        )
     strides = _strides(tensor)
     if strides is not None:
         detail["strides"] = strides
@@ -349,9 +349,11 @@ def _strides(tensor: Tensor) -> list[Json] | None:
     Kernels are chosen by the layout (channels last, a transposed matrix) and add in another order;
     the strides of axes of one item count there, too. A tensor with gaps comes back without them.
     """
-    strides = tensor.stride()
-    usual = torch.empty(tensor.shape, device="meta").stride()
-    return None if strides == usual or not _is_dense(tensor) else list(strides)
+    strides, usual, step = tensor.stride(), [], 1
+    for size in reversed(tensor.shape):
+        usual.append(step)
+        step *= max(size, 1)
+    return None if strides == tuple(usual[::-1]) or not _is_dense(tensor) else list(strides)
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -176,6 +176,9 @@ class _FaultyFile:
             lambda: self._file.write(data[: len(data) // 2]),
         )
 
+    def begin_sync(self) -> None:
+        """Leave all to `sync`: a loss of power may come before."""
+
     def sync(self) -> None:
         self._files.call("sync", self._synced)
 

@@ -259,6 +259,9 @@ class _SteppedFile:
         self._files.at("write", self._path)
         self._file.write(data)
 
+    def begin_sync(self) -> None:
+        """Leave all to `sync`."""
+
     def sync(self) -> None:
         self._files.at("sync", self._path)  # and no disk is waited for
 
