@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,11 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
     code = blocks(page, "python")
-    assert code
+    (tmp_path / "digits.py").write_text(code[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
     for block in code:
         exec(block, names)
+    sys.modules.pop("digits", None)
     assert (tmp_path / "runs" / "digits").is_dir()
 
 
