@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 import types
 
+import torch
 from torch import nn
 
 from statemachine_trainer.machine.loop import Loop
@@ -20,12 +23,15 @@ IN_CALLBACK = "give the callback `state_dict` and `load_state_dict`"
 _IN_STATEFUL = "its `state_dict` leaves it out"
 _IN_FUNCTION = "keep it in a callback object with `state_dict` and `load_state_dict`"
 _IN_MODEL = "make it a buffer, or give the module `get_extra_state` and `set_extra_state`"
+_IN_TENSOR = "make it a buffer of a module, or keep it in an object with a state of its own"
 _IN_DATA = "give it `state_dict` and `load_state_dict`, or let it follow from the index and epoch"
 _IN_PROCESS = "a new process begins it anew; keep it in an object with a state of its own"
 
 
 def name_in_process(_roots: Roots, path: str, holder: object, name: str) -> Words | None:
     """Name a global or an attribute of a class; None for anything else."""
+    if path.startswith("global ") and type(holder) is not dict:
+        return f"attribute {name!r} of the {path}", _IN_PROCESS
     if path.startswith("global "):
         return f"global {name!r} of the module {path.removeprefix('global ')}", _IN_PROCESS
     if isinstance(holder, type):
@@ -52,6 +58,13 @@ def name_in_objects(roots: Roots, path: str, holder: object, name: str) -> Words
         return f"attribute {name!r} of the module {place} ({kind.__name__})", _IN_MODEL
     if isinstance(holder, types.FunctionType):
         return f"attribute {name!r} of the function {holder.__qualname__}", _IN_FUNCTION
+    if isinstance(holder, functools.partial):
+        called = getattr(holder.func, "__qualname__", path)
+        return f"argument {name!r} of the partial of {called}", _IN_FUNCTION
+    if issubclass(kind, torch.Tensor):
+        return f"attribute {name!r} of the tensor {path}", _IN_TENSOR
+    if kind is threading.local:
+        return f"attribute {name!r} of {path} (threading.local)", _IN_PROCESS
     root = max((one for one in roots if path.startswith(one)), key=len, default="")
     at_root = path == root
     if isinstance(holder, Loop):

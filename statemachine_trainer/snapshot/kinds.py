@@ -82,7 +82,7 @@ def how_to_visit(kind: type) -> tuple[str, tuple[str, str] | None]:
         "__dict__" in attributes_of_class(one) for one in kind.__mro__
     ):
         return "_referents", None
-    known = is_users(kind.__module__) or is_transparent(kind.__module__)
+    known = is_of_users(kind) or is_transparent(kind.__module__)
     if not known:
         return "_object", LENT
     return "_object", _QUIET if _has_state(kind) else None
@@ -114,6 +114,19 @@ _VISITS: Final[tuple[tuple[Any, str], ...]] = (
 def named_values(thing: object) -> dict[str, object]:
     """Return the attributes that an object holds itself, in its dictionary or its slots."""
     return dict(named(thing))
+
+
+def behind(value: object) -> object:
+    """Return what a context variable has in this context; anything else as it is."""
+    return value.get(None) if type(value) is contextvars.ContextVar else value
+
+
+def is_of_users(kind: type) -> bool:
+    """Whether the attributes of the objects of a class are a user's: it wrote the class, or names for them."""
+    return is_users(kind.__module__) or (kind.__module__, kind.__name__) in _NAMESPACES
+
+
+_NAMESPACES: Final = frozenset({("types", "SimpleNamespace"), ("argparse", "Namespace")})
 
 
 @functools.lru_cache(maxsize=4096)

@@ -38,9 +38,11 @@ from statemachine_trainer.snapshot.kinds import (
     HEAP,
     LENT,
     attributes_of_class,
+    behind,
     how_to_visit,
     is_a,
     is_harmless,
+    is_of_users,
     is_transparent,
     is_users,
     named,
@@ -124,6 +126,7 @@ _OF_SYSTEM = "use `random.Random(seed)`"
 _SET = "keep it in a list or a dict: the order of a set differs from process to process"
 
 _EMPTY: Final = frozenset({dict, list, tuple, OrderedDict, set, frozenset, deque})
+_TENSORS: Final = frozenset({torch.Tensor, nn.Parameter, nn.Buffer})
 _KEYS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 
@@ -134,8 +137,9 @@ class Search:
         roots: Where it begins, by the beginning of the paths. What is reached from two roots has
             the path from the first.
         most: Objects to visit at most.
-        notice: Called for each named value of what users wrote: attributes, closure variables,
-            globals, class attributes.
+        notice: Called for each named value of what users wrote: attributes, closure variables, arguments
+            of partials, globals, class attributes, attributes of tensors. Of a context variable it gets
+            what it has in this context.
         quiet: Whether it is not called for the attributes of what has a state of its own, and is for those
             of the modules of libraries.
         holders: Paths of the objects to keep in `holders`.
@@ -237,6 +241,10 @@ class Search:
         if isinstance(generator, random.Random) and type(generator) is not random.Random:
             self._attributes(generator, path, way)
 
+    def _note(self, path: str, holder: object, name: str, value: object) -> None:
+        if self._notice is not None:
+            self._notice(path, holder, name, behind(value))
+
     def _tell(self, path: str, what: str, remedy: str, way: _Way) -> None:
         if way.told:
             self.unheld.append(Unheld(path, what, remedy))
@@ -292,27 +300,32 @@ class Search:
 
     def _beside_numbers(self, tensor: torch.Tensor, path: str, way: _Way) -> None:
         """Look at the hooks of a tensor, and at attributes that were set on it."""
+        if id(tensor) in self._seen:
+            return
+        self._seen.add(id(tensor))
         with torch._C.DisableTorchFunctionSubclass():
             for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
                 for place, hook in enumerate([*(getattr(tensor, name, None) or {}).values()]):
                     self._offer(hook, f"{path}.{name}[{place}]", Step(path, "other", name), way)
         for name, value in [*object.__getattribute__(tensor, "__dict__").items()]:
+            if way.told or not self._quiet:
+                self._note(path, tensor, name, value)
             self._offer(value, f"{path}.{name}", Step(path, "other", name), way)
 
     def _attributes(
         self, thing: object, path: str, way: _Way, without: tuple[str, ...] = ()
     ) -> None:
         kind = type(thing)
-        heard = (
-            is_users(kind.__module__)
-            if not self._quiet
-            else way.told and (is_users(kind.__module__) or isinstance(thing, nn.Module))
-        )
+        heard = is_of_users(kind)
+        if self._quiet:
+            heard = way.told and (heard or isinstance(thing, nn.Module))
         for name, value in named(thing):
             if name in without:
                 continue
-            if self._notice is not None and heard:
-                self._notice(path, thing, name, value)
+            if heard:
+                self._note(path, thing, name, value)
+            if type(value) in _TENSORS:
+                self._beside_numbers(cast(torch.Tensor, value), f"{path}.{name}", way)
             self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
         if self._code and is_users(kind.__module__) and id(kind) not in self._classes:
             self._classes.add(id(kind))
@@ -422,6 +435,8 @@ class Search:
         ]:
             self._variable(function, path, name, value, Step(path, "other", name), way)
         for name, value in [*function.__dict__.items()]:
+            if is_users(function.__module__):
+                self._note(path, function, name, value)
             self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
         if self._code and is_users(function.__module__):
             self._globals(function, way)
@@ -429,8 +444,8 @@ class Search:
     def _variable(
         self, function: object, path: str, name: str, value: object, step: Step, way: _Way
     ) -> None:
-        if self._notice is not None and is_users(getattr(function, "__module__", None)):
-            self._notice(path, function, name, value)
+        if is_users(getattr(function, "__module__", None)):
+            self._note(path, function, name, value)
         self._offer(value, f"{path}({name})", step, way)
 
     def _globals(self, function: types.FunctionType, way: _Way) -> None:
@@ -455,8 +470,7 @@ class Search:
             value = space.get(name)
             if name in space and not is_a(value, types.ModuleType):
                 holder = f"global {home}"
-                if self._notice is not None:
-                    self._notice(holder, space, name, value)
+                self._note(holder, space, name, value)
                 if holder in self._wanted:
                     self.holders[holder] = space
                 if type(value) not in ATOMS:
@@ -465,10 +479,12 @@ class Search:
 
     def _partial(self, partial: functools.partial[Any], path: str, way: _Way) -> None:
         self._offer(partial.func, f"{path}.func", Step(path, "other", "func"), way)
-        for index, value in enumerate(partial.args):
-            self._variable(partial, path, str(index), value, Step(path, "other", index), way)
-        for name, value in partial.keywords.items():
-            self._variable(partial, path, name, value, Step(path, "other", name), way)
+        names = _names_of_arguments(partial.func)
+        if is_users(getattr(partial.func, "__module__", None)):
+            for name, value in [*zip(names, partial.args, strict=False), *partial.keywords.items()]:
+                self._note(path, partial, name, value)
+        for place, value in [*enumerate(partial.args), *partial.keywords.items()]:
+            self._offer(value, f"{path}({place})", Step(path, "other", place), way)
         self._attributes(partial, path, way)
 
     def _bound(self, method: Any, path: str, way: _Way) -> None:
@@ -497,6 +513,8 @@ class Search:
         """Look at what this thread has in an object that has other attributes in each thread."""
         # Its class has no entry `__dict__`: only its own `__getattribute__` finds the dictionary.
         for name, value in [*threading.local.__getattribute__(local, "__dict__").items()]:
+            if way.told or not self._quiet:
+                self._note(path, local, name, value)
             self._offer(value, f"{path}.{name}", Step(path, "other", name), way)
 
     def _weak(self, reference: weakref.ref[Any], path: str, way: _Way) -> None:
@@ -523,14 +541,22 @@ class Search:
         elif is_a(value, (classmethod, staticmethod)):
             self._later.append((value.__func__, f"{path}.{name}", Step(path, "other", name), way))
         elif is_a(value, types.FunctionType):
-            if self._notice is not None:
-                self._notice(path, base, name, value)
+            self._note(path, base, name, value)
             self._later.append((value, f"{path}.{name}", Step(path, "other", name), way))
         elif not (name.startswith("__") and name.endswith("__")):
-            if self._notice is not None:
-                self._notice(path, base, name, value)
+            self._note(path, base, name, value)
             if type(value) not in ATOMS:
                 self._later.append((value, f"{path}.{name}", Step(path, "attribute", name), way))
+
+
+def _names_of_arguments(function: object) -> tuple[str, ...]:
+    """Return the names of the parameters to which a partial gives its arguments, as far as code tells."""
+    inner, skipped = function, 0
+    if type(inner) is types.MethodType:
+        inner, skipped = inner.__func__, 1
+    if type(inner) is not types.FunctionType:
+        return ()
+    return inner.__code__.co_varnames[skipped : inner.__code__.co_argcount]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,7 +7,11 @@ def test_my_loop_can_be_resumed(setup):
 
 from __future__ import annotations
 
-from statemachine_trainer.testing.setups import Data, Optimization, Schedule, Setup
+import itertools
+from typing import Any
+
+from statemachine_trainer.testing.pairwise import CHANGES
+from statemachine_trainer.testing.setups import Data, Optimization, Place, Schedule, Setup, Swap
 from statemachine_trainer.testing.testing_errors import HypothesisMissing
 
 try:
@@ -33,14 +37,21 @@ def validation_intervals() -> st.SearchStrategy[list[object] | None]:
 
 
 @st.composite
-def setups(draw: st.DrawFn, *, workers: bool = False) -> Setup:
+def setups(
+    draw: st.DrawFn, *, workers: bool = False, compiled: bool = False, changed: bool = False
+) -> Setup:
     """Random training set-ups: models, optimizers, schedulers, data, intervals, limits, callbacks.
 
-    They train small networks for a few epochs of a few batches, in a fraction of a second.
+    Loops are swapped in some, a callback posts events or sets something, a generator of its own
+    lies somewhere. They train small networks for a few epochs of a few batches, in a fraction of a
+    second.
 
     Args:
         draw: Given by hypothesis.
-        workers: Whether some have workers, which are slow.
+        workers: Whether some have workers, before the stop or after it, which are slow.
+        compiled: Whether some have a compiled model, which is slow.
+        changed: Whether each has another setting where the run goes on (`Setup.later`). Such a run is not
+            the one that was never stopped: compare it to one in which the setting was made on the way.
     """
     kind = draw(st.sampled_from(["plain", "plain", "recurrent", "two", "manual", "lbfgs"]))
     optimization = draw(st.sampled_from(_OPTIMIZATIONS[kind]))
@@ -51,31 +62,55 @@ def setups(draw: st.DrawFn, *, workers: bool = False) -> Setup:
     interval = draw(validation_intervals())
     if interval is not None and isinstance(interval[0], float) and not sized and interval[0] < 1.0:
         interval = [1.0, "epoch"]  # a fraction of an epoch needs its length
-    some_workers = workers and data in ("map", "sampler") and draw(st.integers(0, 9)) == 9
+    counts = [(0, 0)] * 7
+    if workers and data in ("map", "sampler"):
+        counts += [(2, 2), (0, 2), (2, 0)]
+    before, after = draw(st.sampled_from(counts))
+    own = draw(st.sampled_from(_places(kind, data, workers=before + after > 0)))
+    drawn_in_forward = own in ("model", "attribute")
+    compiles = compiled and not drawn_in_forward and draw(st.integers(0, 9)) == 9
+    loaders = draw(st.sampled_from([1, 1, 0, 2]))
+    # An instance does not take over what the usual loop was given.
+    swaps = [one for one in _SWAPS if kind != "recurrent" or one != "instance"]
+    # Workers read ahead: a pass that is left early has given less than it has drawn.
+    amid = before == after
+    later: dict[str, Any] = {} if before == after else {"workers": after}
+    given: dict[str, Any] = {
+        "accumulate": draw(_windows()) if kind in ("plain", "recurrent", "two") else None,
+        "clip_norm": draw(st.sampled_from([None, 0.5])) if kind != "manual" else None,
+    }
+    if changed:
+        name = draw(st.sampled_from(_changes(kind)))
+        given[name], later[name] = CHANGES[name]
     return Setup(
         optimization=optimization,
         schedule=draw(st.sampled_from(_SCHEDULES)) if kind != "manual" else "none",
-        accumulate=draw(_windows()) if kind in ("plain", "recurrent", "two") else None,
         split_steps=draw(st.sampled_from([2, 4])) if kind == "recurrent" else None,
         validate_every=interval,
-        validation_loaders=draw(st.sampled_from([1, 1, 0, 2])),
+        validation_loaders=loaders,
         sanity_batches=draw(st.sampled_from([0, 0, 1, 2])),
         data=data,
         samples=draw(st.sampled_from([15, 20, 22])),
         augment=draw(st.booleans()),
-        workers=2 if some_workers else 0,
+        workers=before,
+        later=later or None,
         norm=draw(st.booleans()),
         dropout=draw(st.booleans()),
-        precision=draw(st.sampled_from(["32", "32", "bf16"])),
-        clip_norm=draw(st.sampled_from([None, 0.5])) if kind != "manual" else None,
+        precision=draw(st.sampled_from(["32", "32", "bf16", *_SCALED.get(kind, ())])),
+        compiled=compiles,
+        swap=draw(st.sampled_from([*[None] * len(swaps), *swaps])),
+        own_generators=own,
+        posts=draw(st.one_of(st.none(), _posts(validates=loaders > 0, amid=amid))),
+        sets=draw(st.one_of(st.none(), _sets())),
         nan_at=draw(st.sampled_from([None, None, 1])) if kind in ("plain", "two") else None,
         gather_outputs=draw(st.booleans()),
         stateful_callback=draw(st.booleans()),
-        stop_at=draw(st.sampled_from([None, None, 2, 5])),
+        stop_at=draw(st.sampled_from([None, None, 2, 5])) if amid else None,
         max_epochs=draw(st.sampled_from([2, 3])),
-        max_steps=draw(st.sampled_from([None, None, 3, 5])),
+        max_steps=draw(st.sampled_from([None, None, 3, 5])) if amid else None,
         seed=draw(st.sampled_from([None, 0, 3])),
-        seed_samples=draw(st.sampled_from([None, None, True])),
+        seed_samples=True if before or after else draw(st.sampled_from([None, None, True])),
+        **given,
     )
 
 
@@ -93,3 +128,50 @@ _SCHEDULES: list[Schedule] = [
 
 def _windows() -> st.SearchStrategy[list[tuple[int, int]] | None]:
     return st.sampled_from([None, None, [(0, 2)], [(0, 3)], [(0, 1), (1, 3)]])
+
+
+def _changes(kind: str) -> list[str]:
+    """Settings that can be changed: a loop by hand has none for steps, and LBFGS takes whole batches."""
+    without = {"manual": ("accumulate", "clip_norm"), "lbfgs": ("accumulate",)}.get(kind, ())
+    return [one for one in CHANGES if one not in without]
+
+
+_SCALED: dict[str, tuple[str]] = dict.fromkeys(("plain", "recurrent", "two"), ("fp16",))
+_SWAPS: list[Swap] = ["class", "instance", "twice", "nested", "nested twice"]
+_EVENTS = ("validate", "end_epoch", "stop")
+_SEQUENCES = [one for length in (1, 2, 3) for one in itertools.permutations(_EVENTS, length)]
+
+
+def _places(kind: str, data: str, *, workers: bool) -> list[Place | None]:
+    """Places of a generator that go with data; half of the draws have none."""
+    found: list[Place] = ["model", "loss", "attribute", "callback", "receiver"]
+    if kind != "manual":  # which steps its schedulers by hand
+        found.append("scheduler")
+    if data != "list":  # batches that are made already
+        found += ["data", "transform"]
+        # With workers it is made where they read: the same draws, but the state of another one.
+        found += [] if workers else ["collate"]
+    if data == "map":  # streams have no sampler, and "sampler" is one already
+        found.append("sampler")
+    return [*[None] * len(found), *found]
+
+
+def _posts(*, validates: bool, amid: bool) -> st.SearchStrategy[Any]:
+    """One, two or three different events at one batch, in any order.
+
+    Args:
+        validates: Whether there are data for `validate`.
+        amid: Whether they may end a pass.
+    """
+    allowed = {"validate": validates, "end_epoch": amid, "stop": amid}
+    sequences = [one for one in _SEQUENCES if all(allowed[event] for event in one)]
+    if not sequences:
+        return st.none()
+    return st.tuples(st.integers(0, 6), st.sampled_from(sequences)).map(
+        lambda drawn: [(drawn[0], event) for event in drawn[1]]
+    )
+
+
+def _sets() -> st.SearchStrategy[Any]:
+    what = st.sampled_from(["rate", "decay", "weights", "frozen"])
+    return st.tuples(st.integers(0, 6), what).map(lambda drawn: [drawn])

@@ -1,0 +1,176 @@
+"""Says which names some code changes in a way that depends on what they were, and which it reads.
+
+It reads instructions, not source: what was typed at the prompt or made by `exec` has no source.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from statemachine_trainer.snapshot.kinds import attributes_of_class, is_users
+
+_LOADS: Final = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_NAME")
+_OF_OWNER: Final = ("LOAD_ATTR", "LOAD_METHOD")
+_STORES: Final = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF")
+_IN_PLACE: Final = ("STORE_SUBSCR", "DELETE_SUBSCR")
+_ENDS: Final = (*_STORES, *_IN_PLACE, "STORE_FAST", "STORE_NAME", "POP_TOP", "RETURN_VALUE")
+_METHODS: Final = frozenset(
+    {
+        *("append", "appendleft", "add", "extend", "extendleft", "insert", "update", "setdefault"),
+        *("pop", "popleft", "popitem", "remove", "discard", "clear", "sort", "reverse", "rotate"),
+        "subtract",
+    }
+)
+"""Methods that change a container."""
+
+_GROWING: Final = frozenset({"append", "appendleft", "extend", "add", "update"})
+"""Those that give nothing back."""
+
+_FUNCTIONS: Final = frozenset(
+    {"shuffle", "heappush", "heappop", "heapreplace", "heappushpop", "insort"}
+)
+"""Functions that change the container that they are given."""
+
+
+class Changed(NamedTuple):
+    """Names of what code changes.
+
+    Attributes:
+        updated: It assigns to them what it computes from the same name, or if that has a certain value.
+        in_place: It may change the containers that they name.
+        read: It reads them for something else.
+    """
+
+    updated: frozenset[str] = frozenset()
+    in_place: frozenset[str] = frozenset()
+    read: frozenset[str] = frozenset()
+
+    def with_those_of(self, others: Iterable[Changed]) -> Changed:
+        """Return these names and those of others."""
+        all_ = [self, *others]
+        return Changed(*(frozenset().union(*names) for names in zip(*all_, strict=True)))
+
+
+def codes_of(thing: object) -> list[types.CodeType]:
+    """Return the code of a function of a user, of a bound method or a partial; none of anything else."""
+    while type(thing) is functools.partial:
+        thing = thing.func
+    inner = getattr(thing, "__func__", thing) if type(thing) is types.MethodType else thing
+    if type(inner) is not types.FunctionType:
+        return []
+    # What `functools.wraps` has made calls itself by the module of what it wraps.
+    return [inner.__code__] if is_users(inner.__globals__.get("__name__")) else []
+
+
+def codes_of_class(kind: type) -> list[types.CodeType]:
+    """Return the code of the properties, class methods and static methods of a class of a user."""
+    found = []
+    for base in kind.__mro__:
+        for one in attributes_of_class(base).values() if is_users(base.__module__) else ():
+            if isinstance(one, property):
+                found += codes_of(one.fget) + codes_of(one.fset)
+            elif isinstance(one, (classmethod, staticmethod)):
+                found += codes_of(one.__func__)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def changed_by(code: types.CodeType) -> Changed:
+    """Return the names of what code changes in a way that depends on what it was."""
+    found = _Statements()
+    for one in dis.get_instructions(code):
+        found.take(one)
+    changed = Changed(*map(frozenset, (found.updated, found.in_place, found.read)))
+    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
+    return changed.with_those_of(map(changed_by, inner))
+
+
+class _Statements:
+    """Reads the instructions of a function, statement by statement."""
+
+    def __init__(self) -> None:
+        self.updated: set[str] = set()
+        self.in_place: set[str] = set()
+        self.read: set[str] = set()
+        self._carried: set[tuple[str, str]] = set()  # read, and not set yet
+        self._fresh: set[tuple[str, str]] = set()  # set, before it was read
+        self._before: tuple[str, str] = ("", "")  # the instruction before, and its name
+        self._begin()
+
+    def _begin(self) -> None:
+        self._loaded: set[tuple[str, str]] = set()  # names, each with that before it: ("self", "x")
+        self._locals = 0
+        self._compares = ""
+        self._augmented: set[str] = set()
+        self._set: set[str] = set()  # and what is only set here, or grows
+        self._texts: set[str] = set()
+
+    def take(self, one: dis.Instruction) -> None:
+        """Take the next instruction."""
+        kind = one.opname
+        pair = kind.startswith("LOAD_FAST") and isinstance(one.argval, tuple)  # two at once
+        name = str(one.argval[-1] if pair else one.argval)
+        if kind in _LOADS or kind.startswith("LOAD_FAST"):
+            self._locals += (2 if pair else 1) if kind.startswith("LOAD_FAST") else 0
+            self._load(kind, name)
+        elif kind == "LOAD_CONST" and type(one.argval) is str:
+            self._texts.add(name)
+        elif kind in ("COMPARE_OP", "IS_OP", "CONTAINS_OP"):
+            self._compares = f"{one.argval}"
+        elif kind in _STORES:
+            self._store(kind, name)
+        names = {name for _, name in self._loaded}
+        ends = kind in _ENDS or kind.startswith("STORE_FAST")
+        if kind in _IN_PLACE or (ends and names & _FUNCTIONS):
+            self.in_place |= names
+        if kind == "STORE_SUBSCR" and names & {"vars", "__dict__"}:
+            self.updated |= self._texts
+        if ends or "JUMP" in kind:
+            self._end(names, jumps="JUMP" in kind)
+            self._begin()
+        self._before = kind, name
+
+    def _load(self, kind: str, name: str) -> None:
+        of_owner = kind in _OF_OWNER
+        owner = self._before[1] if of_owner else ""
+        if self._before[0] == "COPY":  # `self.x += ...`
+            self._augmented.add(name)
+        if of_owner and name in _METHODS:
+            # Of what a call or an index gives, such as `self.queues[0].append(x)`, it is any name before.
+            found = self._before[0] in _LOADS or self._before[0].startswith("LOAD_FAST")
+            owners = {owner} if found else {one for _, one in self._loaded}
+            self.in_place |= owners
+            if name in _GROWING:
+                self._set |= owners
+        self._loaded.add((owner, name))
+
+    def _store(self, kind: str, name: str) -> None:
+        place = (self._before[1] if kind == "STORE_ATTR" else "", name)
+        by_text = name in self._texts and ("", "getattr") in self._loaded
+        of_same = place in self._loaded or place in self._carried or by_text
+        if of_same or (kind == "STORE_ATTR" and name in self._augmented):
+            self.updated.add(name)
+        self._set.add(name)
+        self._fresh.add(place)
+
+    def _end(self, names: set[str], *, jumps: bool) -> None:
+        if "setattr" in names:
+            self.updated |= self._texts if "getattr" in names else names & self._texts
+        elif names & {"getattr", "vars", "__dict__"}:
+            self.read |= self._texts
+        for owner, name in self._loaded:  # of a context variable
+            if name == "set" and (owner, "get") in self._loaded | self._carried:
+                self.updated.add(owner)
+                self._set.add(owner)
+        self.read |= names - self._set
+        # `if self.x is None: self.x = ...` makes it once, and `if self.step != step: ...` follows another.
+        # What is set if it is less than something, or if it is a certain value, goes on from what it was.
+        decides = any(one in self._compares for one in "<>") or (
+            self._compares != "" and self._locals <= 1
+        )
+        if not jumps or decides:
+            self._carried |= self._loaded - self._fresh

@@ -1,0 +1,243 @@
+"""Reads plain values so that they can be compared later: numbers, texts, containers, tensors, arrays.
+
+No code of users runs: containers and numbers of their own classes are read as those of Python.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import time
+import weakref
+import zlib
+from collections import ChainMap, OrderedDict, UserDict, UserList, UserString, deque
+from collections.abc import Collection, Mapping
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.parameter import is_lazy
+
+from statemachine_trainer.snapshot.kinds import HEAP, is_of_users, named
+
+_ELEMENTS: Final = 400
+"""Elements of a container that are looked at: the first half and the last half of them."""
+
+_FEW: Final = 8
+"""Elements of a container inside another one, above which it is not looked at."""
+
+_DEPTH: Final = 3
+_ATTRIBUTES: Final = 16
+"""Attributes of an object that are compared if another one takes its place."""
+
+_BYTES: Final = 1 << 16
+"""Bytes of a tensor or an array that are read; of a larger array, as many spread over it."""
+
+_WEEK: Final = 7 * 24 * 60 * 60.0
+
+_ATOMS: Final = (bool, int, float, complex, str, bytes, type(None))
+_BASES: Final[tuple[Any, ...]] = (int, float, complex, str, bytes)
+_FIXED: Final[tuple[type, ...]] = (range, torch.dtype, torch.device)
+_STANDARD: Final = ("decimal", "fractions", "datetime", "uuid", "pathlib")
+"""Modules of the standard library whose objects say what they are."""
+
+_RAW: Final = ("builtins.bytearray", "array.array")
+_CONTAINERS: Final = (OrderedDict, dict, list, tuple, deque, set, frozenset)
+
+
+class Seen(NamedTuple):
+    """A value as it was at one time.
+
+    Attributes:
+        content: What is compared.
+        shown: The value in a few words.
+        items: Of a dict, what is compared by key, if it has few; else None.
+        itself: The object, of a tensor, an array or an object of a user.
+        of_many: Whether it is a container.
+        has_methods: Whether it is one whose class a user wrote, with methods that may change it.
+        is_object: Whether it is an object of a user, whose attributes are values themselves.
+        is_time: Whether it was read from a clock.
+    """
+
+    content: object
+    shown: str
+    items: Mapping[object, object] | None = None
+    itself: weakref.ref[Any] | None = None
+    of_many: bool = False
+    has_methods: bool = False
+    is_object: bool = False
+    is_time: bool = False
+
+
+class Reader:
+    """Reads values.
+
+    Args:
+        held: Where numbers lie that checkpoints hold, by `address`: tensors there are left out.
+    """
+
+    def __init__(self, held: Collection[int | None]) -> None:
+        self._held = held
+
+    def seen(self, value: Any) -> Seen | None:
+        """Return what a value is; None of one that is no plain value, or that checkpoints hold."""
+        kind = type(value)
+        if (text := _text(value)) is not None:
+            shown = text if len(text) <= 60 else f"{text[:57]}..."
+            return Seen(text, shown, is_time=_is_time(value))
+        if _is_numbers(kind):
+            content = self._numbers(value)
+            if content is None:
+                return None
+            shown = f"a {kind.__name__} {tuple(value.shape)}"
+            return Seen(content, shown, itself=weakref.ref(value))
+        if f"{kind.__module__}.{kind.__name__}" in _RAW:
+            content = len(value), zlib.crc32(memoryview(value))
+            return Seen(content, f"a {kind.__name__} of {len(value)}", of_many=True)
+        inner = _inside(value)
+        if (base := _base(type(inner))) is not None:
+            return self._container(kind, inner, base)
+        return self._object(value) if is_of_users(kind) and not issubclass(kind, type) else None
+
+    def _container(self, kind: type, inner: Any, base: Any) -> Seen:
+        items, count = None, base.__len__(inner)
+        if issubclass(base, dict) and count <= _ELEMENTS:
+            items = {_plain_key(k): self._element(v) for k, v in [*base.items(inner)]}
+        return Seen(
+            self._elements(inner, base),
+            f"a {kind.__name__} of {count}",
+            items,
+            of_many=True,
+            has_methods=is_of_users(kind),
+        )
+
+    def _object(self, value: object) -> Seen:
+        """Read the attributes of an object, for the case that another one takes its place."""
+        kind = type(value)
+        content = tuple(
+            (name, self._element(one)) for name, one in islice(named(value), _ATTRIBUTES)
+        )
+        itself = weakref.ref(value) if kind.__weakrefoffset__ else None
+        return Seen((kind, content), f"a {kind.__name__}", itself=itself, is_object=True)
+
+    def _numbers(self, value: Any) -> object:
+        """Return what tells whether a tensor or an array changed; None if a checkpoint holds it."""
+        if issubclass(type(value), np.ndarray):
+            value = np.ndarray.view(value, np.ndarray)
+            if value.dtype.hasobject:
+                inside = value.reshape(-1)[:_ELEMENTS].tolist()
+                return value.shape, self._elements(inside, list)
+            step = max(1, value.nbytes // _BYTES)
+            flat = value.reshape(-1) if value.flags.c_contiguous else value.flat
+            return value.shape, zlib.crc32(np.ascontiguousarray(flat[::step]).tobytes())
+        with torch._C.DisableTorchFunctionSubclass():
+            where = address(value)
+            if where is None or where in self._held or value.grad_fn is not None:
+                return None
+            if value.device.type == "cpu" and value.nbytes <= _BYTES:
+                flat = value.detach().resolve_conj().resolve_neg().contiguous().flatten()
+                return value.shape, zlib.crc32(flat.view(torch.uint8).numpy().tobytes())
+            return value.shape, where, value._version
+
+    def _elements(self, value: Any, base: Any, depth: int = _DEPTH) -> object:
+        count = base.__len__(value)
+        if issubclass(base, set | frozenset):
+            inside = islice(base.__iter__(value), _ELEMENTS)
+            return count, frozenset(self._element(one, depth) for one in inside)
+        if issubclass(base, dict):
+            kept = [*islice(base.items(value), _ELEMENTS)]
+        elif count <= _ELEMENTS:
+            kept = [*base.__iter__(value)]
+        else:
+            half = _ELEMENTS // 2
+            last = (
+                islice(deque.__reversed__(value), half)
+                if base is deque
+                else base.__getitem__(value, slice(-half, None))
+            )
+            kept = [*islice(base.__iter__(value), half), *last]
+        return count, tuple(self._element(one, depth) for one in kept)
+
+    def _element(self, value: Any, depth: int = _DEPTH) -> object:
+        kind = type(value)
+        if (text := _text(value)) is not None:
+            return text
+        if _is_numbers(kind):
+            return self._numbers(value)
+        base = _base(kind)
+        if base is not None and depth and base.__len__(value) <= _FEW:
+            return self._elements(value, base, depth - 1)
+        return kind
+
+
+def address(tensor: torch.Tensor) -> int | None:
+    """Return where the numbers of a plain tensor are; None of any other."""
+    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+        return None
+    if tensor.is_inference() or tensor.is_quantized:
+        return None
+    try:
+        return tensor.data_ptr() or None
+    except (RuntimeError, NotImplementedError):  # of a class of its own
+        return None
+
+
+def is_cache(was: Seen, now: Seen) -> bool:
+    """Whether a dict has all that it had, and more."""
+    if was.items is None or now.items is None:
+        return was.items is not None or now.items is not None  # it has become too large to say
+    return len(now.items) > len(was.items) and was.items.items() <= now.items.items()
+
+
+def _text(value: Any) -> str | None:
+    """Return a number, a text, a member of an enum or a date in words; None of anything else."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return repr(value)
+    if issubclass(kind, enum.Enum):
+        inside = object.__getattribute__(value, "__dict__")
+        return f"{kind.__name__}.{inside.get('_name_') or inside.get('_value_')!r}"
+    if issubclass(kind, np.generic) and not kind.__flags__ & HEAP:
+        return value.tobytes().hex() if kind is np.void else str(value)
+    for base in _BASES:
+        if issubclass(kind, base):
+            return str(base.__repr__(value))
+    return repr(value) if kind.__module__ in _STANDARD or kind in _FIXED else None
+
+
+def _is_numbers(kind: type) -> bool:
+    """Whether objects of a class are tensors or arrays that lie in memory, and are read like any other."""
+    if issubclass(kind, torch.Tensor):
+        return kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    return issubclass(kind, np.ndarray) and not issubclass(kind, np.memmap)
+
+
+def _is_time(value: object) -> bool:
+    """Whether a value was read from a clock in the last week."""
+    if isinstance(value, datetime.datetime):
+        return abs(time.time() - value.timestamp()) < _WEEK
+    if not isinstance(value, float | int) or value < 1000:
+        return False
+    clocks = (time.time(), time.perf_counter(), time.monotonic())
+    if isinstance(value, int):  # in nanoseconds
+        return value > 1e12 and any(0 <= clock - value * 1e-9 < _WEEK for clock in clocks)
+    return value % 1 != 0 and any(0 <= clock - value < _WEEK for clock in clocks)
+
+
+def _inside(value: object) -> object:
+    """Return what a container of `collections` has inside, or the value itself."""
+    kind = type(value)
+    if issubclass(kind, UserDict | UserList | UserString | ChainMap):
+        name = "maps" if issubclass(kind, ChainMap) else "data"
+        return object.__getattribute__(value, "__dict__").get(name)
+    return value
+
+
+def _base(kind: type) -> Any:
+    """Return the class of Python that the objects of a class are read as."""
+    return next((one for one in _CONTAINERS if issubclass(kind, one)), None)
+
+
+def _plain_key(key: object) -> object:
+    return key if type(key) in _ATOMS else repr(type(key))
