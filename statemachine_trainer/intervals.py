@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any, Literal, Protocol, TypedDict, cast, get_args
 
 from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.keywords import refuses_unknown
 
 Unit = Literal["batch", "step", "epoch", "second", "sample"]
 Span = Literal["run", "epoch"]
@@ -184,6 +185,7 @@ class Every:
         return text + ")"
 
 
+@refuses_unknown
 def every(
     n: int | float, unit: Unit = "batch", within: Span = "run", at_end: bool = False
 ) -> Every:

@@ -22,11 +22,12 @@ from statemachine_trainer.loops.assembly import Equipment
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.default_tree import known_settings, loops_of_trainer, where_set
 from statemachine_trainer.loops.foreign_names import check_arguments
-from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.loop_errors import SettingError, UnknownArgument
 from statemachine_trainer.loops.plain import Loss, MakeOptimizer, PlainParts
 from statemachine_trainer.machine.board import NOT_GIVEN, SignalBoard
 from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.driver import Driver, Until
+from statemachine_trainer.machine.keywords import with_checked_methods
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.observe.profile import Profile
@@ -62,6 +63,7 @@ _FIT = (
 _EVALUATION = ("model", "data", "checkpoint", "loss", "metrics")
 
 
+@with_checked_methods(UnknownArgument, without=("backward",))
 class Trainer:
     """Trains a model with a loop that is a state machine.
 

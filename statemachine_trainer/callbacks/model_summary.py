@@ -18,7 +18,7 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.plain_steps import inputs_of
 from statemachine_trainer.loops.settings_checks import function, whole_number
 from statemachine_trainer.loops.untouched import untouched
-from statemachine_trainer.machine.keywords import HasSettings
+from statemachine_trainer.machine.keywords import HasSettings, refuses_unknown
 from statemachine_trainer.parallel import map_leaves, to_device
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.parallel.wrappers import see_through
@@ -97,6 +97,7 @@ class Summary:
         return text if self.flops is None else f"{text}; {self.flops:,} FLOPs in a forward pass"
 
 
+@refuses_unknown
 def summary(
     model: nn.Module, batch: Any = None, *, depth: int = 2, call: Call | None = None
 ) -> Summary:

@@ -26,6 +26,7 @@ from statemachine_trainer.machine.errors import (
     UnknownLoop,
     suggest,
 )
+from statemachine_trainer.machine.keywords import refuses_unknown
 from statemachine_trainer.machine.loop import Loop
 
 
@@ -130,6 +131,7 @@ class Graph(GraphData, Drawable):
         return Graph(root.name, root, tuple(kept), current, self.final)
 
 
+@refuses_unknown
 def graph_of(loop: Loop, name: str = "loop") -> Graph:
     """Return the graph of a loop that is not in a machine.
 

@@ -131,6 +131,15 @@ _OF_EVALUATIONS: Final = {
 }
 """Arguments of evaluations in other trainers, and what to do here."""
 
+_OF_LOG: Final = {
+    "reduce_fx": "It is called reduce, such as reduce='max'",
+    "sync_dist": "Leave it out: the values of all ranks are brought together",
+    "logger": "Leave it out: a tracker gets what is logged",
+    "add_dataloader_idx": "Leave it out: with several loaders each name gets the number of its loader",
+    "rank_zero_only": "Leave it out: the values of all ranks are brought together",
+}
+"""Arguments of `log` in Lightning, and what to do here."""
+
 HOOKS: Final = {
     "on_train_start": "fit_start",
     "on_train_end": "fit_end",
@@ -186,7 +195,9 @@ def check_arguments(function: str, unknown: Mapping[str, object], known: Iterabl
     known = list(known)
     for name in unknown:
         ours, instead = _ARGUMENTS.get(name), _OF_EVALUATIONS.get(name)
-        if function == "audit" and name in ("resume", "restart", "fresh", "until"):
+        if function == "log" and name in _OF_LOG:
+            advice = f"{_OF_LOG[name]}."
+        elif function == "audit" and name in ("resume", "restart", "fresh", "until"):
             advice = "Leave it out: an audit starts nothing, and looks at no checkpoint."
         elif instead and ("train" not in known or ours is None):
             advice = f"{instead}."

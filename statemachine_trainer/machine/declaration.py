@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 from statemachine_trainer.machine.errors import MalformedTransition, UndeclaredEvents
+from statemachine_trainer.machine.keywords import refuses_unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 Declared = Sequence[Any] | Mapping[str, Any]
@@ -55,6 +56,7 @@ def plain_text(name: Any) -> Any:
     return str.__str__(name) if isinstance(name, str) else name
 
 
+@refuses_unknown
 def transient(state: F) -> F:
     """Mark a state method: something that cannot be saved exists at the boundary before it.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from statemachine_trainer.machine.errors import LoopDefinitionError, NoValueYet
+from statemachine_trainer.machine.keywords import refuses_unknown
 
 T = TypeVar("T")
 
@@ -58,6 +59,7 @@ class Field:
         )
 
 
+@refuses_unknown
 def field(
     default: T | _Unset = UNSET,
     *,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final, NoReturn, Self
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Final, NoReturn, ParamSpec, Self, TypeVar
 
 from statemachine_trainer.machine.errors import UnknownSetting, suggest
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _PACKAGE: Final = __name__.partition(".")[0]
 _SHOWN: Final = (bool, int, float, str, type(None))
 _LONGEST: Final = 30
@@ -72,6 +75,52 @@ def refuse_keyword(
         UnknownSetting: Always.
     """
     raise error(f"{cls.__name__} has no setting {name!r}. {advice_on(name, value, known, cls)}")
+
+
+def refuses_unknown(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function refuse keywords that it does not take, before Python does.
+
+    Raises:
+        UnknownSetting: When the function is called with one. The message has the nearest names.
+    """
+    return _checked(function, UnknownSetting)
+
+
+def with_checked_methods(
+    error: type[UnknownSetting], *, without: Collection[str] = ()
+) -> Callable[[type[T]], type[T]]:
+    """Make the public methods of a class refuse keywords that they do not take.
+
+    Args:
+        error: The class of the error.
+        without: Methods that are called too often for it.
+    """
+
+    def check(cls: type[T]) -> type[T]:
+        for name, method in vars(cls).copy().items():
+            if inspect.isfunction(method) and not name.startswith("_") and name not in without:
+                setattr(cls, name, _checked(method, error))
+        return cls
+
+    return check
+
+
+def _checked(function: Callable[P, T], error: type[UnknownSetting]) -> Callable[P, T]:
+    code = function.__code__
+    if code.co_flags & inspect.CO_VARKEYWORDS:  # it looks at them itself
+        return function
+    count = code.co_argcount + code.co_kwonlyargcount
+    known = frozenset(code.co_varnames[code.co_posonlyargcount : count]) - {"self"}
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs:
+            if name not in known:
+                advice = advice_on(name, kwargs[name], known)
+                raise error(f"{function.__name__}() has no argument {name!r}. {advice}")
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def advice_on(name: str, value: object, known: Collection[str], cls: type | None = None) -> str:

@@ -18,7 +18,7 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.fields import UNSET, Field, copied, fields_of
-from statemachine_trainer.machine.keywords import HasSettings, refuse_keyword
+from statemachine_trainer.machine.keywords import HasSettings, refuse_keyword, refuses_unknown
 from statemachine_trainer.machine.swap import (
     Machine,
     StatePolicy,
@@ -69,6 +69,7 @@ class Place:
         loop[self.name] = value
 
 
+@refuses_unknown
 def place(factory: Callable[[], L]) -> L:
     """Declare the default loop of a place.
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from statemachine_trainer.files import path_given, shown
 from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.keywords import refuses_unknown
 from statemachine_trainer.observe.kept import (
     KeptCheckpoint,
     Mode,
@@ -24,6 +25,7 @@ class NoBestCheckpoint(NotACheckpoint):
     """The best weights of a run are in no checkpoint of it."""
 
 
+@refuses_unknown
 def load_weights(
     model: nn.Module,
     checkpoint: str | Path,

@@ -1,10 +1,11 @@
 """Devices, precision, and the nested containers that batches come in."""
 
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves, parts
-from statemachine_trainer.parallel.device import resolve_device, to_device
+from statemachine_trainer.parallel.device import numbers_needed_on, resolve_device, to_device
 from statemachine_trainer.parallel.parallel_errors import (
     CannotMove,
     CannotRebuild,
+    NoNumbers,
     PrecisionMismatch,
     UnknownDevice,
     UnknownPrecision,
@@ -15,6 +16,7 @@ from statemachine_trainer.parallel.precision import Precision
 __all__ = [
     "CannotMove",
     "CannotRebuild",
+    "NoNumbers",
     "Precision",
     "PrecisionMismatch",
     "UnknownDevice",
@@ -22,6 +24,7 @@ __all__ = [
     "UnsupportedWrapper",
     "leaves_with_paths",
     "map_leaves",
+    "numbers_needed_on",
     "parts",
     "resolve_device",
     "to_device",

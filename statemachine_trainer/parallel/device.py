@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import enum
 import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves
-from statemachine_trainer.parallel.parallel_errors import CannotMove, UnknownDevice
+from statemachine_trainer.parallel.parallel_errors import CannotMove, NoNumbers, UnknownDevice
 
 Batch = TypeVar("Batch")
 
@@ -161,3 +163,22 @@ def _choices(accelerator: torch.device | None) -> str:
         count = torch.accelerator.device_count()
         names += [f"'{accelerator.type}:{index}'" for index in range(count)]
     return f"Here there are {', '.join(names)}."
+
+
+@contextmanager
+def numbers_needed_on(device: torch.device) -> Iterator[None]:
+    """Context manager around a run: on the device "meta", an error of torch says what is missing.
+
+    Raises:
+        NoNumbers: Something in the run asked for the value of a tensor on "meta".
+    """
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if device.type != "meta" or "meta" not in str(error):
+            raise
+        raise NoNumbers(
+            "Trainer(device='meta'): tensors there have shapes and no numbers, and something in this run needs "
+            f"one ({error}). A model that only moves shapes runs there, without `log`, `.item()`, conditions on "
+            "tensors and half precision. Choose another device for anything else."
+        ) from error

@@ -17,6 +17,10 @@ class UnknownDevice(StateMachineError):
     """A device was asked for that does not exist, or that this machine does not have."""
 
 
+class NoNumbers(StateMachineError):
+    """Something needs the numbers of a tensor on the device "meta", which has none."""
+
+
 class UnknownPrecision(StateMachineError):
     """A precision was asked for that does not exist, or that is reached in another way."""
 

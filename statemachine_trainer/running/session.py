@@ -35,6 +35,7 @@ from statemachine_trainer.machine.errors import NotStarted
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder
+from statemachine_trainer.parallel import numbers_needed_on
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
@@ -576,7 +577,8 @@ class Session:
             if self._halted and driver is self._fit:
                 self._halted = False
                 tell_of_return(self._host.board, self._host)
-            with logging_to(context), torch.enable_grad(), self._switches.on():
+            needed = numbers_needed_on(context.equipment.device)
+            with needed, logging_to(context), torch.enable_grad(), self._switches.on():
                 yield
         except BaseException as error:
             context.steps.failed(error)

@@ -56,7 +56,7 @@ _SETTLED: Final = {
 }
 """Settings that are used once, when the run begins."""
 
-_NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples"}
+_NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples", "retention"}
 """Settings that earlier versions did not write."""
 
 _CODE: Final = f" (code in {compiler()})"
@@ -186,6 +186,7 @@ def _settings_of_checkpoints(checkpoints: Checkpoints) -> Settings:
     return {
         "the checkpoints": {
             "every": repr(checkpoints.every),
+            "retention": repr(checkpoints.store.retention),
         }
     }
 

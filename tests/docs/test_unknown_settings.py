@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 import statemachine_trainer
-from statemachine_trainer import Best, FitLoop, KFoldLoop, Loop, PhasesLoop, Trainer, place
+from statemachine_trainer import (
+    Best,
+    FitLoop,
+    KFoldLoop,
+    Loop,
+    PhasesLoop,
+    Trainer,
+    every,
+    load_weights,
+    place,
+)
 from statemachine_trainer.integrations import trackers
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import UnknownLoop, UnknownSetting
@@ -36,6 +46,50 @@ def test_each_public_class_refuses_what_it_does_not_know(kind: type) -> None:
     assert issubclass(kind, HasSettings)
     with pytest.raises(UnknownSetting, match=f"^{kind.__name__} has no setting 'nonsense'"):
         kind(nonsense=1)
+
+
+TAKES_ANY = {"log", "log_dict", "find_batch_size", "find_learning_rate"}
+"""They look at their settings themselves, or hand them to the trainer."""
+
+FUNCTIONS = [one for one in PUBLIC if inspect.isfunction(one) and one.__name__ not in TAKES_ANY]
+METHODS = [
+    name
+    for name, _ in inspect.getmembers(Trainer, inspect.isfunction)
+    if not name.startswith("_") and name not in ("backward", "moments", "on")
+]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_each_public_function_refuses_what_it_does_not_know(function: Any) -> None:
+    needed = [
+        None
+        for one in inspect.signature(function).parameters.values()
+        if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+    ]
+    with pytest.raises(
+        UnknownSetting, match=rf"^{function.__name__}\(\) has no argument 'nonsense'"
+    ):
+        function(*needed, nonsense=1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_of_the_trainer_refuses_what_it_does_not_know(name: str) -> None:
+    needed = [None, None] if name == "resume" else []
+    with pytest.raises(UnknownSetting, match=rf"^{name}\(\) has no argument 'nonsense'"):
+        getattr(Trainer(progress=False), name)(*needed, nonsense=1)
+
+
+@pytest.mark.parametrize(
+    "call, near",
+    [
+        (lambda: every(1, units="step"), "Did you mean 'unit'"),  # type: ignore[call-arg]
+        (lambda: load_weights(None, "runs", bets="loss"), "Did you mean 'best'"),  # type: ignore[arg-type, call-arg]
+        (lambda: Trainer(progress=False).run(untill="step"), "Did you mean 'until'"),  # type: ignore[call-arg]
+    ],
+)
+def test_a_misspelt_argument_is_told_with_the_right_one(call: Any, near: str) -> None:
+    with pytest.raises(UnknownSetting, match=near):
+        call()
 
 
 @pytest.mark.parametrize(

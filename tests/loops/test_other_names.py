@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from statemachine_trainer import Trainer
+from statemachine_trainer import Trainer, log
 from statemachine_trainer.loops.default_tree import known_settings
 from statemachine_trainer.loops.foreign_names import HOOKS, NOT_HERE, SETTINGS
 from statemachine_trainer.loops.loop_errors import SettingError, UnknownArgument
@@ -123,3 +123,24 @@ def test_an_evaluation_of_a_checkpoint_loads_its_weights_first(call: str, name: 
     arguments: Any = {name: "best"}
     with pytest.raises(UnknownArgument, match=r"load_weights\(model, 'runs/name'\)"):
         getattr(make_trainer(), call)(Regression(), make_batches(2), **arguments)
+
+
+class Logging(Regression):
+    """A model that logs with a setting."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        log("one", 1.0, **self.settings)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    "theirs, advice",
+    [("sync_dist", "Leave it out"), ("reduce_fx", "called reduce"), ("prog", "mean 'prog_bar'")],
+)
+def test_a_setting_of_log_that_there_is_not(theirs: str, advice: str) -> None:
+    with pytest.raises(UnknownArgument, match=rf"log\(\) has no argument '{theirs}'.*{advice}"):
+        make_trainer().fit(Logging(**{theirs: True}), make_batches(2))

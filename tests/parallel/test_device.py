@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from statemachine_trainer.parallel import CannotMove, UnknownDevice, resolve_device, to_device
+from statemachine_trainer import Trainer
+from statemachine_trainer.parallel import (
+    CannotMove,
+    NoNumbers,
+    UnknownDevice,
+    numbers_needed_on,
+    resolve_device,
+    to_device,
+)
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -115,3 +123,30 @@ def test_an_unknown_name_is_an_error_that_lists_the_devices_here() -> None:
 def test_a_device_that_this_machine_lacks_is_an_error() -> None:
     with pytest.raises(UnknownDevice, match="This machine has no device 'cuda:99'"):
         resolve_device("cuda:99")
+
+
+class Read(torch.nn.Module):
+    """A model whose step reads the value of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        loss: torch.Tensor = self.layer(batch).sum()
+        return loss if loss > 0 else -loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_fit_without_numbers_says_so_where_it_needs_one() -> None:
+    trainer = Trainer(device="meta", progress=False, max_epochs=1)
+    with pytest.raises(NoNumbers, match=r"device='meta'.*no numbers.*another device"):
+        trainer.fit(Read(), [torch.ones(1, 2)])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("another one"), ValueError("meta")])
+def test_other_errors_stay_as_they_are(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)), numbers_needed_on(META):
+        raise error

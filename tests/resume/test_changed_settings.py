@@ -15,7 +15,15 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import DataLoader
 
-from statemachine_trainer import Checkpoints, EarlyStopping, Run, Trainer, every, log
+from statemachine_trainer import (
+    Checkpoints,
+    EarlyStopping,
+    Retention,
+    Run,
+    Trainer,
+    every,
+    log,
+)
 from statemachine_trainer.data import DataChanged
 from statemachine_trainer.loops.loop_errors import ModelError, SettingError
 from statemachine_trainer.running.settings_record import SettingsChanged
@@ -395,6 +403,22 @@ def own_optimizer(setting: str) -> type[torch.optim.Optimizer]:
                     parameter.data.add_(parameter.grad, alpha=-group[setting])
 
     return Own
+
+
+def test_a_retention_that_keeps_less_is_told_before_anything_is_deleted(tmp_path: Path) -> None:
+    def keeping(last: int) -> Checkpoints:
+        return Checkpoints(tmp_path, every=1, retention=Retention(last=last))
+
+    first = Trainer(max_epochs=1, progress=False, checkpoints=keeping(3))
+    first.fit(Net(), BATCHES)
+    second = Trainer(max_epochs=1, progress=False, checkpoints=keeping(1))
+    with changes(
+        "the checkpoints: retention was Retention(last=3, best=(), every=()), "
+        "is Retention(last=1, best=(), every=()) now. The script's holds; for the checkpoint's set it there.",
+        "The run had ended",
+    ):
+        second.start(Net(), BATCHES, resume="auto")
+    assert len([*tmp_path.glob("0*")]) == 3
 
 
 def test_an_optimizer_of_the_same_name_with_other_settings_is_refused(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,20 +9,11 @@ from typing import Any
 
 import pytest
 
-from statemachine_trainer import EarlyStopping, Trainer
+from statemachine_trainer import Trainer
 from statemachine_trainer.data import ReplayWarning
-from statemachine_trainer.loops.context_state import is_handed_state
-from statemachine_trainer.loops.stepping import SteppingLoop
-from statemachine_trainer.running.reachable import roots_besides_model_and_data
-from statemachine_trainer.running.settings_record import SettingsChanged
-from statemachine_trainer.snapshot.rng import isolated_rng
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.testing.pairwise import AXES, CHANGES, is_possible, pairs, setup_of, table
-from statemachine_trainer.testing.recording import seed_all
-from statemachine_trainer.testing.setups import Setup
-from statemachine_trainer.testing.trees import differences
-from statemachine_trainer.testing.watched_runs import Run
-from tests.resume.kit import boundaries
+from tests.resume.changed import check_changed, goes_on_elsewhere
 
 ROWS = table()
 PLAIN = {**{axis: values[0] for axis, values in AXES.items()}, "elsewhere": True}
@@ -42,16 +31,8 @@ def two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 def maker(row: dict[str, Any]) -> Callable[[], Trainer]:
     """Return what makes the trainer of a row, at its second start in another folder if the row says so."""
-    setup = setup_of(row)
-    if not row["elsewhere"]:
-        return setup.make_trainer
-    home = Path.cwd().parent
-
-    def make() -> Trainer:
-        os.chdir(home / ("second" if is_handed_state() else "first"))
-        return setup.make_trainer()
-
-    return make
+    make = setup_of(row).make_trainer
+    return goes_on_elsewhere(make, Path.cwd().parent) if row["elsewhere"] else make
 
 
 def check(row: dict[str, Any], examples: int) -> None:
@@ -60,47 +41,7 @@ def check(row: dict[str, Any], examples: int) -> None:
         report = assert_resumable(maker(row), examples=examples, seed=0)
         assert report.runs >= examples
         return
-    make, setup = maker(row), setup_of(row)
-    with isolated_rng():
-        seed_all(0)
-        open_to_stops = [n for n, one in enumerate(boundaries(make)) if not one.transient]
-        early = open_to_stops[: len(open_to_stops) // 2]  # there the fit has not been ended yet
-        for stop in random.Random(0).sample(early, examples):
-            check_changed(make, setup, stop)
-
-
-def check_changed(make: Callable[[], Trainer], setup: Setup, stop: int) -> None:
-    """Compare a run that goes on with other settings to one in which they were set on the way."""
-    seed_all(0)
-    expected = Run(make)
-    expected.go_to(stop)
-    state = expected.document().tree()
-    heard = len(expected.signals)
-    set_on_the_way(expected.trainer, setup.where_it_goes_on)
-    expected.finish()
-
-    seed_all(1)
-    with pytest.warns(SettingsChanged):
-        resumed = Run(make, state, stop)
-    resumed.finish()
-    aside = {"settings": None, "given": None, "checkpoints": None}
-    ends = [{**run.state(), **aside} for run in (expected, resumed)]
-    expected.close()
-    resumed.close()
-    assert not differences(*ends), differences(*ends)
-    assert resumed.signals == expected.signals[heard:]
-
-
-def set_on_the_way(trainer: Trainer, setup: Setup) -> None:
-    """Set what the script says of loops and callbacks; optimizers stay as in the checkpoint."""
-    for _, loop in trainer.loop.walk():
-        if isinstance(loop, SteppingLoop):
-            loop.accumulate = dict(setup.accumulate or [(0, 1)])
-            loop.clip_norm = setup.clip_norm
-    outside = roots_besides_model_and_data(trainer.board, trainer.driver, trainer.context)
-    for callback in outside.values():
-        if isinstance(callback, EarlyStopping) and setup.patience is not None:
-            callback.patience = setup.patience
+    check_changed(maker(row), setup_of(row), examples, seed=0)
 
 
 def test_the_table_holds_every_pair_that_goes_together() -> None:

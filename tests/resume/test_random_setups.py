@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.testing import NotResumable, assert_resumable
 from statemachine_trainer.testing.strategies import Setup, setups
+from tests.resume.changed import check_changed, goes_on_elsewhere
 from tests.resume.kit import stop_before
 
 pytestmark = [
@@ -42,11 +44,24 @@ def test_a_layer_that_a_callback_has_set_is_told_where_the_run_goes_on() -> None
 
 
 relaxed = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    deadline=None,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
 )
 
 
-@settings(relaxed, max_examples=8)
+@pytest.fixture
+def two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    return tmp_path
+
+
+@settings(relaxed, max_examples=8, derandomize=True)
 @given(setups(), st.integers(0, 1000))
 def test_any_set_up_is_resumed_to_the_same_bits_wherever_it_is_stopped(
     setup: Setup, seed: int
@@ -56,11 +71,21 @@ def test_any_set_up_is_resumed_to_the_same_bits_wherever_it_is_stopped(
 
 @pytest.mark.slow
 @settings(relaxed, max_examples=300)
-@given(setups(workers=True), st.integers(0, 1000))
+@given(setups(workers=True, compiled=True), st.integers(0, 1000))
 def test_many_set_ups_are_resumed_to_the_same_bits_wherever_they_are_stopped(
     setup: Setup, seed: int
 ) -> None:
     assert_resumable(setup.make_trainer, examples=4, stops_per_run=3, seed=seed)
+
+
+@pytest.mark.slow
+@settings(relaxed, max_examples=100)
+@given(setups(workers=True, changed=True), st.integers(0, 1000), st.booleans())
+def test_many_set_ups_go_on_with_another_setting_as_if_it_were_set_there(
+    two_folders: Path, setup: Setup, seed: int, elsewhere: bool
+) -> None:
+    make = setup.make_trainer
+    check_changed(goes_on_elsewhere(make, two_folders) if elsewhere else make, setup, 2, seed)
 
 
 @pytest.mark.slow

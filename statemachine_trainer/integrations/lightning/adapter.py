@@ -37,6 +37,7 @@ from statemachine_trainer.integrations.lightning.view import TrainerView
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.guest import Guest
 from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import to_device
 
@@ -292,7 +293,7 @@ class LightningGuest(Guest):
                 f"There are validation data, and {type(self).__name__} has no validation_step: the validation is left "
                 "out, as in Lightning. Write one, or give no data.",
                 LeftOutWarning,
-                stacklevel=2,
+                stacklevel=level_of_caller(),
             )
             return None
         return source

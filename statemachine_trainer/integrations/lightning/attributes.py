@@ -15,6 +15,7 @@ from torch import nn
 
 from statemachine_trainer.integrations.lightning.library import Library
 from statemachine_trainer.loops.metrics.table import is_metric
+from statemachine_trainer.machine.errors import level_of_caller
 
 _LEAVES: Final = (
     bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device, torch.Size, Path,
@@ -98,7 +99,7 @@ class Attributes:
                 "a resumed fit goes on without the change. Keep numbers, tensors and containers of them there, "
                 "or save it in on_save_checkpoint and load it in on_load_checkpoint.",
                 AttributeNotHeldWarning,
-                stacklevel=2,
+                stacklevel=level_of_caller(),
             )
 
 

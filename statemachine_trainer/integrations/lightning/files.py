@@ -16,6 +16,7 @@ import torch
 from statemachine_trainer.integrations.lightning.calls import HookCalls
 from statemachine_trainer.integrations.lightning.library import BadLightningFile
 from statemachine_trainer.integrations.lightning.standing import Standing
+from statemachine_trainer.machine.errors import level_of_caller
 
 
 class NotInTheFileWarning(UserWarning):
@@ -263,7 +264,7 @@ class LightningFiles:
             f"on with epoch {counts.epoch}, step {steps}. Checkpoints of this trainer hold them: "
             "`Trainer(checkpoints=folder)`.",
             NotInTheFileWarning,
-            stacklevel=2,
+            stacklevel=level_of_caller(),
         )
 
 

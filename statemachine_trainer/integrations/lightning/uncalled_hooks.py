@@ -12,6 +12,7 @@ from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.manual import ManualLoop
 from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.loops.stepping import SteppingLoop
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 
 _BATCH: Final = ("on_train_batch_start",)
@@ -77,5 +78,5 @@ def _warn(path: str, loop: Loop, calls: HookCalls) -> None:
             f"called: {', '.join(missed)}. Subscribe to the states of the loop in their place "
             "(`trainer.describe()`, `trainer.graph()`), or put an OptimizerLoop there.",
             HooksNotCalledWarning,
-            stacklevel=2,
+            stacklevel=level_of_caller(),
         )

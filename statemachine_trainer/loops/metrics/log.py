@@ -9,8 +9,9 @@ from typing import Any, Final, Protocol
 
 from torch import Tensor
 
+from statemachine_trainer.loops.foreign_names import check_arguments
 from statemachine_trainer.loops.loop_errors import TrainingError
-from statemachine_trainer.loops.metrics.table import Metrics, is_metric
+from statemachine_trainer.loops.metrics.table import LogSettings, Metrics, is_metric
 
 
 class NotLogging(TrainingError):
@@ -32,6 +33,7 @@ class LogContext(Protocol):
 
 
 _NUMBERS: Final = frozenset((Tensor, float, int))
+_SETTINGS: Final = frozenset({*LogSettings.__annotations__, "batch_size"})
 _current: ContextVar[LogContext | None] = ContextVar("statemachine_trainer_log", default=None)
 
 
@@ -61,6 +63,7 @@ def log(name: str, value: Any, *, batch_size: int | None = None, **settings: Any
 
     Raises:
         NotLogging: No run is going on.
+        UnknownArgument: There is no such setting.
     """
     target = _current.get()
     table = None if target is None else target.log_table
@@ -75,7 +78,12 @@ def log(name: str, value: Any, *, batch_size: int | None = None, **settings: Any
         and (not settings or settings.get("reduce", "mean") == "mean")
     ):
         batch_size = table.weight_of(batch, name)
-    table.log(name + target.log_suffix, value, batch_size=batch_size, **settings)
+    try:
+        table.log(name + target.log_suffix, value, batch_size=batch_size, **settings)
+    except TypeError:  # asked only now, because this is called at each batch
+        unknown = {one: settings[one] for one in settings.keys() - _SETTINGS}
+        check_arguments("log", unknown, _SETTINGS)
+        raise
 
 
 def log_dict(values: Mapping[str, Any], **settings: Any) -> None:
