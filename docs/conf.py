@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 project = "statemachine_trainer"
 author = "The statemachine_trainer authors"
-copyright = author  # noqa: A001 - the name that Sphinx reads
+copyright = author
 release = version = __version__
 
 extensions = [

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Final, cast
 
