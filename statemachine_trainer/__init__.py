@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from statemachine_trainer.observe import Progress as Progress
     from statemachine_trainer.observe import Run as Run
     from statemachine_trainer.observe.best import load_weights as load_weights
+    from statemachine_trainer.observe.difference import compare_runs as compare_runs
     from statemachine_trainer.observe.recorder import RunFolder as RunFolder
     from statemachine_trainer.snapshot import Best as Best
     from statemachine_trainer.snapshot import Retention as Retention

@@ -33,7 +33,10 @@ if TYPE_CHECKING:  # `smt resume` gets by without torch
 RECORD = "run.json"
 JOURNAL = "journal.sqlite"
 JOURNAL_FILES = (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm")
+FINGERPRINTS = "fingerprints.bin"
 CONFIGURATION = "config.yaml"
+OF_A_RUN = ("latest", "pins.json", RECORD, CONFIGURATION, *JOURNAL_FILES, FINGERPRINTS)
+"""What stands beside the checkpoints of a run, and is set aside with them."""
 RESUME_VARIABLE = "SMT_RESUME"
 """Where the environment has `auto` here, a first `fit` that says nothing of resuming is `resume="auto"`."""
 
@@ -244,7 +247,7 @@ def set_aside(store: Store) -> Path | None:
     if not checkpoints:
         return None
     # These first: a folder named in them is still in place.
-    aside = move_aside(store.root, ("latest", "pins.json", RECORD, CONFIGURATION, *JOURNAL_FILES))
+    aside = move_aside(store.root, OF_A_RUN)
     for path in reversed(
         checkpoints
     ):  # the newest first: what is left is a run that may be resumed

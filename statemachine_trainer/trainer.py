@@ -84,6 +84,8 @@ class Trainer:
             or False means no checkpoints.
         run: The folder of the run, which holds its black box and its journal, or a `RunFolder` with
             settings. By default the folder of the checkpoints; False for none.
+        fingerprints: How often digests of weights, gradients, generators and batch are kept in that folder,
+            such as `every(100, "step")`, so that `smt diff` can tell where two runs part. None for never.
         device: Where to train: "auto" (an accelerator if there is one), "cpu", "cuda:1", ...
         precision: "32", "bf16" (autocast) or "fp16" (autocast and gradient scaling).
         seed: Seeds python, numpy and torch at the beginning of each new fit; None does not seed.
@@ -120,6 +122,7 @@ class Trainer:
         callbacks: Iterable[object] | None = (),
         checkpoints: Checkpoints | str | Path | Literal[False] | None = None,
         run: RunFolder | str | Path | bool | None = None,
+        fingerprints: object = None,
         device: str | torch.device = "auto",
         precision: str | int = "32",
         seed: int | None = None,
@@ -159,13 +162,17 @@ class Trainer:
         settings = {**settings, **settings_of_equipment(equipment, device), **switches.given}
         self._hyperparameters = Hyperparameters(hparams, settings)
         run = quick.unless_dev_run(run, False)
-        recorder = self._recorder = recorder_given(run, self.checkpoints, drivers, settings)
+        recorder = self._recorder = recorder_given(
+            run, self.checkpoints, drivers, settings, fingerprints
+        )
         if recorder is not None:
             recorder.hyperparameters = lambda: self._hyperparameters.sections(
                 context_of(drivers.fit)
             )
         owner = self._owner_of_folder()
         self._state = FitState(self, drivers.fit, given, self._hyperparameters)
+        if recorder is not None:
+            recorder.contents = self._state.contents
         self._session = Session(
             self, drivers, equipment, self._state, recorder, shown, owner, quick, switches
         )

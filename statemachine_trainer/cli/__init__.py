@@ -18,6 +18,7 @@ from statemachine_trainer import __version__
 from statemachine_trainer.cli.audit import audit
 from statemachine_trainer.cli.blackbox import blackbox
 from statemachine_trainer.cli.demo import demo
+from statemachine_trainer.cli.diff import diff
 from statemachine_trainer.cli.graph import graph
 from statemachine_trainer.cli.post import post
 from statemachine_trainer.cli.runs import inspect, resume, runs
@@ -112,7 +113,20 @@ def version() -> None:
             typer.echo(f"{name} (not installed)")
 
 
-for command in (demo, graph, step, audit, watch, post, resume, runs, inspect, blackbox, version):
+for command in (
+    demo,
+    graph,
+    step,
+    audit,
+    watch,
+    post,
+    resume,
+    runs,
+    inspect,
+    diff,
+    blackbox,
+    version,
+):
     app.command()(command)
 app.command(context_settings=PASSED_ON)(train)
 

@@ -25,10 +25,10 @@ StateOf = Callable[[], dict[str, Any]]
 class Record(Protocol):
     """A record of a run that is rewound with it."""
 
-    def place(self) -> int | None:
-        """Return the position of the record; None if nothing is recorded."""
+    def place(self) -> Any:
+        """Return the position of the record, for `rewind_to`."""
 
-    def rewind_to(self, place: int | None) -> None:
+    def rewind_to(self, place: Any) -> None:
         """Remove the entries after a position."""
 
 
@@ -48,7 +48,7 @@ class Remembered:
     path: str | None
     epoch: int
     step: int
-    recorded: int | None
+    recorded: Any
     _state: Written
 
     @property

@@ -18,11 +18,14 @@ from statemachine_trainer.control.ownership import FolderInUse, Ownership
 from statemachine_trainer.control.processes import rank_of_process
 from statemachine_trainer.files import path_given
 from statemachine_trainer.graph.graph import Graph
+from statemachine_trainer.intervals import Every
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.settings_checks import flags, whole_number
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.observe.blackbox import BlackBox, Mark, read_blackbox
+from statemachine_trainer.observe.fingerprint_writer import FingerprintWriter
+from statemachine_trainer.observe.fingerprints import Fingerprints, hardware_of
 from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.readings import Readings
 from statemachine_trainer.observe.recoveries import watch_recoveries
@@ -104,16 +107,25 @@ class Recorder:
         folder: What is recorded, and where.
         drivers: The drivers of the trainer, the fit's first.
         settings: Those that the trainer was made with.
+        fingerprints: How often fingerprints are taken; None for never.
 
     Attributes:
         owner: Who holds the folder; what is recorded waits while it is another run's. None: nobody asks.
         hyperparameters: Returns those of the fit by where they come from; None if nobody knows any.
+        contents: Returns what tells whether the data are those of another run; None if nobody knows.
     """
 
     def __init__(
-        self, folder: RunFolder, drivers: Sequence[Driver], settings: Mapping[str, object]
+        self,
+        folder: RunFolder,
+        drivers: Sequence[Driver],
+        settings: Mapping[str, object],
+        fingerprints: Every | None = None,
     ) -> None:
         self.folder = folder
+        self._every = fingerprints
+        self._prints: FingerprintWriter | None = None
+        self._fingerprints: Fingerprints | None = None
         self._drivers = drivers
         self._settings = {name: repr(value) for name, value in settings.items()}
         self._box: BlackBox | None = None
@@ -124,6 +136,7 @@ class Recorder:
         self._keeps_record = False
         self.owner: Ownership | None = None
         self.hyperparameters: Callable[[], Mapping[str, object]] | None = None
+        self.contents: Callable[[], Mapping[str, object]] | None = None
 
     @property
     def _fit(self) -> Driver:
@@ -162,6 +175,7 @@ class Recorder:
         self._keeps_record = keeps_record and rank_of_process() == 0
         if rank_of_process() == 0:
             self._begin_journal(checkpoint)
+            self._begin_fingerprints(checkpoint)
         if ended:
             return
         if self._keeps_record:
@@ -195,16 +209,25 @@ class Recorder:
     def checkpoint_written(self, path: Path) -> None:
         """Note a checkpoint."""
         self._note("checkpoint", {"name": path.name})
+        if self._fingerprints is not None:
+            self._fingerprints.at_checkpoint(path.name)
 
-    def place(self) -> int | None:
-        """Return where the journal stands, for `rewind_to`; None if there is none."""
-        return None if self._journal is None else self._journal.place()
+    def place(self) -> tuple[int | None, int | None]:
+        """Return where journal and fingerprints stand, for `rewind_to`; None for one that is not there."""
+        if self._fingerprints is not None:
+            self._fingerprints.flush()
+        prints = None if self._prints is None else self._prints.place()
+        return None if self._journal is None else self._journal.place(), prints
 
-    def rewind_to(self, place: int | None) -> None:
-        """Take out what was measured since the journal stood there: it will be measured again."""
-        if self._journal is not None and place is not None:
-            self._journal.rewind_to(place)
+    def rewind_to(self, place: tuple[int | None, int | None]) -> None:
+        """Take out what was recorded since it stood there: it will be recorded again."""
+        journal, prints = place
+        if self._journal is not None and journal is not None:
+            self._journal.rewind_to(journal)
             self._journal.close()  # the run is at rest
+        if self._fingerprints is not None and self._prints is not None and prints is not None:
+            self._fingerprints.flush()
+            self._prints.rewind_to(prints)
 
     def close(self) -> None:
         """Record no more; what was recorded stays."""
@@ -215,7 +238,11 @@ class Recorder:
             self._box.close()
         if self._journal is not None:
             self._journal.close()
-        self._box = self._journal = None
+        if self._fingerprints is not None:
+            self._fingerprints.flush()
+        if self._prints is not None:
+            self._prints.close()
+        self._box = self._journal = self._fingerprints = self._prints = None
         self._listen_no_more()
 
     # -- parts -----------------------------------------------------------------------------------
@@ -252,6 +279,23 @@ class Recorder:
         self._removers += watch_recoveries(self._fit, self._note)
         self._note_beginning()
 
+    def _begin_fingerprints(self, checkpoint: Path | None) -> None:
+        if self._every is None:
+            return
+        root = self.folder.path
+        facts = {
+            "every": repr(self._every),
+            "hardware": hardware_of(self._fit.context.device),
+            "data": {} if self.contents is None else dict(self.contents()),
+        }
+        self._prints = FingerprintWriter(root, facts, may_write=self._owns)
+        if checkpoint is not None and checkpoint.resolve().parent == root.resolve():
+            self._prints.go_on(checkpoint.name)
+        else:
+            self._prints.begin()
+        self._fingerprints = Fingerprints(self._fit, self._every, self._prints)
+        self._removers.append(self._fingerprints.attach())
+
     def _note(self, kind: str, facts: Mapping[str, Any]) -> None:
         if self._journal is not None:
             counts = self._fit.context.counts
@@ -259,8 +303,9 @@ class Recorder:
 
     def _set_aside_earlier(self, root: Path) -> None:
         record = (run_record.RECORD,) if self._keeps_record else ()
+        prints = (run_record.FINGERPRINTS,)
         try:
-            run_record.move_aside(root, (*record, *run_record.JOURNAL_FILES))
+            run_record.move_aside(root, (*record, *run_record.JOURNAL_FILES, *prints))
         except OSError as error:
             _log.warning("What an earlier run left in %s stays there: %s.", root, error)
 
@@ -282,6 +327,9 @@ class Recorder:
             if self._box is not None:
                 self._box.come_back(self._inside[-1])
             return
+        if self._fingerprints is not None and self._prints is not None:
+            self._fingerprints.flush()
+            self._prints.close()
         mark, event = self._ending(error)
         if self._box is not None:
             self._box.mark(mark, event)

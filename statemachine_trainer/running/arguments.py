@@ -16,6 +16,7 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.plain import NOTHING_GIVEN, PlainParts
 from statemachine_trainer.loops.settings_checks import flags, is_whole, refuse
 from statemachine_trainer.machine.errors import BadReceiver
+from statemachine_trainer.observe.fingerprints import interval_of_fingerprints
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder, RunFolder
 from statemachine_trainer.run_record import wants_resume
@@ -58,20 +59,27 @@ def recorder_given(
     checkpoints: Checkpoints | None,
     drivers: Drivers,
     settings: Mapping[str, Any],
+    fingerprints: object = None,
 ) -> Recorder | None:
     """Make the recorder for `Trainer(run=..., checkpoints=...)`; None if nothing is recorded.
 
     Raises:
         SettingError: The folder differs from that of the checkpoints, or there is no folder.
     """
+    every = interval_of_fingerprints(fingerprints)
     if not (run is None or isinstance(run, RunFolder | str | os.PathLike | bool)):
         raise SettingError(
             f"run={run!r}: give a folder, such as 'runs/name', or RunFolder(...), True or False."
         )
     folder = RunFolder.of(run, None if checkpoints is None else checkpoints.store.root)
+    if folder is None and every is not None and run is None:
+        raise SettingError(
+            f"Trainer(fingerprints={fingerprints!r}) needs a folder for them: Trainer(run='runs/name') or "
+            "checkpoints='runs/name'."
+        )
     if folder is None:
         return None
-    recorder = Recorder(folder, [*drivers.values()], settings)
+    recorder = Recorder(folder, [*drivers.values()], settings, every)
     if checkpoints is not None:
         checkpoints.on_written = recorder.checkpoint_written
     return recorder

@@ -255,6 +255,14 @@ class FitState:
             self._given = self._settings(context)  # before training changes what the model keeps
             self._contents.of(context)
 
+    def contents(self) -> dict[str, str]:
+        """Return short texts that tell whether the data of the fit are those of another one."""
+        context = context_of(self._driver)
+        found = {} if context is None else self._contents.of(context)
+        return {
+            f"{of}: {name}": text for of, named in found.items() for name, text in named.items()
+        }
+
     def still_stopped(self, state: Mapping[str, Any]) -> bool:
         """Return whether a callback would end the fit of this state again."""
         return not state.get("stopped_by") or bool(self._who_asks_to_stop())

@@ -1,0 +1,32 @@
+"""`smt diff`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from statemachine_trainer.cli.common import Debug, printable
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The folder of a run.")],
+    b: Annotated[Path, typer.Argument(metavar="RUN_B", help="That of another one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what differs between two runs, and the first place at which they part.
+
+    Where they part is known of runs with Trainer(fingerprints=...). The exit code is 1 if they do.
+    """
+    from statemachine_trainer.observe.difference import compare_runs
+
+    found = compare_runs(a, b)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        typer.echo(printable(str(found), keep="\n"))
+    if found.parting is not None:
+        raise typer.Exit(1)

@@ -1,0 +1,351 @@
+"""Two runs side by side: what they were started with, and where they part. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.observe.fingerprint_file import (
+    ORDER,
+    FingerprintFile,
+    Leaves,
+    Look,
+    Taken,
+    read_fingerprints,
+)
+from statemachine_trainer.observe.run import Run
+
+_NAMES_SHOWN: Final = 3
+_WORDS: Final = {
+    "gradients": "gradient of {}",
+    "weights": "weight {}",
+    "buffers": "buffer {}",
+    "generators": "generator of {}",
+    "optimizer": "optimizer: {}",
+}
+
+
+class NoFingerprints(StateMachineError):
+    """A run without fingerprints, or two that were never looked at in the same place."""
+
+
+class Looks(Protocol):
+    """Fingerprints that are compared: of a file, or in memory."""
+
+    @property
+    def looks(self) -> list[Look]:
+        """The looks, in the order of the run."""
+
+    def taken(self, look: Look) -> Taken:
+        """Return the leaves of one of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Values:
+    """Something that differs: what it is in each of the two runs; None where it is not there."""
+
+    a: object
+    b: object
+
+
+@dataclass(frozen=True)
+class Parting:
+    """The first place at which two runs part.
+
+    Attributes:
+        look: Where, as run A tells it.
+        phase: In which part of the work there: "before the step", "forward", "backward", "optimizer step".
+        kind: What differs there first: "batch", "generators", "weights", "buffers", "optimizer", "loss" or
+            "gradients".
+        names: Which of them, in their order.
+        of: How many there are of this kind.
+        also: What else differs before the step.
+        equal_before: What was equal before the step.
+        equal_since: What was equal after it.
+        unseen: Of all that was equal, what holds something that has no digest.
+        before: The last place at which all was equal; None if there is none.
+    """
+
+    look: Look
+    phase: str
+    kind: str
+    names: list[str]
+    of: int
+    also: list[str]
+    equal_before: list[str]
+    equal_since: list[str]
+    unseen: list[str]
+    before: Look | None
+
+    @property
+    def between(self) -> bool:
+        """Whether they part somewhere between two looks: before the step at which they differ."""
+        return self.before is not None and self.before.batch < self.look.batch - (
+            self.look.place == "batch_end"
+        )
+
+    def __str__(self) -> str:
+        shown = self.names[:_NAMES_SHOWN]
+        more = len(self.names) - len(shown)
+        names = ", ".join(shown) + (f" and {more} more of {self.of}" if more else "")
+        what = _WORDS.get(self.kind, "{}").format(names)
+        text = f"{self.look.where}, {self.phase}: {what}"
+        if self.also:
+            text += f"; {_listed(self.also)} too"
+        if self.equal_before:
+            when = "" if self.phase == "before the step" else " before it"
+            text += f"; {_were(self.equal_before, when)} equal"
+        if self.equal_since:
+            text += f"{', and' if self.equal_before else ';'} {_listed(self.equal_since)} after it"
+            text += "" if self.equal_before else " were equal"
+        if self.unseen:
+            text += f" (as far as that can be told of {_listed(self.unseen)})"
+        return text
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How far the fingerprints of two runs agree.
+
+    Attributes:
+        parting: Where they part first; None if they do not, as far as they were looked at.
+        places: Places at which both were looked at.
+        last: The last of them.
+    """
+
+    parting: Parting | None
+    places: int
+    last: Look
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between two runs. As text it says so.
+
+    Attributes:
+        a: The folder of one.
+        b: That of the other.
+        settings: Hyperparameters by name.
+        versions: Of Python and packages, and the commit of the code.
+        hardware: What the bits may depend on beside the code.
+        data: What tells that the data are others.
+        compared: Their fingerprints; None if they cannot be compared, and `why` says so.
+        why: Why not.
+    """
+
+    a: Path
+    b: Path
+    settings: dict[str, Values] = field(default_factory=dict)
+    versions: dict[str, Values] = field(default_factory=dict)
+    hardware: dict[str, Values] = field(default_factory=dict)
+    data: dict[str, Values] = field(default_factory=dict)
+    compared: Compared | None = None
+    why: str = ""
+
+    @property
+    def parting(self) -> Parting | None:
+        """Where they part first; None if they do not, or if that is not known."""
+        return None if self.compared is None else self.compared.parting
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as data that JSON can hold."""
+        found = {**asdict(self), "a": str(self.a), "b": str(self.b)}
+        if self.parting is not None:
+            found["compared"]["parting"]["text"] = str(self.parting)
+        return found
+
+    def __str__(self) -> str:
+        lines = [f"A: {self.a}", f"B: {self.b}"]
+        for name in ("settings", "versions", "hardware", "data"):
+            found: dict[str, Values] = getattr(self, name)
+            lines.append(f"{name}: {'' if found else 'no difference known'}".rstrip())
+            lines += [f"  {key}: {_shown(one.a)} | {_shown(one.b)}" for key, one in found.items()]
+        if self.compared is None:
+            return "\n".join([*lines, f"fingerprints: {self.why}"])
+        parting, last = self.compared.parting, self.compared.last
+        if parting is None:
+            many = f"{self.compared.places} places" if self.compared.places > 1 else "one place"
+            return "\n".join([*lines, f"fingerprints: equal at {many}, up to {last}"])
+        if parting.before is None:
+            return "\n".join([*lines, f"they differ where they were first looked at: {parting}"])
+        if parting.between:
+            lines.append(f"they part after {parting.before}, where all was equal, and before")
+            lines.append(f"  {parting}")
+            lines.append("  Fingerprints at shorter intervals tell where.")
+        else:
+            lines.append(f"they part at {parting}")
+            lines.append(f"  All was equal at {parting.before}.")
+        return "\n".join(lines)
+
+
+def compare_runs(a: str | Path, b: str | Path) -> Difference:
+    """Compare two runs: settings, versions, hardware, data, and where their fingerprints part.
+
+    Fingerprints, hardware and data are known of runs with `Trainer(fingerprints=...)`.
+
+    Args:
+        a: The folder of one run.
+        b: That of the other.
+
+    Raises:
+        NoRun: Nothing of a run is in a folder.
+        BadRecord, BadJournal, BadFingerprints: A file in it cannot be read.
+    """
+    runs = Run(a), Run(b)
+    prints = [read_fingerprints(one.path) for one in runs]
+    facts = [{} if one is None else one.facts for one in prints]
+    found = Difference(
+        runs[0].path,
+        runs[1].path,
+        _differing(*(one.hyperparameters() for one in runs)),
+        _differing(*(_versions(one) for one in runs)),
+        _differing(*(_texts(one.get("hardware")) for one in facts)),
+        _differing(*(_texts(one.get("data")) for one in facts)),
+    )
+    try:
+        compared = _compare(runs, prints)
+    except NoFingerprints as error:
+        return _with(found, None, str(error))
+    return _with(found, compared, "")
+
+
+def _with(found: Difference, compared: Compared | None, why: str) -> Difference:
+    return Difference(
+        found.a, found.b, found.settings, found.versions, found.hardware, found.data, compared, why
+    )
+
+
+def _compare(runs: Sequence[Run], prints: Sequence[FingerprintFile | None]) -> Compared:
+    for run, one in zip(runs, prints, strict=True):
+        if one is None or not one.looks:
+            raise NoFingerprints(
+                f"{run.path} has none. Trainer(fingerprints=every(100, 'step')) keeps them."
+            )
+    first, second = prints
+    assert first is not None
+    assert second is not None
+    return compare_looks(first, second)
+
+
+# -- fingerprints ----------------------------------------------------------------------------------
+
+
+def compare_looks(a: Looks, b: Looks) -> Compared:
+    """Compare the looks that two runs have at the same places, in the order of the first.
+
+    Of the first place at which a root differs, and of no other, the leaves are read.
+
+    Raises:
+        NoFingerprints: There is no place at which both were looked at.
+        BadFingerprints: The leaves cannot be read.
+    """
+    others = _by_place(b.looks)
+    pairs = [(one, others[key]) for key, one in _by_place(a.looks).items() if key in others]
+    if not pairs:
+        raise NoFingerprints(
+            "the two were never looked at in the same place: give both the same interval, "
+            "fingerprints=every(n, 'step')."
+        )
+    before = None
+    for one, other in pairs:
+        parting = _parting(a, b, one, other, before)
+        if parting is not None:
+            return Compared(parting, len(pairs), pairs[-1][0])
+        before = one
+    return Compared(None, len(pairs), pairs[-1][0])
+
+
+def _by_place(looks: Sequence[Look]) -> dict[tuple[object, ...], Look]:
+    """Return looks by where they were taken. Where batches begin anew, as at each fold, a round is counted."""
+    found: dict[tuple[object, ...], Look] = {}
+    rounds, last = 0, 0
+    for one in looks:
+        rounds += one.batch < last
+        last = one.batch
+        found[rounds, one.batch, one.place, one.path if one.place == "checkpoint" else ""] = one
+    return found
+
+
+def _parting(a: Looks, b: Looks, one: Look, other: Look, before: Look | None) -> Parting | None:
+    if one.roots == other.roots:
+        return None
+    kinds: list[tuple[str, str]] = [(p, k) for p, many in ORDER[one.place] for k in many]
+    differing = [(p, k) for p, k in kinds if one.roots.get(k) != other.roots.get(k)]
+    if not differing:
+        return None
+    phase, kind = differing[0]
+    at_end = one.place == "batch_end"
+    upto = kinds.index(differing[0]) if at_end else len(kinds)
+    equal = [k for _, k in kinds[:upto] if k in one.roots and (phase, k) not in differing]
+    taken, there = a.taken(one), b.taken(other)
+    size = max(len(each.layouts.get(kind, ())) for each in (taken, there))
+    earlier = before if at_end and before is not None and _goes_with(before, one) else None
+    return Parting(
+        look=one,
+        phase=phase,
+        kind=kind,
+        names=_names(taken, there, kind),
+        of=size,
+        also=[] if at_end else [k for _, k in differing[1:]],
+        equal_before=([] if earlier is None else [*earlier.roots]) if at_end else equal,
+        equal_since=equal if at_end else [],
+        unseen=[k for k in equal if any(what == "?" for _, what in taken.layouts[k])],
+        before=before,
+    )
+
+
+def _goes_with(before: Look, after: Look) -> bool:
+    """Whether two looks are before and after the same batch."""
+    return before.place == "batch_start" and before.batch == after.batch - 1
+
+
+def _names(one: Taken, other: Taken, kind: str) -> list[str]:
+    """Return the names of the leaves of a kind that differ."""
+    leaves = [
+        _named(each.layouts.get(kind, ()), each.leaves.get(kind, b"")) for each in (one, other)
+    ]
+    names = [*dict.fromkeys([*leaves[0], *leaves[1]])]
+    return [name for name in names if leaves[0].get(name) != leaves[1].get(name)]
+
+
+def _named(layout: Leaves, leaves: bytes) -> dict[str, tuple[str, bytes]]:
+    return {
+        name: (described, leaves[8 * index : 8 * index + 8])
+        for index, (name, described) in enumerate(layout)
+    }
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def _versions(run: Run) -> dict[str, object]:
+    record = run.record()
+    return {} if record is None else {**record.versions, "commit of the code": record.commit}
+
+
+def _texts(found: object) -> dict[str, object]:
+    return {str(name): one for name, one in found.items()} if isinstance(found, Mapping) else {}
+
+
+def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> dict[str, Values]:
+    return {
+        name: Values(a.get(name), b.get(name))
+        for name in dict.fromkeys([*a, *b])
+        if a.get(name) != b.get(name)
+    }
+
+
+def _shown(value: object) -> str:
+    return "(nothing)" if value is None else f"{value}"
+
+
+def _were(names: Sequence[str], when: str) -> str:
+    return f"{_listed(names)}{when} {'was' if [*names] == ['batch'] else 'were'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,90 @@
+"""Digests of tensors tell any two tensors apart that differ in a place, a value or a bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from statemachine_trainer.snapshot.digests import Digests, words_of
+
+SIZES = [1, 2, 3, 7, 64, 8191, 8192, 8193, 20_000, 70_001]
+"""Around the size from which a tensor is laid out as a table, and with a rest."""
+
+
+def digest(tensor: Tensor) -> int:
+    return int(Digests([tensor]).read()[0])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
+def test_a_copy_has_the_same_digest_wherever_it_lies(size: int, dtype: torch.dtype) -> None:
+    tensor = (torch.arange(size) % 251).to(dtype)
+    shifted = torch.cat((torch.ones(1, dtype=dtype), tensor))[1:]
+    assert digest(shifted) == digest(tensor) == digest(tensor.clone())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_a_single_bit_is_seen_wherever_it_is(size: int, data: st.DataObject) -> None:
+    tensor = torch.zeros(size)
+    place = data.draw(st.integers(0, size - 1))
+    bit = data.draw(st.integers(0, 31))
+    changed = tensor.clone()
+    changed.view(torch.int32)[place] = (1 << bit) if bit < 31 else -(2**31)
+    assert digest(changed) != digest(tensor)
+
+
+@pytest.mark.parametrize("size", [4, 8192, 20_000])
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_two_values_that_change_places_are_seen(size: int, data: st.DataObject) -> None:
+    tensor = torch.arange(size, dtype=torch.float64)
+    first, second = data.draw(
+        st.lists(st.integers(0, size - 1), min_size=2, max_size=2, unique=True)
+    )
+    changed = tensor.clone()
+    changed[[first, second]] = tensor[[second, first]]
+    assert digest(changed) != digest(tensor)
+
+
+def test_values_that_stand_there_twice_are_seen() -> None:
+    assert digest(torch.ones(4)) != digest(torch.full((4,), 2.0))
+    assert digest(torch.zeros(4)) != digest(-torch.zeros(4))
+
+
+def test_the_order_of_the_elements_counts_and_not_the_order_in_memory() -> None:
+    tensor = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    other_way = tensor.t().contiguous().t()
+    assert not other_way.is_contiguous()
+    assert digest(other_way) == digest(tensor)
+    assert digest(tensor.t()) != digest(tensor)
+
+
+def test_what_has_no_plain_bytes_has_no_digest() -> None:
+    tensors = [torch.ones(3), torch.eye(3).to_sparse(), torch.empty(3, device="meta")]
+    lazy = torch.nn.parameter.UninitializedParameter()
+    found = Digests([*tensors, lazy])
+    assert found.seen == [True, False, False, False]
+    assert found.read()[1:].tolist() == [0, 0, 0]
+
+
+def test_conjugated_numbers_are_those_that_they_stand_for() -> None:
+    tensor = torch.tensor([1 + 2j, 3 - 4j])
+    assert digest(tensor.conj()) == digest(torch.tensor([1 - 2j, 3 + 4j]))
+
+
+def test_no_tensors_and_empty_ones_have_digests_too() -> None:
+    assert Digests([]).read().tolist() == []
+    words = words_of(torch.empty(0))
+    assert words is not None
+    assert words.numel() == 0
+    assert Digests([torch.empty(0)]).seen == [True]
+
+
+def test_digests_of_a_whole_list_are_those_of_its_tensors() -> None:
+    tensors = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (3, 9000, 1)]
+    assert Digests(tensors).read().tolist() == [digest(one) for one in tensors]
