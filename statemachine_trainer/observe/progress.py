@@ -118,6 +118,13 @@ class Progress(HasSettings):
             self._evaluation = None
             self._close()
 
+    def say(self, text: str) -> None:
+        """Show a line of text before anything else is shown. Of several ranks rank 0 does."""
+        screen = self._choose_screen() if rank_of_process() == 0 else None
+        if screen is not None and self._screen is None and self._open(screen):
+            self._attempt(lambda: screen.say(text))
+            self._close()
+
     def _choose_screen(self) -> Screen | None:
         screen = screen_for(cast(Any, self._console))
         if screen is None and self._minutes is not None:

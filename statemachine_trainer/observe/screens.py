@@ -65,6 +65,9 @@ class Screen(Protocol):
     def grow(self, table: MetricsTable) -> None:
         """Show the newest row of a table."""
 
+    def say(self, text: str) -> None:
+        """Show a line of text above the bars."""
+
     def close(self) -> None:
         """Take the bars away and leave everything as it was; what the table shows stays."""
 
@@ -104,6 +107,11 @@ class TerminalScreen:
             self._console.print(Text(line, style="bold"), soft_wrap=True)
         self._console.print(Text(row), soft_wrap=True)
 
+    def say(self, text: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(text), soft_wrap=True)
+
     def close(self) -> None:
         live, self._live = self._live, None
         if live is not None:
@@ -136,6 +144,10 @@ class NotebookScreen:
 
     def grow(self, table: MetricsTable) -> None:
         self._table = table._repr_html_()
+        self._update()
+
+    def say(self, text: str) -> None:
+        self._table += f"<div>{html.escape(text)}</div>"
         self._update()
 
     def close(self) -> None:
@@ -185,6 +197,9 @@ class LogScreen:
         values = "".join(f"  {name} {format_number(one)}" for name, one in shown)
         took = format_seconds(record.seconds)
         _log.info("epoch %d: step %d%s  %s", record.epoch, record.steps, values, took)
+
+    def say(self, text: str) -> None:
+        _log.info("%s", text)
 
     def close(self) -> None:
         handler, self._handler = self._handler, None

@@ -272,6 +272,8 @@ class Session:
             keeps_record = self._host.checkpoints is None
             ended = self._fit.path is None
             self._recorder.begin(checkpoint, keeps_record=keeps_record, ended=ended)
+        if checkpoint is not None and self._progress:
+            self._progress.say(_what_is_resumed(checkpoint, context, ended=self._fit.path is None))
 
     def _assemble(self, model: nn.Module, given: Given, epoch: int) -> Context:
         """Make the context of a fit, and refuse a fit that would never end, or that is already over.
@@ -656,3 +658,13 @@ def _begun(driver: Driver) -> Context:
             "Nothing was started: call fit(model, loader), or start(model, loader) first."
         )
     return context
+
+
+def _what_is_resumed(checkpoint: Path, context: Context, *, ended: bool) -> str:
+    """Return a line that says where a resumed fit stands."""
+    counts = context.counts
+    epochs = "1 epoch" if counts.epoch == 1 else f"{counts.epoch} epochs"
+    done = f"{epochs}, step {counts.step}"
+    if ended:
+        return f"nothing is left to do: the fit of {checkpoint} has ended ({done})"
+    return f"goes on from {checkpoint} ({done})"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from statemachine_trainer.loops import log
 from statemachine_trainer.loops.loop_errors import SettingError
@@ -142,3 +145,35 @@ def test_they_leave_no_trace_in_the_run() -> None:
 def test_minutes_are_a_positive_number(wrong: Any) -> None:
     with pytest.raises(SettingError, match=r"minutes=.*use a positive number"):
         Progress(minutes=wrong)
+
+
+def test_a_resumed_fit_says_where_it_goes_on_and_one_that_has_ended_that_nothing_is_left(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def run(epochs: int) -> list[str]:
+        caplog.clear()
+        trainer = Trainer(max_epochs=epochs, checkpoints=tmp_path)
+        trainer.fit(Net(), BATCHES, resume="auto")
+        return lines_of(caplog)
+
+    assert [line.split()[0] for line in run(1)] == ["epoch"]
+    (ended,) = run(1)
+    assert ended.startswith(f"nothing is left to do: the fit of {tmp_path}/00")
+    assert ended.endswith(" has ended (1 epoch, step 6)")
+    first, second = run(2)
+    assert first.startswith(f"goes on from {tmp_path}/00")
+    assert first.endswith(" (1 epoch, step 6)")
+    assert second.startswith("epoch 2: step 12")
+
+
+def test_it_says_so_in_a_terminal_and_not_where_progress_is_off(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, force_interactive=True, width=100)
+    for progress in (Progress(console), Progress(console), False):
+        Trainer(max_epochs=1, checkpoints=tmp_path, progress=progress).fit(
+            Net(), BATCHES, resume="auto"
+        )
+    assert file.getvalue().count("nothing is left to do") == 1
+    assert capsys.readouterr().out == ""
