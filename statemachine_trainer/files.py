@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,31 @@ _FLAGS = (
 
 class NoPath(StateMachineError, ValueError):
     """Something else where a path of a file system is needed, such as the address `s3://bucket/run`."""
+
+
+class CannotWrite(StateMachineError, OSError):
+    """A folder that was asked for cannot be made, or takes no file."""
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Make a folder, and write a byte in it, to learn before a run begins that it takes nothing.
+
+    Args:
+        folder: The folder.
+        what: What it was given for, such as "Trainer(run=...)".
+
+    Raises:
+        CannotWrite: There can be no such folder, or nothing can be written in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b".")
+    except OSError as error:
+        raise CannotWrite(
+            f"{what}: nothing can be written in {str(folder)!r} ({error.strerror or error}). Choose another folder, "
+            "or make room there and let this user write."
+        ) from error
 
 
 def path_given(path: str | os.PathLike[str]) -> Path:

@@ -11,19 +11,22 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from statemachine_trainer.files import path_given
+from statemachine_trainer.files import check_writable, path_given
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.observe.readings import Part, values_of_step
 
+_log = logging.getLogger(__name__)
 _PARAMS_AT_ONCE: Final = 100
 """Parameters that MLflow takes in one call."""
 
@@ -49,6 +52,9 @@ class Tracker(HasSettings):
 
     _told: Mapping[str, Any] | None = None
     """The hyperparameters that the service was told."""
+
+    _failing = False
+    """Whether it could not write the last time."""
 
     def __init__(self, *, every: int = 50) -> None:
         self.every = every
@@ -80,6 +86,13 @@ class Tracker(HasSettings):
         """
         self.close()
 
+    def check(self) -> None:
+        """Before a fit begins, refuse a place that takes nothing. None is looked at unless a subclass does."""
+
+    def on_fit_start(self) -> None:
+        """Check the place."""
+        self.check()
+
     def on_batch_end(self, trainer: Any) -> None:
         """Hand on what was logged on the step, every so many batches."""
         if self.every and trainer.context.counts.batch % self.every == 0:
@@ -99,11 +112,29 @@ class Tracker(HasSettings):
 
     def on_exit_fit(self) -> None:
         """Close."""
-        self.close()
+        with self._going_on():
+            self.close()
 
     def failed(self, error: BaseException) -> None:
         """Close, for an exception ends the run."""
-        self.close_after(error)
+        with self._going_on():
+            self.close_after(error)
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Context manager around writing: a full disk, or a service that is not reached, stops no training."""
+        try:
+            yield
+        except OSError as error:
+            if not self._failing:
+                _log.warning(
+                    "%s cannot write: %s. The run goes on; what is measured meanwhile may be missing there.",
+                    type(self).__name__,
+                    error,
+                )
+            self._failing = True
+        else:
+            self._failing = False
 
     def _tell(self, hyperparameters: Mapping[str, Any]) -> None:
         if hyperparameters != self._told:
@@ -113,8 +144,9 @@ class Tracker(HasSettings):
     def _hand_on(self, trainer: Any, part: Part, values: Mapping[str, Any]) -> None:
         if values:
             metrics = {f"{part}/{name}": float(value) for name, value in values.items()}
-            self._tell(trainer.hyperparameters)
-            self.write(trainer.steps, metrics)
+            with self._going_on():
+                self._tell(trainer.hyperparameters)
+                self.write(trainer.steps, metrics)
 
 
 class CSV(Tracker):
@@ -132,6 +164,9 @@ class CSV(Tracker):
         super().__init__(every=every)
         self.file = path_given(file)
         self._rows: list[dict[str, str]] | None = None
+
+    def check(self) -> None:
+        check_writable(self.file.parent, f"CSV({str(self.file)!r})")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._rows is None:
@@ -200,6 +235,9 @@ class TensorBoard(Tracker):
         self._writer: Any = None
         self._written = False
         self._hyperparameters: Mapping[str, Any] | None = None
+
+    def check(self) -> None:
+        check_writable(self.folder, f"TensorBoard({str(self.folder)!r})")
 
     def describe(self, hyperparameters: Mapping[str, Any]) -> None:
         self._hyperparameters = hyperparameters

@@ -16,7 +16,7 @@ from statemachine_trainer import run_record
 from statemachine_trainer.control.listener import Listener
 from statemachine_trainer.control.ownership import FolderInUse, Ownership
 from statemachine_trainer.control.processes import rank_of_process
-from statemachine_trainer.files import path_given
+from statemachine_trainer.files import check_writable, path_given
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.intervals import Every
 from statemachine_trainer.loops.loop_errors import SettingError
@@ -141,6 +141,14 @@ class Recorder:
     @property
     def _fit(self) -> Driver:
         return self._drivers[0]
+
+    def check_writable(self) -> None:
+        """Make the folder, and refuse one in which nothing can be written.
+
+        Raises:
+            CannotWrite: It is one.
+        """
+        check_writable(self.folder.path, "Trainer(run=...)")
 
     def check_free(self) -> None:
         """Refuse a folder into which another process is writing at this moment.

@@ -602,7 +602,7 @@ class Session:
         held, done = owner is not None and owner.held, False
         try:
             # A collective even if this rank has no folder, because another rank may have one.
-            do_together(Ranks.here(), lambda: None if owner is None else owner.take(anew=anew))
+            do_together(Ranks.here(), lambda: self._take_folder(anew))
             yield
             done = True
         finally:
@@ -610,6 +610,14 @@ class Session:
                 owner.give_back()
             elif owner is not None and self._fit.path is None:
                 owner.release()
+
+    def _take_folder(self, anew: bool) -> None:
+        if (
+            self._recorder is not None and self._host.checkpoints is None
+        ):  # which look for themselves
+            self._recorder.check_writable()
+        if self._owner is not None:
+            self._owner.take(anew=anew)
 
     @contextmanager
     def _owning(self, driver: Driver) -> Iterator[None]:
