@@ -18,6 +18,7 @@ from statemachine_trainer.loops.settings_checks import number, refuse, whole_num
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.parallel import to_device
+from statemachine_trainer.parallel.gradient_sync import exchange, settle
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.rng import isolated_rng
 
@@ -91,6 +92,7 @@ class Average(HasSettings):
         """Bring the average up to date with the weights of the model."""
         groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         with torch.no_grad():
+            settle(model)
             for name, parameter in _parameters(model):
                 known = self.average.get(name)
                 if known is None or not self.updates:
@@ -147,10 +149,7 @@ class Average(HasSettings):
     def _exchange_in(self, model: nn.Module) -> None:
         self._model = model
         tensors = dict(_tensors(model))
-        # The data of the tensors are exchanged, not copied: a graph that waits for its backward pass stays whole.
-        self._raw = {name: tensors[name].data for name in self.average}
-        for name, value in self.average.items():
-            tensors[name].data = value.to(tensors[name].device)
+        self._raw = {name: exchange(tensors[name], value) for name, value in self.average.items()}
 
     def _prepare(self, context: Context) -> None:
         """Do what the average needs before it is evaluated."""
@@ -163,7 +162,7 @@ class Average(HasSettings):
     def _exchange(self, model: nn.Module) -> None:
         tensors = dict(_tensors(model))
         for name, value in (self._raw or {}).items():
-            tensors[name].data = value.to(tensors[name].device)
+            exchange(tensors[name], value)
         self._raw = self._model = None
 
     # -- state -----------------------------------------------------------------------------------
@@ -293,19 +292,21 @@ class SWA(Average):
         if not statistics or self.loader is None or statistics.keys() <= self.average.keys():
             return
         tensors = dict(_tensors(model))
-        raw = {name: tensors[name].data for name in [*self.average, *statistics]}
+        raw: dict[str, torch.Tensor] = {}
         training = [(module, module.training) for module in model.modules()]
         try:
-            for name in statistics:
-                tensors[name].data = raw[name].clone()
+            for name, value in statistics.items():
+                raw[name] = exchange(tensors[name], value.clone())
             for name, value in self.average.items():
-                tensors[name].data = value.to(tensors[name].device)
+                before = exchange(tensors[name], value)
+                raw.setdefault(name, before)
             with isolated_rng(), torch.no_grad(), context.precision.context():
                 update_bn((to_device(inputs_of(one), context.device) for one in self.loader), model)
             self.average.update({name: tensors[name].data for name in statistics})
         finally:
+            settle(model)
             for name, value in raw.items():
-                tensors[name].data = value
+                exchange(tensors[name], value)
             for module, mode in training:
                 module.training = mode
 
@@ -315,6 +316,7 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    settle(model)
     names = PlainNames(model)
     yield from names.parameters()
     yield from names.buffers()

@@ -15,24 +15,26 @@ from typing import Any, Final, cast
 
 from statemachine_trainer.loops.base import TrainingLoop, training_loops
 from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.data_compared import compare_batches
 from statemachine_trainer.loops.metrics.numbers import Number
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.ranks_compared import (
     check_alone,
     check_environment,
     check_same,
-    compare_batches,
     compare_weights,
+    warn_of_restarts,
 )
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.program import Program
 from statemachine_trainer.machine.signals import Moment, Subscription
+from statemachine_trainer.parallel.gradient_sync import GradientSync
 from statemachine_trainer.parallel.ranks import Json, Ranks
-from statemachine_trainer.parallel.wrappers import Wrapped
 
 _FIRST: Final = 2**31
+_LAST: Final = -_FIRST
 _COMPARED: Final = -1
 
 
@@ -67,7 +69,7 @@ class Agreement:
         self._read_at = time.monotonic()
         self._entries = driver.entries
         self._steps_before: int | None = None
-        self._wrapped = context.steps.wrapped
+        self._sync = sync = context.steps.sync
         # At the first batch only, because it costs a look into the batch.
         self._compares = [*self._first(f"{driver.name}*.fetch:fetched", self._compare_batches)]
         self._subscriptions = [
@@ -77,12 +79,14 @@ class Agreement:
             *self._first(f"{driver.name}*.validation_end", self._reduce_validation),
             *self._first(f"{driver.name}*.epoch_end", self._reduce_training),
         ]
-        if self._wrapped is not None:
-            windows = Windows(driver, context, self._wrapped)
+        if sync.defers:
+            windows = Windows(driver, context, sync)
             flush = [*self._first(f"{driver.name}*.drain:flush", windows.average_open)]
             self._subscriptions += flush
             if flush:
-                self._wrapped.averages = windows.closes
+                sync.averages = windows.closes
+        # After all other receivers, which may have called the model.
+        self._subscriptions += self._first(f"{driver.name}*.optimizer_step", sync.settle, _LAST)
 
     def leave(self) -> None:
         """End the agreement: another fit is assembled."""
@@ -180,8 +184,7 @@ class Agreement:
 
     def _share_buffers(self) -> None:
         """Give all ranks the buffers of rank 0, so that all evaluate the model that checkpoints hold."""
-        if self._wrapped is not None:
-            self._wrapped.share_buffers()
+        self._sync.share_buffers()
 
     def _reduce_validation(self) -> None:
         self._reduce(self._driver.context.validation_metrics)
@@ -202,10 +205,10 @@ class Agreement:
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def _first(self, name: str, receiver: Any) -> Iterator[Subscription]:
-        """Subscribe before all other receivers, if the tree has such a state."""
+    def _first(self, name: str, receiver: Any, priority: int = _FIRST) -> Iterator[Subscription]:
+        """Subscribe before all other receivers, or after them, if the tree has such a state."""
         try:
-            yield self._trainer.board.on(name, receiver, priority=_FIRST)
+            yield self._trainer.board.on(name, receiver, priority=priority)
         except UnknownSignal:
             return
 
@@ -227,8 +230,10 @@ def agree(trainer: Any, context: Context, before: Agreement | None) -> Agreement
     ranks = Ranks.here()
     check_environment(ranks, trainer)
     if ranks is not None:
-        check_alone(trainer, context)
+        warn_of_restarts(ranks.rank)
+        check_alone(ranks, trainer, context)
         check_same(ranks, trainer, context)
+        context.steps.sync.prepare()
     if before is not None:
         before.leave()
     if ranks is None:
@@ -265,13 +270,13 @@ class Windows:
     Args:
         driver: The driver of the fit.
         context: The context of the fit.
-        wrapped: Its model.
+        sync: How the gradients of its model are averaged.
     """
 
-    def __init__(self, driver: Driver, context: Context, wrapped: Wrapped) -> None:
+    def __init__(self, driver: Driver, context: Context, sync: GradientSync) -> None:
         self._driver = driver
         self._context = context
-        self._wrapped = wrapped
+        self._sync = sync
         self._program: Program | None = None
         self._found: TrainingLoop | None = None
 
@@ -289,7 +294,7 @@ class Windows:
         if loop is not None and loop.window_size() is not None:
             for slot in self._context.slots:
                 if slot.window:
-                    self._wrapped.average_gradients(slot.parameters)
+                    self._sync.average_open(slot.parameters)
 
     def _loop(self) -> TrainingLoop | None:
         """Return the only loop that steps the optimizers; None if there are several."""

@@ -35,6 +35,7 @@ from statemachine_trainer.loops.plain import PlainParts
 from statemachine_trainer.loops.steps import Steps
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
+from statemachine_trainer.parallel.gradient_sync import sync_of
 from statemachine_trainer.parallel.wrappers import see_through
 
 _STAGES: Final = {"validation_step": "validate", "test_step": "test", "predict_step": "predict"}
@@ -85,14 +86,15 @@ class Equipment:
     ) -> Context:
         """Make the context of a run, and move the model to the device.
 
-        A model is taken out of its wrappers. A `DistributedDataParallel` keeps its model. `moved` is
+        A model is taken out of its wrappers. A model of several ranks stays on its device. `moved` is
         False where nothing will run: the model stays where it is.
         """
         whole = model
         model, wrapped = see_through(model)
-        device = self.device if wrapped is None else wrapped.device or self.device
+        sync = sync_of(model) if wrapped is None else wrapped
+        device = sync.device or self.device
         context = Context(model, None, trainer, self)  # type: ignore[arg-type]
-        context.steps = steps_of(model, context, parts, wrapped, whole)
+        context.steps = steps_of(model, context, parts, sync, whole)
         context.train_metrics, context.validation_metrics = (
             Metrics(model, lambda name: context.steps.metric_named(name)) for _ in range(2)
         )
@@ -225,7 +227,7 @@ def go_on(
     if parts.loss is not None and parts.loss is not had.loss:
         steps = context.steps
         context.steps = steps_of(
-            context.model, context, replace(had, loss=parts.loss), steps.wrapped, steps.whole
+            context.model, context, replace(had, loss=parts.loss), steps.sync, steps.whole
         )
 
 

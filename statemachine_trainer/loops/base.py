@@ -135,6 +135,13 @@ class TrainingLoop(Loop):
         """
         return None
 
+    def why_whole(self) -> str | None:
+        """Return why the loop needs the whole parameters at each rank, and what to use instead.
+
+        None if it can train a model that `fully_shard` has cut up.
+        """
+        return None
+
     # -- errors, stopping, resuming, replacing -----------------------------------------------------------
 
     def undo_of(self, state: str) -> Callable[[Exception], None] | None:

@@ -12,7 +12,7 @@ from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.loops.plain import NOTHING_GIVEN, PlainParts
 from statemachine_trainer.loops.steps import Steps
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.parallel.wrappers import Wrapped
+from statemachine_trainer.parallel.gradient_sync import GradientSync
 
 
 class Guest(nn.Module):
@@ -97,9 +97,9 @@ def steps_of(
     model: nn.Module,
     context: Context,
     parts: PlainParts = NOTHING_GIVEN,
-    wrapped: Wrapped | None = None,
+    sync: GradientSync | None = None,
     whole: nn.Module | None = None,
 ) -> Steps:
     """Make the steps of a model; see `Steps`. This is the one place that tells guests from modules."""
     kind = _GuestSteps if isinstance(model, Guest) else Steps
-    return kind(model, context, parts, wrapped, whole)
+    return kind(model, context, parts, sync, whole)

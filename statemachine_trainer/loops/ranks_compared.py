@@ -11,17 +11,17 @@ import os
 import warnings
 from typing import Any, Final, cast
 
-import torch
 from torch import nn
 
 from statemachine_trainer.loops.base import training_loops
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.loop_errors import LikelyMistake, SettingError
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError, level_of_caller
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.parallel import leaves_with_paths
+from statemachine_trainer.parallel.gradient_sync import is_cut_up
+from statemachine_trainer.parallel.layout import Layout
 from statemachine_trainer.parallel.ranks import Json, Ranks
-from statemachine_trainer.parallel.wrappers import PlainNames, Wrapped
+from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.ranked import digest
 
 
@@ -33,12 +33,8 @@ class WeightsDiffer(UserWarning):
     """After a step the ranks have different weights, because gradients are not averaged."""
 
 
-class SameBatches(StateMachineError):
-    """All ranks of a run read the same data."""
-
-
-class SameWork(LikelyMistake):
-    """All ranks read the same data, and each trains its own model."""
+class RestartsFail(UserWarning):
+    """`torchrun` is to restart lost ranks, in a way in which they cannot find each other again."""
 
 
 _ADVICE: Final = {
@@ -46,6 +42,10 @@ _ADVICE: Final = {
     "the parameters": "Build the same model at each.",
     "the numbers of training batches": "A DistributedSampler gives all of them the same number.",
     "the validation loaders": "Give each of them validation data, all or a part of them.",
+    "the numbers of validation batches": (
+        "Each evaluation gathers the parameters that are cut up, which all ranks do together. A "
+        "DistributedSampler gives all of them the same number."
+    ),
     "the folders of checkpoints": (
         "Give all of them the same; rank 0 writes there, with the state of each."
     ),
@@ -76,14 +76,36 @@ def check_environment(ranks: Ranks | None, trainer: Any) -> None:
         )
 
 
-def check_alone(trainer: Any, context: Context) -> None:
+def warn_of_restarts(rank: int) -> None:
+    """Warn if `torchrun` would restart ranks in vain.
+
+    With the store of its rendezvous, which is the default, the ranks of the next attempt read what
+    those of the one before have left there, and never meet (torch 2.13).
+    """
+    restarts, shared = (
+        os.environ.get(name, "")
+        for name in ("TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE")
+    )
+    if rank == 0 and restarts not in ("", "0") and shared == "True":
+        warnings.warn(
+            f"torchrun --max-restarts {restarts} restarts ranks that do not find each other again: they "
+            "read what the ranks before have left in the store that all attempts share. Set the variable "
+            "for torchrun itself: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --max-restarts "
+            f"{restarts} ...",
+            RestartsFail,
+            stacklevel=level_of_caller(),
+        )
+
+
+def check_alone(ranks: Ranks, trainer: Any, context: Context) -> None:
     """Refuse models and loops with which one rank would act without the others.
 
     Raises:
         SettingError: The model, or a loop, does.
+        UnsupportedWrapper: The parameters are cut up in a way that is not supported.
     """
-    _check_loops(trainer.loop)
-    _check_model(context)
+    layout = _check_model(ranks, trainer, context)
+    _check_loops(trainer.loop, cut_up=bool(layout.cut_up))
 
 
 def check_same(ranks: Ranks, trainer: Any, context: Context) -> None:
@@ -110,9 +132,17 @@ def _facts(trainer: Any, context: Context) -> dict[str, Json]:
         [name for name, _ in PlainNames(context.model).parameters()],
         None if context.train is None else context.train.length,
         [name for name, _ in context.validation],
+        _evaluated_together(context),
         None if checkpoints is None else str(checkpoints.store.root),
     )
     return dict(zip(_ADVICE, facts, strict=True))
+
+
+def _evaluated_together(context: Context) -> Json:
+    """Return the numbers of validation batches where ranks have to evaluate in step; None where they need not."""
+    if not any(is_cut_up(one) for one in context.model.parameters()):
+        return None
+    return [feed.length for _, feed in context.validation]
 
 
 def _short(value: Json) -> str:
@@ -120,25 +150,35 @@ def _short(value: Json) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _check_loops(root: Loop) -> None:
+def _check_loops(root: Loop, *, cut_up: bool) -> None:
     for path, loop in training_loops(root):
         why = loop.why_alone()
         if why is not None:
             raise SettingError(f"The loop {path!r} {why}")
+        why = loop.why_whole() if cut_up else None
+        if why is not None:
+            raise SettingError(
+                f"The parameters are cut up among the ranks, and the loop {path!r} {why}"
+            )
 
 
-def _check_model(context: Context) -> None:
+def _check_model(ranks: Ranks, trainer: Any, context: Context) -> Layout:
     model = context.model
     if context.steps.foreign:
         raise SettingError(
             f"{type(model).__name__} is of another library, and such modules are not trained by "
             "several ranks here. Use that library's own trainer, or one process."
         )
-    if any(type(one).__name__ == "DTensor" for one in model.parameters()):
+    layout = Layout.of(model, context.steps.sync, ranks.rank, ranks.size)
+    if layout.cut_up and trainer.checkpoints is not None:
         raise SettingError(
-            f"The parameters of {type(model).__name__} are cut up among the ranks, which is not "
-            "supported. Use DistributedDataParallel."
+            f"The parameters of {type(model).__name__} are cut up among the ranks by {layout.by}, and "
+            "checkpoints= cannot hold them yet. Leave it out, and save what you need in a receiver of "
+            "'epoch_end' with torch.distributed.checkpoint, which each rank has to call: "
+            "dcp.save(get_model_state_dict(trainer.model), checkpoint_id=folder). Or use "
+            "DistributedDataParallel(model) if the model fits on one device."
         )
+    return layout
 
 
 # -- While it runs --------------------------------------------------------------------------------
@@ -146,51 +186,15 @@ def _check_model(context: Context) -> None:
 
 def compare_weights(ranks: Ranks, model: nn.Module) -> None:
     """Warn if ranks have different weights. A collective."""
-    weights = {name: digest(one) or "" for name, one in model.named_parameters()}
+    weights = {
+        name: digest(one) or "" for name, one in model.named_parameters() if not is_cut_up(one)
+    }
     whole = hashlib.sha256(repr(weights).encode()).hexdigest()
     if len(set(cast("list[str]", ranks.from_all(whole)))) > 1:
         warnings.warn(
             "After the first step each rank has weights of its own: their gradients are not "
-            "averaged. Give fit DistributedDataParallel(model), and let loops of your own call the "
-            "training step by context.steps.training, which goes through it.",
+            "averaged. Give fit DistributedDataParallel(model), or call fully_shard on the model as a whole "
+            "after its parts; let loops of your own call the training step by context.steps.training.",
             WeightsDiffer,
             stacklevel=level_of_caller(),
         )
-
-
-def compare_batches(ranks: Ranks, context: Context) -> None:
-    """Refuse ranks that read the same batch: a sampler was forgotten. A collective.
-
-    Raises:
-        SameBatches: They read the same batch, and their gradients are averaged.
-
-    Warns:
-        SameWork: They read the same batch, and their gradients are not averaged.
-    """
-    told = ranks.from_all(_digest_of_batch(context.batch))
-    if told[0] is None or any(one != told[0] for one in told):
-        return
-    text = (
-        f"All {ranks.size} ranks read the same batch, so that they do the work of one. Give the loader "
-        "`sampler=DistributedSampler(data)`, which deals the samples out; let a stream yield a part "
-        "of its own at each rank (torch.distributed.get_rank())."
-    )
-    if any(map(_averages, (context.steps.whole, *context.model.modules()))):
-        raise SameBatches(text)
-    warnings.warn(text, SameWork, stacklevel=level_of_caller())
-
-
-def _averages(module: nn.Module) -> bool:
-    return Wrapped.of(module) is not None
-
-
-def _digest_of_batch(batch: Any) -> str | None:
-    """Return a digest of a batch; None if all its values are equal, so that it identifies nothing."""
-    found, telling = hashlib.sha256(), False
-    for path, leaf in leaves_with_paths(batch):
-        if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided and leaf.numel():
-            found.update(f"{path} {digest(leaf)}".encode())
-            telling = telling or bool((leaf != leaf.reshape(-1)[0]).any())
-        elif isinstance(leaf, str | int | float):
-            found.update(f"{path} {leaf!r}".encode())
-    return found.hexdigest() if telling else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NoReturn
 
 from torch import nn
 from torch.optim import Optimizer
@@ -26,7 +26,7 @@ from statemachine_trainer.loops.plain_steps import (
 )
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.parallel.wrappers import Wrapped
+from statemachine_trainer.parallel.gradient_sync import GradientSync, sync_of
 
 STEPS: Final = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -51,13 +51,13 @@ class Steps:
             of Hugging Face do, is called with the batch as keywords and computes its loss itself.
         given: What a plain model is given. An optimizer is used instead of `configure_optimizers`.
         source: Has an attribute for each further argument of a step; read at each call.
-        wrapped: The model in its `DistributedDataParallel`, through which the training step is
-            called. The other steps are not: a rank may evaluate alone.
+        sync: How the gradients of the model are averaged over the ranks. The training step is called
+            through it.
         whole: The model as it was given, in all its wrappers; None if it is in none.
 
     Attributes:
         model: The module.
-        wrapped: It in its `DistributedDataParallel`; None if it is in none.
+        sync: How its gradients are averaged over the ranks.
         whole: The module as it was given, in its wrappers.
         training: The training step.
         takes_hiddens: Whether it has a parameter `hiddens`.
@@ -74,21 +74,18 @@ class Steps:
         model: nn.Module,
         source: object,
         given: PlainParts = NOTHING_GIVEN,
-        wrapped: Wrapped | None = None,
+        sync: GradientSync | None = None,
         whole: nn.Module | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelError(
                 f"The model is a {type(model).__name__}; it must be a torch.nn.Module."
             )
+        self.sync = sync_of(model) if sync is None else sync
         if _is_lightning_module(model):
-            raise ModelError(
-                f"{type(model).__name__} is a LightningModule. Give `lightning.module(model)`, with `from "
-                "statemachine_trainer.integrations import lightning`."
-            )
+            _refuse_lightning(model, self.sync)
         self.model = model
         self.source = source
-        self.wrapped = wrapped
         self.whole: nn.Module = model if whole is None else whole
         self.by_hand = getattr(model, "automatic_optimization", True) is False
         self.takes_hiddens = False
@@ -111,10 +108,9 @@ class Steps:
         elif not self._found and finds_own_loss(model):
             self._found.update(own_loss_steps(model))
         self.training = self._found.get("training_step", self.training)
-        if wrapped is not None and "training_step" in self._found:
-            self._refuse_unseen_backward()
-            self.training = self._found["training_step"] = wrapped.through(self.training)
         self._found.setdefault("predict_step", lambda batch, _batch_idx: model(inputs_of(batch)))
+        if self.sync.by:
+            self._call_through(self.sync)
 
     # -- what a guest does in its own way ----------------------------------------------------------
 
@@ -227,16 +223,36 @@ class Steps:
                 "steps: log('acc', self.accuracy)."
             )
 
-    def _refuse_unseen_backward(self) -> None:
-        """Refuse a wrapped model whose training step calls backward inside the wrapper's forward pass."""
+    def _call_through(self, sync: GradientSync) -> None:
+        """Let the steps of a model of several ranks be called through what averages its gradients."""
+        own = {name for name in STEPS if callable(getattr(self.model, name, None))}
+        if "training_step" in self._found and not self._goes_backward_itself():
+            step = sync.through(self.training, own="training_step" in own)
+            self.training = self._found["training_step"] = step
+        for name in self._found.keys() - {"training_step"}:
+            self._found[name] = sync.evaluated(self._found[name], own=name in own)
+
+    def _goes_backward_itself(self) -> bool:
+        """Return whether backward passes begin within the training step, and not after it.
+
+        Raises:
+            ModelError: They do, and their gradients would not be averaged.
+        """
         yields = inspect.isgeneratorfunction(getattr(self.model, "training_step", None))
-        if self.by_hand or yields:
+        kind, sync = type(self.model).__name__, self.sync
+        if yields and sync.sees_all:
+            raise ModelError(
+                f"{kind} yields its losses in training_step, and its parameters are cut up by {sync.by}, so that "
+                "it cannot be seen which loss is whose. Return one loss, or optimize by hand "
+                "(automatic_optimization = False)."
+            )
+        if (self.by_hand or yields) and not sync.sees_all:
             how = "yields its losses" if yields else "optimizes by hand"
             raise ModelError(
-                f"{type(self.model).__name__} {how} in training_step, and DistributedDataParallel "
-                "around it cannot average the gradients there. Wrap the networks inside of it "
-                "instead: self.net = DistributedDataParallel(net)."
+                f"{kind} {how} in training_step, and {sync.by} around it cannot average the gradients there. "
+                "Wrap the networks inside of it instead: self.net = DistributedDataParallel(net)."
             )
+        return self.by_hand or yields
 
     def _missing_training_step(self, _batch: Any, _batch_idx: int) -> Any:
         return self.get("training_step")
@@ -300,6 +316,20 @@ def _is_number(second: inspect.Parameter) -> bool:
     if second.name in ASKABLE:
         return second.name == "batch_idx"
     return second.default is second.empty
+
+
+def _refuse_lightning(model: nn.Module, sync: GradientSync) -> NoReturn:
+    kind = type(model).__name__
+    if sync.by:
+        raise ModelError(
+            f"{kind} is a LightningModule in {sync.by}, and several ranks do not train such modules here. Use "
+            "Lightning's own trainer, one process with `lightning.module(model)`, or move its training_step to "
+            "a plain torch.nn.Module."
+        )
+    raise ModelError(
+        f"{kind} is a LightningModule. Give `lightning.module(model)`, with `from "
+        "statemachine_trainer.integrations import lightning`."
+    )
 
 
 def _is_lightning_module(model: nn.Module) -> bool:

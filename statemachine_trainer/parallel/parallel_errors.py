@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from statemachine_trainer.machine.errors import StateMachineError
 
 
@@ -31,3 +33,25 @@ class PrecisionMismatch(StateMachineError):
 
 class UnsupportedWrapper(StateMachineError):
     """A model is in a wrapper that cuts its parameters up, so that nothing could be saved by name."""
+
+
+class RankLost(StateMachineError):
+    """Another rank of the run is gone, or does not answer in the time that `init_process_group` was given.
+
+    Attributes:
+        rank: Its number; None if it is not known which one it is.
+        state: Path of the state that it was last seen in; None if it wrote no black box.
+        since: When it began that state; None if it wrote no black box.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        rank: int | None = None,
+        state: str | None = None,
+        since: datetime | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.state = state
+        self.since = since

@@ -7,6 +7,8 @@ initialized, as after `torch.distributed.init_process_group` in a script that `t
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -30,6 +32,7 @@ class Ranks:
     Attributes:
         rank: Number of this process, from 0.
         size: How many there are, at least 2.
+        processes: The number ("pid") and machine ("host") of each.
     """
 
     _known: ClassVar[Ranks | None] = None
@@ -40,6 +43,8 @@ class Ranks:
         # Weak: a group that outlives `destroy_process_group` aborts the interpreter as it exits.
         self._world = ref(dist.group.WORLD)
         self._own_group = ref(dist.new_group(backend="gloo", timeout=_timeout()))
+        mine: Json = {"pid": os.getpid(), "host": socket.gethostname()}
+        self.processes = cast("list[dict[str, Any]]", self.from_all(mine))
 
     @classmethod
     def here(cls) -> Ranks | None:
@@ -51,6 +56,11 @@ class Ranks:
             return None
         if cls._known is None or cls._known._world() is not dist.group.WORLD:
             cls._known = cls()
+        return cls._known
+
+    @classmethod
+    def known(cls) -> Ranks | None:
+        """Return the ranks that `here` has returned last. No collective, also where the group is broken."""
         return cls._known
 
     def largest(self, values: Sequence[float]) -> list[float]:

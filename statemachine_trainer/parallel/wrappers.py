@@ -7,18 +7,17 @@ and names in files are those of a model without wrappers. All knowledge of wrapp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Hashable, Iterator, Mapping
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Final, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from statemachine_trainer.parallel.gradient_sync import Ddp
 from statemachine_trainer.parallel.parallel_errors import UnsupportedWrapper
 
 _FSDP: Final = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
@@ -39,15 +38,13 @@ By their names: to import the compiler takes seconds, and most models are in no 
 _KEY_OF_COMPILER: Final = "_orig_mod"
 _METADATA: Final = "_metadata"
 
-_NONE: Final = object()
-
 T = TypeVar("T")
 
 
 # -- What is around a module ---------------------------------------------------------------------
 
 
-def see_through(model: Any) -> tuple[Any, Wrapped | None]:
+def see_through(model: Any) -> tuple[Any, Ddp | None]:
     """Return the module in its wrappers, and its `DistributedDataParallel` if it is in one.
 
     A compiled module stays compiled: calls of the module itself go through the compiler from now
@@ -61,8 +58,8 @@ def see_through(model: Any) -> tuple[Any, Wrapped | None]:
     """
     wrapped, compilers = None, []
     while isinstance(model, nn.Module):
-        if Wrapped.of(model) is not None:
-            wrapped = Wrapped.of(model)
+        if isinstance(model, DistributedDataParallel):
+            wrapped = Ddp(model)
         elif _is(model, _COMPILED):
             compilers.append(model)
         else:
@@ -103,7 +100,8 @@ def _refuse_fsdp(model: nn.Module) -> None:
         raise UnsupportedWrapper(
             f"The {type(model).__name__} has a FullyShardedDataParallel (FSDP1) in it or around it, "
             "which cuts parameters into pieces without names, so that no checkpoint could hold them. "
-            "Torch has deprecated it. Use DistributedDataParallel(model)."
+            "Torch has deprecated it. Use fully_shard(model) of torch.distributed.fsdp (FSDP2), or "
+            "DistributedDataParallel(model) if the model fits on one device."
         )
 
 
@@ -123,99 +121,6 @@ def _is(module: nn.Module, name: str) -> bool:
 
 def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-# -- A model in DistributedDataParallel -----------------------------------------------------------
-
-
-class Wrapped:
-    """A model, and the `DistributedDataParallel` around it.
-
-    Gradients are averaged over the ranks only if the loss is computed through the wrapper's own
-    `forward`. The wrapper only calls the `forward` of the model, so a direct call of a training
-    step would bypass it.
-
-    Args:
-        wrapper: The wrapper.
-
-    Attributes:
-        wrapper: The wrapper.
-        module: The model in it, without further wrappers.
-        averages: Called before each pass through the wrapper: whether its backward pass averages
-            the gradients. If not, they add up at each rank until one does.
-    """
-
-    averages: Callable[[], bool] = staticmethod(lambda: True)
-
-    def __init__(self, wrapper: DistributedDataParallel) -> None:
-        self.wrapper = wrapper
-        self.module: nn.Module = wrapper.module
-
-    @classmethod
-    def of(cls, model: object) -> Wrapped | None:
-        """Return a `DistributedDataParallel` as `Wrapped`; None for other models."""
-        return cls(model) if isinstance(model, DistributedDataParallel) else None
-
-    @property
-    def device(self) -> torch.device | None:
-        """Where the parameters are; None if there are none."""
-        return next((one.device for one in self.module.parameters()), None)
-
-    def through(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that runs `function` through the wrapper.
-
-        For that call the function replaces the model's `forward`, which is restored before the
-        function begins. So the function may call the model any number of times.
-        """
-        wrapper = self.wrapper
-        module: nn.Module = wrapper.module  # what the wrapper calls, compiled or not
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            own = vars(module).get("forward", _NONE)
-
-            def put_back() -> None:
-                if own is not _NONE:
-                    module.forward = own
-                else:
-                    vars(module).pop("forward", None)
-
-            def forward(*arguments: Any, **named: Any) -> Any:
-                put_back()
-                return function(*arguments, **named)
-
-            module.forward = forward
-            try:
-                with nullcontext() if self.averages() else wrapper.no_sync():
-                    return wrapper(*arguments, **named)
-            finally:
-                put_back()
-
-        return call
-
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average gradients over the ranks, as they are. A collective.
-
-        A parameter that no rank used stays without one.
-        """
-        ours = list(parameters)
-        group = self.wrapper.process_group
-        used = torch.tensor([one.grad is not None for one in ours], device=self.device).int()
-        dist.all_reduce(used, dist.ReduceOp.MAX, group=group)
-        for parameter, is_used in zip(ours, used.tolist(), strict=True):
-            if is_used:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad, group=group)
-                parameter.grad /= dist.get_world_size(group)
-
-    def share_buffers(self) -> None:
-        """Give all ranks the buffers of rank 0, as the wrapper does before each training step.
-
-        A collective. With `broadcast_buffers=False` nothing happens.
-        """
-        if self.wrapper.broadcast_buffers:
-            for buffer in self.module.buffers():
-                dist.broadcast(buffer, 0, group=self.wrapper.process_group)
 
 
 # -- Names without wrappers -----------------------------------------------------------------------

@@ -47,6 +47,7 @@ from statemachine_trainer.running.limits import (
     refuse_endless,
     refuse_to_do_nothing,
 )
+from statemachine_trainer.running.lost_ranks import naming_lost_ranks
 from statemachine_trainer.running.predictions import Predictions, PredictionWriter
 from statemachine_trainer.running.quick_checks import QuickChecks
 from statemachine_trainer.running.rehearsal import (
@@ -161,7 +162,8 @@ class Session:
         known = context_of(self._fit)
         self._fit.check_at_rest("start")
         check_loss(given.parts.loss)
-        with self._taking_folder(anew=known is None or given.restart or given.resume is not None):
+        anew = known is None or given.restart or given.resume is not None
+        with self._naming_lost_ranks(), self._taking_folder(anew=anew):
             self._start(given, known)
 
     def audit(self, given: Given | None = None) -> Audit:
@@ -399,6 +401,7 @@ class Session:
             self._recording(),
             listening,
             self._showing(),
+            self._naming_lost_ranks(),  # within `listening`, so that a signal does not come first
         ):
             outcome = driver.run(until)
             if driver.resting and driver is self._fit and checkpoints is not None:
@@ -408,7 +411,12 @@ class Session:
     def step(self) -> Moment | None:
         """Make one transition and return it; None if the state rests."""
         driver = self._drivers.active
-        with self._owning(driver), self.in_charge(driver), self._recording():
+        with (
+            self._owning(driver),
+            self.in_charge(driver),
+            self._recording(),
+            self._naming_lost_ranks(),
+        ):
             return driver.step()
 
     def moments(self, until: Until = None) -> Iterator[Moment]:
@@ -416,7 +424,12 @@ class Session:
         transitions = self._drivers.active.moments(until)
         while True:
             driver = self._drivers.active
-            with self._owning(driver), self.in_charge(driver), self._recording():
+            with (
+                self._owning(driver),
+                self.in_charge(driver),
+                self._recording(),
+                self._naming_lost_ranks(),
+            ):
                 moment = next(transitions, None)
             if moment is None:
                 return
@@ -522,6 +535,7 @@ class Session:
                 self.in_charge(driver),
                 self._recording(),
                 self._showing(),
+                self._naming_lost_ranks(),
             ):
                 driver.start()
                 driver.run()
@@ -648,6 +662,9 @@ class Session:
         if self._recorder is None:
             return nullcontext()
         return self._recorder.recording(self._drivers.active)
+
+    def _naming_lost_ranks(self) -> AbstractContextManager[None]:
+        return naming_lost_ranks(None if self._recorder is None else self._recorder.folder.path)
 
     def _showing(self) -> AbstractContextManager[None]:
         return self._progress.showing(self._host) if self._progress else nullcontext()

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from statemachine_trainer import Trainer
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.parallel.gradient_sync import Ddp, lay_out_buckets, sync_of
 from statemachine_trainer.parallel.ranks import Ranks
-from statemachine_trainer.parallel.wrappers import Wrapped
 
 
 class Task(nn.Module):
@@ -58,8 +58,7 @@ class TestThroughTheWrapper:
         model = Task()
         wrapper = DistributedDataParallel(model)
         calls, batch = self.seen(wrapper), torch.ones(3, 2)
-        wrapped = Wrapped.of(wrapper)
-        assert wrapped is not None
+        wrapped = Ddp(wrapper)
         loss = wrapped.through(model.training_step)(batch, 0)
         assert torch.equal(loss, model.training_step(batch, 0))
         assert calls == [1]
@@ -71,13 +70,13 @@ class TestThroughTheWrapper:
 
         model = Task()
         model.forward = own  # type: ignore[method-assign]
-        wrapped = Wrapped(DistributedDataParallel(model))
+        wrapped = Ddp(DistributedDataParallel(model))
         wrapped.through(lambda: model(torch.ones(2)))()
         assert model.forward is own
 
     def test_a_step_that_raises_leaves_the_forward_as_it_was(self) -> None:
         model = Task()
-        wrapped = Wrapped(DistributedDataParallel(model))
+        wrapped = Ddp(DistributedDataParallel(model))
 
         def fail() -> None:
             raise ValueError("no")
@@ -101,12 +100,43 @@ class TestThroughTheWrapper:
             assert len(calls) == len(batches)
             assert trainer.model is model
 
+    def test_buckets_are_laid_out_without_a_trace(self) -> None:
+        class Parts(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.words = nn.Embedding(5, 2, sparse=True)
+                self.norm = nn.BatchNorm1d(2)
+                self.wave = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+                self.nothing = nn.Parameter(torch.empty(0))
+                self.frozen = nn.Parameter(torch.ones(2))
+
+            def forward(self) -> None:
+                raise AssertionError("no code of the model is called")
+
+        model = Parts()
+        wrapper = DistributedDataParallel(model)
+        model.frozen.requires_grad_(False)
+        model.norm.weight.grad = torch.full((2,), 3.0)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        drawn, seen = torch.get_rng_state(), self.seen(wrapper)
+        lay_out_buckets(wrapper)
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), drawn)
+        assert seen == []
+        gradients = {name: one.grad for name, one in model.named_parameters()}
+        kept = gradients.pop("norm.weight")
+        assert kept is not None
+        assert kept.tolist() == [3.0, 3.0]
+        assert set(gradients.values()) == {None}
+        assert not model.frozen.requires_grad
+        assert wrapper.module is model
+
     def test_a_process_group_of_one_has_no_ranks(self) -> None:
         assert Ranks.here() is None
 
 
 def test_any_other_model_is_not_wrapped() -> None:
-    assert Wrapped.of(nn.DataParallel(nn.Linear(2, 1))) is None
+    assert not sync_of(nn.DataParallel(nn.Linear(2, 1))).by
 
 
 def test_processes_that_nothing_brings_together_do_not_share_a_folder(

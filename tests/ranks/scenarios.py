@@ -16,12 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 from torchmetrics import MeanMetric
 
 from statemachine_trainer import Trainer, log
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops.compiled import CompiledStep
+from statemachine_trainer.loops.recipes import YieldingLoop
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import Best, Retention, Store
 from statemachine_trainer.snapshot.ranked import save_together, tree_of_rank
@@ -257,6 +264,17 @@ def everybody_reads_the_same() -> Any:
     return refusal(lambda: trainer().fit(wrapped(), loader(SequentialSampler(DATA))))
 
 
+def everybody_shuffles_all_for_itself() -> Any:
+    model = wrapped()
+    torch.manual_seed(RANK)
+    return refusal(lambda: trainer().fit(model, DataLoader(DATA, 4, shuffle=True)))
+
+
+def everybody_shuffles_a_part_of_its_own() -> Any:
+    part = Subset(DATA, range(RANK, len(DATA), 2))
+    return refusal(lambda: trainer().fit(wrapped(), DataLoader(part, 4, shuffle=True)))
+
+
 def everybody_reads_the_same_and_nobody_averages() -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -289,6 +307,17 @@ def optimizing_by_hand() -> Any:
 
 def yielding_losses() -> Any:
     return refusal(lambda: trainer().fit(wrapped(Yielding()), loader()))
+
+
+def yielding_losses_inside() -> Any:
+    class InsideYielding(Yielding):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = DistributedDataParallel(self.net)  # type: ignore[assignment]
+
+    fit = trainer()
+    fit.loop.replace(optimizer=YieldingLoop())
+    return refusal(lambda: fit.fit(InsideYielding(), loader()))
 
 
 def leaving_batches_out() -> Any:
@@ -422,6 +451,8 @@ def main() -> None:
         metric_objects_reduce_themselves,
         different_numbers_of_batches,
         everybody_reads_the_same,
+        everybody_shuffles_all_for_itself,
+        everybody_shuffles_a_part_of_its_own,
         everybody_reads_the_same_and_nobody_averages,
         everybody_reads_ones,
         our_group_waits_as_long_as_the_users,
@@ -429,6 +460,7 @@ def main() -> None:
         checkpoints_at_one_rank,
         optimizing_by_hand,
         yielding_losses,
+        yielding_losses_inside,
         leaving_batches_out,
         a_compiled_step,
         an_environment_that_says_otherwise,

@@ -115,6 +115,11 @@ def test_a_distributed_sampler_gives_each_epoch_another_order(found: Found) -> N
     [
         ("different_numbers_of_batches", "numbers of training batches differ: 2 at rank 0, 3 at"),
         ("everybody_reads_the_same", "SameBatches: All 2 ranks read the same batch"),
+        (
+            "everybody_shuffles_all_for_itself",
+            "SameBatches: Each of the 2 ranks reads all 24 samples of 'train'",
+        ),
+        ("everybody_shuffles_all_for_itself", "sampler=DistributedSampler(data)"),
         ("validation_at_one_rank", "validation loaders differ: ['validation'] at rank 0, [] at"),
         ("checkpoints_at_one_rank", "folders of checkpoints differ"),
         ("optimizing_by_hand", "Wrap the networks inside of it instead"),
@@ -136,6 +141,14 @@ def test_what_would_let_a_rank_wait_for_ever_is_an_error_at_all(
 
 def test_ranks_that_read_the_same_are_told_also_where_nobody_averages(found: Found) -> None:
     assert both(found, "everybody_reads_the_same_and_nobody_averages") == ["SameWork"]
+
+
+def test_ranks_may_shuffle_parts_of_their_own(found: Found) -> None:
+    assert both(found, "everybody_shuffles_a_part_of_its_own") is None
+
+
+def test_what_an_error_advises_for_steps_that_yield_works(found: Found) -> None:
+    assert both(found, "yielding_losses_inside") is None
 
 
 def test_a_batch_of_one_value_says_nothing(found: Found) -> None:

@@ -110,6 +110,15 @@ def test_sums_of_three_ranks_are_the_same_bits_where_the_wrapper_keeps_its_bucke
     assert_went_on(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_three_ranks_end_with_the_same_bits_by_default(tmp_path: Path) -> None:
+    """Their wrapper lays its buckets out anew after its first pass, which is none that counts."""
+    options = ("--task", "--every", 1, "--epochs", 2)
+    assert launch(PROGRAM, tmp_path / "whole", *options, size=3) == 0
+    assert launch(PROGRAM, tmp_path / "stopped", *options, "--what", "SIGTERM@2/2", size=3) != 0
+    assert launch(PROGRAM, tmp_path / "stopped", *options, size=3) == 0
+    assert_went_on(tmp_path / "stopped", tmp_path / "whole")
+
+
 def test_a_signal_to_one_rank_stops_all_at_one_boundary_with_a_checkpoint(
     tmp_path: Path, undisturbed: Path
 ) -> None:

@@ -12,6 +12,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +176,16 @@ def main() -> None:
     parser.add_argument("--keep-buckets", action="store_true", help="do not lay them out anew")
     parser.add_argument("--bare", action="store_true", help="no DistributedDataParallel")
     parser.add_argument("--stopping", action="store_true", help="early stopping")
+    parser.add_argument(
+        "--timeout", type=float, default=300.0, help="seconds, of the process group"
+    )
     parser.add_argument("--settings", default="{}", help="more for the trainer, as JSON")
     wanted = parser.parse_args()
     wanted.folder.mkdir(exist_ok=True)
     (wanted.folder / f"pid-{RANK}").write_text(str(os.getpid()))
     torch.set_num_threads(1)
     if SIZE > 1:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(seconds=wanted.timeout))
     torch.manual_seed(0)
     model: nn.Module = (Task if wanted.task else Net)(random_parts=wanted.random)
     if SIZE > 1 and not wanted.bare:

@@ -169,6 +169,12 @@ class ActiveLearningLoop(TrainingLoop):
         self.make_loader = make_loader
 
     @property
+    def why_whole(self) -> str | None:
+        return (
+            "may give each round the first weights, which it keeps whole. "
+            "Use DistributedDataParallel."
+        )
+
     def _query(self) -> int:
         """The setting `query`, for the repr: the state of this name asks for labels."""
         return self.query_size

@@ -87,6 +87,9 @@ class ClosureLoop(SteppingLoop):
             )
         super().__init__(clip_norm=clip_norm, clip_value=clip_value, nonfinite_loss=nonfinite_loss)
 
+    def why_whole(self) -> str | None:
+        return "lets the optimizer compute with whole parameters. Use OptimizerLoop."
+
     # -- states ----------------------------------------------------------------------------------
 
     def closure(self) -> Literal["evaluate", "settled"]:

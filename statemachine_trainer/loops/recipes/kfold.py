@@ -187,6 +187,12 @@ class KFoldLoop(TrainingLoop):
         self.make_loader = make_loader
 
     @property
+    def why_whole(self) -> str | None:
+        return (
+            "gives each fold the first weights, which it keeps whole. "
+            "Run the folds one after the other, each in a fit."
+        )
+
     def _folds(self) -> int | Splitter:
         """The setting `folds`, for the repr: the field of this name holds the indices."""
         return self.splitter or self.number

@@ -102,6 +102,9 @@ class SAMLoop(SteppingLoop):
         flags(self, same_noise=same_noise)
         self.same_noise = same_noise
 
+    def why_whole(self) -> str | None:
+        return "climbs along gradients that no rank has as a whole. Use OptimizerLoop."
+
     # -- states ----------------------------------------------------------------------------------
 
     def forward(self) -> Literal["forward_done", "next_optimizer", "optimized"]:

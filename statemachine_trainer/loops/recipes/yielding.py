@@ -100,6 +100,12 @@ class YieldingLoop(SteppingLoop):
     _steps_before: int = 0
     _norm: torch.Tensor | None = None
 
+    def why_whole(self) -> str | None:
+        return (
+            "looks for the optimizer of a loss among whole parameters. "
+            "Return one loss, or optimize by hand."
+        )
+
     # -- states ----------------------------------------------------------------------------------
 
     def forward(self) -> Literal["forward_done", "left_out", "optimized"]:

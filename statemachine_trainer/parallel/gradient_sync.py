@@ -1,0 +1,357 @@
+"""How the gradients of a model become the same at all ranks.
+
+`GradientSync` is a model that nothing is done for: one process, or wrappers inside of the model.
+`Ddp` is a model in `DistributedDataParallel`. `FullyShard` is one whose parameters `fully_shard`
+(FSDP2) has cut up among the ranks. Loops ask their run's object, and know none of the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+_NONE: Final = object()
+_STEP: Final = "_statemachine_trainer_step"
+
+
+class GradientSync:
+    """A model whose gradients stay at their rank.
+
+    Args:
+        module: The model, without wrappers.
+
+    Attributes:
+        module: The model, without wrappers.
+        by: What averages the gradients, for messages; "" if nothing does.
+        defers: Whether backward passes before the last one of a window may leave the averaging to it.
+        sees_all: Whether each backward pass averages gradients, wherever it is begun.
+        averages: Called before each training step: whether its backward pass averages gradients. If
+            not, they add up at each rank until one does.
+    """
+
+    by = ""
+    defers = False
+    sees_all = False
+    averages: Callable[[], bool] = staticmethod(lambda: True)
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device that the model has to stay on; None if it may be moved."""
+        return None
+
+    def through(self, step: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
+        """Return a training step that is run so that its gradients are averaged.
+
+        Args:
+            step: The step.
+            own: Whether it is a method of the model. It may then use any part of the model, and
+                need not call the model as a whole.
+        """
+        return step
+
+    def evaluated(self, step: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
+        """Return a step of an evaluation that finds whole parameters, and leaves none."""
+        return step
+
+    def prepare(self) -> None:
+        """Get the wrappers in the model ready for a fit. A collective.
+
+        Let each `DistributedDataParallel` lay out its buckets before the first step that counts: one
+        that finds no unused parameters does so after its first backward pass. This changes the order
+        in which the numbers of more than two ranks are added. A resumed run would do it at another
+        step than an undisturbed one, and end with other last digits. So one backward pass of zeros
+        is made here. It calls no code of the model and draws nothing; gradients and buffers stay.
+        """
+        for one in self._wrappers():
+            if dist.get_world_size(one.process_group) > 2 and _lays_out_anew(one):
+                lay_out_buckets(one)
+
+    def _wrappers(self) -> Iterator[DistributedDataParallel]:
+        for one in self.module.modules():
+            if isinstance(one, DistributedDataParallel):
+                yield one
+
+    def average_open(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average the gradients of an open window over the ranks, if it was not done before. A collective."""
+
+    def share_buffers(self) -> None:
+        """Give all ranks the buffers of rank 0. A collective."""
+
+    def settle(self) -> None:
+        """Free what the last forward pass has gathered, so that the model is seen as it is kept."""
+
+
+class Ddp(GradientSync):
+    """A model in `DistributedDataParallel`.
+
+    Gradients are averaged over the ranks only if the loss is computed through the wrapper's own
+    `forward`. The wrapper only calls the `forward` of the model, so a direct call of a training
+    step would bypass it.
+
+    Args:
+        wrapper: The wrapper.
+    """
+
+    by = "DistributedDataParallel"
+    defers = True
+
+    def __init__(self, wrapper: DistributedDataParallel) -> None:
+        super().__init__(wrapper.module)
+        self.wrapper = wrapper
+
+    @property
+    def device(self) -> torch.device | None:
+        return next((one.device for one in self.module.parameters()), None)
+
+    def through(self, step: Callable[..., Any], *, own: bool = True) -> Callable[..., Any]:
+        """Return a function that runs a step through the wrapper.
+
+        For that call the step replaces the model's `forward`, which is restored before the step
+        begins. So the step may call the model any number of times.
+        """
+        wrapper = self.wrapper
+        module: nn.Module = wrapper.module  # what the wrapper calls, compiled or not
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            before = vars(module).get("forward", _NONE)
+
+            def put_back() -> None:
+                if before is not _NONE:
+                    module.forward = before
+                else:
+                    vars(module).pop("forward", None)
+
+            def forward(*arguments: Any, **named: Any) -> Any:
+                put_back()
+                return step(*arguments, **named)
+
+            module.forward = forward
+            try:
+                with nullcontext() if self.averages() else wrapper.no_sync():
+                    return wrapper(*arguments, **named)
+            finally:
+                put_back()
+
+        return call
+
+    def _wrappers(self) -> Iterator[DistributedDataParallel]:
+        yield self.wrapper
+
+    def average_open(self, parameters: Iterable[nn.Parameter]) -> None:
+        # A parameter that no rank used stays without a gradient.
+        ours = list(parameters)
+        group = self.wrapper.process_group
+        used = torch.tensor([one.grad is not None for one in ours], device=self.device).int()
+        dist.all_reduce(used, dist.ReduceOp.MAX, group=group)
+        for parameter, is_used in zip(ours, used.tolist(), strict=True):
+            if is_used:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad, group=group)
+                parameter.grad /= dist.get_world_size(group)
+
+    def share_buffers(self) -> None:
+        """Give all ranks the buffers of rank 0, as the wrapper does before each training step.
+
+        A collective. With `broadcast_buffers=False` nothing happens.
+        """
+        if self.wrapper.broadcast_buffers:
+            for buffer in self.module.buffers():
+                dist.broadcast(buffer, 0, group=self.wrapper.process_group)
+
+
+class FullyShard(GradientSync):
+    """A model whose parameters are cut up among the ranks by `torch.distributed.fsdp.fully_shard`.
+
+    Gradients are reduced in each backward pass, also within a window of accumulation: each rank
+    then keeps its part of them only, and an open window may be stepped with at any time.
+
+    Args:
+        model: The model, on which `fully_shard` was called, or on parts of it.
+    """
+
+    by = "fully_shard"
+    sees_all = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._cut: list[Any] = [one for one in model.modules() if is_fully_sharded(one)]
+
+    @property
+    def device(self) -> torch.device | None:
+        return next((one.device for one in self.module.parameters()), None)
+
+    def through(self, step: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
+        return self._as_forward(step) if own else step
+
+    def evaluated(self, step: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
+        step = self._as_forward(step) if own else step
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return step(*arguments, **named)
+            finally:
+                self.settle()
+
+        return call
+
+    def _as_forward(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method of the model that is run as its `forward` is: with whole parameters."""
+        module = self.module
+        if not is_fully_sharded(module):
+            return step  # the parts that were cut up gather their parameters themselves
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        # Without arguments of its own, so that a batch is not cast: the model casts what it is called with.
+        vars(module)[_STEP] = lambda run: run()
+        register_fsdp_forward_method(module, _STEP)
+        run = vars(module).pop(_STEP)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            return run(partial(step, *arguments, **named))
+
+        return call
+
+    def share_buffers(self) -> None:
+        for buffer in self.module.buffers():
+            if not is_cut_up(buffer):
+                dist.broadcast(buffer, 0)
+
+    def settle(self) -> None:
+        # After a forward pass without gradients the outermost module keeps whole parameters. A step
+        # of the optimizer would not reach them.
+        for one in self._cut:
+            one.reshard()
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Return whether `fully_shard` was called on a module."""
+    # By its name: most runs do not import FSDP.
+    return any(
+        kind.__name__ == "FSDPModule" and kind.__module__.startswith("torch.distributed.fsdp")
+        for kind in type(module).__mro__
+    )
+
+
+def is_cut_up(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is a `DTensor`, of which each rank has a part."""
+    return type(tensor).__name__ == "DTensor" or hasattr(tensor, "placements")
+
+
+def settle(model: nn.Module) -> None:
+    """Free the whole parameters that a forward pass of `fully_shard` may have left in a model."""
+    for one in model.modules():
+        if is_fully_sharded(one):
+            one.reshard()  # type: ignore[operator]
+
+
+def exchange(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Give a tensor another value; return the one that it had.
+
+    Memory is exchanged, not copied: a graph that waits for its backward pass stays whole. That of a
+    tensor that is cut up stays, for `fully_shard` reads it by another name.
+    """
+    if is_cut_up(tensor):
+        before = tensor.detach().clone()
+        tensor.detach().copy_(value)
+        return before
+    before = tensor.data
+    tensor.data = value.to(tensor.device)
+    return before
+
+
+def averages_by_itself(module: nn.Module) -> bool:
+    """Return whether a module averages its own gradients over the ranks."""
+    return isinstance(module, DistributedDataParallel) or is_fully_sharded(module)
+
+
+def sync_of(module: nn.Module) -> GradientSync:
+    """Return how the gradients of a model are averaged that is in no `DistributedDataParallel`."""
+    if any(map(is_fully_sharded, module.modules())):
+        return FullyShard(module)
+    return GradientSync(module)
+
+
+# -- A backward pass of zeros ---------------------------------------------------------------------
+
+
+def _lays_out_anew(wrapper: Any) -> bool:
+    """Return whether a wrapper lays out its buckets after its first pass, and may be given one of zeros."""
+    special = (
+        wrapper.find_unused_parameters  # it keeps the first layout
+        or wrapper.static_graph  # its first pass decides which parameters are in use
+        or wrapper.mixed_precision is not None
+        or wrapper._delay_all_reduce_params
+        or wrapper._comm_hooks  # they may count the passes
+        or wrapper._has_rebuilt_buckets
+    )
+    return not special
+
+
+def lay_out_buckets(wrapper: Any) -> None:
+    """Make a backward pass of zeros through a `DistributedDataParallel`. A collective.
+
+    Its next forward pass lays out the buckets. Gradients, buffers and generators stay as they are.
+    """
+    whole, parameters = wrapper._modules["module"], wrapper._module_parameters
+    shares = wrapper.broadcast_buffers
+    with _kept(parameters), torch.enable_grad():
+        wrapper._modules["module"] = _Zeros(whole, parameters)
+        wrapper.broadcast_buffers = False
+        try:
+            wrapper.forward().backward()  # not __call__, which would run hooks of the user
+        finally:
+            wrapper._modules["module"], wrapper.broadcast_buffers = whole, shares
+
+
+class _Zeros(nn.Module):
+    """Gives a zero that depends on all parameters, the last one first in the backward pass.
+
+    That is the order of the gradients of a model whose parts are called in the order in which they
+    were made.
+    """
+
+    def __init__(self, model: nn.Module, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        self._ours = [parameters]  # in a list, so that they are not parameters of this module
+        self._sparse = {
+            id(one.weight)
+            for one in model.modules()
+            if isinstance(one, nn.Embedding | nn.EmbeddingBag) and one.sparse
+        }
+
+    def forward(self) -> torch.Tensor:
+        found = torch.zeros(())
+        for one in self._ours[0]:
+            if id(one) in self._sparse:
+                first = torch.zeros(1, dtype=torch.long, device=one.device)
+                part = nn.functional.embedding(first, one, sparse=True).sum()
+            else:
+                part = (torch.view_as_real(one) if one.is_complex() else one).sum()
+            found = found.to(part.device) + 0 * part.float()
+        return found
+
+
+@contextmanager
+def _kept(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Within the block all parameters take part; afterwards their gradients are as they were."""
+    gradients = [(one.grad, one.requires_grad) for one in parameters]
+    for one in parameters:
+        one.grad = None
+        one.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for one, (gradient, required) in zip(parameters, gradients, strict=True):
+            one.requires_grad_(required)
+            one.grad = gradient
