@@ -15,7 +15,6 @@ from typing import Any, Final, cast
 
 from statemachine_trainer.loops.base import TrainingLoop, training_loops
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.data_compared import compare_batches
 from statemachine_trainer.loops.metrics.numbers import Number
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.ranks_compared import (
@@ -176,6 +175,9 @@ class Agreement:
 
     def _compare_batches(self) -> None:
         """Check once, at the first batch, that each rank reads different data."""
+        # Most runs have one process, and do without it.
+        from statemachine_trainer.loops.data_compared import compare_batches
+
         for one in self._compares:
             one.cancel()
         compare_batches(self._ranks, self._driver.context)

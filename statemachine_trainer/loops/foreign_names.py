@@ -45,8 +45,8 @@ SETTINGS: Final = {
 """Settings of other trainers that exist here, and their names."""
 
 _TORCHRUN: Final = (
-    "A model that several processes train is wrapped by DistributedDataParallel and started by "
-    "torchrun; see docs/ranks.md"
+    "A model that several processes train is wrapped by DistributedDataParallel, or cut up by fully_shard, and "
+    "started by torchrun: parallel.ddp(model), parallel.fsdp(model); see docs/ranks.md"
 )
 _LOADER: Final = (
     "It is one of the loader: DataLoader(data, batch_size=32, shuffle=True, num_workers=2)"

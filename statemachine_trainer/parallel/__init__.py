@@ -1,4 +1,4 @@
-"""Devices, precision, and the nested containers that batches come in."""
+"""Devices, precision, ranks, and the nested containers that batches come in."""
 
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves, parts
 from statemachine_trainer.parallel.device import numbers_needed_on, resolve_device, to_device
@@ -7,11 +7,13 @@ from statemachine_trainer.parallel.parallel_errors import (
     CannotRebuild,
     NoNumbers,
     PrecisionMismatch,
+    RankLost,
     UnknownDevice,
     UnknownPrecision,
     UnsupportedWrapper,
 )
 from statemachine_trainer.parallel.precision import Precision
+from statemachine_trainer.parallel.wrapping import ddp, fsdp
 
 __all__ = [
     "CannotMove",
@@ -19,9 +21,12 @@ __all__ = [
     "NoNumbers",
     "Precision",
     "PrecisionMismatch",
+    "RankLost",
     "UnknownDevice",
     "UnknownPrecision",
     "UnsupportedWrapper",
+    "ddp",
+    "fsdp",
     "leaves_with_paths",
     "map_leaves",
     "numbers_needed_on",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from statemachine_trainer import Trainer
+from statemachine_trainer import Trainer, parallel
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.parallel.gradient_sync import Ddp, lay_out_buckets, sync_of
@@ -131,12 +131,23 @@ class TestThroughTheWrapper:
         assert not model.frozen.requires_grad
         assert wrapper.module is model
 
+    @pytest.mark.parametrize("wrap", [parallel.ddp, parallel.fsdp])
+    def test_a_group_of_one_needs_no_wrapper(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        model = Task()
+        assert wrap(model) is model
+
     def test_a_process_group_of_one_has_no_ranks(self) -> None:
         assert Ranks.here() is None
 
 
 def test_any_other_model_is_not_wrapped() -> None:
     assert not sync_of(nn.DataParallel(nn.Linear(2, 1))).by
+
+
+@pytest.mark.parametrize("wrap", [parallel.ddp, parallel.fsdp])
+def test_one_process_needs_no_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = Task()
+    assert wrap(model) is model
 
 
 def test_processes_that_nothing_brings_together_do_not_share_a_folder(

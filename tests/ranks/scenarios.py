@@ -25,7 +25,7 @@ from torch.utils.data import (
 )
 from torchmetrics import MeanMetric
 
-from statemachine_trainer import Trainer, log
+from statemachine_trainer import Trainer, log, parallel
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops.compiled import CompiledStep
 from statemachine_trainer.loops.recipes import YieldingLoop
@@ -219,7 +219,7 @@ def forgetting_to_wrap() -> Any:
 
 
 def wrapping() -> Any:
-    return complaints(wrapped())
+    return complaints(parallel.ddp(Task()))
 
 
 def wrapping_inside() -> Any:

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from statemachine_trainer import Trainer
+from statemachine_trainer import Trainer, parallel
 from statemachine_trainer.callbacks import EMA, SWA, EarlyStopping
 from statemachine_trainer.loops.recipes import SAMLoop
 
@@ -146,21 +146,21 @@ class Joined:
 def loaders() -> tuple[Any, Any]:
     if SIZE == 1:
         return DataLoader(DATA, batch_sampler=Joined()), DataLoader(DATA, BATCH)
-    validation = DistributedSampler(DATA, shuffle=False)
+    validation: DistributedSampler[Any] = DistributedSampler(DATA, shuffle=False)
     return (
         DataLoader(DATA, BATCH, sampler=DistributedSampler(DATA)),
         DataLoader(DATA, BATCH, sampler=validation),
     )
 
 
-def cut_up(model: nn.Module, **settings: Any) -> nn.Module:
+def cut_up(model: Any, **settings: Any) -> Any:
     """The model, cut up; with four ranks it is repeated along one axis, and cut up along the other."""
     if SIZE == 1:
         return model
     shape, names = ((2, 2), ("replicate", "shard")) if SIZE == 4 else ((SIZE,), ("shard",))
     settings.setdefault("mesh", init_device_mesh("cpu", shape, mesh_dim_names=names))
     for part in (model.one, model.two, model):
-        fully_shard(part, **settings)  # type: ignore[call-overload]
+        fully_shard(part, **settings)
     return model
 
 
@@ -201,6 +201,25 @@ def a_plain_model() -> Any:
         optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
     )
     return {"weights": whole(model), "metrics": dict(fit.metrics), "steps": fit.steps}
+
+
+def a_model_of_blocks_by_the_helper() -> Any:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 17), nn.ReLU(), nn.Linear(17, 3))
+    model, fit = parallel.fsdp(net), trainer()
+    fit.fit(
+        model,
+        *loaders(),
+        loss=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+    )
+    cut = [type(one).__name__ for one in model.modules()]
+    return {
+        "weights": whole(model),
+        "metrics": dict(fit.metrics),
+        "steps": fit.steps,
+        "kinds": cut,
+    }
 
 
 def steps_of_its_own() -> Any:
@@ -317,6 +336,7 @@ def tensor_parallelism_within() -> Any:
 
 TRAININGS: list[Callable[[], Any]] = [
     a_plain_model,
+    a_model_of_blocks_by_the_helper,
     steps_of_its_own,
     steps_that_call_parts_only,
     accumulation_with_open_windows_and_clipping,

@@ -70,6 +70,7 @@ def assert_same_training(found: Found, alone: dict[str, Any], name: str) -> None
     "name",
     [
         "a_plain_model",
+        "a_model_of_blocks_by_the_helper",
         "steps_of_its_own",
         "steps_that_call_parts_only",
         "accumulation_with_open_windows_and_clipping",
@@ -95,6 +96,12 @@ def test_an_overflow_in_the_part_of_one_rank_skips_the_step_of_all(
     batches = two[0]["steps_of_its_own"]["steps"]
     assert [rank[name] for rank in two] == [one[name]] * 2
     assert one[name] < batches
+
+
+def test_the_helper_cuts_up_the_blocks_and_the_whole(two: Found, one: dict[str, Any]) -> None:
+    name = "a_model_of_blocks_by_the_helper"
+    assert two[0][name]["kinds"] == ["FSDPSequential", "FSDPLinear", "ReLU", "FSDPLinear"]
+    assert one[name]["kinds"] == ["Sequential", "Linear", "ReLU", "Linear"]
 
 
 def test_early_stopping_ends_all_ranks_at_once(two: Found) -> None:

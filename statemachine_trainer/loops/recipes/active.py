@@ -168,13 +168,13 @@ class ActiveLearningLoop(TrainingLoop):
         self.seed = whole_number(self, "seed", seed)
         self.make_loader = make_loader
 
-    @property
     def why_whole(self) -> str | None:
         return (
             "may give each round the first weights, which it keeps whole. "
             "Use DistributedDataParallel."
         )
 
+    @property
     def _query(self) -> int:
         """The setting `query`, for the repr: the state of this name asks for labels."""
         return self.query_size

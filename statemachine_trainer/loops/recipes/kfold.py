@@ -186,13 +186,13 @@ class KFoldLoop(TrainingLoop):
         self.test_data = test_data
         self.make_loader = make_loader
 
-    @property
     def why_whole(self) -> str | None:
         return (
             "gives each fold the first weights, which it keeps whole. "
             "Run the folds one after the other, each in a fit."
         )
 
+    @property
     def _folds(self) -> int | Splitter:
         """The setting `folds`, for the repr: the field of this name holds the indices."""
         return self.splitter or self.number
