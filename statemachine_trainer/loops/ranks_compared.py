@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from torch import nn
 
@@ -19,10 +19,12 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError, level_of_caller
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.gradient_sync import is_cut_up
-from statemachine_trainer.parallel.layout import Layout
 from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.ranked import digest
+
+if TYPE_CHECKING:
+    from statemachine_trainer.parallel.layout import Layout
 
 
 class RanksDiffer(StateMachineError):
@@ -169,6 +171,8 @@ def _check_model(ranks: Ranks, trainer: Any, context: Context) -> Layout:
             f"{type(model).__name__} is of another library, and such modules are not trained by "
             "several ranks here. Use that library's own trainer, or one process."
         )
+    from statemachine_trainer.parallel.layout import Layout  # most runs have one process
+
     layout = Layout.of(model, context.steps.sync, ranks.rank, ranks.size)
     if layout.cut_up and trainer.checkpoints is not None:
         raise SettingError(

@@ -1,5 +1,7 @@
 """Devices, precision, ranks, and the nested containers that batches come in."""
 
+from typing import TYPE_CHECKING, Any
+
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves, parts
 from statemachine_trainer.parallel.device import numbers_needed_on, resolve_device, to_device
 from statemachine_trainer.parallel.parallel_errors import (
@@ -13,7 +15,9 @@ from statemachine_trainer.parallel.parallel_errors import (
     UnsupportedWrapper,
 )
 from statemachine_trainer.parallel.precision import Precision
-from statemachine_trainer.parallel.wrapping import ddp, fsdp
+
+if TYPE_CHECKING:
+    from statemachine_trainer.parallel.wrapping import ddp, fsdp
 
 __all__ = [
     "CannotMove",
@@ -34,3 +38,11 @@ __all__ = [
     "resolve_device",
     "to_device",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ddp", "fsdp"):  # most runs have one process
+        from statemachine_trainer.parallel import wrapping
+
+        return getattr(wrapping, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

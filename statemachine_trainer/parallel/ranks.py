@@ -52,11 +52,16 @@ class Ranks:
 
         The first call after the process group came up has to be made by all ranks.
         """
-        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        if not cls.are_up():
             return None
         if cls._known is None or cls._known._world() is not dist.group.WORLD:
             cls._known = cls()
         return cls._known
+
+    @staticmethod
+    def are_up() -> bool:
+        """Return whether a process group of more than one process is initialised. No collective."""
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
     @classmethod
     def known(cls) -> Ranks | None:

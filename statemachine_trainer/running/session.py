@@ -47,7 +47,6 @@ from statemachine_trainer.running.limits import (
     refuse_endless,
     refuse_to_do_nothing,
 )
-from statemachine_trainer.running.lost_ranks import naming_lost_ranks
 from statemachine_trainer.running.predictions import Predictions, PredictionWriter
 from statemachine_trainer.running.quick_checks import QuickChecks
 from statemachine_trainer.running.rehearsal import (
@@ -664,6 +663,10 @@ class Session:
         return self._recorder.recording(self._drivers.active)
 
     def _naming_lost_ranks(self) -> AbstractContextManager[None]:
+        if not Ranks.are_up():
+            return nullcontext()
+        from statemachine_trainer.running.lost_ranks import naming_lost_ranks
+
         return naming_lost_ranks(None if self._recorder is None else self._recorder.folder.path)
 
     def _showing(self) -> AbstractContextManager[None]:
