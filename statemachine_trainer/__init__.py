@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from statemachine_trainer.observe.difference import compare_runs as compare_runs
     from statemachine_trainer.observe.recorder import RunFolder as RunFolder
     from statemachine_trainer.snapshot import Best as Best
+    from statemachine_trainer.snapshot import Mirror as Mirror
     from statemachine_trainer.snapshot import Retention as Retention
     from statemachine_trainer.trainer import Trainer as Trainer
 

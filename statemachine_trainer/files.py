@@ -72,12 +72,18 @@ def path_given(path: str | os.PathLike[str]) -> Path:
         )
     if "\0" in text:
         raise NoPath(f"{text!r} is no path: no name of a file holds a null character.")
-    if _ADDRESS.match(text):
+    if is_address(text):
         raise NoPath(
             f"{text!r} is an address, and only paths of a file system are read and written. Mount what is there "
-            "and give the path of the mount; or give a local folder, and copy it when the run has ended."
+            "and give the path of the mount; or give a local folder, and have its checkpoints sent there: "
+            "Checkpoints(folder, mirror=address). Mirror(address).fetch(folder) brings them back."
         )
     return Path(text).absolute()
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address such as `s3://bucket/run`, and no path."""
+    return _ADDRESS.match(text) is not None
 
 
 def shown(path: Path) -> str:

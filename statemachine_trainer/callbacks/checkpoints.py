@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -52,6 +52,7 @@ from statemachine_trainer.snapshot import (
     WriteFailed,
 )
 from statemachine_trainer.snapshot.frozen import digests_of, without_frozen
+from statemachine_trainer.snapshot.mirror import Mirror, mirror_given
 from statemachine_trainer.snapshot.ranked import do_together, save_together
 from statemachine_trainer.version import __version__
 
@@ -113,6 +114,9 @@ class Checkpoints(HasSettings):
         retention: Which are kept; the last three unless told otherwise.
         parameters: "all", or "trainable": leave out what is frozen and still as the script made it. That keeps the
             checkpoints of adapters small. A resumed run takes it from its script, and another base is refused.
+        mirror: Another place that the checkpoints are sent to in the background: an address such as
+            "s3://bucket/runs/mine", or a `Mirror` with options. `resume="auto"` fetches them from there if the folder
+            has none, or older ones.
         background: Write in a thread; the run waits for the copy only. A write that fails raises at
             the next one, or at the end of the run.
         at_end: Write one when the fit has ended.
@@ -133,6 +137,7 @@ class Checkpoints(HasSettings):
         every: object = "1 epoch",
         retention: Retention | None = None,
         parameters: Literal["all", "trainable"] = "all",
+        mirror: str | Mirror | None = None,
         background: bool = False,
         at_end: bool = True,
         on_signals: bool = True,
@@ -148,6 +153,9 @@ class Checkpoints(HasSettings):
         self.store = Store(folder, retention=retention, background=background, versions=ours)
         self.every = parse_interval(every, "every")
         self.parameters = parameters
+        self.mirror = mirror_given(mirror)
+        if self.mirror is not None:
+            self.store.settled = partial(self.mirror.send, self.store.root)
         self.at_end = at_end
         self.on_signals = on_signals
         self.last: Path | None = None
@@ -220,6 +228,8 @@ class Checkpoints(HasSettings):
             self._wanted = True  # all ranks write where they meet next
             return
         driver.at_boundary(self._write)
+        if not driver.running:
+            self._send_rest()  # the process may end now
 
     def _look(self, ended: Literal["epoch", "run"] | None = None) -> None:
         context = self._context
@@ -406,7 +416,7 @@ class Checkpoints(HasSettings):
         """Make the folder and write a byte in it, to learn now, not after the first epoch, that it takes none.
 
         Raises:
-            WriteFailed: There can be no such folder, or nothing can be written in it.
+            WriteFailed: There can be no such folder, or nothing can be written in it, or in the mirror.
         """
         try:
             self.store.try_to_write()
@@ -415,6 +425,8 @@ class Checkpoints(HasSettings):
                 f"{str(self.store.root)!r} cannot be the folder of checkpoints: {error.strerror or error}. "
                 "Choose another folder."
             ) from error
+        if self.mirror is not None:
+            do_together(Ranks.here(), self.mirror.try_to_write if _keeps_record() else _nothing)
 
     def check_folder(self, loaded: Loaded | None) -> None:
         """Refuse the checkpoints of another run: retention would delete, and `auto` resume, the wrong ones.
@@ -432,6 +444,15 @@ class Checkpoints(HasSettings):
             raise EarlierRun(
                 f"{str(root)!r} holds the checkpoints of an earlier run. Go on with it: fit(..., "
                 'resume="auto"); set it aside: fit(..., restart=True); or choose another folder.'
+            )
+        if self.mirror is not None and not goes_on:
+            do_together(Ranks.here(), self._check_mirror if _keeps_record() else _nothing)
+
+    def _check_mirror(self) -> None:
+        if self.mirror is not None and self.mirror.whole():
+            raise EarlierRun(
+                f"The mirror {self.mirror.address!r} holds the checkpoints of an earlier run. Go on with it: fit(..., "
+                'resume="auto"); set it aside: fit(..., restart=True); or choose another address.'
             )
 
     def note_start(self, loaded: Loaded | None, *, restart: bool = False) -> None:
@@ -452,6 +473,8 @@ class Checkpoints(HasSettings):
                 self.store.root, "resumed", self.store.versions, checkpoint=str(loaded.path)
             )
             return
+        if restart and self.mirror is not None:
+            self.mirror.set_aside()  # before those here, by which the earlier run can still go on
         aside = run_record.set_aside(self.store) if restart else None
         facts = {} if aside is None else {"earlier": aside.name}
         run_record.note(self.store.root, "started", self.store.versions, **facts)
@@ -468,6 +491,7 @@ class Checkpoints(HasSettings):
 
         Raises:
             Interrupted: One came; the machine stands at the boundary that was written.
+            WriteFailed: The disk did not take a checkpoint, or the mirror.
         """
         stop = self._stop
         with stop.listening(self.on_signals):
@@ -477,13 +501,25 @@ class Checkpoints(HasSettings):
                 self.store.wait()
             except BaseException as error:
                 self._note_end("failed", error=f"{type(error).__name__}: {error}"[:500])
+                if isinstance(error, Exception):  # a second Ctrl-C waits for nothing
+                    with suppress(WriteFailed):  # the log has it
+                        self._send_rest()
                 raise
         if stop.came is not None:
             self._running.take_pause()  # it stands still: a pause would end the next `run` at once
             self._note_end("stopped", signal=stop.came, checkpoint=str(self.last))
+            with suppress(WriteFailed):  # the log has it
+                self._send_rest()
             stop.end_run(self.last)
         if self._running.path is None:
             self._note_end("ended", outcome=self._running.outcome)
+        self._send_rest()
+
+    def _send_rest(self) -> None:
+        """Wait for the mirror."""
+        if self.mirror is not None:
+            self.store.rest()
+            self.mirror.wait()
 
     def _write_to_stop(self) -> bool:
         try:
@@ -532,3 +568,7 @@ def _keeps_record() -> bool:
     """Whether this process writes `run.json`: it is alone, or rank 0."""
     ranks = Ranks.here()
     return ranks is None or ranks.rank == 0
+
+
+def _nothing() -> None:
+    """Do nothing, where rank 0 does something that may fail."""

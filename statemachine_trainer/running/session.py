@@ -220,7 +220,9 @@ class Session:
         store = None if checkpoints is None else checkpoints.store
         if resume is None and store is not None and not begun and not given.restart:
             resume = "auto" if wants_resume() else None
-        return None if resume is None else find_checkpoint(store, resume)
+        if resume is None:
+            return None
+        return find_checkpoint(store, resume, None if checkpoints is None else checkpoints.mirror)
 
     def _go_on(self, context: Context, given: Given) -> None:
         """Restart a fit that has ended, with its counters, optimizers and position in the data."""

@@ -1,8 +1,10 @@
 """Writing down the state of a run, and reading it back to the bit."""
 
 from statemachine_trainer.snapshot.codec import decode, encode
+from statemachine_trainer.snapshot.mirror import Mirror
 from statemachine_trainer.snapshot.retention import Best, KeepEvery, Retention
 from statemachine_trainer.snapshot.snapshot_errors import (
+    BadMirror,
     BadName,
     CleanupWarning,
     Damaged,
@@ -18,6 +20,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
 from statemachine_trainer.snapshot.store import Info, Loaded, Store
 
 __all__ = [
+    "BadMirror",
     "BadName",
     "Best",
     "CleanupWarning",
@@ -27,6 +30,7 @@ __all__ = [
     "Info",
     "KeepEvery",
     "Loaded",
+    "Mirror",
     "NotACheckpoint",
     "Retention",
     "SnapshotError",

@@ -1,4 +1,4 @@
-"""The calls through which a checkpoint reaches the disk, and the names of unfinished folders.
+"""The calls through which a checkpoint reaches the disk, and the names of folders.
 
 The calls are methods of one small object. A test can replace it by one that fails at the n-th call,
 or loses power there.
@@ -150,7 +150,13 @@ class _LocalFile:
         os.close(self._descriptor)
 
 
-# -- Names of unfinished folders ------------------------------------------------------------------
+# -- Names of folders -----------------------------------------------------------------------------
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]{0,99}")
+"""What a checkpoint may be called."""
+
+FOLDER = re.compile(rf"(\d{{6,15}})-({NAME.pattern})")
+"""What the folder of one is called: its number, and its name."""
 
 TEMPORARY = ".tmp@"
 TRASH = ".trash@"

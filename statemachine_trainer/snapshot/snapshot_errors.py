@@ -62,6 +62,10 @@ class SnapshotMismatch(SnapshotError):
     """
 
 
+class BadMirror(SnapshotError, ValueError):
+    """An address that no checkpoints can be sent to: of no known kind, or its package is not installed."""
+
+
 class WriteFailed(SnapshotError):
     """The disk did not take a checkpoint. Those written before are untouched."""
 

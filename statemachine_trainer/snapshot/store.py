@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import platform
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -23,7 +22,12 @@ from statemachine_trainer.files import path_given, read_regular
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem, strictjson
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
-from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
+from statemachine_trainer.snapshot.filesystem import (
+    FOLDER,
+    NAME,
+    FileSystem,
+    LocalFileSystem,
+)
 from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.modules import load_module_weights
 from statemachine_trainer.snapshot.retention import Retention
@@ -44,8 +48,6 @@ from statemachine_trainer.snapshot.threads import Background, Staging
 _LATEST = "latest"
 _PINS = "pins.json"
 _LONGEST_PINS = 16 << 20
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]{0,99}")
-_FOLDER = re.compile(rf"(\d{{6,15}})-({_NAME.pattern})")
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Store:
         self.retention = retention or Retention()
         self.owned: Callable[[], AbstractContextManager[object]] = nullcontext
         self.check_owned: Callable[[], object] = _nobody_asks
+        self.settled: Callable[[], object] = _nobody_asks
         self._files = files or LocalFileSystem()
         self._staging = Staging() if background else None
         self._background = Background()
@@ -165,7 +168,7 @@ class Store:
             BadName: when no folder can have this name
             WriteFailed: when the disk did not take it, or, in the background, the one before
         """
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise BadName(
                 f"{name!r} cannot name a checkpoint; use up to 100 letters, digits and ._=+-, "
                 f"beginning with a letter or digit"
@@ -227,6 +230,7 @@ class Store:
                 self.check_owned()
             self._point_to(target)
             self._retain()
+        self.settled()
 
     def _point_to(self, target: Path) -> None:
         """Name the newest checkpoint in a file for people; nothing that resumes reads it."""
@@ -388,7 +392,7 @@ class Store:
             Damaged: when its files are not what was written
             FormatTooNew: when a later version of this package wrote it
         """
-        is_name = isinstance(name_or_path, str) and _NAME.fullmatch(name_or_path)
+        is_name = isinstance(name_or_path, str) and NAME.fullmatch(name_or_path)
         path = self._find(str(name_or_path)) if is_name else path_given(name_or_path)
         try:
             manifest, tree = checkpoint_folder.read(self._files, path, map_location=map_location)
@@ -437,7 +441,7 @@ class Store:
             raise Unreadable(f"{self.root} cannot be read ({error}).") from error
         found = [
             (int(match[1]), match[2], self.root / match[0])
-            for match in map(_FOLDER.fullmatch, names)
+            for match in map(FOLDER.fullmatch, names)
             if match
         ]
         return sorted(entry for entry in found if not entry[2].is_symlink())
@@ -464,6 +468,10 @@ class Store:
     def wait(self) -> None:
         """Return when no write is under way; raise the error of one that failed."""
         self._background.wait()
+
+    def rest(self) -> None:
+        """Return when no write is under way; the error of one that failed is left for whoever asks next."""
+        self._background.join()
 
     def close(self) -> None:
         """Wait, and give back the memory of the copy."""

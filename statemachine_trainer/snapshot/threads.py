@@ -67,6 +67,11 @@ class Background:
             # Nobody may come to wait: a run that ends here still has to say so.
             _log.error("A checkpoint could not be written: %s", error)
 
+    def join(self) -> None:
+        """Return when no job is under way, whatever became of it."""
+        if self._thread is not None:
+            self._thread.join()
+
     def wait(self) -> None:
         """Return when no job is under way; raise what the last one raised, once."""
         if self._thread is not None:
