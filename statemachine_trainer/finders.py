@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from statemachine_trainer.data.makers import is_maker, made_by
 from statemachine_trainer.data.sources import reloaded
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.loops.samples import is_out_of_memory
 from statemachine_trainer.loops.settings_checks import number, refuse, whole_number
 from statemachine_trainer.loops.untouched import untouched
 from statemachine_trainer.parallel.ranks import Ranks
@@ -24,7 +25,6 @@ from statemachine_trainer.trainer import Trainer
 _SMOOTH: Final = 0.9
 """How much of the running mean of the loss stays at each step."""
 
-_NO_MEMORY: Final = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _SET_HERE: Final = (
     "max_epochs",
     "max_steps",
@@ -186,7 +186,7 @@ def find_batch_size(
         try:
             _train(name, model, other, loss, optimizer, settings, None, **enough)
         except (MemoryError, RuntimeError) as error:
-            if not _is_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return False
         finally:
@@ -303,13 +303,3 @@ def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
         return None
     best = min(finite, key=finite.__getitem__)
     return rates[best] if finite[best] < 0 else None
-
-
-def _is_of_memory(error: BaseException) -> bool:
-    while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            return True
-        if isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY):
-            return True
-        error = error.__cause__  # type: ignore[assignment]
-    return False

@@ -66,10 +66,26 @@ def _is_listed(tree: object) -> bool:
 
 
 _NO_MEMORY: Final = (
-    "DefaultCPUAllocator: ",
-    "CUDA error: out of memory",
+    "out of memory",
+    "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
 )
+"""What torch says in an error that has no class of its own. Each device has its own words."""
+
+_WRAPPED: Final = 8
+"""Errors that may be around the one that says so."""
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory has run out, that of the CPU or of a device: an error says so, or one that caused it."""
+    for _ in range(_WRAPPED):
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
+            return True
+        error = None if error is None else error.__cause__
+    return False
 
 
 def within_memory(work: Callable[[], T]) -> T:
@@ -82,7 +98,7 @@ def within_memory(work: Callable[[], T]) -> T:
         return work()
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise torch.OutOfMemoryError(str(error) or "out of memory") from error

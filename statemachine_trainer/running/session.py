@@ -123,8 +123,8 @@ class Session:
         """
         refuse_in_rehearsal()
         flags("fit", restore_best=given.restore_best)
-        given = self._quick.given(given)
-        rule = the_rule(self._host.checkpoints) if given.restore_best else None
+        restores = self._quick.unless_dev_run(given.restore_best, False)
+        rule = the_rule(self._host.checkpoints) if restores else None
         self.start(given)
         if self._fit.path is not None:  # what was resumed may have been at its end
             self.run(until)

@@ -19,11 +19,13 @@ from statemachine_trainer.cli.inspection import inspect
 from statemachine_trainer.snapshot import Damaged, NotACheckpoint, Retention, Store
 from tests.callbacks.kit import Net, batches, trainer_with
 
+ALL = Retention(last=None)
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
-    mine = Checkpoints(folder, every=3, retention=Retention(last=None))
+    mine = Checkpoints(folder, every=3, retention=ALL)
     trainer = trainer_with(mine, validate_every=4)
     trainer.fit(Net(values=[0.5, 0.25]), batches(), batches(1), until="epoch_end")
     return folder
@@ -65,7 +67,7 @@ def test_between_two_epochs_those_done_are_told_and_no_batches(tmp_path: Path) -
 
 
 def test_a_checkpoint_is_shown_with_its_metrics_optimizers_and_weights(run: Path) -> None:
-    trainer = trainer_with(Checkpoints(run, every=3), validate_every=4)
+    trainer = trainer_with(Checkpoints(run, every=3, retention=ALL), validate_every=4)
     trainer.fit(Net(values=[0.5, 0.25]), batches(), batches(1), resume="auto")
     text = printed(next(run.glob("*-step-00000008")))
     assert "the fit has ended" in text
@@ -77,7 +79,7 @@ def test_a_checkpoint_is_shown_with_its_metrics_optimizers_and_weights(run: Path
 
 
 def test_a_run_that_has_ended_is_said_to_have_ended(run: Path) -> None:
-    trainer = trainer_with(Checkpoints(run, every=3), validate_every=4)
+    trainer = trainer_with(Checkpoints(run, every=3, retention=ALL), validate_every=4)
     trainer.fit(Net(values=[0.5, 0.25]), batches(), batches(1), resume="auto")
     text = printed(run)
     assert "The run has ended, with 000003-step-" in text

@@ -169,7 +169,13 @@ def test_where_nothing_is_short_of_memory_the_run_is_the_same_to_the_bit() -> No
 
 
 @pytest.mark.parametrize(
-    "words", ["DefaultCPUAllocator: can't allocate", "CUDA error: out of memory"]
+    "words",
+    [
+        "DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: out of memory",
+        "MPS backend out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
 )
 def test_other_errors_of_missing_memory_count_too(words: str) -> None:
     class Other(Short):
@@ -178,6 +184,18 @@ def test_other_errors_of_missing_memory_count_too(words: str) -> None:
                 raise RuntimeError(f"{words} 400000000 bytes")
 
     model, _ = trained(4, make=Other)
+    assert same(trained()[0], model)
+
+
+def test_an_error_around_one_of_missing_memory_counts_too() -> None:
+    class Around(Short):
+        def short_of(self, size: int, where: str) -> None:
+            try:
+                super().short_of(size, where)
+            except torch.OutOfMemoryError as error:
+                raise ValueError("in the first layer") from error
+
+    model, _ = trained(4, make=Around)
     assert same(trained()[0], model)
 
 
