@@ -48,6 +48,7 @@ from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh
 from statemachine_trainer.running.hyperparameters import Hyperparameters, settings_of_equipment
 from statemachine_trainer.running.quick_checks import QuickChecks
+from statemachine_trainer.running.replaying import as_replayed
 from statemachine_trainer.running.served import ServedPage
 from statemachine_trainer.running.session import Session
 from statemachine_trainer.running.subscribing import subscribe
@@ -146,6 +147,9 @@ class Trainer:
             benchmark=benchmark,
             detect_anomaly=detect_anomaly,
             matmul_precision=matmul_precision,
+        )
+        callbacks, checkpoints, run, progress = as_replayed(
+            self, callbacks, checkpoints, run, progress
         )
         shown = progress_given(progress)
         equipment = Equipment(

@@ -21,6 +21,7 @@ from statemachine_trainer.cli.demo import demo
 from statemachine_trainer.cli.diff import diff
 from statemachine_trainer.cli.graph import graph
 from statemachine_trainer.cli.post import post
+from statemachine_trainer.cli.replay import replay
 from statemachine_trainer.cli.runs import inspect, resume, runs
 from statemachine_trainer.cli.step import step
 from statemachine_trainer.cli.train import PASSED_ON, train
@@ -121,6 +122,7 @@ for command in (
     watch,
     post,
     resume,
+    replay,
     runs,
     inspect,
     diff,

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from statemachine_trainer.cli.common import Debug
+
+if TYPE_CHECKING:
+    from statemachine_trainer.trainer import Trainer
 
 _PROMPT = "(smt) "
 _HISTORY = 1000
@@ -37,12 +40,23 @@ def step(
 
     Type help for the commands. They are read from a pipe, too.
     """
+    from statemachine_trainer.cli.targets import trainer_of_target
+
+    step_through(trainer_of_target(target), remember=remember)
+
+
+def step_through(trainer: Trainer, *, remember: int) -> None:
+    """Read commands of the debugger from the terminal, or a pipe, and do them.
+
+    Args:
+        trainer: A trainer whose fit was started.
+        remember: Boundaries that are kept for `rewind`.
+    """
     from rich.console import Console
 
-    from statemachine_trainer.cli.targets import trainer_of_target
     from statemachine_trainer.cli.terminal import Session
 
-    session = Session(trainer_of_target(target), Console(highlight=False), remember=remember)
+    session = Session(trainer, Console(highlight=False), remember=remember)
     session.greet()
     with _history():
         goes_on = True

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ class Recorder:
             return
         root = self.folder.path
         facts = {
-            "every": repr(self._every),
+            "every": asdict(self._every),
             "hardware": hardware_of(self._fit.context.device),
             "data": {} if self.contents is None else dict(self.contents()),
         }

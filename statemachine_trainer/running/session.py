@@ -54,6 +54,7 @@ from statemachine_trainer.running.rehearsal import (
     is_rehearsal,
     refuse_in_rehearsal,
 )
+from statemachine_trainer.running.replaying import ReplayOver, replay
 from statemachine_trainer.running.settings_record import tell_changes
 from statemachine_trainer.running.subscribing import (
     subscribe,
@@ -123,9 +124,15 @@ class Session:
         """
         refuse_in_rehearsal()
         flags("fit", restore_best=given.restore_best)
+        replayed = replay()
+        if replayed is not None:
+            given = replayed.starts(self._host, given)
         restores = self._quick.unless_dev_run(given.restore_best, False)
         rule = the_rule(self._host.checkpoints) if restores else None
         self.start(given)
+        if replayed is not None and replayed.trainer is self._host:
+            replayed.take_over(self._host)
+            raise ReplayOver
         if self._fit.path is not None:  # what was resumed may have been at its end
             self.run(until)
         if rule is not None and self._fit.path is None and self._host.checkpoints is not None:
@@ -157,13 +164,17 @@ class Session:
             raise SettingError(
                 f"restart=True begins a new fit, and resume={str(given.resume)!r} goes on with one. Give one of them."
             )
-        given = self._quick.given(given)
+        given, replayed = self._quick.given(given), replay()
+        if replayed is not None:
+            given = replayed.starts(self._host, given)
         known = context_of(self._fit)
         self._fit.check_at_rest("start")
         check_loss(given.parts.loss)
         anew = known is None or given.restart or given.resume is not None
         with self._naming_lost_ranks(), self._taking_folder(anew=anew):
             self._start(given, known)
+        if replayed is not None:
+            replayed.has_started(self._host)
 
     def audit(self, given: Given | None = None) -> Audit:
         """List what a fit would use, without starting it; of the fit that was started unless one is given.
