@@ -12,9 +12,12 @@ one after the other, the median and the range.
 - logging: nobody listening, but each step logs its loss, which the bare loop does not;
 - black box: nobody listening, but each transition is written into the ring of a run folder;
 - page: nobody listening, but the live page is served, and another process asks it for the state of
-  the run four times a second, as a browser does.
+  the run four times a second, as a browser does;
+- as used: a progress bar, two values logged in each step, the learning rate, the black box and the
+  journal, and a checkpoint in the background every 100 steps (in a tiny run: every 25 ms);
+- as used, no checkpoints: the same without the checkpoints.
 
-    python benchmarks/overhead.py [--processes 5] [--core N] [--size tiny] [--cpu-time]
+    python benchmarks/overhead.py [--processes 5] [--core N] [--size tiny] [--case page] [--cpu-time]
 
 On a machine that others use at the same time, `--cpu-time` leaves out the time that they take.
 """
@@ -36,7 +39,9 @@ from pathlib import Path
 import torch
 from _processes import measure
 from _twins import Batch, Batches, Classifier, Comparison, Workload, bare, compare, hold_still
+from rich.console import Console
 
+from statemachine_trainer import Checkpoints, Monitor, Progress, every
 from statemachine_trainer.loops import log
 from statemachine_trainer.machine import Moment
 from statemachine_trainer.observe.recorder import RunFolder
@@ -73,15 +78,22 @@ def one_subscriber(model: Classifier, batches: Batches) -> None:
 
 def logging(model: Classifier, batches: Batches) -> None:
     """Train with a step that logs its loss."""
+    _logs(model, number=False)
+    nobody_listening(model, batches)
+
+
+def _logs(model: Classifier, *, number: bool) -> None:
+    """Let the step of a model log its loss, and a number if asked for."""
     step = model.training_step
 
     def training_step(batch: Batch, batch_idx: int) -> torch.Tensor:
         loss = step(batch, batch_idx)
         log("loss", loss)
+        if number:
+            log("number", 0.5)
         return loss
 
     model.training_step = training_step  # type: ignore[method-assign]
-    nobody_listening(model, batches)
 
 
 def black_box(model: Classifier, batches: Batches) -> None:
@@ -118,6 +130,28 @@ def page(model: Classifier, batches: Batches) -> None:
             browser.kill()
 
 
+def as_used_without_checkpoints(model: Classifier, batches: Batches) -> None:
+    """Train with all that people usually have, but no checkpoints."""
+    as_used(model, batches, checkpoints=False)
+
+
+def as_used(model: Classifier, batches: Batches, *, checkpoints: bool = True) -> None:
+    """Train with all that people usually have."""
+    _logs(model, number=True)
+    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as terminal:
+        run = Path(folder) / "run"
+        often = Checkpoints(run, every=every(100, "step"), background=True, at_end=False)
+        trainer = Trainer(
+            max_epochs=1,
+            device="cpu",
+            progress=Progress(Console(file=terminal, force_terminal=True, width=100)),
+            callbacks=[Monitor()],
+            checkpoints=often if checkpoints else None,
+            run=run,
+        )
+        trainer.fit(model, batches)
+
+
 CASES = {
     "bare": bare,
     "nobody listening": nobody_listening,
@@ -125,15 +159,19 @@ CASES = {
     "logging": logging,
     "black box": black_box,
     "page": page,
+    "as used, no checkpoints": as_used_without_checkpoints,
+    "as used": as_used,
 }
 
 
-def measure_here(core: int | None, sizes: list[str], *, cpu_time: bool) -> None:
-    """Measure all cases in this process and print them as JSON, a line each."""
+def measure_here(core: int | None, sizes: list[str], cases: list[str], *, cpu_time: bool) -> None:
+    """Measure cases in this process and print them as JSON, a line each."""
     print(json.dumps({"how": hold_still(core)}))
     clock = time.process_time if cpu_time else time.perf_counter
     for size in sizes:
         for seed, (case, train) in enumerate(CASES.items()):
+            if case not in cases:
+                continue
             found = compare(train, WORKLOADS[size], seed=seed, clock=clock)
             print(json.dumps({"size": size, "case": case, **asdict(found)}), flush=True)
 
@@ -174,12 +212,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--core", type=int, help="to be pinned to (the last one)")
     parser.add_argument("--size", choices=WORKLOADS, help="only this one")
+    parser.add_argument("--case", choices=CASES, action="append", help="only this one, or these")
     parser.add_argument("--cpu-time", action="store_true", help="instead of the time on the wall")
     parser.add_argument("--here", action="store_true", help="measure in this process; print JSON")
     options = parser.parse_args()
     sizes = [options.size] if options.size else list(WORKLOADS)
     if options.here:
-        measure_here(options.core, sizes, cpu_time=options.cpu_time)
+        cases = options.case or list(CASES)
+        measure_here(options.core, sizes, cases, cpu_time=options.cpu_time)
         return
     how, lines = measure(__file__, options.processes, sys.argv[1:])
     found: Found = {}

@@ -145,7 +145,14 @@ class Monitor(HasSettings):
             self._tokens += int(found)
 
     def _log_rates(self, trainer: Any) -> None:
-        for name, rate in learning_rates(trainer.context.optimizers).items():
+        context: Context = trainer.context
+        slots, table = context.slots, context.log_table
+        if len(slots) == 1 and len(groups := slots[0].optimizer.param_groups) == 1:
+            # The usual case: one rate, which from one step of a scheduler to the next is the same.
+            rate = groups[0].get("lr")
+            if rate.__class__ is float and table is not None and table.is_newest("lr", rate):
+                return
+        for name, rate in learning_rates(context.optimizers).items():
             log(name, rate, reduce="last", on_step=self.on_step)
 
     def _log_norm(self, trainer: Any) -> None:

@@ -1,0 +1,95 @@
+"""What a step costs as people use the trainer, in Python calls beyond those of a bare loop."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from statemachine_trainer import Monitor, Progress, log
+from statemachine_trainer.observe.recorder import RunFolder
+from statemachine_trainer.trainer import Trainer
+from tests.performance.test_call_counts import (
+    Batch,
+    Batches,
+    Classifier,
+    bare,
+    calls,
+    counting_calls,
+    per_step,
+)
+
+Part = Callable[[Path, ExitStack], dict[str, Any]]
+"""Makes arguments of a trainer."""
+
+
+class Logging(Classifier):
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        log("loss", loss)
+        log("number", 0.5)
+        return loss
+
+
+def no_part(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    return {}
+
+
+def rates(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    return {"callbacks": [Monitor()]}
+
+
+def black_box(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    return {"run": RunFolder(folder / "run", journal=False)}
+
+
+def bar(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """A bar that is drawn at the beginning and then for long not again."""
+    terminal = Path(os.devnull).open("w")  # noqa: SIM115 - the stack closes it
+    stack.callback(terminal.close)
+    console = Console(file=terminal, force_terminal=True, width=100)
+    return {"progress": Progress(console, per_second=0.0001)}
+
+
+@pytest.mark.parametrize(
+    "kind, parts, most",
+    [
+        pytest.param(Logging, (no_part,), 20, id="two logged values"),
+        pytest.param(Classifier, (rates,), 18, id="learning rate"),
+        pytest.param(Classifier, (black_box,), 19, id="black box"),
+        pytest.param(Classifier, (bar,), 13, id="progress bar"),
+        pytest.param(Logging, (rates, black_box, bar), 39, id="all of these"),
+    ],
+)
+def test_what_people_switch_on_adds_few_python_calls_to_a_step(
+    tmp_path: Path, kind: type[Classifier], parts: tuple[Part, ...], most: int
+) -> None:
+    def train(model: Classifier, batches: Iterable[Batch]) -> None:
+        folder = tmp_path / str(len([*tmp_path.iterdir()]))  # each run begins in an empty one
+        folder.mkdir()
+        with ExitStack() as stack:
+            settings: dict[str, Any] = {"progress": False}
+            for part in parts:
+                settings |= part(folder, stack)
+            Trainer(max_epochs=1, device="cpu", **settings).fit(model, batches)
+
+    def count(batches: int) -> Counter[str]:
+        model, data = kind(), Batches(batches)
+        seen: Counter[str] = Counter()
+        with counting_calls(seen):
+            train(model, data)
+        return seen
+
+    theirs = per_step(lambda n: calls(bare, n))
+    found = per_step(count)
+    added = {name: found.get(name, 0) - theirs.get(name, 0) for name in {*found, *theirs}}
+    listed = "\n".join(f"{number:+g} {name}" for name, number in sorted(added.items()) if number)
+    # What happens once a run may differ by a call or two from run to run.
+    assert round(sum(added.values())) <= most, f"{sum(added.values()):g} calls more:\n{listed}"
