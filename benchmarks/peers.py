@@ -7,6 +7,9 @@ which a bare loop trains a twin model on the same batches, block by block in tur
 - tiny: a perceptron of which a step takes some hundred microseconds;
 - tiny, one callback: the same with one callback for each batch;
 - 5 ms: a larger one, of about 5 ms a step;
+- tiny, as used, and 5 ms, as used: the same with a progress bar, two values and the learning rate
+  logged in each step, and a checkpoint every 100 steps, as far as a peer has them (ours with the
+  black box, and checkpoints in the background); of peers that have an adapter for it;
 - training: three epochs of 100 of these steps with a validation each, a loader with 2 workers, a
   log and a checkpoint every 100 steps; whole trainings take turns.
 
@@ -32,7 +35,7 @@ from _peers.report import Results, load, plot, table
 from overhead import machine
 
 HERE = Path(__file__).parent
-TIMED = ("tiny", "tiny, one callback", "5 ms", "training")
+TIMED = ("tiny", "tiny, one callback", "tiny, as used", "5 ms", "5 ms, as used", "training")
 
 
 def run(peer: Peer, rows: tuple[str, ...], settings: list[str]) -> list[dict[str, object]]:

@@ -45,8 +45,16 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def turns(adapter: Any, size: str, factor: float, clock: Clock, *, called: bool) -> dict[str, Any]:
-    """Let a peer and the bare twin take turns."""
+def turns(adapter: Any, size: str, factor: float, clock: Clock, how: str) -> dict[str, Any]:
+    """Let a peer and the bare twin take turns.
+
+    Args:
+        adapter: That of the peer.
+        size: Of the model.
+        factor: On the number of turns.
+        clock: Tells the time in seconds.
+        how: "" for the training alone, "one callback", or "as used".
+    """
     torch.manual_seed(0)
     batches = make_batches(size, BLOCK)
     model, twin = Classifier(WIDTHS[size]), Classifier(WIDTHS[size])
@@ -58,8 +66,12 @@ def turns(adapter: Any, size: str, factor: float, clock: Clock, *, called: bool)
         nonlocal calls
         calls += 1
 
-    adapter.steps(model, data, count if called else None)
-    if called and calls != data.count:
+    if how == "as used":
+        with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as terminal:
+            adapter.as_used(model, data, Path(folder), terminal)
+    else:
+        adapter.steps(model, data, count if how else None)
+    if how == "one callback" and calls != data.count:
         raise RuntimeError(f"The callback was called {calls} times in {data.count} steps.")
     taken = data.taken
     return {
@@ -182,8 +194,10 @@ def main() -> None:
         elif row == "memory":
             found = memory(adapter)
         else:
-            size, _, called = row.partition(", ")
-            found = turns(adapter, size, options.turns, clock, called=bool(called))
+            size, _, how = row.partition(", ")
+            if how == "as used" and not hasattr(adapter, "as_used"):
+                continue
+            found = turns(adapter, size, options.turns, clock, how)
         print(json.dumps({"row": row, **found}), flush=True)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch.nn import functional as F
@@ -20,6 +22,11 @@ def steps(model: Classifier, data: Data, on_batch: Callable[[], None] | None) ->
         optimizer.step()
         if on_batch is not None:
             on_batch()
+
+
+def as_used(model: Classifier, data: Data, folder: Path, terminal: TextIO) -> None:
+    """Train one pass; there is nothing else to use."""
+    steps(model, data, None)
 
 
 def training(model: Classifier, job: Training) -> float:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 from ignite.engine import Engine, Events, create_supervised_evaluator
 from ignite.handlers import Checkpoint, DiskSaver
-from ignite.metrics import Loss
+from ignite.handlers.tqdm_logger import ProgressBar
+from ignite.metrics import Loss, RunningAverage
 from torch.nn import functional as F
 
 from _peers.work import Batch, Classifier, Data, Training
@@ -32,6 +34,25 @@ def steps(model: Classifier, data: Data, on_batch: Callable[[], None] | None) ->
     trainer = _trainer(model, model.configure_optimizers())
     if on_batch is not None:
         trainer.add_event_handler(Events.ITERATION_COMPLETED, on_batch)
+    trainer.run(data.batches(), max_epochs=1)
+
+
+def as_used(model: Classifier, data: Data, folder: Path, terminal: TextIO) -> None:
+    """Train one pass with bar, running averages, the learning rate and checkpoints."""
+    optimizer = model.configure_optimizers()
+    trainer = _trainer(model, optimizer)
+    RunningAverage(output_transform=float).attach(trainer, "loss")
+    RunningAverage(output_transform=lambda _: 0.5).attach(trainer, "number")
+    ProgressBar(file=terminal).attach(trainer, ["loss"])
+    saved = {"model": model, "optimizer": optimizer, "trainer": trainer}
+    saver = Checkpoint(saved, DiskSaver(str(folder)), n_saved=3)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=100), saver)
+    rates: list[float] = []
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def note_rate() -> None:
+        rates[:] = [group["lr"] for group in optimizer.param_groups]
+
     trainer.run(data.batches(), max_epochs=1)
 
 

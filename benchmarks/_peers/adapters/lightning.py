@@ -6,11 +6,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Literal, TextIO
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
@@ -23,7 +25,7 @@ warnings.filterwarnings("ignore", module="lightning")
 class Module(LightningModule):
     """The model with its steps."""
 
-    def __init__(self, model: Classifier, *, logs: bool) -> None:
+    def __init__(self, model: Classifier, *, logs: bool | Literal["two"]) -> None:
         super().__init__()
         self.model = model
         self.logs = logs
@@ -33,7 +35,9 @@ class Module(LightningModule):
         inputs, targets = batch
         loss = F.cross_entropy(self.model(inputs), targets)
         if self.logs:
-            self.log("loss", loss)
+            self.log("loss", loss, prog_bar=True)
+            if self.logs == "two":
+                self.log("number", 0.5)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -69,6 +73,23 @@ def steps(model: Classifier, data: Data, on_batch: Callable[[], None] | None) ->
         callbacks=[] if on_batch is None else [Calls(on_batch)],
     )
     trainer.fit(Module(model, logs=False), data.batches())
+
+
+def as_used(model: Classifier, data: Data, folder: Path, terminal: TextIO) -> None:
+    """Train one pass with bar, logs, the learning rate and checkpoints."""
+    with redirect_stdout(terminal):
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=CSVLogger(folder),
+            enable_model_summary=False,
+            callbacks=[
+                LearningRateMonitor("step"),
+                TQDMProgressBar(refresh_rate=25),
+                ModelCheckpoint(folder, every_n_train_steps=100, save_top_k=1),
+            ],
+        )
+        trainer.fit(Module(model, logs="two"), data.batches())
 
 
 def training(model: Classifier, job: Training) -> float:

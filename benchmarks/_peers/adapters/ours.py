@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
 from _peers.work import Batch, Classifier, Data, Training
-from statemachine_trainer import Checkpoints, Trainer, every, log
+from statemachine_trainer import Checkpoints, Monitor, Progress, Trainer, every, log
 
 
 def steps(model: Classifier, data: Data, on_batch: Callable[[], None] | None) -> None:
@@ -20,17 +23,37 @@ def steps(model: Classifier, data: Data, on_batch: Callable[[], None] | None) ->
     trainer.fit(model, data.batches())
 
 
+def as_used(model: Classifier, data: Data, folder: Path, terminal: TextIO) -> None:
+    """Train one pass with bar, logs, black box and checkpoints."""
+    run = folder / "run"
+    often = every(100, "step")
+    trainer = Trainer(
+        max_epochs=1,
+        device="cpu",
+        progress=Progress(Console(file=terminal, force_terminal=True, width=100)),
+        callbacks=[Monitor()],
+        checkpoints=Checkpoints(run, every=often, background=True, at_end=False),
+        run=run,
+    )
+    trainer.fit(Module(model, logs=True), data.batches())
+
+
 class Module(nn.Module):
     """The model with its steps."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, *, logs: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.logs = logs
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return the loss."""
         inputs, targets = batch
-        return F.cross_entropy(self.model(inputs), targets)
+        loss = F.cross_entropy(self.model(inputs), targets)
+        if self.logs:
+            log("loss", loss)
+            log("number", 0.5)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss."""

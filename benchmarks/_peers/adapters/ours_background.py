@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from _peers.adapters.ours import as_used as as_used
 from _peers.adapters.ours import steps as steps
 from _peers.adapters.ours import training as train
 from _peers.work import Classifier, Training
