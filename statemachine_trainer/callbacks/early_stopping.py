@@ -113,7 +113,7 @@ class EarlyStopping(HasSettings):
         looked = self.best is not None or self.waited or self.reason is not None
         if moment.path == _ROOT and trainer.context.counts.epoch and not looked:
             warnings.warn(
-                f"EarlyStopping has never looked at {self.monitor!r}: in this fit there was no "
+                f"{type(self).__name__} has never looked at {self.monitor!r}: in this fit there was no "
                 f"{self.check!r} at which it was new. Give fit validation data, or validate more "
                 "often.",
                 NeverLooked,
@@ -169,7 +169,7 @@ class EarlyStopping(HasSettings):
             if self.check == "epoch_end" and context.awaits_validation:
                 return None
             raise MissingMetric(
-                f"EarlyStopping monitors {self.monitor!r}, which was not logged up to "
+                f"{type(self).__name__} monitors {self.monitor!r}, which was not logged up to "
                 f"{self.check!r}. {suggest(self.monitor, known)}"
             )
         # Earlier versions noted batches and steps alone.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.keywords import refuses_unknown
 from statemachine_trainer.observe.fingerprint_file import (
     ORDER,
     FingerprintFile,
@@ -182,6 +183,7 @@ class Difference:
         return "\n".join(lines)
 
 
+@refuses_unknown
 def compare_runs(a: str | Path, b: str | Path) -> Difference:
     """Compare two runs: settings, versions, hardware, data, and where their fingerprints part.
 
