@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
-
-import optuna
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from typing import TYPE_CHECKING, Any, Literal
 
 from statemachine_trainer.callbacks.early_stopping import EarlyStopping
 from statemachine_trainer.files import path_given
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.run import Run, is_run
+
+if TYPE_CHECKING:  # only who uses this module needs the package
+    import optuna
 
 _GOES_ON = "goes on from"
 """The attribute of a trial with the number of the one that it goes on from."""
@@ -26,8 +26,7 @@ class Pruning(EarlyStopping):
     goes on is told it again, so that it is judged as one that was never interrupted.
 
     Example:
-        >>> Pruning(optuna.create_study().ask(), "val_loss").pruned
-        False
+        >>> Pruning(trial, "val_loss")  # doctest: +SKIP
 
     Args:
         trial: The trial.
@@ -50,7 +49,7 @@ class Pruning(EarlyStopping):
         check: Literal["epoch_end", "validation_end"] = "epoch_end",
     ) -> None:
         self.trial = trial
-        more = trial.study.direction is StudyDirection.MAXIMIZE
+        more = trial.study.direction.name == "MAXIMIZE"
         super().__init__(monitor, mode="max" if more else "min", check=check, check_finite=False)
 
     def __repr__(self) -> str:
@@ -79,7 +78,7 @@ class Pruning(EarlyStopping):
             optuna.TrialPruned: The fit was stopped for that.
         """
         if self.pruned:
-            raise optuna.TrialPruned(self.reason)
+            raise import_module("optuna").TrialPruned(self.reason)
 
     def look(self, trainer: Any, moment: Moment) -> None:
         """Report the metric, and post `stop` if the trial is to be pruned.
@@ -145,13 +144,13 @@ def enqueue_interrupted(study: optuna.Study, runs: str | Path) -> list[int]:
     Returns:
         The numbers of the trials that will be gone on with.
     """
-    found = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    found, states = [], import_module("optuna.trial").TrialState
+    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
         first = trial.user_attrs.get(_GOES_ON, trial.number)
         folder = path_given(runs) / f"trial-{first:04d}"
         if not is_run(folder) or Run(folder).status == "running":
             continue
         study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, _GOES_ON: first})
-        study.tell(trial.number, state=TrialState.FAIL)
+        study.tell(trial.number, state=states.FAIL)
         found.append(trial.number)
     return found

@@ -6,16 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 import torch
-from optuna.trial import TrialState
 
 from statemachine_trainer import Checkpoints, Trainer
 from statemachine_trainer.integrations.optuna import Pruning, enqueue_interrupted, folder_of
 from statemachine_trainer.loops.loop_errors import MissingMetric
 from tests.callbacks.kit import Net, batches, same, trainer_with, weights_of
 
+optuna = pytest.importorskip("optuna", reason="needs the package `optuna`")
 PAGE = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
 VALUES = (0.5, 0.4, 0.9, 0.3)
 
@@ -25,13 +24,13 @@ def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def study_of(storage: str | None = None) -> optuna.Study:
+def study_of(storage: str | None = None) -> Any:
     """A study whose pruner ends what is above 0.8."""
     pruner = optuna.pruners.ThresholdPruner(upper=0.8)
     return optuna.create_study(study_name="it", storage=storage, pruner=pruner)
 
 
-def trainer_of(trial: optuna.Trial, runs: Path) -> tuple[Trainer, Pruning]:
+def trainer_of(trial: Any, runs: Path) -> tuple[Trainer, Pruning]:
     pruning = Pruning(trial, "score")
     checkpoints = Checkpoints(folder_of(trial, runs), every=3)
     return trainer_with(checkpoints, max_epochs=4, callbacks=[pruning]), pruning
@@ -44,7 +43,7 @@ def train(trainer: Trainer) -> None:
 def test_a_trial_is_pruned_with_the_epoch_in_which_it_is_worse(tmp_path: Path) -> None:
     study = study_of()
 
-    def objective(trial: optuna.Trial) -> float:
+    def objective(trial: Any) -> float:
         trainer, pruning = trainer_of(trial, tmp_path)
         train(trainer)
         assert trainer.path is None
@@ -53,7 +52,7 @@ def test_a_trial_is_pruned_with_the_epoch_in_which_it_is_worse(tmp_path: Path) -
         return 0.0
 
     study.optimize(objective, n_trials=1)
-    assert study.trials[0].state is TrialState.PRUNED
+    assert study.trials[0].state is optuna.trial.TrialState.PRUNED
     assert study.trials[0].intermediate_values == {0: 0.5, 1: 0.4, 2: 0.9}
 
 
