@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import Final, cast
 
+import numpy as np
+import torch
 from torch import nn
 
 from statemachine_trainer.machine.errors import level_of_caller
@@ -26,7 +29,7 @@ from statemachine_trainer.running.changing_code import Changed, changed_by, code
 from statemachine_trainer.running.plain_values import Reader, Seen, address, is_cache
 from statemachine_trainer.running.reachable import Roots
 from statemachine_trainer.running.value_names import name_in_objects, name_in_process
-from statemachine_trainer.snapshot.kinds import attributes_of_class, is_users
+from statemachine_trainer.snapshot.kinds import attributes_of_class, is_of_users, is_users, named
 from statemachine_trainer.snapshot.search import Search
 
 _MOST: Final = 20_000
@@ -35,6 +38,14 @@ _MOST: Final = 20_000
 _TOLD: Final = 8
 _SAVES: Final = ("state_dict", "_save_to_state_dict", "on_save_checkpoint", "__getstate__")
 """Methods by which a class of a user writes down its attributes itself."""
+
+_BATCHES: Final = 64
+"""Tensors of a list of batches, or of a data set of a library, that are looked at."""
+
+_LISTS: Final = (list, tuple, dict)
+_IN_BATCH: Final = (
+    "something changes it in place, such as `batch.add_(1)`; make a new tensor, `batch = batch + 1`"
+)
 
 _Key = tuple[int, str, str]
 """Identity of the holder, what the value is called, and its name there."""
@@ -68,6 +79,9 @@ class ChangingValues:
         look = _Look({**roots, **data}, model)
         search = Search(roots, notice=look.note, quiet=True)
         Search(data, notice=look.note, quiet=True)
+        for path, part in data.items():
+            if not path.endswith("sampler"):  # which refers to the data set
+                look.note_numbers(path, part)
         before, self._before = self._before, look.values
         if before is None:
             return search
@@ -124,6 +138,17 @@ class _Look:
         key = (id(holder), words[0], name)
         self.values[key], self.remedies[key] = seen, words[1]
 
+    def note_numbers(self, path: str, part: object) -> None:
+        """Take a look at the tensors of a list of batches, or of a data set of a library."""
+        if is_of_users(type(part)) or isinstance(part, torch.Tensor):
+            return  # whose attributes are looked at; whose rows are copied
+        inside = {"": part} if type(part) in _LISTS else dict(named(part))
+        for name, value in inside.items():
+            for place, one in islice(_numbers_in(value, f"{path}.{name}".rstrip(".")), _BATCHES):
+                if (seen := self._reader.seen(one)) is not None:
+                    key = (id(one), place, "")
+                    self.values[key], self.remedies[key] = seen, _IN_BATCH
+
     def carries_over(self, name: str, was: Seen, now: Seen) -> bool:
         """Whether a value changed, and what it was decides what it became."""
         if was.content == now.content or was.shown == "None":  # made when it was needed
@@ -141,6 +166,17 @@ class _Look:
         )
         decides = in_place or names & self._changed.updated
         return bool(decides and names & self._changed.read) and not is_cache(was, now)
+
+
+def _numbers_in(value: object, path: str, depth: int = 3) -> Iterator[tuple[str, object]]:
+    """Yield the tensors and arrays in plain containers, by their places."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        yield path, value
+    elif depth and type(value) in _LISTS:
+        assert isinstance(value, list | tuple | dict)
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, one in islice(pairs, _BATCHES):
+            yield from _numbers_in(one, f"{path}[{key!r}]", depth - 1)
 
 
 def _tell(lines: list[str]) -> None:

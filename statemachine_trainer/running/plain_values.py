@@ -39,10 +39,10 @@ _WEEK: Final = 7 * 24 * 60 * 60.0
 _ATOMS: Final = (bool, int, float, complex, str, bytes, type(None))
 _BASES: Final[tuple[Any, ...]] = (int, float, complex, str, bytes)
 _FIXED: Final[tuple[type, ...]] = (range, torch.dtype, torch.device)
-_STANDARD: Final = ("decimal", "fractions", "datetime", "uuid", "pathlib")
+_STANDARD: Final = ("datetime", "decimal", "fractions", "pathlib", "uuid")
 """Modules of the standard library whose objects say what they are."""
 
-_RAW: Final = ("builtins.bytearray", "array.array")
+_RAW: Final = ("array.array", "builtins.bytearray", "builtins.memoryview")
 _CONTAINERS: Final = (OrderedDict, dict, list, tuple, deque, set, frozenset)
 
 
@@ -93,8 +93,9 @@ class Reader:
             shown = f"a {kind.__name__} {tuple(value.shape)}"
             return Seen(content, shown, itself=weakref.ref(value))
         if f"{kind.__module__}.{kind.__name__}" in _RAW:
-            content = len(value), zlib.crc32(memoryview(value))
-            return Seen(content, f"a {kind.__name__} of {len(value)}", of_many=True)
+            content = memoryview(value).tobytes()
+            shown = f"a {kind.__name__} of {len(content)} bytes"
+            return Seen((len(content), zlib.crc32(content)), shown, of_many=True)
         inner = _inside(value)
         if (base := _base(type(inner))) is not None:
             return self._container(kind, inner, base)
@@ -115,11 +116,12 @@ class Reader:
     def _object(self, value: object) -> Seen:
         """Read the attributes of an object, for the case that another one takes its place."""
         kind = type(value)
-        content = tuple(
-            (name, self._element(one)) for name, one in islice(named(value), _ATTRIBUTES)
-        )
         itself = weakref.ref(value) if kind.__weakrefoffset__ else None
-        return Seen((kind, content), f"a {kind.__name__}", itself=itself, is_object=True)
+        return Seen(self._attributes(value), f"a {kind.__name__}", itself=itself, is_object=True)
+
+    def _attributes(self, value: object) -> object:
+        inside = islice(named(value), _ATTRIBUTES)
+        return type(value), tuple((name, self._element(one, 0)) for name, one in inside)
 
     def _numbers(self, value: Any) -> object:
         """Return what tells whether a tensor or an array changed; None if a checkpoint holds it."""
@@ -142,12 +144,16 @@ class Reader:
 
     def _elements(self, value: Any, base: Any, depth: int = _DEPTH) -> object:
         count = base.__len__(value)
+        few = count <= _FEW  # objects tell of their own attributes, but others may take their place
         if issubclass(base, set | frozenset):
             inside = islice(base.__iter__(value), _ELEMENTS)
             return count, frozenset(self._element(one, depth) for one in inside)
         if issubclass(base, dict):
-            kept = [*islice(base.items(value), _ELEMENTS)]
-        elif count <= _ELEMENTS:
+            pairs = [*islice(base.items(value), _ELEMENTS)]
+            return count, tuple(
+                (self._element(key, 0), self._element(one, depth, few=few)) for key, one in pairs
+            )
+        if count <= _ELEMENTS:
             kept = [*base.__iter__(value)]
         else:
             half = _ELEMENTS // 2
@@ -157,18 +163,20 @@ class Reader:
                 else base.__getitem__(value, slice(-half, None))
             )
             kept = [*islice(base.__iter__(value), half), *last]
-        return count, tuple(self._element(one, depth) for one in kept)
+        return count, tuple(self._element(one, depth, few=few) for one in kept)
 
-    def _element(self, value: Any, depth: int = _DEPTH) -> object:
+    def _element(self, value: Any, depth: int = _DEPTH, *, few: bool = False) -> object:
         kind = type(value)
         if (text := _text(value)) is not None:
             return text
         if _is_numbers(kind):
             return self._numbers(value)
         base = _base(kind)
-        if base is not None and depth and base.__len__(value) <= _FEW:
-            return self._elements(value, base, depth - 1)
-        return kind
+        if not depth:
+            return kind
+        if base is not None:
+            return self._elements(value, base, depth - 1) if base.__len__(value) <= _FEW else kind
+        return self._attributes(value) if few and is_of_users(kind) else kind
 
 
 def address(tensor: torch.Tensor) -> int | None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from statemachine_trainer import Trainer
 from statemachine_trainer.running.plain_values import Reader
@@ -147,6 +148,11 @@ def count_by_text(model: Any, batch: torch.Tensor) -> bool:
     return bool(before > 3)
 
 
+def replace_inside(model: Any, batch: torch.Tensor) -> bool:
+    model.many[0] = Stage(model.many[0].number + 1)
+    return bool(model.many[0].number > 3)
+
+
 def raise_parameter(model: Any, batch: torch.Tensor) -> bool:
     with torch.no_grad():
         model.below.count.add_(1)
@@ -193,6 +199,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "array of python": (lambda: Net(count_each, many=array.array("d", [0.0])), "'many'"),
     "bytes": (lambda: Net(count_each, many=bytearray(1)), "'many'"),
     "array of objects": (lambda: Net(count_each, many=np.array([0], dtype=object)), "'many'"),
+    "view of bytes": (lambda: Net(count_each, many=memoryview(bytearray(1))), "'many'"),
+    "another object in a list": (lambda: Net(replace_inside, many=[Stage(0)]), "'many'"),
     "list with a method": (lambda: Net(push, window=Window()), "'window'"),
     "list in a list in a dict": (lambda: Net(add_deep, deep={"losses": [[]]}), "'deep'"),
     "attribute of a parameter": (lambda: Net(count_on_weight), "'count' of the tensor model.layer.weight"),
@@ -313,3 +321,33 @@ class LoudDict(dict[str, int]):
 @pytest.mark.parametrize("value", [Loud(), LoudDict(one=1), [Loud()], {"one": Loud()}])
 def test_no_code_of_users_runs_when_a_value_is_read(value: object) -> None:
     assert Reader(()).seen(value) is not None
+
+
+def add_in_place(model: Any, batch: torch.Tensor) -> None:
+    batch.add_(1)
+
+
+def single_rows(dataset: Any) -> DataLoader[Any]:
+    return DataLoader(dataset, batch_size=None)
+
+
+@pytest.mark.parametrize(
+    "data, what",
+    [
+        ([torch.ones(2, 4)] * 2, "train.loader[0], from a Tensor (2, 4)"),
+        (single_rows([torch.ones(4)] * 2), "train.dataset[0], from a Tensor (4,)"),
+    ],
+)
+def test_batches_that_are_changed_in_place_are_told(tmp_path: Path, data: Any, what: str) -> None:
+    lines = told(tmp_path, Net(add_in_place), data)
+    assert lines[0].startswith(what)
+    assert "batch = batch + 1" in lines[0]
+
+
+def test_batches_that_are_made_anew_are_not_told(tmp_path: Path) -> None:
+    rows = DataLoader(TensorDataset(torch.ones(4, 4)), batch_size=2, collate_fn=first_rows)
+    assert not told(tmp_path, Net(add_in_place), rows)
+
+
+def first_rows(samples: list[tuple[torch.Tensor]]) -> torch.Tensor:
+    return torch.stack([row for (row,) in samples])
