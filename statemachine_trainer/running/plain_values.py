@@ -70,6 +70,27 @@ class Seen(NamedTuple):
     is_time: bool = False
 
 
+class _Object:
+    """An object of a user inside a container: it is another one if it is no longer there, and the new one differs.
+
+    What changes in the object itself is told of its attributes, unless it has a state of its own.
+    """
+
+    def __init__(self, value: object, attributes: object) -> None:
+        self.itself = weakref.ref(value) if type(value).__weakrefoffset__ else None
+        self.attributes = attributes
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Object):
+            return False
+        if self.attributes == other.attributes:
+            return True
+        return self.itself is not None and other.itself is not None and self.itself is other.itself
+
+    def __hash__(self) -> int:
+        return 0
+
+
 class Reader:
     """Reads values.
 
@@ -176,7 +197,7 @@ class Reader:
             return kind
         if base is not None:
             return self._elements(value, base, depth - 1) if base.__len__(value) <= _FEW else kind
-        return self._attributes(value) if few and is_of_users(kind) else kind
+        return _Object(value, self._attributes(value)) if few and is_of_users(kind) else kind
 
 
 def address(tensor: torch.Tensor) -> int | None:

@@ -279,6 +279,29 @@ def follow_other(model: Any, batch: torch.Tensor) -> None:
         model.step = model.below.count
 
 
+class Meter:
+    """An object that writes down its own state."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def add(self) -> None:
+        self.total += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total = state["total"]
+
+
+def add_to_meters(model: Any, batch: torch.Tensor) -> float:
+    if not model.meters:
+        model.meters.append(Meter())
+    model.meters[0].add()
+    return float(sum(one.total for one in model.meters))
+
+
 def make_if_new(model: Any, batch: torch.Tensor) -> torch.Tensor:
     if not model.made:
         model.made = True
@@ -291,6 +314,7 @@ def make_if_new(model: Any, batch: torch.Tensor) -> torch.Tensor:
         Net(follow_size, size=0),
         Net(follow_other, step=0, below=space(count=0)),
         Net(make_if_new, made=False),
+        Net(add_to_meters, meters=[]),
     ],
 )
 def test_what_follows_from_something_else_is_not_told(tmp_path: Path, model: Net) -> None:
