@@ -61,6 +61,7 @@ _FORMATS_WITH: Final = {
     "heat": _PICTURES,
     "theme": _PICTURES,
     "legend": _PICTURES,
+    "fold": _PICTURES,
     "pixels_per_inch": ("png",),
     "direction": ("mermaid",),
     "outcomes": ("mermaid",),
@@ -126,6 +127,9 @@ def graph(
     no_legend: Annotated[
         bool, typer.Option("--no-legend", help="Leave out what the signs of a picture mean.")
     ] = False,
+    no_fold: Annotated[
+        bool, typer.Option("--no-fold", help="Draw loops of the same shape each time.")
+    ] = False,
     pixels_per_inch: Annotated[
         float | None,
         typer.Option(metavar="N", min=1, help="How fine a PNG is: 144 unless given."),
@@ -155,6 +159,7 @@ def graph(
         "heat": heat,
         "theme": theme and theme.value,
         "legend": False if no_legend else None,
+        "fold": False if no_fold else None,
         "pixels_per_inch": pixels_per_inch,
         "direction": direction and direction.value,
         "outcomes": False if no_outcomes else None,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 HOLDING = ("pause", "step", "continue")
 """Those that hold a run, or let it go."""
 
+AT_STATES = ("break", "clear", "until")
+"""Those that are said with the path of a state: hold before it whenever it comes, no longer, or once."""
+
 POSTED = ("validate", "stop")
 """Those that post an event of that name."""
 
@@ -67,12 +70,18 @@ class Buttons:
     def press(self, name: str) -> str:
         """Do what a button says, or post an event, which waits for a state that takes it.
 
+        Beside the buttons there are `break PATH` (hold the run whenever it comes to this state),
+        `clear PATH` (no longer) and `until PATH` (let it go on, and hold it there once).
+
         Returns:
             What becomes of it.
 
         Raises:
             NotNow: It cannot be done now, or there is no such button or event.
         """
+        word, _, path = name.partition(" ")
+        if path and word in AT_STATES:
+            return self._press_at(word, path)
         if (why := self._refusal(name)) is not None:
             raise NotNow(why)
         if name in BUTTONS and name not in POSTED:
@@ -92,6 +101,21 @@ class Buttons:
         takers = self._takers(name) or self._takers(name, anywhere=True)
         return f"{name!r} is posted, for {_listed(takers)}.{held}"
 
+    def _press_at(self, word: str, path: str) -> str:
+        if path not in self._driver.program.nodes:
+            known = suggest(path, self._driver.program.nodes)
+            raise NotNow(f"There is no state {path!r} to hold the run at. {known}")
+        if word == "clear":
+            self._hold.clear(path)
+            return f"The run is no longer held before {path}."
+        if (why := self._unheld()) is not None:
+            raise NotNow(why)
+        if word == "break":
+            self._hold.break_at(path)
+            return f"The run is held whenever it comes to {path}."
+        self._hold.run_to(path)
+        return f"The run goes on, and is held before {path}."
+
     def look(self) -> dict[str, Any]:
         """Return where the fit stands and what it would do, as data that JSON can hold."""
         driver, checkpoints = self._driver, self._trainer.checkpoints
@@ -101,6 +125,8 @@ class Buttons:
             "state": held or driver.path,
             "held": held is not None,
             "stepping": stepping,
+            "breaks": self._hold.stops,
+            "until": self._hold.until,
             "running": driver.running,
             "outcome": driver.outcome,
             "together": self._together,
@@ -116,11 +142,8 @@ class Buttons:
         if name not in BUTTONS and name not in driver.program.postable:
             known = (*BUTTONS, *driver.program.postable)
             return f"There is no button or event {name!r}. {suggest(name, known)}"
-        if not driver.running:
-            ended = "The run has ended." if driver.path is None else "The run stands still."
-            return f"{ended} It is in the hands of the program that began it."
-        if name in HOLDING and self._together:
-            return "Of several ranks one that is held leaves the others waiting for it."
+        if (why := self._unheld() if name in HOLDING else self._idle()) is not None:
+            return why
         if name == "pause":
             return "The run is held already." if hold.asked_for else None
         if name == "step":
@@ -131,6 +154,20 @@ class Buttons:
             writes = self._trainer.checkpoints is not None
             return None if writes else "This trainer writes no checkpoints."
         return None
+
+    def _idle(self) -> str | None:
+        """Say why nothing can be asked of the run; None while it goes on, or is held."""
+        if self._driver.running:
+            return None
+        ended = "The run has ended." if self._driver.path is None else "The run stands still."
+        return f"{ended} It is in the hands of the program that began it."
+
+    def _unheld(self) -> str | None:
+        """Say why the run cannot be held."""
+        if (why := self._idle()) is not None:
+            return why
+        together = "Of several ranks one that is held leaves the others waiting for it."
+        return together if self._together else None
 
     @property
     def _together(self) -> bool:

@@ -33,6 +33,8 @@ class Hold:
         self._holding = False  # whether the run is to be held
         self._held: str | None = None
         self._steps = 0
+        self._stops: set[str] = set()  # hold before each of these, whenever it comes
+        self._until: str | None = None  # hold before this one, once
         self._turn = threading.Condition()
         self._take_off: Callable[[], None] | None = None
 
@@ -56,6 +58,16 @@ class Hold:
         """Whether the run is held, or will be before one of its next states."""
         return self._holding
 
+    @property
+    def stops(self) -> list[str]:
+        """Paths of the states before which the run is held whenever it comes to them."""
+        return sorted(self._stops)
+
+    @property
+    def until(self) -> str | None:
+        """Path of the state before which the run will be held once; None if there is none."""
+        return self._until
+
     def hold(self) -> None:
         """Hold the run before the state that follows its next boundary."""
         with self._turn:
@@ -64,6 +76,24 @@ class Hold:
             self._holding = True
         self._driver.at_boundary(self._put_on)
 
+    def break_at(self, path: str) -> None:
+        """Hold the run before a state, whenever it comes to it."""
+        with self._turn:
+            self._stops.add(path)
+        self._driver.at_boundary(self._put_on)
+
+    def clear(self, path: str) -> None:
+        """Hold it there no longer. A run that stands there stays held until it goes on."""
+        with self._turn:
+            self._stops.discard(path)
+
+    def run_to(self, path: str) -> None:
+        """Let the run go on, and hold it before a state when it comes to it."""
+        with self._turn:
+            self._until = path
+        self._driver.at_boundary(self._put_on)
+        self.go_on()
+
     def step(self) -> None:
         """Let a held run do one state's work."""
         with self._turn:
@@ -71,15 +101,26 @@ class Hold:
             self._turn.notify_all()
 
     def go_on(self) -> None:
-        """Let the run go on."""
+        """Let the run go on, to the next state before which it is to be held."""
         with self._turn:
             self._holding, self._steps = False, 0
             self._turn.notify_all()
 
+    def let_go(self) -> None:
+        """Let the run go on and hold it nowhere: nobody is left who could let it go."""
+        with self._turn:
+            self._stops.clear()
+            self._until = None
+        self.go_on()
+
     # -- in the training thread ------------------------------------------------------------------
 
+    @property
+    def _needed(self) -> bool:
+        return self._holding or bool(self._stops) or self._until is not None
+
     def _put_on(self) -> None:
-        if self._holding and self._take_off is None:
+        if self._needed and self._take_off is None:
             self._take_off = self._driver.instrument(self._probe)
 
     def _probe(self, path: str, work: Work) -> Work:
@@ -92,7 +133,9 @@ class Hold:
     def _wait(self, path: str) -> None:
         try:
             with self._turn:
-                self._held = path
+                if path == self._until or path in self._stops:
+                    self._holding, self._until = True, None
+                self._held = path if self._holding else None
                 # A signal of the operating system asks for a checkpoint at the next boundary: a
                 # held run must reach one.
                 while self._holding and not self._steps and not self._driver.requested:
@@ -104,6 +147,6 @@ class Hold:
             raise
         finally:
             self._held = None
-            if not self._holding and self._take_off is not None:
+            if not self._needed and self._take_off is not None:
                 self._take_off()
                 self._take_off = None

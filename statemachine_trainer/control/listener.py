@@ -102,7 +102,7 @@ class Listener:
             self._sockets[2].send(b".")  # the thread wakes, and closes what it waits at
         driver = self._driver()
         if driver is not None:
-            Hold.of(driver).go_on()
+            Hold.of(driver).let_go()
         found = endpoint_of(self._folder, endpoint.rank)
         if found is not None and found.address == endpoint.address:
             with suppress(OSError):

@@ -174,6 +174,7 @@ class _Drawing:
         title = f"{SIGNS[change] if change else ''}{state.name}"
         if state.kind == "loop":
             title += f"  ({state.loop})" if state.children else f" ({state.loop}) …"
+            title += f" as {state.like}" if state.like else ""
         heard = {"enter": state.on_enter, "exit": state.on_exit}
         lines = [title, *(f"{kind} / {', '.join(who)}" for kind, who in heard.items() if who)]
         if len(lines) == 1:
@@ -238,12 +239,13 @@ class _Drawing:
         own = palette.posted if edge.posted else palette.error if edge.error else None
         look = {
             "class": "edge",
-            "label": f" {_text(_label(edge, change))} ",
+            "label": f" {_text(_label(edge, change))} " + self._room(),
             "color": own or palette.line,
             "fontcolor": own or palette.ink,
         }
         if edge.posted:
-            look |= {"style": "dashed", "class": "edge posted"}
+            # A hollow head, too: the line of a change is dashed as well.
+            look |= {"style": "dashed", "arrowhead": "onormal", "class": "edge posted"}
         if edge.error:
             look |= {
                 "style": "dotted",
@@ -259,6 +261,9 @@ class _Drawing:
             look |= {"color": getattr(palette, change), "fontcolor": getattr(palette, change)}
             look["class"] += f" {change}"
         return look
+
+    def _room(self) -> str:
+        return f"\\n{_text(self.style.room)}" if self.style.room else ""
 
     def _legend(self) -> str:
         cells = list(self._signs())
@@ -280,9 +285,9 @@ class _Drawing:
         if self.graph.current is not None:
             yield _swatch("running", "rounded", p.border, RUNNING)
         if any(edge.posted for edge in self.graph.edges):
-            yield f'<font color="{p.posted}" point-size="10">- - - posted from outside</font>'
+            yield f'<font color="{p.posted}" point-size="10">- - -▷ posted from outside</font>'
         if any(edge.error for edge in self.graph.edges):
-            yield f'<font color="{p.error}" point-size="10">. . . taken by an exception</font>'
+            yield f'<font color="{p.error}" point-size="10">· · ·&gt; taken by an exception</font>'
         if self.style.heat:
             yield _swatch("share of the time", "rounded", p.border, f"{HEAT}bf")
         used = {*self.style.states.values(), *self.changes}

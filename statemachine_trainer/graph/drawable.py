@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 from statemachine_trainer.graph import dot, html, mermaid, svg
+from statemachine_trainer.graph.folding import fold
 from statemachine_trainer.graph.model import BadOption, GraphData, UnknownFormat, UnknownPath
 from statemachine_trainer.graph.style import DARK, LIGHT, THEMES, Palette, Style, Theme
 from statemachine_trainer.machine.errors import suggest
@@ -45,12 +46,15 @@ class Look(TypedDict, total=False):
             hottest state in it. Unknown paths are skipped if at least one is known.
         running: Path of the state to show as the running one, instead of the graph's own.
         legend: Whether the picture explains its signs; True by default.
+        fold: Whether of several loops of the same shape the first alone is open, and the others say which it is;
+            True by default. Mermaid shows all of them, as a difference does.
         theme: "light", "dark", or "auto", which follows the reader's system where the format can.
     """
 
     heat: Heat | None
     running: str | None
     legend: bool
+    fold: bool
     theme: Theme
 
 
@@ -148,6 +152,8 @@ class Drawable:
         running, legend = look.get("running"), look.get("legend", True)
         if running is not None:
             graph = graph.at(running)
+        if look.get("fold", True) and not style.states and not style.edges:
+            graph = fold(graph)
         chosen = look.get("theme", theme)
         if chosen not in THEMES:
             raise BadOption(f"theme={chosen!r} is no theme. {suggest(str(chosen), THEMES)}")

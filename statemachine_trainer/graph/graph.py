@@ -70,6 +70,15 @@ class Graph(GraphData, Drawable):
             )
         return self._showing(_closed(self.root, depth), self.edges)
 
+    def close(self, *paths: str) -> Graph:
+        """Return the graph with these loops closed: nothing of what is inside is shown.
+
+        Args:
+            *paths: Paths of loops; what is no loop, or lies in a closed one, is passed over.
+        """
+        closed = frozenset(paths)
+        return self._showing(_without(self.root, closed), self.edges) if closed else self
+
     def open(self, path: str) -> Graph:
         """Return the graph of one loop alone; its outcomes lead to the final state.
 
@@ -155,6 +164,12 @@ def graph_of(loop: Loop, name: str = "loop") -> Graph:
 def _closed(state: GraphState, depth: int) -> GraphState:
     inside = tuple(_closed(child, depth - 1) for child in state.children) if depth > 0 else ()
     return replace(state, children=inside)
+
+
+def _without(state: GraphState, closed: frozenset[str]) -> GraphState:
+    if state.path in closed:
+        return replace(state, children=())
+    return replace(state, children=tuple(_without(child, closed) for child in state.children))
 
 
 def _visible(path: str, shown: set[str]) -> str | None:

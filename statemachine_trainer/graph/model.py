@@ -45,6 +45,7 @@ class GraphState:
         on_enter: Receivers of its enter signal.
         on_exit: Receivers of its exit signal.
         children: States inside a loop, the initial one first. A closed loop shows none.
+        like: Of a loop that is closed because another one looks the same inside: the name of that one.
     """
 
     path: str
@@ -60,6 +61,7 @@ class GraphState:
     on_enter: tuple[str, ...] = ()
     on_exit: tuple[str, ...] = ()
     children: tuple[GraphState, ...] = field(default=(), repr=False)
+    like: str = ""
 
     def walk(self) -> Iterator[GraphState]:
         """Yield this state and all inside it, outer ones first."""
@@ -70,6 +72,7 @@ class GraphState:
     def to_dict(self) -> dict[str, Any]:
         """Return the state as data that JSON can hold."""
         values = _plain(self)
+        del values["like"]  # a way of drawing
         values["children"] = [child.to_dict() for child in self.children]
         return values
 

@@ -27,12 +27,14 @@ class Style:
         states: The changed states, by path.
         edges: The changed edges.
         legend: Whether the picture explains its signs.
+        room: A text for which each edge leaves room below its label, for what is written there later.
     """
 
     heat: Mapping[str, float] = field(default_factory=dict)
     states: Mapping[str, Change] = field(default_factory=dict)
     edges: Mapping[EdgeKey, Change] = field(default_factory=dict)
     legend: bool = True
+    room: str = ""
 
 
 def edge_keys(edges: Sequence[GraphEdge]) -> list[EdgeKey]:
@@ -83,12 +85,12 @@ LIGHT = Palette(
     state="#fdfdfe",
     loop="#f3f6fa",
     loop_inside="#e9eef5",
-    border="#8fa0b5",
+    border="#6f8096",
     posted="#2563c9",
     error="#b0307c",
-    added="#1a7f37",
+    added="#187433",
     removed="#c62832",
-    changed="#9a6200",
+    changed="#8f5b00",
 )
 DARK = Palette(
     paper="#10151c",
@@ -97,7 +99,7 @@ DARK = Palette(
     state="#2b3645",
     loop="#171e28",
     loop_inside="#1f2834",
-    border="#5d6f86",
+    border="#8496ad",
     posted="#82b1ff",
     error="#ff8ad1",
     added="#56d364",

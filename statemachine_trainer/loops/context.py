@@ -427,6 +427,11 @@ class Context:
             counts.seconds = seconds
         return self.counts.seconds
 
+    def seconds_so_far(self) -> float:
+        """Return the seconds of the run, and change nothing: another thread may ask."""
+        started = self._clock_started
+        return self.counts.seconds if started is None else self.clock() - started
+
 
 # -- What follows from the declarations -----------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from statemachine_trainer.control.buttons import POSTED
+from statemachine_trainer.control.buttons import AT_STATES, POSTED
 from statemachine_trainer.control.control_errors import NobodyListens, NotNow, PageError
 from statemachine_trainer.control.requests import Endpoint, endpoints_in
 from statemachine_trainer.observe.blackbox import Look, Ring
@@ -114,6 +114,8 @@ class Remote:
 def _refusal(name: str, look: dict[str, Any]) -> str | None:
     """Why a process would refuse; an event can be posted wherever it runs."""
     buttons: dict[str, str | None] = look["buttons"]
+    if name.partition(" ")[0] in AT_STATES and " " in name:
+        return None  # it answers by itself
     if name in buttons and name not in POSTED:
         return buttons[name]
     return None if look["running"] else buttons["pause"]  # for one reason as all the others

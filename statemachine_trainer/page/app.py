@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection
 from html import escape
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -15,16 +17,24 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from statemachine_trainer.control.control_errors import PageError
+from statemachine_trainer.graph import svg
 from statemachine_trainer.graph.dot import GraphvizMissing
+from statemachine_trainer.graph.folding import fold
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.graph.model import GraphState
+from statemachine_trainer.graph.style import Style
 from statemachine_trainer.page.guard import Guard
 
 _FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/canvas.js": ("canvas.js", "text/javascript"),
+    "/curves.js": ("curves.js", "text/javascript"),
 }
+
+COUNTER: Final = "x8888k 888 ms"
+"""The widest text of a counter at an edge: how often it was taken, and how long it took."""
 
 
 class Source(Protocol):
@@ -35,6 +45,9 @@ class Source(Protocol):
 
     def state(self) -> dict[str, Any]:
         """All that changes, as data that JSON can hold."""
+
+    def about(self, path: str) -> dict[str, Any]:
+        """What is known of a state or loop beside what `state` tells: its receivers, its source."""
 
     def press(self, button: str) -> str:
         """Do what a button says and tell what becomes of it, or raise a `PageError`."""
@@ -52,9 +65,14 @@ def make_app(source: Source, *, token: str, port: int) -> Starlette:
     async def state(_request: Request) -> Response:
         return _json(await run_in_threadpool(source.state))
 
-    async def graph(_request: Request) -> Response:
-        svg = await run_in_threadpool(lambda: picture_of(source.graph()))
+    async def graph(request: Request) -> Response:
+        closed, opened = (request.query_params.getlist(name) for name in ("closed", "opened"))
+        svg = await run_in_threadpool(lambda: picture_of(source.graph(), closed, opened))
         return Response(svg, media_type="text/html")
+
+    async def about(request: Request) -> Response:
+        path = request.query_params.get("path", "")
+        return _json(await run_in_threadpool(source.about, path))
 
     async def press(request: Request) -> Response:
         try:
@@ -67,6 +85,7 @@ def make_app(source: Source, *, token: str, port: int) -> Starlette:
     routes += [
         Route("/state", state),
         Route("/graph", graph),
+        Route("/about", about),
         Route("/press/{button}", press, methods=["POST"]),
     ]
     return Starlette(routes=routes, middleware=[Middleware(Guard, token=token, port=port)])
@@ -88,10 +107,19 @@ def _json(data: Any) -> Response:
 # -- The picture of the graph ---------------------------------------------------------------------
 
 
-def picture_of(graph: Graph) -> str:
-    """The graph as HTML; each state and loop has its path in `data-path`, each edge `data-source`."""
+def picture_of(graph: Graph, closed: Collection[str] = (), opened: Collection[str] = ()) -> str:
+    """The graph as HTML; each state and loop has its path in `data-path`, each edge `data-source`.
+
+    Args:
+        graph: The graph.
+        closed: Paths of the loops that show nothing of what is inside; unknown ones are passed over.
+        opened: Paths of those that are open although another one has the same shape.
+    """
+    graph = fold(graph.at(None).close(*closed), opened)
     try:
-        return graph.at(None).to_svg()  # which state is lit changes too often to draw it anew
+        # Which state is lit changes too often to draw it anew. Counters get their room now.
+        drawn = svg.render(graph, Style(room=COUNTER))
+        return re.sub(rf'class="([^"]*)">{COUNTER}<', r'class="\1 count"><', drawn)
     except GraphvizMissing:
         return _outline(graph)
 

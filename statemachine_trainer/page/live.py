@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import inspect
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from statemachine_trainer.control.buttons import Buttons, Steered
 from statemachine_trainer.control.hold import Hold
+from statemachine_trainer.graph.extraction import receivers_on
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.program import Program
 from statemachine_trainer.observe.readings import PARTS, Part, Reading, Readings, named_apart
-from statemachine_trainer.page.tally import Curves, Tally, edges_as_data
+from statemachine_trainer.page.tally import Curves, Passage, Tally, edges_as_data, progress_as_data
 
 _EVERY = 1.0
 """Seconds between two readings of the metrics within an epoch."""
@@ -62,7 +65,7 @@ class LiveRun:
 
     def close(self) -> None:
         """Let the run go on as if nobody had watched."""
-        self._hold.go_on()
+        self._hold.let_go()
         for remove in self._remove:
             remove()
 
@@ -85,6 +88,7 @@ class LiveRun:
             **self._buttons.look(),
             "graph": self._number_of_graph(),
             "counts": self._counts(),
+            "progress": self._progress(),
             "states": {
                 path: {"calls": one.calls, "seconds": one.seconds}
                 for path, one in [*tally.states.items()]
@@ -118,17 +122,58 @@ class LiveRun:
         counts = context.counts
         return {"epoch": counts.epoch, "batch": counts.batch, "step": counts.step}
 
-    def _edges(self) -> Counter[tuple[str, str]]:
-        """How often each edge was gone. A bubbling event is counted at the loop that takes it."""
-        counts: Counter[tuple[str, str]] = Counter()
+    def _progress(self) -> dict[str, Any]:
+        """Return the name of the run, and how far it is."""
+        folder, context = self._trainer.run_folder, self._driver.context
+        name = self._driver.name if folder is None else folder.name
+        counts, limits = getattr(context, "counts", None), getattr(context, "limits", None)
+        if context is None or counts is None or limits is None:
+            return {"name": name}
+        return progress_as_data(
+            name,
+            epoch=counts.epoch,
+            epochs=limits.max_epochs,
+            batch=counts.batch_in_epoch,
+            batches=counts.batches_per_epoch,
+            seconds=context.seconds_so_far(),
+        )
+
+    def about(self, path: str) -> dict[str, Any]:
+        """Return what is known of a state: who listens to it, and where its source is."""
+        heard = receivers_on(self._driver.board)
+        around, _, name = path.rpartition(SEPARATOR)
+        loops = dict(self._driver.root.walk(self._driver.name))
+        found = loops.get(path) or getattr(loops.get(around), name, None)
+        return {
+            "receivers": {
+                signal.rpartition(":")[2]: labels
+                for signal, labels in heard.items()
+                if signal.rpartition(":")[0] == path
+            },
+            "source": _source_of(found),
+        }
+
+    def _edges(self) -> dict[tuple[str, str], Passage]:
+        """Return the edges that were taken. A bubbling event is counted at the loop that takes it."""
+        passages: defaultdict[tuple[str, str], Passage] = defaultdict(Passage)
         nodes = self._driver.program.nodes
         for path, one in [*self.tally.states.items()]:
             for answer in [*one.answers.values()]:
                 edge = nodes[path].edges.get(answer.event) if path in nodes else None
                 if edge is not None:
-                    counts[edge.moment.path, answer.event] += answer.count
-        return counts
+                    taken = passages[edge.moment.path, answer.event]
+                    taken.add(answer.count, answer.seconds)
+        return passages
 
     def _take(self, reading: Reading) -> None:
         part: Part = "train" if reading.part == "step" else reading.part
         self._curves[part].add(reading.step, reading.metrics())
+
+
+def _source_of(found: Any) -> str | None:
+    """Return file and line of the method of a state, or of the class of a loop."""
+    written: Any = type(found) if isinstance(found, Loop) else inspect.unwrap(found)
+    try:
+        return f"{inspect.getsourcefile(written)}:{inspect.getsourcelines(written)[1]}"
+    except (OSError, TypeError):  # made in an interpreter, say
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,13 @@ from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.observe.blackbox import Entry, Look, Ring
 from statemachine_trainer.observe.remote import Remote
 from statemachine_trainer.observe.run import Run
-from statemachine_trainer.page.tally import RECENT, Curves, edges_as_data
+from statemachine_trainer.page.tally import (
+    RECENT,
+    Curves,
+    Passage,
+    edges_as_data,
+    progress_as_data,
+)
 
 _PATIENCE = 1.0
 """Seconds that a process has to answer; the page waits meanwhile."""
@@ -80,6 +86,7 @@ class FolderRun:
             "mood": _mood(status, ring),
             "outcome": None,
             "counts": {"epoch": epoch, "step": step},
+            "progress": self._progress(epoch, ring),
             "states": _times(entries),
             "edges": edges_as_data(_edges(entries, graph)),
             "recent": [
@@ -91,15 +98,43 @@ class FolderRun:
             **self._asked(look),
         }
 
+    def _progress(self, epoch: int, ring: Ring | None) -> dict[str, Any]:
+        record, last = self._run.record(), None if ring is None else ring.since
+        starts = [event for event in (record.history if record else ()) if "at" in event]
+        try:
+            begun = datetime.fromisoformat(str(starts[0]["at"])) if starts else None
+        except ValueError:
+            begun = None
+        seconds = (last - begun).total_seconds() if last and begun else 0.0
+        limit = self._run.settings().get("max_epochs", "")
+        epochs = int(limit) if limit.isdecimal() else None
+        name = self._run.path.resolve().name
+        return progress_as_data(name, epoch=epoch, epochs=epochs, seconds=max(0.0, seconds))
+
+    def about(self, path: str) -> dict[str, Any]:
+        """Return what is known of a state: who listened to it."""
+        state = next((one for one in self.graph().states() if one.path == path), None)
+        if state is None:
+            return {"receivers": {}, "source": None}
+        heard = {"enter": [*state.on_enter], "exit": [*state.on_exit]}
+        return {"receivers": {k: who for k, who in heard.items() if who}, "source": None}
+
     def _asked(self, look: Look) -> dict[str, Any]:
         """What only the processes of the run can tell; of one that does not, why."""
         try:
             looks = self._remote.looks(look)
         except PageError as error:
-            return {"held": False, "posted": [], "buttons": dict.fromkeys(BUTTONS, str(error))}
+            greyed = dict.fromkeys(BUTTONS, str(error))
+            return {"held": False, "posted": [], "breaks": [], "buttons": greyed}
         first = next(iter(looks.values()))
         refusals = {name: _refusal(name, looks) for name in BUTTONS}
-        found = {"held": first["held"], "posted": first["posted"], "buttons": refusals}
+        found = {
+            "held": first["held"],
+            "posted": first["posted"],
+            "breaks": first.get("breaks", []),  # of an older version there are none
+            "until": first.get("until"),
+            "buttons": refusals,
+        }
         return {**found, "state": first["state"]} if first["held"] else found
 
     def _curves(self) -> Any:
@@ -138,14 +173,14 @@ def _times(entries: list[Entry]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _edges(entries: list[Entry], graph: Graph) -> Counter[tuple[str, str]]:
-    """How often each edge was gone. A bubbling event is counted at the loop that takes it."""
+def _edges(entries: list[Entry], graph: Graph) -> dict[tuple[str, str], Passage]:
+    """Return the edges that were taken. A bubbling event is counted at the loop that takes it."""
     drawn = {(edge.source, edge.event) for edge in graph.edges}
-    counts: Counter[tuple[str, str]] = Counter()
+    passages: defaultdict[tuple[str, str], Passage] = defaultdict(Passage)
     for one, after in pairwise(entries):
         source = one.state
         while source and (source, after.event) not in drawn:
             source = source.rpartition(SEPARATOR)[0]
         if source:
-            counts[source, after.event] += 1
-    return counts
+            passages[source, after.event].add(1, (after.time - one.time).total_seconds())
+    return passages

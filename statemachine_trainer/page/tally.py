@@ -50,12 +50,59 @@ class StateTally:
         return sum(one.seconds for one in [*self.answers.values()])
 
 
-def edges_as_data(counts: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
-    """How often each edge was gone, by source and event, as data that JSON can hold."""
+@dataclass(slots=True, eq=False)
+class Passage:
+    """How often an edge was taken, and how long the states before it worked for that, in seconds."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, count: int, seconds: float) -> None:
+        """Add what a state answered."""
+        self.count += count
+        self.seconds += seconds
+
+
+def edges_as_data(passages: Mapping[tuple[str, str], Passage]) -> list[dict[str, Any]]:
+    """Return the edges that were taken, by source and event, as data that JSON can hold."""
     return [
-        {"source": source, "event": event, "count": count}
-        for (source, event), count in counts.items()
+        {"source": source, "event": event, "count": one.count, "seconds": one.seconds}
+        for (source, event), one in passages.items()
     ]
+
+
+def progress_as_data(
+    name: str,
+    *,
+    epoch: int,
+    epochs: int | None,
+    seconds: float,
+    batch: int | None = None,
+    batches: int | None = None,
+) -> dict[str, Any]:
+    """Return how far a run is, as data that JSON can hold.
+
+    Args:
+        name: Of the run.
+        epoch: Epochs done.
+        epochs: Epochs that there will be; None if nobody knows.
+        seconds: Time that the run has taken.
+        batch: Batches done in this epoch.
+        batches: Batches that an epoch has.
+    """
+    limit = epochs if epochs is not None and math.isfinite(epochs) else None
+    done = epoch + (batch / batches if batch and batches else 0.0)
+    left = seconds * (limit - done) / done if limit is not None and done else None
+    return {
+        "name": name,
+        "epoch": epoch,
+        "epochs": limit,
+        "batch": batch,
+        "batches": batches,
+        "seconds": seconds,
+        "left": None if left is None else max(0.0, left),
+        "share": min(1.0, done / limit) if limit else None,
+    }
 
 
 class Tally:

@@ -41,3 +41,18 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def shown(browser: Any, page: Page) -> Iterator[Any]:
+    """The page in a tab that notes what it asks for, and every complaint."""
+    tab = browser.new_page()
+    tab.asked, tab.complaints = [], []
+    tab.on("request", lambda request: tab.asked.append(request.url))
+    tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    tab.on("console", lambda message: tab.complaints.append(message.text))
+    tab.goto(page.url)
+    tab.wait_for_selector("#button-stop")
+    yield tab
+    assert tab.complaints == []
+    tab.close()

@@ -68,7 +68,7 @@ class Run:
     def end(self) -> None:
         """Let it stop at its next boundary, also if a test that failed has left it held."""
         if self.thread.is_alive():
-            Hold.of(self.trainer.driver).go_on()
+            Hold.of(self.trainer.driver).let_go()
             self.trainer.stop()
             self.thread.join(DEADLINE)
         assert not self.thread.is_alive()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,21 +12,6 @@ from tests.page.runs import Run, until
 
 expect = pytest.importorskip("playwright.sync_api").expect
 expect.set_options(timeout=100_000)
-
-
-@pytest.fixture
-def shown(browser: Any, page: Page) -> Iterator[Any]:
-    """The page in a tab that notes what it asks for, and every complaint."""
-    tab = browser.new_page()
-    tab.asked, tab.complaints = [], []
-    tab.on("request", lambda request: tab.asked.append(request.url))
-    tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
-    tab.on("console", lambda message: tab.complaints.append(message.text))
-    tab.goto(page.url)
-    tab.wait_for_selector("#button-stop")
-    yield tab
-    assert tab.complaints == []
-    tab.close()
 
 
 def mood(tab: Any, pattern: str) -> None:
@@ -117,7 +101,7 @@ def test_stop_ends_the_fit_and_then_every_button_is_greyed(shown: Any, run: Run)
     run.thread.join(100)
     mood(shown, "^ended")
     for name in ("pause", "step", "continue", "validate", "checkpoint", "stop"):
-        assert shown.is_disabled(f"#button-{name}")
+        expect(shown.locator(f"#button-{name}")).to_be_disabled()
     assert "has ended" in shown.get_attribute("#button-pause", "title")
 
 

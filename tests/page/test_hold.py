@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from statemachine_trainer import Trainer
+from statemachine_trainer.control.buttons import Buttons
+from statemachine_trainer.control.control_errors import NotNow
 from statemachine_trainer.control.hold import Hold
 from tests.observe.recorded import Net, batches, trainer
 from tests.page.runs import DEADLINE, Run, until
@@ -78,3 +80,69 @@ def test_a_run_that_ends_while_a_hold_is_asked_for_leaves_none_to_the_next(tmp_p
     asking.cancel()
     mine.fit(Net(), batches(), restart=True)  # else it would stand still for ever
     assert mine.driver.outcome is not None
+
+
+STEP = "fit.epoch.batch.optimizer.optimizer_step"
+BACKWARD = "fit.epoch.batch.optimizer.backward"  # a transient boundary lies before it
+
+
+def test_a_break_holds_the_run_each_time_it_comes_there_until_it_is_cleared() -> None:
+    run = Run()  # not recorded: a black box is on the way, too
+    run.begin()
+    before = works(run.trainer)
+    hold = Hold.of(run.trainer.driver)
+    hold.break_at(BACKWARD)
+    until(lambda: hold.held == BACKWARD, "that it is held there")
+    first = run.batch
+    hold.go_on()
+    until(lambda: run.batch > first, "that it goes on")
+    until(lambda: hold.held == BACKWARD, "that it is held there again")
+    assert hold.stops == [BACKWARD]
+    hold.clear(BACKWARD)
+    batch = run.batch
+    hold.go_on()
+    until(lambda: run.batch > batch + 3, "that it is held no more")
+    until(lambda: works(run.trainer) == before, "that nothing is left of it")
+    run.end()
+
+
+def test_a_run_that_is_told_to_run_to_a_state_is_held_there_once(run: Run) -> None:
+    run.begin()
+    hold = Hold.of(run.trainer.driver)
+    hold.hold()
+    until(lambda: hold.held, "that it is held")
+    hold.run_to(STEP)
+    until(lambda: hold.until is None and hold.held == STEP, "that it is held there")
+    batch = run.batch
+    hold.go_on()
+    until(lambda: run.batch > batch + 3, "that it is held no more")
+
+
+def test_when_nobody_is_left_who_could_let_it_go_a_run_is_held_nowhere(run: Run) -> None:
+    run.begin()
+    hold = Hold.of(run.trainer.driver)
+    hold.break_at(BACKWARD)
+    until(lambda: hold.held == BACKWARD, "that it is held there")
+    hold.run_to(STEP)
+    hold.let_go()
+    batch = run.batch
+    until(lambda: run.batch > batch + 3, "that it goes on")
+    assert (hold.stops, hold.until) == ([], None)
+
+
+def test_breaks_are_buttons_with_the_path_of_a_state(run: Run) -> None:
+    run.begin()
+    hold = Hold.of(run.trainer.driver)
+    buttons = Buttons(run.trainer, run.trainer.driver, hold)
+    with pytest.raises(NotNow, match=r"There is no state 'fit\.epoch\.fetsh'.*fit\.epoch\.fetch"):
+        buttons.press("break fit.epoch.fetsh")
+    assert buttons.press(f"break {STEP}") == f"The run is held whenever it comes to {STEP}."
+    until(lambda: hold.held == STEP, "that it is held there")
+    assert buttons.look()["breaks"] == [STEP]
+    buttons.press(f"clear {STEP}")
+    assert buttons.press(f"until {BACKWARD}") == f"The run goes on, and is held before {BACKWARD}."
+    until(lambda: hold.held == BACKWARD, "that it is held there")
+    assert buttons.look()["breaks"] == []
+    run.end()
+    with pytest.raises(NotNow, match=r"The run has ended\."):
+        buttons.press(f"break {STEP}")
