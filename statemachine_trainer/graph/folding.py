@@ -19,7 +19,7 @@ def fold(graph: G, opened: Collection[str] = ()) -> G:
 
     Args:
         graph: The graph.
-        opened: Paths of loops that stay open.
+        opened: Paths of loops that stay open, with all that is in them.
     """
     inside: dict[str, list[GraphEdge]] = {}
     for edge in graph.edges:
@@ -27,13 +27,15 @@ def fold(graph: G, opened: Collection[str] = ()) -> G:
         while around := around.rpartition(SEPARATOR)[0]:
             inside.setdefault(around, []).append(edge)
     heads: dict[Hashable, GraphState] = {}
+    asked_for = tuple(f"{path}{SEPARATOR}" for path in opened)
 
     def folded(state: GraphState) -> GraphState:
         if not state.children:
             return state
         head = heads.setdefault((state.loop, _shape(state, inside)), state)
-        runs = f"{graph.current}{SEPARATOR}".startswith(f"{state.path}{SEPARATOR}")
-        if head is not state and len(state.children) > 1 and not runs and state.path not in opened:
+        within = f"{state.path}{SEPARATOR}"
+        stays = f"{graph.current}{SEPARATOR}".startswith(within) or within.startswith(asked_for)
+        if head is not state and len(state.children) > 1 and not stays:
             return replace(state, children=(), like=_name(head, state))
         return replace(state, children=tuple(folded(child) for child in state.children))
 

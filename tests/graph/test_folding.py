@@ -55,7 +55,7 @@ def test_a_loop_that_runs_and_one_that_is_asked_for_stay_open() -> None:
     running = closed(fold(graph.at("all.two.epoch.fetch")))
     assert running["all.three"] == "one"
     assert not {"all.two", "all.two.epoch"} & running.keys()
-    assert closed(fold(graph, ["all.three"])) == {"all.two": "one"}
+    assert closed(fold(graph, ["all.three"])) == {"all.two": "one"}  # with all that is in it
 
 
 def test_a_loop_with_other_receivers_is_drawn() -> None:
