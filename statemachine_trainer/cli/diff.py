@@ -17,7 +17,7 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Say what differs between two runs, and the first place at which they part.
+    """Say what differs between two runs, and where they part.
 
     Where they part is known of runs with Trainer(fingerprints=...). The exit code is 1 if they do.
     """

@@ -34,13 +34,14 @@ def replay(
         bool, typer.Option("--print", help="Print where the run stands, and end.")
     ] = False,
     remember: Annotated[
-        int, typer.Option(min=0, help="Boundaries that are kept in memory, for `rewind`.")
+        int,
+        typer.Option(metavar="N", min=0, help="Boundaries that are kept in memory, for `rewind`."),
     ] = 50,
     debug: Debug = False,
 ) -> None:
-    """Go through a run again from its nearest checkpoint, and stand at a place of it, as with `smt step`.
+    """Go through a run again, to a place of it.
 
-    Nothing is written. On the way it is compared with the fingerprints of the run, if it has any. With
+    It begins at the nearest checkpoint, and stands there as with `smt step`. Nothing is written. On the way it is compared with the fingerprints of the run, if it has any. With
     --print the exit code is 1 if it does not reproduce itself.
     """
     from statemachine_trainer.cli.replaying import Place, Replay, replay_by
