@@ -41,8 +41,9 @@ def replay(
 ) -> None:
     """Go through a run again, to a place of it.
 
-    It begins at the nearest checkpoint, and stands there as with `smt step`. Nothing is written. On the way it is compared with the fingerprints of the run, if it has any. With
-    --print the exit code is 1 if it does not reproduce itself.
+    It begins at the nearest checkpoint, and stands there as with `smt step`. Nothing is written. On the way it
+    is compared with the fingerprints of the run, if it has any. With --print the exit code is 1 if it does not
+    reproduce itself.
     """
     from statemachine_trainer.cli.replaying import Place, Replay, replay_by
 
