@@ -19,6 +19,7 @@ from statemachine_trainer.graph.extraction import receivers_on
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.intervals import epoch_in_words
 from statemachine_trainer.loops.assembly import Equipment
+from statemachine_trainer.loops.changeable import Setting
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.default_tree import known_settings, loops_of_trainer, where_set
 from statemachine_trainer.loops.foreign_names import check_arguments
@@ -44,6 +45,7 @@ from statemachine_trainer.running.arguments import (
     recorder_given,
 )
 from statemachine_trainer.running.audit import Audit
+from statemachine_trainer.running.control_panel import SET
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh
 from statemachine_trainer.running.hyperparameters import Hyperparameters, settings_of_equipment
@@ -177,6 +179,7 @@ class Trainer:
         self._state = FitState(self, drivers.fit, given, self._hyperparameters)
         if recorder is not None:
             recorder.contents = self._state.contents
+            self._state.panel.note = recorder.settings_changed
         self._session = Session(
             self, drivers, equipment, self._state, recorder, shown, owner, quick, switches
         )
@@ -497,16 +500,30 @@ class Trainer:
         """
         self._drivers.pause()
 
-    def post(self, event: str) -> None:
+    def post(self, event: str, **values: object) -> None:
         """Post an event to the running loop, such as "stop", "validate" or "end_epoch".
 
         May be called from receivers and other threads. After the end it does nothing.
 
+        Args:
+            event: The event; "set" to change settings of the fit at its next boundary.
+            **values: The settings, as in `post("set", lr=1e-4, max_epochs=20)`; see `changeable`.
+
         Raises:
             UnknownEvent: No loop takes it.
             NotStarted: Nothing was started yet. A start would drop the event.
+            SettingError: There is no such setting, or it cannot have this value.
         """
-        self._drivers.post(event)
+        if event == SET:
+            self._state.panel.post(values)
+        elif values:
+            raise SettingError(f"{event!r} carries nothing; post('set', ...) changes settings.")
+        else:
+            self._drivers.post(event)
+
+    def changeable(self) -> dict[str, Setting]:
+        """Return the settings that `post("set", ...)` may change now: what each may be, and what it is."""
+        return self._state.panel.settings()
 
     def stop(self) -> None:
         """Post "stop": end the epoch with its validation, then the fit, once `min_epochs` and `min_steps` are done."""

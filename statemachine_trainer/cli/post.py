@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from statemachine_trainer.cli.common import Debug, Run, console_for, printable
+from statemachine_trainer.machine.errors import StateMachineError
 
 if TYPE_CHECKING:
     from statemachine_trainer.observe.remote import Remote
     from statemachine_trainer.observe.run import Run as RunOfFolder
+
+
+class BadSetting(StateMachineError):
+    """What is to be set is not written as a name and a value."""
+
 
 _PATIENCE = 5.0
 """Seconds that a process has to answer."""
@@ -27,7 +34,15 @@ def post(
         str | None,
         typer.Argument(
             metavar="[EVENT]",
-            help="stop, validate, checkpoint, pause, step, continue, or any event that its chart lets be posted.",
+            help="stop, validate, checkpoint, pause, step, continue, set, or any event that its chart lets be posted.",
+            show_default=False,
+        ),
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=VALUE]...",
+            help="With set: settings and their new values, such as lr=1e-4 max_epochs=20.",
             show_default=False,
         ),
     ] = None,
@@ -42,7 +57,8 @@ def post(
 ) -> None:
     """Ask a run to stop, validate, checkpoint, pause or continue.
 
-    Tells what became of it. Without an event: what can be asked for now. The exit code is 2 if the
+    `smt post RUN set lr=1e-4` changes settings of it, and `smt post RUN set` lists those that may be. Tells
+    what became of it. Without an event: what can be asked for now. The exit code is 2 if the
     run refuses, or if nobody listens.
     """
     from statemachine_trainer.observe.remote import Remote
@@ -53,9 +69,13 @@ def post(
     if event is None:
         _print_possible(remote.looks())
         return
+    if event == "set" and not values:
+        _print_settings(remote.looks())
+        return
     since, before = datetime.now(UTC), remote.looks()
-    told = remote.press(event)
-    waiting = _Waiting(folder, event, since, before)
+    settings = _settings_in(event, values or [])
+    told = remote.set(settings) if event == "set" else remote.press(event)
+    waiting = _Waiting(folder, event, since, before, settings)
     end = time.monotonic() + wait
     while len(waiting.became) < len(told) and time.monotonic() < end:
         waiting.look(remote)
@@ -63,6 +83,32 @@ def post(
     for number, handed_over in told.items():
         became = waiting.became.get(number) or f"{handed_over} It has not happened yet."
         typer.echo(printable(became if len(told) == 1 else f"Rank {number}: {became}"))
+
+
+def _settings_in(event: str, values: Sequence[str]) -> dict[str, float | None]:
+    """Return the settings that are to be changed, with their values.
+
+    Raises:
+        BadSetting: One is not written as NAME=VALUE, or there are some without `set`.
+    """
+    if values and event != "set":
+        raise BadSetting(
+            f"{event!r} carries nothing. Settings are changed by: smt post RUN set NAME=VALUE."
+        )
+    found: dict[str, float | None] = {}
+    for text in values:
+        name, sign, value = text.partition("=")
+        try:
+            found[name] = None if value in ("None", "none") else _number(value)
+        except ValueError:
+            sign = ""
+        if not sign or not name:
+            raise BadSetting(f"{text!r} is no setting: write NAME=VALUE, such as lr=1e-4.")
+    return found
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.lstrip("+-").isdecimal() else float(text)
 
 
 class _Waiting:
@@ -73,13 +119,19 @@ class _Waiting:
     """
 
     def __init__(
-        self, run: RunOfFolder, event: str, since: datetime, before: dict[int, dict[str, Any]]
+        self,
+        run: RunOfFolder,
+        event: str,
+        since: datetime,
+        before: dict[int, dict[str, Any]],
+        settings: Mapping[str, float | None],
     ) -> None:
         self.became: dict[int, str] = {}
         self._run = run
         self._event = event
         self._since = since
         self._before = before
+        self._settings = settings
 
     def look(self, remote: Remote) -> None:
         """Ask what has happened."""
@@ -100,6 +152,11 @@ class _Waiting:
 
     def _of(self, rank: int, look: dict[str, Any]) -> str | None:
         written = look["checkpoint"]
+        if self._event == "set":
+            now = {name: one["value"] for name, one in look.get("settings", {}).items()}
+            shown = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
+            taken = all(now.get(name) == value for name, value in self._settings.items())
+            return f"{shown} is set." if taken else None
         if self._event in ("pause", "step"):
             stands = look["held"] and not look["stepping"]
             return f"The run is held before {look['state']}." if stands else None
@@ -139,3 +196,16 @@ def _print_possible(looks: dict[int, dict[str, Any]]) -> None:
         for name in others:
             table.add_row(Text(printable(name), style="bold"), Text("an event of its chart"))
         console.print(table)
+
+
+def _print_settings(looks: dict[int, dict[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    look = looks[min(looks)]
+    for name, one in look.get("settings", {}).items():
+        says = one["refusal"] or f"{one['kind']}; {one['value']!r} now"
+        style = "dim" if one["refusal"] else "bold"
+        table.add_row(Text(printable(name), style=style), Text(printable(says)))
+    console_for().print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +33,23 @@ class Writer(Protocol):
         """The newest one that was written; None if there is none yet."""
 
 
+class Changeable(Protocol):
+    """A setting that may be changed."""
+
+    @property
+    def kind(self) -> object:
+        """What it may be; its text says so."""
+
+    @property
+    def value(self) -> float | None:
+        """What it is."""
+
+    @property
+    def refusal(self) -> str:
+        """Why it cannot be changed now; "" if it can."""
+        ...
+
+
 class Steered(Protocol):
     """What the buttons need of a trainer."""
 
@@ -41,6 +59,13 @@ class Steered(Protocol):
 
     def checkpoint(self) -> None:
         """Write one at the next boundary that can be written down."""
+
+    def post(self, event: str, **values: object) -> None:
+        """Post an event, which may carry values."""
+
+    def changeable(self) -> Mapping[str, Changeable]:
+        """Return the settings of the fit that may be changed, by name."""
+        ...
 
 
 class Buttons:
@@ -116,6 +141,22 @@ class Buttons:
         self._hold.run_to(path)
         return f"The run goes on, and is held before {path}."
 
+    def set(self, values: Mapping[str, object]) -> str:
+        """Change settings of the fit.
+
+        Returns:
+            What becomes of it.
+
+        Raises:
+            NotNow: The run stands still.
+            SettingError: There is no such setting, or it cannot have this value.
+        """
+        if not self._driver.running:
+            raise NotNow(f"{self._refusal('checkpoint')}")
+        self._trainer.post("set", **values)
+        held = " The run is held: it goes on with 'continue'." if self._hold.held else ""
+        return f"It is set at the next boundary that can be written down.{held}"
+
     def look(self) -> dict[str, Any]:
         """Return where the fit stands and what it would do, as data that JSON can hold."""
         driver, checkpoints = self._driver, self._trainer.checkpoints
@@ -135,6 +176,10 @@ class Buttons:
             "checkpoint": None if written is None else written.name,
             "events": sorted(driver.program.postable),
             "buttons": self.refusals(),
+            "settings": {
+                name: {"value": one.value, "kind": str(one.kind), "refusal": one.refusal}
+                for name, one in self._trainer.changeable().items()
+            },
         }
 
     def _refusal(self, name: str) -> str | None:

@@ -6,7 +6,7 @@ and because the kernel refuses a connection to a process that is gone. It does n
 of the run: that may be on any file system, may have a path of any length, and is copied and uploaded
 as plain files.
 
-A request is one line of JSON, `{"look": true}` or `{"press": "stop"}`; so is the answer.
+A request is one line of JSON, `{"look": true}`, `{"press": "stop"}` or `{"set": {"lr": 0.1}}`; so is the answer.
 """
 
 from __future__ import annotations
@@ -169,19 +169,23 @@ def _answer_to(line: bytes, driver: Driver) -> dict[str, Any]:
     told: str | None = None
     refusal: str | None = None
     try:
-        button = _button_of(line)
-        if button is not None:
-            told = buttons.press(button)
+        asked = _asked(line)
+        if isinstance(asked, dict):
+            told = buttons.set(asked)
+        elif asked is not None:
+            told = buttons.press(asked)
     except ValueError:
         _log.warning("A request was refused, as it is none: %r.", line[:80])
-        refusal = 'That is no request. There are {"look": true} and {"press": NAME}.'
+        refusal = (
+            'That is no request. There are {"look": true}, {"press": NAME}, {"set": {NAME: VALUE}}.'
+        )
     except StateMachineError as error:
         refusal = str(error)
     return {"told": told, "refusal": refusal, "look": buttons.look()}
 
 
-def _button_of(line: bytes) -> str | None:
-    """Read a request: the button that is pressed, None for a look.
+def _asked(line: bytes) -> str | dict[str, object] | None:
+    """Read a request: the button that is pressed, or settings with their values; None for a look.
 
     Raises:
         ValueError: It is none.
@@ -189,8 +193,12 @@ def _button_of(line: bytes) -> str | None:
     request = parse_json(line)
     if request == {"look": True}:
         return None
-    if not isinstance(request, dict) or request.keys() != {"press"}:
+    if not isinstance(request, dict) or request.keys() not in ({"press"}, {"set"}):
         raise ValueError(line)
+    if "set" in request:
+        if not isinstance(request["set"], dict):
+            raise ValueError(line)
+        return request["set"]
     if not isinstance(request["press"], str):
         raise ValueError(line)
     return request["press"]

@@ -96,6 +96,10 @@ class Endpoint:
         """
         return self._ask({"press": name}, patience)
 
+    def set(self, values: Mapping[str, object], *, patience: float) -> dict[str, Any]:
+        """Ask for settings of the fit to be changed; answers as `press` does."""
+        return self._ask({"set": dict(values)}, patience)
+
     def _ask(self, request: Mapping[str, Any], patience: float) -> dict[str, Any]:
         if is_alive(self.process) is False or not hasattr(socket, "AF_UNIX"):
             raise NobodyListens(f"The process of rank {self.rank} cannot be asked from here.")

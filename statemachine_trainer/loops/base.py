@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from statemachine_trainer.data import Feed, limit_batches
 from statemachine_trainer.intervals import Counts
+from statemachine_trainer.loops.changeable import Changeable
 from statemachine_trainer.loops.context import Context, Limits
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.putting_back import Kept
@@ -52,6 +53,11 @@ class TrainingLoop(Loop):
         shown_by = inspect.getattr_static(type(self), one.name, None)
         given = one.name in self._given and isinstance(shown_by, property)
         return getattr(self, one.name) if given else one.default
+
+    @property
+    def changeable(self) -> Mapping[str, Changeable]:
+        """Settings that may be changed while a fit runs, and what they may be."""
+        return {}
 
     # -- how long it trains ----------------------------------------------------------------------
 

@@ -189,6 +189,8 @@ class Context:
         results: The metrics of the last pass of each kind, as floats.
         measured: When each of these was measured: (epoch, batch, step).
         sample_size: Finds the number of samples in a batch; None as long as nobody counts samples.
+        changes: Settings that were changed while the fit ran: each with its value, the number of batches
+            done then, and the value that the script had given.
         clock: Tells the time in seconds, from any beginning.
     """
 
@@ -226,6 +228,7 @@ class Context:
     measured: dict[str, Measured] = _state(dict, "fit", "plain")
     log_table: Metrics | None = _state(None, "fit", "apart")
     log_suffix: str = _state("", "fit", "plain")
+    changes: dict[str, tuple[float | None, int, float | None]] = _state(dict, "fit", "plain")
     aside: list[dict[str, Any]] = _state(list, "fit", "tensors")
 
     piece_size: int | None = _state(None, "fit", "plain")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from statemachine_trainer.intervals import Counts
 from statemachine_trainer.loops.base import TrainingLoop, in_training
+from statemachine_trainer.loops.changeable import Changeable
 from statemachine_trainer.loops.context import Limits
 from statemachine_trainer.loops.epoch import EpochLoop
 from statemachine_trainer.loops.evaluation import SanityLoop
@@ -100,6 +102,13 @@ class FitLoop(TrainingLoop):
         if "sanity" not in loops and sanity_batches != 2:
             self.fill("sanity", batches=sanity_batches)
         self.limits()
+
+    @property
+    def changeable(self) -> Mapping[str, Changeable]:
+        return {
+            "max_epochs": Changeable(whole=True, least=1, done="epoch"),
+            "max_steps": Changeable(whole=True, least=1, done="step"),
+        }
 
     def limits(self) -> Limits:
         limits = self.own_limits()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from statemachine_trainer.loops.base import TrainingLoop
+from statemachine_trainer.loops.changeable import Changeable
 from statemachine_trainer.loops.loop_errors import NonFiniteLoss, SettingError
 from statemachine_trainer.loops.outputs import read_output
 from statemachine_trainer.loops.settings_checks import number, one_of
@@ -78,6 +79,11 @@ class SteppingLoop(TrainingLoop):
         self._sizes = _sizes(type(self).__name__, value)
         self._size = None if isinstance(value, Mapping) else value
         self._accumulate = value
+
+    @property
+    def changeable(self) -> Mapping[str, Changeable]:
+        positive = Changeable(above=True, none=True)
+        return {"clip_norm": positive, "clip_value": positive}
 
     @property
     def steps_optimizers(self) -> bool:

@@ -167,6 +167,24 @@ class Journal:
         if self.exists():
             self._change(forget)
 
+    def facts_since(self, checkpoint: str, kind: str) -> list[Any]:
+        """Return the facts of the entries of a kind after a checkpoint; none unless it is the newest one."""
+
+        def find(connection: sqlite3.Connection) -> list[Any]:
+            rows = connection.execute(
+                "SELECT id, facts FROM entries WHERE kind = 'checkpoint' ORDER BY id DESC LIMIT 1"
+            ).fetchall()
+            if not rows or _name_in(rows[0][1]) != checkpoint:
+                return []
+            since = "SELECT facts FROM entries WHERE kind = ? AND id > ? ORDER BY id"
+            return connection.execute(since, (kind, rows[0][0])).fetchall()
+
+        found = self._access(find, _PATIENCE) if self.exists() else None
+        try:
+            return [parse_json(facts) for (facts,) in found or ()]
+        except (ValueError, TypeError):
+            return []
+
     def rewind_to(self, place: int) -> None:
         """Take out what was measured since the journal stood there."""
         self._change(lambda connection: _forget_after(connection, place))

@@ -113,6 +113,7 @@ class Recorder:
     Attributes:
         owner: Who holds the folder; what is recorded waits while it is another run's. None: nobody asks.
         hyperparameters: Returns those of the fit by where they come from; None if nobody knows any.
+        set_since: Settings that were changed after the checkpoint that the run goes on from, by name.
         contents: Returns what tells whether the data are those of another run; None if nobody knows.
     """
 
@@ -137,6 +138,7 @@ class Recorder:
         self._keeps_record = False
         self.owner: Ownership | None = None
         self.hyperparameters: Callable[[], Mapping[str, object]] | None = None
+        self.set_since: dict[str, object] = {}
         self.contents: Callable[[], Mapping[str, object]] | None = None
 
     @property
@@ -180,6 +182,7 @@ class Recorder:
                 record say that already.
         """
         root = self.folder.path
+        self.set_since = {}
         self.close()
         self._keeps_record = keeps_record and rank_of_process() == 0
         if rank_of_process() == 0:
@@ -220,6 +223,12 @@ class Recorder:
         self._note("checkpoint", {"name": path.name})
         if self._fingerprints is not None:
             self._fingerprints.at_checkpoint(path.name)
+
+    def settings_changed(self, changed: Mapping[str, Any]) -> None:
+        """Note settings that were changed while the run goes on."""
+        self._note("set", changed)
+        if self._journal is not None:
+            self._journal.flush()
 
     def place(self) -> tuple[int | None, int | None]:
         """Return where journal and fingerprints stand, for `rewind_to`; None for one that is not there."""
@@ -276,6 +285,7 @@ class Recorder:
         goes_on = checkpoint is not None and checkpoint.resolve().parent == root.resolve()
         if goes_on and checkpoint is not None:
             journal.rewind(checkpoint.name)
+            self.set_since = _values_set(journal.facts_since(checkpoint.name, "set"))
         elif journal.has_measured():
             journal.close()
             self._set_aside_earlier(root)
@@ -361,6 +371,16 @@ class Recorder:
         if fit.path is None:
             return "ended", fit.outcome
         return ("resting" if fit.resting else "paused"), None
+
+
+def _values_set(entries: Sequence[object]) -> dict[str, object]:
+    """Return the last value of each setting that entries of the journal tell of."""
+    found: dict[str, object] = {}
+    for facts in entries:
+        for name, one in facts.items() if isinstance(facts, dict) else ():
+            if isinstance(one, dict) and isinstance(one.get("to"), int | float | None):
+                found[str(name)] = one.get("to")
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -77,6 +77,25 @@ class Remote:
         for rank, answer in answers.items():
             if (why := answer["refusal"]) is not None:
                 raise NotNow(why if len(answers) == 1 else f"Rank {rank}: {why}")
+        return {rank: str(answer["told"]) for rank, answer in answers.items()}
+
+    def set(self, values: Mapping[str, object]) -> dict[int, str]:
+        """Ask for settings of the fit to be changed.
+
+        Returns:
+            What becomes of it, by rank.
+
+        Raises:
+            NotNow: The run refuses.
+            NobodyListens: It is over, or takes no requests; the message says why.
+            NoAnswer: It hangs.
+        """
+        answers = self._of_each(
+            lambda one: one.set(values, patience=self._patience), rank=self._rank
+        )
+        for answer in answers.values():
+            if (why := answer["refusal"]) is not None:
+                raise NotNow(why)
         return {rank: str(answer["told"]) for rank, answer in answers.items()}
 
     def silence(self, known: Look | None = None) -> str:

@@ -88,7 +88,7 @@ class Event:
     Attributes:
         at: When.
         what: "started", "resumed", "stopped", "ended", "failed", "checkpoint"; "error" where an error
-            edge was taken; "recovery" where a `RecoverLoop` went back.
+            edge was taken; "recovery" where a `RecoverLoop` went back; "set" where settings were changed.
         facts: Such as the signal, the error, the name of the checkpoint, the batches passed over.
     """
 
@@ -202,7 +202,7 @@ class Run(HasSettings):
         record = self.record()
         events = [_event_of(one) for one in (record.history if record else ())]
         rows = self._select(
-            "SELECT at, kind, facts FROM entries WHERE kind IN ('checkpoint', 'error', 'recovery') "
+            "SELECT at, kind, facts FROM entries WHERE kind IN ('checkpoint', 'error', 'recovery', 'set') "
             "ORDER BY id"
         )
         with self._reading_facts():
@@ -271,7 +271,7 @@ class Run(HasSettings):
         known = [datetime.fromtimestamp(one, UTC) for one in times]
         return max([*since, *known], default=None)
 
-    def post(self, event: str, *, rank: int | None = None) -> str:
+    def post(self, event: str, *, rank: int | None = None, **values: float | None) -> str:
         """Ask the processes of the run for something, as `smt post` does.
 
         Does not wait until it is done: that is at the next boundary that takes it.
@@ -280,6 +280,7 @@ class Run(HasSettings):
             event: "stop", "validate", "checkpoint", "pause", "step", "continue", or any event that
                 its chart lets be posted.
             rank: The only process to ask; all of them unless given.
+            **values: With "set": the settings to change, as in `post("set", lr=1e-4)`.
 
         Returns:
             What becomes of it.
@@ -289,7 +290,8 @@ class Run(HasSettings):
             NobodyListens: The run is over, or takes no requests.
             NoAnswer: A process hangs.
         """
-        told = Remote(self, rank=rank, patience=_PATIENCE).press(event)
+        remote = Remote(self, rank=rank, patience=_PATIENCE)
+        told = remote.set(values) if event == "set" or values else remote.press(event)
         return next(iter(told.values()))
 
     # -- parts -----------------------------------------------------------------------------------

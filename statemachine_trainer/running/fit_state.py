@@ -30,6 +30,7 @@ from statemachine_trainer.running.audit import (
 )
 from statemachine_trainer.running.changing_values import ChangingValues
 from statemachine_trainer.running.contents import Contents
+from statemachine_trainer.running.control_panel import ControlPanel
 from statemachine_trainer.running.drivers import context_of
 from statemachine_trainer.running.hyperparameters import Hyperparameters
 from statemachine_trainer.running.modules_outside import ModulesOutside
@@ -83,6 +84,9 @@ class FitState:
         driver: The driver of its fit.
         callbacks: The callbacks that the trainer was given. Others are found among the receivers.
         hyperparameters: What the user told the trainer and the model.
+
+    Attributes:
+        panel: Changes the settings of the fit while it runs.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class FitState:
         self._driver = driver
         self._callbacks = callbacks
         self._hyperparameters = hyperparameters
+        self.panel = ControlPanel(driver)
         self._fresh: tuple[Fresh, ...] = ()
         self._given: dict[str, Settings] = {}
         self._outside = ModulesOutside()
@@ -202,6 +207,7 @@ class FitState:
             raise NotStarted("Start a fit first: start(model, loader), then load its state.")
         state = with_frozen(state, context.model)
         driver.load_state_dict(state["machine"])
+        self.panel.restore(context, state["context"]["plain"].get("changes", {}))
         context.steps.expect(state["context"])
         remake_optimizers(context, driver.root, state["context"], fresh)
         was = state.get("settings", {})  # an earlier version wrote none

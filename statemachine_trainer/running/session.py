@@ -286,6 +286,8 @@ class Session:
             keeps_record = self._host.checkpoints is None
             ended = self._fit.path is None
             self._recorder.begin(checkpoint, keeps_record=keeps_record, ended=ended)
+            if self._recorder.set_since and not ended:
+                self._state.panel.set_again(self._recorder.set_since)
         if checkpoint is not None and self._progress:
             self._progress.say(_what_is_resumed(checkpoint, context, ended=self._fit.path is None))
 

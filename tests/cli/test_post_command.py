@@ -92,6 +92,26 @@ def test_without_an_event_it_tells_what_can_be_asked_for(folder: Path) -> None:
     answer(folder, "continue")
 
 
+def test_settings_are_changed_and_listed(run: Run, folder: Path) -> None:
+    assert answer(folder, "set", "lr=0.001", "max_epochs=2000000") == (
+        "lr=0.001, max_epochs=2000000 is set."
+    )
+    assert run.trainer.context.limits.max_epochs == 2000000
+    told = {
+        line.split()[0]: " ".join(line.split()[1:]) for line in answer(folder, "set").splitlines()
+    }
+    assert told["lr"] == "a number from 0; 0.001 now"
+    assert told["clip_norm"] == "a number above 0, or None; None now"
+
+
+def test_a_setting_that_cannot_be_changed_so_is_refused(folder: Path) -> None:
+    assert refusal(folder, "set", "lr=-1") == "smt: set lr=-1: it is a number from 0."
+    assert "Did you mean 'lr'" in refusal(folder, "set", "lrr=0.1")
+    assert "write NAME=VALUE" in refusal(folder, "set", "lr", "0.1")
+    assert "write NAME=VALUE" in refusal(folder, "set", "lr=fast")
+    assert "'stop' carries nothing" in refusal(folder, "stop", "lr=0.1")
+
+
 def test_what_cannot_be_done_is_an_error_that_says_why(folder: Path, tmp_path: Path) -> None:
     assert refusal(folder, "step") == "smt: Only a run that is held can be stepped."
     assert "no button or event 'stpo'. Did you mean 'stop'" in refusal(folder, "stpo")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from statemachine_trainer.loops.batch import BatchLoop
+from statemachine_trainer.loops.changeable import put_rates_since
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import load_training_state, training_state
 from statemachine_trainer.loops.loop_errors import NotRecovered
@@ -144,6 +145,7 @@ class RecoverLoop(BatchLoop):
         state = Written(found["text"].encode(), found["tensors"]).tree()
         self._put_back_callbacks(state["callbacks"])
         load_training_state(context, state["training"])  # generators come last
+        put_rates_since(context, found["batch"])
         self.losses = list(found["losses"])
         # The boundary stays: nothing has been trained since.
         self.kept = self.kept[: self.kept.index(found) + 1]
