@@ -151,6 +151,7 @@ class Checkpoints(HasSettings):
             )
         ours = {"statemachine_trainer": __version__}
         self.store = Store(folder, retention=retention, background=background, versions=ours)
+        self.background = background
         self.every = parse_interval(every, "every")
         self.parameters = parameters
         self.mirror = mirror_given(mirror)

@@ -174,14 +174,14 @@ def _check_model(ranks: Ranks, trainer: Any, context: Context) -> Layout:
     from statemachine_trainer.parallel.layout import Layout  # most runs have one process
 
     layout = Layout.of(model, context.steps.sync, ranks.rank, ranks.size)
-    if layout.cut_up and trainer.checkpoints is not None:
-        raise SettingError(
-            f"The parameters of {type(model).__name__} are cut up among the ranks by {layout.by}, and "
-            "checkpoints= cannot hold them yet. Leave it out, and save what you need in a receiver of "
-            "'epoch_end' with torch.distributed.checkpoint, which each rank has to call: "
-            "dcp.save(get_model_state_dict(trainer.model), checkpoint_id=folder). Or use "
-            "DistributedDataParallel(model) if the model fits on one device."
-        )
+    checkpoints = trainer.checkpoints
+    if layout.cut_up and checkpoints is not None:
+        for name, value in (("background", False), ("parameters", "all")):
+            if getattr(checkpoints, name) != value:
+                raise SettingError(
+                    f"The parameters of {type(model).__name__} are cut up among the ranks by {layout.by}, and "
+                    f"checkpoints of them are not written with {name}={getattr(checkpoints, name)!r}. Leave it out."
+                )
     return layout
 
 

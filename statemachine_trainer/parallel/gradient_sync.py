@@ -275,6 +275,13 @@ def averages_by_itself(module: nn.Module) -> bool:
     return isinstance(module, DistributedDataParallel) or is_fully_sharded(module)
 
 
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this rank has of a tensor: the tensor itself unless it is cut up."""
+    part: Any = tensor
+    found: torch.Tensor = part.to_local() if is_cut_up(tensor) else tensor
+    return found
+
+
 def sync_of(module: nn.Module) -> GradientSync:
     """Return how the gradients of a model are averaged that is in no `DistributedDataParallel`."""
     if any(map(is_fully_sharded, module.modules())):

@@ -121,6 +121,11 @@ class Ranks:
         return found
 
     @property
+    def group(self) -> dist.ProcessGroup:
+        """The group of all ranks over the CPU, for collectives of torch; all wait in it alike."""
+        return self._group
+
+    @property
     def _group(self) -> dist.ProcessGroup:
         group: dist.ProcessGroup | None = self._own_group()
         assert group is not None, "the process group of this run was destroyed"

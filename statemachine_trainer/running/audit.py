@@ -21,6 +21,7 @@ from statemachine_trainer.running.reachable import (
 )
 from statemachine_trainer.snapshot import encode
 from statemachine_trainer.snapshot.generators import kind_of
+from statemachine_trainer.snapshot.marks import take_out
 from statemachine_trainer.snapshot.search import Search
 
 Verdict = Literal["held", "reseeded", "not held"]
@@ -151,18 +152,18 @@ def check_writable(driver: Driver, context: Context, callbacks: list[Any]) -> No
         Unwritable: A scheduler, a metric object, a callback or a field of a loop holds something that no
             checkpoint can hold.
     """
-    encode(
-        {
-            "machine": driver.state_dict(),
-            "context": lasting_state(context),
-            "callbacks": [
-                {"state": one.state_dict()}
-                for one in callbacks
-                # Hooks of other libraries run while their state is taken.
-                if not type(one).__module__.startswith("statemachine_trainer.integrations.")
-            ],
-        }
-    )
+    tree: dict[str, Any] = {
+        "machine": driver.state_dict(),
+        "context": lasting_state(context),
+        "callbacks": [
+            {"state": one.state_dict()}
+            for one in callbacks
+            # Hooks of other libraries run while their state is taken.
+            if not type(one).__module__.startswith("statemachine_trainer.integrations.")
+        ],
+    }
+    # What is cut up is written beside the tree, where there are ranks.
+    encode(tree if Ranks.here() is None else take_out(tree)[0])
 
 
 def _of_feed(found: Audit, name: str, feed: Feed, seen: set[int]) -> None:

@@ -65,7 +65,7 @@ from statemachine_trainer.running.subscribing import (
 from statemachine_trainer.running.switches import Switches
 from statemachine_trainer.running.weights import BestInModel, Checkpoint, the_rule, weights_of
 from statemachine_trainer.snapshot import Loaded
-from statemachine_trainer.snapshot.ranked import do_together
+from statemachine_trainer.snapshot.ranked import do_together, read_parts_together
 from statemachine_trainer.snapshot.rng import seed_everything
 
 
@@ -272,6 +272,8 @@ class Session:
         if self._host.checkpoints is not None:
             self._host.checkpoints.know_base(context.model)
         with self.in_charge(self._fit):
+            if loaded is not None:
+                state = read_parts_together(loaded, context.model)
             if state is not None:
                 self._load(
                     state, given.fresh, "the state" if checkpoint is None else checkpoint.name

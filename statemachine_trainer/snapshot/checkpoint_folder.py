@@ -1,9 +1,10 @@
-"""One checkpoint, one folder of three files: what they hold, and that they are what was written.
+"""One checkpoint, one folder of three files, or a few more: what they hold, and that they are what was written.
 
 - ``manifest.json``: what a person asks first (when, which versions, the caller's metadata), and the
-  size and checksum of the two other files, and of itself;
+  size and checksum of the other files, and of itself;
 - ``state.json``: the tree;
-- ``tensors.safetensors``: its tensors.
+- ``tensors.safetensors``: its tensors;
+- ``shard-RANK.safetensors``: parts of tensors that are cut up among ranks, if there are any; see `shards`.
 
 The checksum is CRC-32, which the zip container of `torch.save` uses too. It finds accidents: torn
 writes, flipped bits. No checksum kept beside the data finds intent, since whoever changes the one
@@ -15,7 +16,8 @@ and that nothing here is a pickle. It is the fastest that Python has (4 GB/s, wh
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+import torch
 from torch import Tensor
 
 from statemachine_trainer.snapshot import codec, strictjson, tensor_file
@@ -45,10 +48,13 @@ except ImportError:  # where it has no wheel; the same numbers, several times sl
     from zlib import crc32
 
 FORMAT = 1
+FORMAT_IN_PARTS = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
 NAMES = (MANIFEST, STATE, TENSORS)
+
+_SHARD = re.compile(r"shard-\d{1,9}\.safetensors")
 
 _MANIFEST_LIMIT = 16 << 20
 _STATE_LIMIT = 256 << 20
@@ -90,7 +96,10 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Draft:
-    """A checkpoint in memory, ready to be written: nothing in it changes any more."""
+    """A checkpoint in memory, ready to be written: nothing in it changes any more.
+
+    `beside` writes further files into its folder, durably, and returns what they are.
+    """
 
     name: str
     created: datetime
@@ -98,6 +107,7 @@ class Draft:
     metadata: Json
     document: codec.Document
     tensors: Mapping[str, Tensor]
+    beside: Callable[[Path], Mapping[str, FileEntry]] | None = None
 
 
 def write(files: FileSystem, folder: Path, draft: Draft) -> None:
@@ -124,6 +134,8 @@ def write(files: FileSystem, folder: Path, draft: Draft) -> None:
         sinks.append(stack.enter_context(_Sink(files.create(folder / TENSORS))))
         tensor_file.write(draft.tensors, sinks[-1].write)
         entries[TENSORS] = sinks[-1].finish()
+        if draft.beside is not None:
+            entries |= draft.beside(folder)
         sinks.append(stack.enter_context(_Sink(files.create(folder / MANIFEST))))
         sinks[-1].write(_manifest_text(draft, entries))
         sinks[-1].finish()
@@ -134,9 +146,13 @@ def write(files: FileSystem, folder: Path, draft: Draft) -> None:
 
 
 def read(
-    files: FileSystem, folder: Path, *, map_location: codec.MapLocation = None
+    files: FileSystem,
+    folder: Path,
+    *,
+    map_location: codec.MapLocation = None,
+    check_shards: bool = True,
 ) -> tuple[Manifest, object]:
-    """Read a checkpoint, and check each byte of it.
+    """Read a checkpoint, and check each byte of it; those of its shards only if asked.
 
     Raises:
         NotACheckpoint: when there is none
@@ -146,7 +162,9 @@ def read(
     """
     with _reading(folder):
         manifest = read_manifest(files, folder)
-        _check_names(files, folder)
+        _check_names(files, folder, manifest)
+        for name in sorted(manifest.files.keys() - {STATE, TENSORS}) if check_shards else ():
+            _check_content(files, folder / name, manifest.files[name])
         state = _read_whole(files, folder / STATE, manifest.files[STATE])
         tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS])
     try:
@@ -162,7 +180,7 @@ def check(files: FileSystem, folder: Path) -> Manifest:
     """
     with _reading(folder):
         manifest = read_manifest(files, folder)
-        _check_names(files, folder)
+        _check_names(files, folder, manifest)
         for name, entry in manifest.files.items():
             with _Reading(files, folder / name) as reading:
                 reading.check_size(entry.size)
@@ -214,7 +232,7 @@ def _hex(checksum: int) -> str:
 
 def _manifest_text(draft: Draft, entries: Mapping[str, FileEntry]) -> bytes:
     content: dict[str, Json] = {
-        "format": FORMAT,
+        "format": FORMAT_IN_PARTS if len(entries) > 2 else FORMAT,
         "name": draft.name,
         "created": draft.created.isoformat(),
         "versions": dict(draft.versions),
@@ -236,9 +254,11 @@ def _parse_manifest(path: Path, content: Json) -> Manifest:
         raise TypeError("it has no format")
     if content["format"] < 1:
         raise ValueError("its format is below 1")
-    if content["format"] > FORMAT:
+    files = content.get("files")
+    newest = FORMAT_IN_PARTS if isinstance(files, dict) and len(files) > 2 else FORMAT
+    if content["format"] > newest:
         raise FormatTooNew(
-            f"{path} is of format {content['format']}, and this version reads {FORMAT}; "
+            f"{path} is of format {content['format']}, and this version reads {newest}; "
             f"read it with the version of this package that wrote it, or with a newer one"
         )
     created, name, versions = content["created"], content["name"], content["versions"]
@@ -257,9 +277,11 @@ def _parse_manifest(path: Path, content: Json) -> Manifest:
 
 
 def _parse_entries(content: Json) -> dict[str, FileEntry]:
-    """Only the two names that a checkpoint has: no other path is ever opened."""
-    if not isinstance(content, dict) or set(content) != {STATE, TENSORS}:
-        raise TypeError(f"it must list {STATE} and {TENSORS}, and nothing else")
+    """Only the names that a checkpoint has: no other path is ever opened."""
+    if not isinstance(content, dict) or not {STATE, TENSORS} <= set(content):
+        raise TypeError(f"it must list {STATE} and {TENSORS}")
+    if not all(map(_SHARD.fullmatch, content.keys() - {STATE, TENSORS})):
+        raise TypeError(f"it must list {STATE}, {TENSORS} and shards, and nothing else")
     entries = {}
     for name, entry in content.items():
         if not isinstance(entry, dict):
@@ -271,12 +293,12 @@ def _parse_entries(content: Json) -> dict[str, FileEntry]:
     return entries
 
 
-def _check_names(files: FileSystem, folder: Path) -> None:
+def _check_names(files: FileSystem, folder: Path, manifest: Manifest) -> None:
     present = set(files.names(folder))
-    for name in NAMES:
+    for name in (MANIFEST, *manifest.files):
         if name not in present:
             raise Damaged(folder / name, "it is missing")
-    for name in sorted(present.difference(NAMES)):
+    for name in sorted(present.difference((MANIFEST, *manifest.files))):
         raise Damaged(folder / name, "no checkpoint has such a file; move it elsewhere")
 
 
@@ -307,6 +329,65 @@ def _read_tensors(files: FileSystem, path: Path, entry: FileEntry) -> dict[str, 
             raise Damaged(path, str(error)) from None
         reading.check_sum(entry.checksum)
         return tensors
+
+
+def _check_content(files: FileSystem, path: Path, entry: FileEntry) -> None:
+    with _Reading(files, path) as reading:
+        reading.check_size(entry.size)
+        while piece := reading.file.read(_PIECE):
+            reading.seen(piece)
+        reading.check_sum(entry.checksum)
+
+
+# -- Shards ----------------------------------------------------------------------------------------
+
+
+def write_tensors(files: FileSystem, path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
+    """Write a file of tensors, durably, and return what it became.
+
+    Raises:
+        OSError: when the disk does not take it
+    """
+    with _Sink(files.create(path)) as sink:
+        tensor_file.write(tensors, sink.write)
+        entry = sink.finish()
+        sink.sync()
+    return entry
+
+
+def shards_of(files: FileSystem, folder: Path) -> list[str]:
+    """Return the names of the files with parts of tensors in a checkpoint.
+
+    Raises: as `read`
+    """
+    with _reading(folder):
+        return sorted(read_manifest(files, folder).files.keys() - {STATE, TENSORS})
+
+
+def tensors_in(files: FileSystem, path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of each tensor in such a file.
+
+    Raises: as `read`
+    """
+    with _reading(path), _Reading(files, path) as reading, _no_tensors(path):
+        return tensor_file.describe(reading.file, reading.size)
+
+
+def read_tensors(files: FileSystem, path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Read some of the tensors in such a file.
+
+    Raises: as `read`
+    """
+    with _reading(path), _Reading(files, path) as reading, _no_tensors(path):
+        return tensor_file.read_some(reading.file, reading.size, names)
+
+
+@contextmanager
+def _no_tensors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except tensor_file.BadTensorFile as error:
+        raise Damaged(path, str(error)) from None
 
 
 def _why_not_a_folder(path: Path) -> str:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
+from statemachine_trainer.parallel.gradient_sync import local_of
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
@@ -125,8 +126,10 @@ def _write_once(weights: dict[str, Any]) -> None:
     known: dict[tuple[Any, ...], torch.Tensor] = {}
     for name, one in weights.items():
         if isinstance(one, torch.Tensor) and one.layout is torch.strided and one.numel():
-            memory = one.device, one.data_ptr(), one.dtype, tuple(one.shape), one.stride()
-            weights[name] = known.setdefault(memory, one)
+            here = local_of(one)
+            if here.numel():
+                memory = here.device, here.data_ptr(), here.dtype, tuple(here.shape), here.stride()
+                weights[name] = known.setdefault(memory, one)
 
 
 def _differences(

@@ -4,7 +4,8 @@ The tree of rank 0 is the checkpoint, as that of a run with one process is. Besi
 `ranks`, stands what the tree of each other rank has that rank 0 has not: random numbers, where its
 data stand, its batch in flight. Tensors that are the same to the bit at the same place, as weights
 and the state of the optimizers are, stand there once. The others hand their parts to rank 0 over
-the process group, so that the folder appears whole or not at all, as ever.
+the process group, so that the folder appears whole or not at all, as ever. Tensors that are cut up
+among ranks go their own way: each rank writes its parts into a file beside; see `shards`.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
+from torch import nn
 
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves
 from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.snapshot import codec, strictjson, tensor_file
+from statemachine_trainer.snapshot.checkpoint_folder import FileEntry
+from statemachine_trainer.snapshot.marks import is_mark, take_out
 from statemachine_trainer.snapshot.snapshot_errors import (
     SnapshotError,
     SnapshotMismatch,
     Unwritable,
     WriteFailed,
 )
-from statemachine_trainer.snapshot.store import Loaded, Store, load_checkpoint
+from statemachine_trainer.snapshot.store import Loaded, Store
 from statemachine_trainer.snapshot.tensor_file import bytes_of
 
 _RANKS: Final = "ranks"
@@ -59,6 +63,8 @@ def save_together(
         WriteFailed: The disk did not take it.
         AnotherRankFailed: Something else went wrong at another rank.
     """
+    tree, cut = take_out(tree)
+    beside = _Beside(ranks, cut) if cut else None
     error: Exception | None = None  # told to the others, who would wait for ever
     digests: dict[str, str] = {}
     part, path = b"", None
@@ -76,11 +82,58 @@ def save_together(
     if ranks.rank == 0:
         try:
             whole = {**tree, _RANKS: [None, *map(_read, parts[1:])]}
-            path = store.save(whole, name=name, metadata=metadata)
+            path = store.save(whole, name=name, metadata=metadata, beside=beside)
         except Exception as problem:
             error = problem
+    if beside is not None:
+        error = beside.take_part() or error
     _raise_first(ranks, error)
     return Path(cast(str, ranks.from_first(None if path is None else str(path))))
+
+
+class _Beside:
+    """Writes the parts of all ranks into the folder that rank 0 has made, within its `Store.save`.
+
+    Args:
+        ranks: The ranks.
+        cut: Tensors of this rank that are cut up, by their paths.
+    """
+
+    def __init__(self, ranks: Ranks, cut: dict[str, torch.Tensor]) -> None:
+        self._ranks = ranks
+        self._cut = cut
+        self._done = False
+
+    def __call__(self, folder: Path) -> dict[str, FileEntry]:
+        """Write, at rank 0. The others call `take_part`."""
+        return self._write(folder)
+
+    def take_part(self) -> Exception | None:
+        """Write, at another rank than 0, and return what went wrong. Nothing is done where rank 0 has no folder."""
+        if self._done:
+            return None
+        try:
+            self._write(None)
+        except Exception as error:
+            return error
+        return None
+
+    def _write(self, folder: Path | None) -> dict[str, FileEntry]:
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        from statemachine_trainer.snapshot.shards import failures_of, write_shards
+
+        self._done = True
+        path = self._ranks.from_first(None if folder is None else str(folder))
+        if path is None:
+            return {}
+        try:
+            return write_shards(self._ranks, Path(cast(str, path)), self._cut)
+        except CheckpointException as error:
+            first = failures_of(error)[0]
+            if isinstance(first, OSError):
+                raise first from None  # the store says what to do about the disk
+            raise AnotherRankFailed(f"Parts of tensors were not written: {first}") from error
 
 
 def do_together(ranks: Ranks | None, act: Callable[[], object]) -> None:
@@ -101,7 +154,7 @@ def do_together(ranks: Ranks | None, act: Callable[[], object]) -> None:
 
 
 def find_together(ranks: Ranks, find: Callable[[], Loaded | None]) -> Loaded | None:
-    """Let rank 0 find a checkpoint, and all of them read that one. A collective.
+    """Let rank 0 find a checkpoint and check it, and all of them read that one. A collective.
 
     Args:
         ranks: The ranks.
@@ -122,11 +175,33 @@ def find_together(ranks: Ranks, find: Callable[[], Loaded | None]) -> Loaded | N
     if path is None:
         return None
     try:
-        loaded = load_checkpoint(str(path)) if loaded is None else loaded
+        if loaded is None:
+            folder = Path(cast(str, path))
+            loaded = Store(folder.parent).load(folder, check_shards=False)
     except Exception as problem:
         error = problem
     _raise_first(ranks, error)
     return loaded
+
+
+def read_parts_together(loaded: Loaded, model: nn.Module) -> Any:
+    """Return the state of this rank with the parts of tensors that are cut up. A collective, if there are any.
+
+    Raises:
+        AnotherRankFailed: Another rank could not read its parts; where a rank itself could not, the
+            error is its own.
+    """
+    tree: Any = loaded.tree
+    if not any(is_mark(one) for _, one in leaves_with_paths(tree, is_leaf=is_mark)):
+        return tree
+    from statemachine_trainer.snapshot.shards import with_parts  # most runs have none
+
+    def read() -> None:
+        nonlocal tree
+        tree = with_parts(tree, loaded.path, model)
+
+    do_together(Ranks.here(), read)
+    return tree
 
 
 def tree_of_rank(tree: Any, ranks: Ranks | None) -> Any:

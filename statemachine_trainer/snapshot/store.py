@@ -20,6 +20,8 @@ from torch import nn
 
 from statemachine_trainer.files import path_given, read_regular
 from statemachine_trainer.machine.errors import level_of_caller
+from statemachine_trainer.parallel.gradient_sync import is_cut_up
+from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem, strictjson
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.filesystem import (
@@ -29,6 +31,7 @@ from statemachine_trainer.snapshot.filesystem import (
     LocalFileSystem,
 )
 from statemachine_trainer.snapshot.frozen import with_frozen
+from statemachine_trainer.snapshot.marks import is_mark
 from statemachine_trainer.snapshot.modules import load_module_weights
 from statemachine_trainer.snapshot.retention import Retention
 from statemachine_trainer.snapshot.snapshot_errors import (
@@ -150,7 +153,12 @@ class Store:
     # -- writing
 
     def save(
-        self, tree: object, *, name: str, metadata: Mapping[str, object] | None = None
+        self,
+        tree: object,
+        *,
+        name: str,
+        metadata: Mapping[str, object] | None = None,
+        beside: Callable[[Path], Mapping[str, checkpoint_folder.FileEntry]] | None = None,
     ) -> Path:
         """Write a checkpoint; one of the same name is replaced once this one is safe.
 
@@ -159,6 +167,8 @@ class Store:
             name: letters, digits and ``._=+-``
             metadata: a plain tree without tensors that `list` shows. Retention looks at ``step``,
                 ``epoch`` and ``metrics``, a dict of numbers.
+            beside: writes further files into the folder before it appears, and returns what they are;
+                in the foreground only
 
         Returns:
             The folder: in the foreground it is there, in the background it will be.
@@ -174,7 +184,7 @@ class Store:
                 f"beginning with a letter or digit"
             )
         self.wait()
-        draft = self._draft(tree, name, metadata or {})
+        draft = replace(self._draft(tree, name, metadata or {}), beside=beside)
         with self._failing(name):
             self._make_root()
             target = self.root / f"{self._next_number():06d}-{name}"
@@ -380,12 +390,19 @@ class Store:
         # The writer may have deleted one since its name was read.
         return [info for info in found if info.damage is None or os.path.lexists(info.path)]
 
-    def load(self, name_or_path: str | Path, *, map_location: codec.MapLocation = None) -> Loaded:
+    def load(
+        self,
+        name_or_path: str | Path,
+        *,
+        map_location: codec.MapLocation = None,
+        check_shards: bool = True,
+    ) -> Loaded:
         """Read one checkpoint.
 
         Args:
             name_or_path: its name in this store, or the path of its folder anywhere
             map_location: see `decode`
+            check_shards: whether parts of tensors that are cut up are checked, too
 
         Raises:
             NotACheckpoint: when there is none
@@ -395,7 +412,9 @@ class Store:
         is_name = isinstance(name_or_path, str) and NAME.fullmatch(name_or_path)
         path = self._find(str(name_or_path)) if is_name else path_given(name_or_path)
         try:
-            manifest, tree = checkpoint_folder.read(self._files, path, map_location=map_location)
+            manifest, tree = checkpoint_folder.read(
+                self._files, path, map_location=map_location, check_shards=check_shards
+            )
         except (Damaged, Unreadable):
             if os.path.lexists(path):
                 raise
@@ -541,7 +560,16 @@ def load_weights(model: nn.Module, checkpoint: str | Path, *, average: bool = Fa
         weights = None
     if not isinstance(weights, Mapping):
         raise SnapshotMismatch(f"The checkpoint {str(loaded.path)!r} holds no weights of a model.")
-    load_module_weights(model, {**weights, **_put_in_for(loaded, average=average)})
+    weights = {**weights, **_put_in_for(loaded, average=average)}
+    own = PlainNames(model).state_dict()
+    if any(map(is_mark, weights.values())) or any(is_cut_up(one) for one in own.values()):
+        from statemachine_trainer.snapshot.shards import (  # most runs have one process
+            as_kept,
+            with_parts,
+        )
+
+        weights = as_kept(with_parts(weights, loaded.path, model), own)
+    load_module_weights(model, weights)
 
 
 def _put_in_for(loaded: Loaded, *, average: bool) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import ctypes
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
@@ -134,6 +134,30 @@ def read(file: BinaryIO, size: int, seen: Sink) -> dict[str, Tensor]:
         seen(data)
         tensors[name] = tensor
     return tensors
+
+
+def read_some(file: BinaryIO, size: int, names: Collection[str]) -> dict[str, Tensor]:
+    """Read those tensors of a file that are named, each into memory of its own.
+
+    Raises: as `read`
+    """
+    places, tensors = _places(file, size, lambda _: None), {}
+    start = size - max((place.end for place in places.values()), default=0)
+    for name in names:
+        place = places[name]
+        tensors[name] = torch.empty(place.shape, dtype=place.dtype)
+        file.seek(start + place.begin)
+        _fill(file, bytes_of(tensors[name]))
+    return tensors
+
+
+def describe(file: BinaryIO, size: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of each tensor in a file, from its header alone.
+
+    Raises: as `read`
+    """
+    places = _places(file, size, lambda _: None)
+    return {name: (place.dtype, place.shape) for name, place in places.items()}
 
 
 def _places(file: BinaryIO, size: int, seen: Sink) -> dict[str, _Place]:

@@ -22,9 +22,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from statemachine_trainer import Trainer, parallel
-from statemachine_trainer.callbacks import EMA, SWA, EarlyStopping
+from statemachine_trainer import Trainer, load_weights, parallel
+from statemachine_trainer.callbacks import EMA, SWA, Checkpoints, EarlyStopping
 from statemachine_trainer.loops.recipes import SAMLoop
+from statemachine_trainer.parallel.ranks import Ranks
+from statemachine_trainer.snapshot import Best, Retention, Store, checkpoint_folder
+from statemachine_trainer.snapshot.ranked import save_together
 
 FOLDER = Path(sys.argv[1])
 RANK = int(os.environ.get("RANK", "0"))
@@ -35,6 +38,7 @@ RANKS = int(sys.argv[2])
 INPUTS = torch.randn(72, 8, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(INPUTS, INPUTS[:, :3].argmax(1))
 BATCH = 4
+BEST = Retention(best=Best("val_loss", mode="max"))
 
 
 class Net(nn.Module):
@@ -164,6 +168,11 @@ def cut_up(model: Any, **settings: Any) -> Any:
     return model
 
 
+def cut_up_alone(model: Any) -> Any:
+    shape, names = ((2, 2), ("replicate", "shard")) if SIZE == 4 else ((SIZE,), ("shard",))
+    return fully_shard(model, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
+
+
 def trainer(**settings: Any) -> Trainer:
     plain = {"max_epochs": 2, "device": "cpu", "progress": False, "run": False}
     return Trainer(**{**plain, **settings})
@@ -258,6 +267,25 @@ def an_average_of_epochs_that_is_evaluated() -> Any:
     return trained(Task(), callbacks=[SWA()], max_epochs=3)
 
 
+def weights_that_go_in_and_out() -> Any:
+    """A checkpoint in parts, loaded into a whole model and into parts; and that of a whole model into parts."""
+    folder = FOLDER / "weights"
+    fit = trainer(run=None, checkpoints=Checkpoints(folder, retention=BEST), callbacks=[EMA(0.8)])
+    cut = cut_up(Task())
+    fit.fit(cut, *loaders(), restore_best=True)
+    plain, other = Task(), cut_up(Task())
+    load_weights(plain, folder, best="val_loss", mode="max")
+    load_weights(other, folder, best="val_loss", mode="max")
+    best = fit.validate(cut, loaders()[1], checkpoint="best")
+    again = fit.validate(cut, loaders()[1])
+    return {
+        "whole": whole(plain),
+        "parts": whole(other),
+        "restored": whole(cut),
+        "same": [best == again, whole(plain) == whole(other) == whole(cut)],
+    }
+
+
 def early_stopping() -> Any:
     stopping = EarlyStopping("val_loss", patience=1, min_delta=10.0)
     return trained(Task(), max_epochs=20, callbacks=[stopping])
@@ -274,7 +302,29 @@ def a_receiver_that_calls_the_model_within_a_window() -> Any:
     return trained(Task(), fit)
 
 
+def sizes_of_files() -> Any:
+    """Of a checkpoint of a narrow and of a wide model: what rank 0 writes for all, and the parts."""
+    ranks, found = Ranks.here(), []
+    assert ranks is not None
+    for width in (64, 4096):
+        model = cut_up_alone(nn.Linear(16, width, bias=False))
+        store = Store(FOLDER / f"width-{width}")
+        tree = {"weights": model.state_dict()}
+        path = save_together(ranks, store, tree, name="a", metadata={})
+        files = {one.name: one.stat().st_size for one in path.iterdir()}
+        parts = {name: size for name, size in files.items() if name.startswith("shard-")}
+        found.append([sum(files.values()) - sum(parts.values()), sum(parts.values()), len(parts)])
+    return found
+
+
 # -- what is told, or refused ----------------------------------------------------------------------
+
+
+WRITE_TENSORS = checkpoint_folder.write_tensors
+
+
+def no_room(*_: object) -> Any:
+    raise OSError(28, "No space left on device")
 
 
 def refusal(act: Callable[[], object]) -> str | None:
@@ -285,9 +335,27 @@ def refusal(act: Callable[[], object]) -> str | None:
     return None
 
 
-def checkpoints() -> Any:
-    fit = trainer(run=None, checkpoints=FOLDER / "checkpoints")
+def checkpoints_in_the_background() -> Any:
+    writer = Checkpoints(FOLDER / "background", background=True)
+    fit = trainer(run=None, checkpoints=writer)
     return refusal(lambda: fit.fit(cut_up(Task()), *loaders()))
+
+
+def a_disk_that_fails_at_one_rank() -> Any:
+    """The file of rank 1 cannot be made: its folder is another one there."""
+    ranks = Ranks.here()
+    assert ranks is not None
+    store = Store(FOLDER / "failing")
+    tree = {"weights": cut_up(Net()).state_dict(), "kept": 1}
+    save_together(ranks, store, tree, name="first", metadata={})
+    if RANK == 1:
+        checkpoint_folder.write_tensors = no_room  # type: ignore[assignment]
+    try:
+        text = refusal(lambda: save_together(ranks, store, tree, name="second", metadata={}))
+    finally:
+        checkpoint_folder.write_tensors = WRITE_TENSORS
+    assert [info.name for info in store.list()] == ["first"]
+    return text
 
 
 def sharpness() -> Any:
@@ -346,6 +414,7 @@ TRAININGS: list[Callable[[], Any]] = [
     two_optimizers,
     an_average_that_is_evaluated,
     an_average_of_epochs_that_is_evaluated,
+    weights_that_go_in_and_out,
     early_stopping,
     a_receiver_that_calls_the_model_within_a_window,
 ]
@@ -355,7 +424,9 @@ OF_FOUR: list[Callable[[], Any]] = [
     an_average_that_is_evaluated,
 ]
 TOLD: list[Callable[[], Any]] = [
-    checkpoints,
+    sizes_of_files,
+    checkpoints_in_the_background,
+    a_disk_that_fails_at_one_rank,
     sharpness,
     losses_that_are_yielded,
     evaluations_of_different_lengths,
@@ -363,7 +434,11 @@ TOLD: list[Callable[[], Any]] = [
     tensor_parallelism,
     a_part_that_nothing_averages,
 ]
-TOLD_OF_FOUR: list[Callable[[], Any]] = [a_mesh_of_some_ranks, tensor_parallelism_within]
+TOLD_OF_FOUR: list[Callable[[], Any]] = [
+    sizes_of_files,
+    a_mesh_of_some_ranks,
+    tensor_parallelism_within,
+]
 
 
 def main() -> None:

@@ -104,6 +104,31 @@ def test_the_helper_cuts_up_the_blocks_and_the_whole(two: Found, one: dict[str, 
     assert one[name]["kinds"] == ["Sequential", "Linear", "ReLU", "Linear"]
 
 
+def test_weights_of_a_checkpoint_in_parts_fit_a_whole_model_and_other_parts(
+    two: Found, one: dict[str, Any]
+) -> None:
+    name = "weights_that_go_in_and_out"
+    for rank in two:
+        assert rank[name]["same"] == [True, True]
+        for part, value in one[name]["whole"].items():
+            ours = torch.tensor(rank[name]["whole"][part])
+            assert torch.allclose(ours, torch.tensor(value), rtol=0, atol=TOLERANCE), part
+
+
+def test_what_rank_0_writes_for_all_does_not_grow_with_the_model(two: Found) -> None:
+    (narrow, parts, files), (wide, wide_parts, _) = two[0]["sizes_of_files"]
+    assert abs(wide - narrow) < 100
+    assert wide_parts > 50 * parts
+    assert files == 2
+
+
+def test_what_several_ranks_hold_is_written_once(two: Found, four: Found) -> None:
+    (_, parts, _), _ = two[0]["sizes_of_files"]
+    (_, repeated, files), _ = four[0]["sizes_of_files"]
+    assert repeated < 1.3 * parts
+    assert files <= 4
+
+
 def test_early_stopping_ends_all_ranks_at_once(two: Found) -> None:
     assert [rank["early_stopping"]["epochs"] for rank in two] == [2, 2]
 
@@ -125,7 +150,8 @@ def test_parts_may_be_repeated_along_another_axis(
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("checkpoints", "dcp.save(get_model_state_dict(trainer.model), checkpoint_id=folder)"),
+        ("checkpoints_in_the_background", "not written with background=True"),
+        ("a_disk_that_fails_at_one_rank", "The checkpoints before it are untouched"),
         ("sharpness", "the loop 'epoch.batch.optimizer' climbs along gradients"),
         ("losses_that_are_yielded", "optimize by hand (automatic_optimization = False)"),
         ("evaluations_of_different_lengths", "numbers of validation batches differ: [2] at rank 0"),

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -119,12 +120,17 @@ def loaders(data: Points, wanted: argparse.Namespace) -> tuple[Any, Any]:
     return train, validation
 
 
+def numbers(value: Any) -> Any:
+    """All numbers of a tensor, also of one that is cut up among the ranks."""
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).tolist()
+
+
 def digest(trainer: Trainer, data: Points) -> dict[str, Any]:
     """What a training came to, as data that JSON holds to the bit."""
-    weights = {name: value.tolist() for name, value in trainer.model.state_dict().items()}
+    weights = {name: numbers(value) for name, value in trainer.model.state_dict().items()}
     optimizer = trainer.context.slots[0].optimizer.state_dict()
     moments = [
-        {key: value.tolist() for key, value in one.items()} for one in optimizer["state"].values()
+        {key: numbers(value) for key, value in one.items()} for one in optimizer["state"].values()
     ]
     return {
         "weights": weights,
@@ -174,6 +180,7 @@ def main() -> None:
     parser.add_argument("--task", action="store_true", help="a module with steps of its own")
     parser.add_argument("--random", action="store_true", help="dropout, batch norm, noisy data")
     parser.add_argument("--keep-buckets", action="store_true", help="do not lay them out anew")
+    parser.add_argument("--shard", action="store_true", help="fully_shard")
     parser.add_argument("--bare", action="store_true", help="no DistributedDataParallel")
     parser.add_argument("--stopping", action="store_true", help="early stopping")
     parser.add_argument(
@@ -187,8 +194,11 @@ def main() -> None:
     if SIZE > 1:
         dist.init_process_group("gloo", timeout=timedelta(seconds=wanted.timeout))
     torch.manual_seed(0)
-    model: nn.Module = (Task if wanted.task else Net)(random_parts=wanted.random)
-    if SIZE > 1 and not wanted.bare:
+    model: Any = (Task if wanted.task else Net)(random_parts=wanted.random)
+    if SIZE > 1 and wanted.shard:
+        for part in (model.one, model.two, model):
+            fully_shard(part)
+    elif SIZE > 1 and not wanted.bare:
         model = DistributedDataParallel(model, find_unused_parameters=wanted.keep_buckets)
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(RANK)

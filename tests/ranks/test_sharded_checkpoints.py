@@ -1,0 +1,73 @@
+"""Checkpoints of a model in parts: each rank writes its own, and a run that was stopped ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from statemachine_trainer.snapshot import DamagedCheckpointWarning, Store
+from statemachine_trainer.snapshot.store import load_weights
+from tests.processes import ROOT
+from tests.ranks.launching import alone, launch, output_of
+from tests.ranks.test_training import HARD, PROGRAM, assert_went_on, results
+from tests.ranks.training import Task
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="processes and signals of Unix"),
+]
+
+IN_PARTS = (*HARD, "--shard")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert launch(PROGRAM, folder, *IN_PARTS) == 0
+    return folder
+
+
+@pytest.mark.parametrize("what", ["kill@5/0", "SIGTERM@4/1"])
+def test_a_run_in_parts_goes_on_to_the_same_bits(
+    what: str, tmp_path: Path, undisturbed: Path
+) -> None:
+    assert launch(PROGRAM, tmp_path, *IN_PARTS, "--what", what) != 0
+    assert launch(PROGRAM, tmp_path, *IN_PARTS) == 0
+    assert_went_on(tmp_path, undisturbed)
+
+
+def test_one_process_checks_it_and_loads_its_weights(undisturbed: Path, tmp_path: Path) -> None:
+    run = undisturbed / "run"
+    command = [sys.executable, "-m", "statemachine_trainer", "inspect", str(run), "--check"]
+    with (tmp_path / "inspected").open("wb") as output:
+        done = subprocess.run(command, cwd=ROOT, stdout=output, timeout=60, check=False)
+    assert done.returncode == 0, (tmp_path / "inspected").read_text()
+    model = Task(random_parts=True)
+    load_weights(model, run)
+    weights = {name: value.tolist() for name, value in model.state_dict().items()}
+    assert weights == results(undisturbed)[0]["weights"]
+
+
+def test_one_process_cannot_go_on_from_it(undisturbed: Path) -> None:
+    assert alone(PROGRAM, undisturbed, *HARD) != 0
+    assert "of a run with 2 processes, and this one has 1" in output_of(undisturbed)
+
+
+def test_a_checkpoint_with_a_damaged_part_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed / "run", run)
+    store = Store(run)
+    before, newest = (info.path for info in store.list()[-2:])
+    shard = newest / "shard-1.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.warns(DamagedCheckpointWarning, match=r"shard-1\.safetensors"):
+        loaded = store.newest()
+    assert loaded is not None
+    assert loaded.path == before
