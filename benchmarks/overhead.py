@@ -41,7 +41,7 @@ from _processes import measure
 from _twins import Batch, Batches, Classifier, Comparison, Workload, bare, compare, hold_still
 from rich.console import Console
 
-from statemachine_trainer import Checkpoints, Monitor, Progress, every
+from statemachine_trainer import EMA, Checkpoints, Monitor, Progress, every
 from statemachine_trainer.loops import log
 from statemachine_trainer.machine import Moment
 from statemachine_trainer.observe.recorder import RunFolder
@@ -94,6 +94,12 @@ def _logs(model: Classifier, *, number: bool) -> None:
         return loss
 
     model.training_step = training_step  # type: ignore[method-assign]
+
+
+def usual_ones_on(model: Classifier, batches: Batches) -> None:
+    """Train with what people switch on: learning rates, throughput, and an average of the weights."""
+    usual = [Monitor(throughput=True), EMA()]
+    Trainer(max_epochs=1, device="cpu", progress=False, callbacks=usual).fit(model, batches)
 
 
 def black_box(model: Classifier, batches: Batches) -> None:
@@ -157,6 +163,7 @@ CASES = {
     "nobody listening": nobody_listening,
     "one subscriber": one_subscriber,
     "logging": logging,
+    "usual ones on": usual_ones_on,
     "black box": black_box,
     "page": page,
     "as used, no checkpoints": as_used_without_checkpoints,

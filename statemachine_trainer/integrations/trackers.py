@@ -11,142 +11,33 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
-import logging
 import os
 import re
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from statemachine_trainer.files import check_writable, path_given
+from statemachine_trainer.integrations.pictures import array_of_image, array_of_numbers
+from statemachine_trainer.integrations.tracker import MissingTracker, NotKept, Tracker
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.machine.errors import StateMachineError
-from statemachine_trainer.machine.keywords import HasSettings
-from statemachine_trainer.observe.readings import Part, values_of_step
 
-_log = logging.getLogger(__name__)
+__all__ = [
+    "CSV",
+    "MLflow",
+    "MissingTracker",
+    "NotKept",
+    "TensorBoard",
+    "Tracker",
+    "Trackio",
+    "WandB",
+]
+
 _PARAMS_AT_ONCE: Final = 100
 """Parameters that MLflow takes in one call."""
-
-
-class MissingTracker(StateMachineError):
-    """The package of a tracker is not installed."""
-
-
-class Tracker(HasSettings):
-    """A callback that hands the metrics of a run on. Subclasses write them.
-
-    Metrics are named after the part of the run that they are of: `train/loss` (of an epoch),
-    `validation/loss`, `test/loss`, and `step/loss` for those logged with `on_step`, else the loss.
-
-    Before the first of them it is told the hyperparameters of the run (`Trainer.hyperparameters`).
-
-    Args:
-        every: Batches from one reading of steps to the next; 0 for none.
-    """
-
-    writes_records: ClassVar[bool] = True
-    """It is left out of a dev run."""
-
-    _told: Mapping[str, Any] | None = None
-    """The hyperparameters that the service was told."""
-
-    _failing = False
-    """Whether it could not write the last time."""
-
-    def __init__(self, *, every: int = 50) -> None:
-        self.every = every
-
-    def describe(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Take the hyperparameters of the run: before the first metrics, and whenever they are others.
-
-        Args:
-            hyperparameters: Numbers, texts and None by name.
-        """
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics.
-
-        Args:
-            step: Optimizer steps done.
-            metrics: By name.
-        """
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Write what waits: the fit has ended. Another one may follow."""
-
-    def close_after(self, error: BaseException) -> None:
-        """Write what waits: an exception has ended the run. Services that know how a run ends are told.
-
-        Args:
-            error: The exception; a `KeyboardInterrupt` or `SystemExit` stops the run, any other fails it.
-        """
-        self.close()
-
-    def check(self) -> None:
-        """Before a fit begins, refuse a place that takes nothing. None is looked at unless a subclass does."""
-
-    def on_fit_start(self) -> None:
-        """Check the place."""
-        self.check()
-
-    def on_batch_end(self, trainer: Any) -> None:
-        """Hand on what was logged on the step, every so many batches."""
-        if self.every and trainer.context.counts.batch % self.every == 0:
-            self._hand_on(trainer, "step", values_of_step(trainer.context))
-
-    def on_epoch_end(self, trainer: Any) -> None:
-        """Hand on the metrics of the epoch."""
-        self._hand_on(trainer, "train", trainer.context.train_metrics.compute())
-
-    def on_exit_validation_end(self, trainer: Any) -> None:
-        """Hand on the metrics of the validation."""
-        self._hand_on(trainer, "validation", trainer.context.validation_metrics.compute())
-
-    def on_exit_test_end(self, trainer: Any) -> None:
-        """Hand on the metrics of the test."""
-        self._hand_on(trainer, "test", trainer.context.validation_metrics.compute())
-
-    def on_exit_fit(self) -> None:
-        """Close."""
-        with self._going_on():
-            self.close()
-
-    def failed(self, error: BaseException) -> None:
-        """Close, for an exception ends the run."""
-        with self._going_on():
-            self.close_after(error)
-
-    @contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """Context manager around writing: a full disk, or a service that is not reached, stops no training."""
-        try:
-            yield
-        except OSError as error:
-            if not self._failing:
-                _log.warning(
-                    "%s cannot write: %s. The run goes on; what is measured meanwhile may be missing there.",
-                    type(self).__name__,
-                    error,
-                )
-            self._failing = True
-        else:
-            self._failing = False
-
-    def _tell(self, hyperparameters: Mapping[str, Any]) -> None:
-        if hyperparameters != self._told:
-            self._told = hyperparameters
-            self.describe(hyperparameters)
-
-    def _hand_on(self, trainer: Any, part: Part, values: Mapping[str, Any]) -> None:
-        if values:
-            metrics = {f"{part}/{name}": float(value) for name, value in values.items()}
-            with self._going_on():
-                self._tell(trainer.hyperparameters)
-                self.write(trainer.steps, metrics)
 
 
 class CSV(Tracker):
@@ -243,13 +134,8 @@ class TensorBoard(Tracker):
         self._hyperparameters = hyperparameters
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._writer is None:
-            module = importlib.import_module("torch.utils.tensorboard")
-            # A test stands at the last step of the fit, whose points are to stay.
-            stays = self._written or all(name.startswith("test/") for name in metrics)
-            purge = None if stays else step
-            self._writer = module.SummaryWriter(str(self.folder), purge_step=purge)
-            self._written = True
+        # A test stands at the last step of the fit, whose points are to stay.
+        self._open(step, stays=all(name.startswith("test/") for name in metrics))
         given, self._hyperparameters = self._hyperparameters, None
         if given is not None:
             summary = importlib.import_module("torch.utils.tensorboard.summary")
@@ -260,6 +146,23 @@ class TensorBoard(Tracker):
             self._writer.add_scalar(name, value, step)
         if all(name.startswith("test/") for name in metrics):  # nobody closes after a test
             self._writer.flush()
+
+    def image(self, step: int, name: str, image: Any) -> None:
+        self._open(step).add_image(name, array_of_image(image), step, dataformats="HWC")
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._open(step).add_text(name, text, step)
+
+    def histogram(self, step: int, name: str, values: Any) -> None:
+        self._open(step).add_histogram(name, array_of_numbers(values), step)
+
+    def _open(self, step: int, *, stays: bool = False) -> Any:
+        if self._writer is None:
+            module = importlib.import_module("torch.utils.tensorboard")
+            purge = None if stays or self._written else step
+            self._writer = module.SummaryWriter(str(self.folder), purge_step=purge)
+            self._written = True
+        return self._writer
 
     def close(self) -> None:
         writer, self._writer = self._writer, None
@@ -289,15 +192,38 @@ class WandB(Tracker):
         self._hyperparameters = hyperparameters
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._run is None:
-            self._run = importlib.import_module("wandb").init(**self._init)
-            # What comes after a fit, such as a test, goes on in the same run.
-            self._init = {"resume": "allow", **self._init, "id": self._run.id}
+        self._open()
         given, self._hyperparameters = self._hyperparameters, None
         if given is not None:
             # What the user gave `wandb.init` as `config` stays beside it.
             self._run.config.update(dict(given), allow_val_change=True)
         self._run.log(dict(metrics), step=step)
+
+    def image(self, step: int, name: str, image: Any) -> None:
+        wandb = self._open()
+        self._run.log({name: wandb.Image(array_of_image(image))}, step=step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        wandb = self._open()
+        self._run.log({name: wandb.Table(columns=["text"], data=[[text]])}, step=step)
+
+    def histogram(self, step: int, name: str, values: Any) -> None:
+        wandb = self._open()
+        self._run.log({name: wandb.Histogram(array_of_numbers(values))}, step=step)
+
+    def artifact(self, path: str | Path, name: str | None = None) -> None:
+        self._open()
+        file = _file(path)
+        self._run.log_artifact(str(file), name=name or file.name, type="file")
+
+    def _open(self) -> Any:
+        """Begin the run, unless it has begun, and return the package."""
+        wandb = importlib.import_module("wandb")
+        if self._run is None:
+            self._run = wandb.init(**self._init)
+            # What comes after a fit, such as a test, goes on in the same run.
+            self._init = {"resume": "allow", **self._init, "id": self._run.id}
+        return wandb
 
     def close(self) -> None:
         self._finish(0)
@@ -348,13 +274,31 @@ class MLflow(Tracker):
         self._hyperparameters = hyperparameters
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._client is None:
-            self._open()
+        self._open()
         metric = importlib.import_module("mlflow.entities").Metric
         self._write_hyperparameters()
         now = int(time.time() * 1000)
         values = [metric(name, value, now, step) for name, value in metrics.items()]
         self._client.log_batch(self.run_id, metrics=values)
+
+    def image(self, step: int, name: str, image: Any) -> None:
+        self._open()
+        self._client.log_image(self.run_id, array_of_image(image), f"{name}/{step:08d}.png")
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._open()
+        self._client.log_text(self.run_id, text, f"{name}/{step:08d}.txt")
+
+    def artifact(self, path: str | Path, name: str | None = None) -> None:
+        self._open()
+        file = _file(path)
+        if name is None or name == file.name:
+            self._client.log_artifact(self.run_id, str(file))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(shutil.copy(file, Path(folder) / Path(name).name))
+            place = str(Path(name).parent)
+            self._client.log_artifact(self.run_id, str(copy), None if place == "." else place)
 
     def close(self) -> None:
         self._finish("FINISHED")
@@ -382,6 +326,8 @@ class MLflow(Tracker):
             self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_AT_ONCE])
 
     def _open(self) -> None:
+        if self._client is not None:
+            return
         client = importlib.import_module("mlflow.tracking").MlflowClient(tracking_uri=self.uri)
         if self.run_id is None:
             found = client.get_experiment_by_name(self.experiment)
@@ -413,14 +359,44 @@ class Trackio(Tracker):
         self._init["config"] = {**hyperparameters, **(self._init.get("config") or {})}
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._run is None:
-            self._run = importlib.import_module("trackio").init(**self._init)
+        self._open()
         self._run.log(dict(metrics), step=step)
+
+    def image(self, step: int, name: str, image: Any) -> None:
+        trackio = self._open()
+        self._run.log({name: trackio.Image(_with_colours(array_of_image(image)))}, step=step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        trackio = self._open()
+        self._run.log({name: trackio.Markdown(text)}, step=step)
+
+    def histogram(self, step: int, name: str, values: Any) -> None:
+        trackio = self._open()
+        self._run.log({name: trackio.Histogram(array_of_numbers(values))}, step=step)
+
+    def _open(self) -> Any:
+        """Begin the run, unless it has begun, and return the package."""
+        trackio = importlib.import_module("trackio")
+        if self._run is None:
+            self._run = trackio.init(**self._init)
+        return trackio
 
     def close(self) -> None:
         run, self._run = self._run, None
         if run is not None:
             run.finish()
+
+
+def _with_colours(image: Any) -> Any:
+    """Return an image with three colours, or four, which is what trackio takes."""
+    return image.repeat(3, axis=2) if image.shape[2] == 1 else image
+
+
+def _file(path: str | Path) -> Path:
+    file = path_given(path)
+    if not file.is_file():
+        raise SettingError(f"There is no file {str(path)!r} to keep.")
+    return file
 
 
 def _check_installed(package: str) -> None:

@@ -15,11 +15,14 @@ from statemachine_trainer.testing import assert_resumable
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S))
 (SHARED,) = re.findall(r"```python\n(.*?)```", PAGE.partition("\n## ")[0], flags=re.S)
+NEEDS = {"Schedule-free optimizers": "schedulefree"}
 RESUMED = [name for name in SECTIONS if name != "Exporting"]
 
 
 def names_of(section: str) -> dict[str, Any]:
     """Run the code of a section, and return what it defines."""
+    if section in NEEDS:
+        pytest.importorskip(NEEDS[section])
     names: dict[str, Any] = {"__name__": "recipe"}
     for block in (SHARED, *re.findall(r"```python\n(.*?)```", SECTIONS[section], flags=re.S)):
         exec(block, names)
