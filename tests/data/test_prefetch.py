@@ -243,10 +243,7 @@ def test_a_number_of_batches_to_read_ahead_is_refused_with_what_to_say_instead()
         Trainer(max_epochs=1, prefetch=2)  # type: ignore[arg-type]
 
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@cuda
+@pytest.mark.gpu
 def test_on_cuda_batches_arrive_whole_from_a_stream_of_their_own() -> None:
     device = torch.device("cuda")
     batches = [torch.full((1 << 20,), float(number)) for number in range(8)]
@@ -258,7 +255,7 @@ def test_on_cuda_batches_arrive_whole_from_a_stream_of_their_own() -> None:
         assert bool((batch == number).all())
 
 
-@cuda
+@pytest.mark.gpu
 def test_on_cuda_a_training_that_reads_ahead_resumes_to_the_same_bits() -> None:
     def make() -> Trainer:
         trainer = Trainer(max_epochs=2, seed=0, prefetch=True, progress=False, device="cuda")

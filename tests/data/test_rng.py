@@ -95,7 +95,7 @@ def test_a_device_that_is_not_here_is_left_out_with_a_warning() -> None:
     assert not torch.cuda.is_initialized()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_a_cuda_device_in_use_is_part_of_the_state() -> None:
     torch.zeros(1, device="cuda")
     state = rng_state(devices_in_use())

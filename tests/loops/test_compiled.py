@@ -657,7 +657,7 @@ def test_the_class_takes_over_the_settings_of_the_loop_that_it_replaces() -> Non
     assert (loop.accumulate, loop.clip_norm, loop.mode) == (3, 0.5, "default")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.gpu
 def test_cuda_graphs_give_the_same_weights() -> None:
     trainers = []
     for loop in (None, CompiledStep(mode="reduce-overhead")):

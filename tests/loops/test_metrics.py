@@ -317,7 +317,7 @@ def test_what_was_saved_on_a_device_that_is_missing_here_goes_on_on_the_host() -
     assert dict(resumed) == {"mean": 2.0, "sum": 4.0, "min": 1.0, "max": 3.0, "last": 1.0}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_logging_does_not_wait_for_the_gpu() -> None:
     metrics = Metrics()
     torch.cuda.set_sync_debug_mode("error")
