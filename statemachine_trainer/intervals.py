@@ -155,12 +155,13 @@ class Every:
         Raises:
             IntervalError: For a fraction of an epoch whose length is unknown.
         """
-        if self.is_fraction:
+        if self.unit == "epoch" and self.is_fraction:
             return self._fractions_passed(counts)
         name: str = self.unit if self.unit != "second" else "seconds"
         if self.within == "epoch":
             name += "_in_epoch"
-        return int(cast(float, getattr(counts, name)) // self.n)
+        count: float = getattr(counts, name)
+        return int(count // self.n)
 
     def _fractions_passed(self, counts: Counts) -> int:
         length = counts.batches_per_epoch
@@ -337,12 +338,13 @@ class Interval:
         return ended == "run" and self._now(counts) != self._moment
 
     def _up_to_date(self, where: Counting | HasContext) -> Counts:
-        context = cast(Counting, getattr(where, "context", where))
+        context: Any = getattr(where, "context", where)
         if self.every.unit == "second":
             context.read_clock()
         elif self.every.unit == "sample":
             self._see_that_samples_are_counted(context)
-        return context.counts
+        counts: Counts = context.counts
+        return counts
 
     def _see_that_samples_are_counted(self, context: Counting) -> None:
         counts = context.counts

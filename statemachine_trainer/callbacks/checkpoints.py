@@ -197,8 +197,8 @@ class Checkpoints(HasSettings):
             one.cancel()
         self._subscriptions = []
         root = driver.name
-        if self._listen(f"{root}*.batch_end", self._look):
-            if not self._listen(f"{root}*.batch_start", self._write_if_due):
+        if self._listen(f"{root}*.batch_end", self._batch_ends):
+            if not self._listen(f"{root}*.batch_start", self._batch_starts):
                 self._listen(f"{root}*.batch_end:exit", self._write_if_due)
         else:
             self._listen(f"{root}.*", self._look_and_write)
@@ -231,6 +231,17 @@ class Checkpoints(HasSettings):
         driver.at_boundary(self._write)
         if not driver.running:
             self._send_rest()  # the process may end now
+
+    # The two that are called in every batch take what receivers get, so that nothing lies between.
+
+    def _batch_ends(self, _trainer: Any, _moment: Moment) -> None:
+        assert self._driver is not None
+        if self._interval.due(self._driver.context):
+            self._due = True
+
+    def _batch_starts(self, _trainer: Any, _moment: Moment) -> None:
+        if self._due:
+            self._write_if_due()
 
     def _look(self, ended: Literal["epoch", "run"] | None = None) -> None:
         context = self._context

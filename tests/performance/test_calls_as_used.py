@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from statemachine_trainer import Monitor, Progress, log
+from statemachine_trainer import Checkpoints, Monitor, Progress, every, log
 from statemachine_trainer.observe.recorder import RunFolder
 from statemachine_trainer.trainer import Trainer
 from tests.performance.test_call_counts import (
@@ -50,6 +50,12 @@ def black_box(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return {"run": RunFolder(folder / "run", journal=False)}
 
 
+def checkpoints(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Checkpoints of which none is due within the run."""
+    often = every(10**6, "step")
+    return {"checkpoints": Checkpoints(folder / "run", every=often, at_end=False), "run": False}
+
+
 def bar(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """A bar that is drawn at the beginning and then for long not again."""
     terminal = Path(os.devnull).open("w")  # noqa: SIM115 - the stack closes it
@@ -65,6 +71,7 @@ def bar(folder: Path, stack: ExitStack) -> dict[str, Any]:
         pytest.param(Classifier, (rates,), 18, id="learning rate"),
         pytest.param(Classifier, (black_box,), 19, id="black box"),
         pytest.param(Classifier, (bar,), 13, id="progress bar"),
+        pytest.param(Classifier, (checkpoints,), 18, id="checkpoints"),
         pytest.param(Logging, (rates, black_box, bar), 39, id="all of these"),
     ],
 )
