@@ -19,6 +19,7 @@ from rich.text import Text
 
 from statemachine_trainer.cli.columns import Column, lay_out
 from statemachine_trainer.cli.common import Debug, Run, console_for, printable
+from statemachine_trainer.cli.comparison import Compared, side_by_side
 from statemachine_trainer.machine.errors import StateMachineError, suggest
 from statemachine_trainer.observe.epoch_table import format_number
 from statemachine_trainer.observe.kept import kept_checkpoints
@@ -71,9 +72,13 @@ class Mode(StrEnum):
 
 
 def runs(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where to look, and in folders below.")
-    ] = Path("runs"),
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER...", help="Where to look, and in folders below: runs."),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Side by side, with what they were set to otherwise.")
+    ] = False,
     best: Annotated[
         str | None, typer.Option(metavar="METRIC", help="Show the best value, the best run first.")
     ] = None,
@@ -102,7 +107,8 @@ def runs(
     """
     conditions = [Condition.of(one) for one in where or ()]
     order = Order(best=best, mode=mode.value, sort=sort)
-    list_runs(folder, console_for(), order, conditions, show or ())
+    console, places = console_for(), folders or [Path("runs")]
+    list_runs(places, console, order, conditions, show or (), compare=compare)
 
 
 # -- The list of runs -----------------------------------------------------------------------------
@@ -224,51 +230,88 @@ class Condition:
 
 
 def list_runs(
-    folder: Path,
+    folders: Sequence[Path],
     console: Console,
     order: Order,
     conditions: Sequence[Condition] = (),
     show: Sequence[str] = (),
+    *,
+    compare: bool = False,
 ) -> None:
-    """Print a line for each run at and below a folder.
+    """Print a line for each run at and below some folders, or a column.
 
     Args:
-        folder: Where to look.
+        folders: Where to look.
         console: Where to print.
         order: In which order.
         conditions: Which runs.
         show: Hyperparameters that have a column, beside those that order and conditions name.
+        compare: Print them side by side.
 
     Raises:
         NoRun: There is no folder, no run in it, or none with that metric or hyperparameter.
     """
-    if not folder.is_dir():
-        raise NoRun(f"There is no folder {folder}.")
-    lines = [_read(path, folder, order) for path in find_runs(folder)]
+    lines, where = _read_all(folders, order), ", ".join(map(str, folders))
     if not lines:
-        raise NoRun(f"No run is recorded in {folder} or three folders down.")
+        raise NoRun(f"No run is recorded in {where} or three folders down.")
     known = {name for one in lines for name in (*one.metrics, *one.hyperparameters)}
     for name in (*(one.name for one in conditions), *show):
         _refuse_unknown("metric or hyperparameter", name, known)
     order.apply(lines)
     lines = [one for one in lines if all(condition.holds(one) for condition in conditions)]
     if not lines:
-        raise NoRun(f"None of the runs in {folder} fulfils what --where says.")
+        raise NoRun(f"None of the runs in {where} fulfils what --where says.")
+    if compare:
+        for text in side_by_side([*map(_compared, lines)], console.width):
+            console.print(Text(text), soft_wrap=True)
+        _print_troubles(lines, console)
+        return
     named = [*show, *(one.name for one in conditions), *([order.sort] if order.sort else [])]
     columns = [*_columns(lines, order.best, [*dict.fromkeys(named)])]
     newest = [_newest(line) for line in lines]
     styles = [_COLOURS.get(line.status) or "" for line in lines]
     for row in lay_out(columns, "newest", newest, width=console.width, styles=styles):
         console.print(row, soft_wrap=True)
+    _print_troubles(lines, console)
+
+
+def _print_troubles(lines: Sequence[_Line], console: Console) -> None:
     for line in lines:
         if line.trouble:
             text = Text(printable(f"{line.name}: {line.trouble}"), style="red")
             console.print(text, soft_wrap=True)
 
 
+def _compared(line: _Line) -> Compared:
+    epochs, steps = ("", "") if line.place is None else map(str, line.place)
+    facts = {"state": line.status, "epochs": epochs, "steps": steps}
+    if line.best is not None:
+        facts[f"best {printable(line.best_by)}"] = _best(line)
+    metrics = {name: points[-1].value for name, points in line.metrics.items()}
+    return Compared(line.name, facts, line.hyperparameters, metrics)
+
+
+def _read_all(folders: Sequence[Path], order: Order) -> list[_Line]:
+    """Read all runs at and below some folders, each once.
+
+    Raises:
+        NoRun: There is no such folder.
+    """
+    lines, known = [], set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise NoRun(f"There is no folder {folder}.")
+        for path in find_runs(folder):
+            if path.resolve() not in known:
+                known.add(path.resolve())
+                lines.append(_read(path, folder if len(folders) == 1 else Path(), order))
+    return lines
+
+
 def _read(path: Path, folder: Path, order: Order) -> _Line:
     """Read one run. What is wrong with it is told, and hides no other run."""
-    line = _Line(str(path) if path == folder else str(path.relative_to(folder)))
+    below = path != folder and path.is_relative_to(folder)
+    line = _Line(str(path.relative_to(folder) if below else path))
     try:
         run = RunOnDisk(path)
         seen = run.look()

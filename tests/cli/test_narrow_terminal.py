@@ -46,7 +46,7 @@ def test_runs_keep_whole_names_state_epochs_and_the_best_metric(
     runs: Path, width: int, best: str | None
 ) -> None:
     console = terminal(width)
-    list_runs(runs, console, Order(best=best))
+    list_runs([runs], console, Order(best=best))
     lines = written(console)
     assert all(len(line) <= max(width, len(LONG)) for line in lines)
     facts = lines[lines.index(LONG) + 1] if LONG in lines else lines[-1]

@@ -62,7 +62,7 @@ def test_runs_are_sorted_by_number_and_those_without_come_last(runs: Path) -> No
 def test_what_is_asked_for_has_a_column(runs: Path) -> None:
     done = CliRunner().invoke(app, ["runs", str(runs), "--where", "depth=2", "--show", "lr"])
     head, line = done.stdout.splitlines()
-    assert head.split()[5:] == ["lr", "depth", "newest", "metrics"]
+    assert head.split()[5:] == ["lr", "depth", "newest"]
     assert "  0.1000  2 " in line
 
 
