@@ -87,7 +87,8 @@ def compare_batches(ranks: Ranks, context: Context) -> None:
         name, length, _ = wholes[0]
         raise SameBatches(
             f"Each of the {ranks.size} ranks reads all {length} samples of {name!r}, in an order of its "
-            f"own, so that an epoch goes over them {ranks.size} times. {_ADVICE}"
+            f"own, so that an epoch goes over them {ranks.size} times. {_ADVICE} If each data set is a part "
+            "already, let it keep its rank as an attribute, by which it is told from the others."
         )
 
 
@@ -167,6 +168,7 @@ def _facts(value: object, seen: set[int]) -> Iterator[str]:
 
 
 def _parts(value: object) -> Iterator[object]:
+    contains = isinstance(value, dict | list | tuple)
     if isinstance(value, dict):
         yield len(value)
         for pair in islice(dict.items(value), _SAMPLED):
@@ -174,11 +176,22 @@ def _parts(value: object) -> Iterator[object]:
     elif isinstance(value, list | tuple):
         yield len(value)
         yield from value[:: max(1, len(value) // _SAMPLED)][:_SAMPLED]
-    elif hasattr(value, "__dict__"):
-        for pair in vars(value).items():
-            yield from pair
-    else:
+    slots = [name for kind in type(value).__mro__ for name in _slots_of(kind)]
+    if not contains and not slots and not hasattr(value, "__dict__"):
         raise _Unseen
+    for pair in getattr(value, "__dict__", {}).items():
+        yield from pair
+    for name in slots:
+        yield getattr(value, name, None)
+    for kind in type(value).__mro__:  # what the class has for all of its objects, such as the rank
+        if not kind.__module__.startswith(("torch.", "builtins")):
+            yield from (one for one in vars(kind).values() if isinstance(one, _ATOMS))
+
+
+def _slots_of(kind: type) -> Sequence[str]:
+    found: str | Sequence[str] = vars(kind).get("__slots__", ())
+    names = (found,) if isinstance(found, str) else tuple(found)
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _numbers(value: torch.Tensor | np.ndarray[Any, Any]) -> Iterator[str]:

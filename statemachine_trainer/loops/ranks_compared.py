@@ -156,12 +156,16 @@ def _check_loops(root: Loop, *, cut_up: bool) -> None:
     for path, loop in training_loops(root):
         why = loop.why_alone()
         if why is not None:
-            raise SettingError(f"The loop {path!r} {why}")
+            raise SettingError(f"The loop {_shown(path, loop)} {why}")
         why = loop.why_whole() if cut_up else None
         if why is not None:
             raise SettingError(
-                f"The parameters are cut up among the ranks, and the loop {path!r} {why}"
+                f"The parameters are cut up among the ranks, and the loop {_shown(path, loop)} {why}"
             )
+
+
+def _shown(path: str, loop: Loop) -> str:
+    return repr(path) if path else type(loop).__name__
 
 
 def _check_model(ranks: Ranks, trainer: Any, context: Context) -> Layout:

@@ -29,11 +29,15 @@ def ddp(model: nn.Module, **settings: Any) -> nn.Module:
         model: A module; it is moved to the device.
         settings: More for `DistributedDataParallel`, such as `find_unused_parameters=True`.
 
+    Raises:
+        UnsupportedWrapper: It is no module.
+
     Example:
         >>> from torch import nn
         >>> ddp(nn.Linear(2, 1))  # one process
         Linear(in_features=2, out_features=1, bias=True)
     """
+    _check_module("ddp", model)
     device = _device_of_rank()
     model = model.to(device)
     if not _has_ranks():
@@ -57,8 +61,9 @@ def fsdp(model: nn.Module, parts: Iterable[nn.Module] | None = None, **settings:
         settings: More for each `fully_shard`, such as `mp_policy=` or `mesh=`.
 
     Raises:
-        UnsupportedWrapper: A part is not in the model.
+        UnsupportedWrapper: It is no module, or a part is not in it.
     """
+    _check_module("fsdp", model)
     device = _device_of_rank()
     model = model.to(device)
     if not _has_ranks():
@@ -80,6 +85,13 @@ def fsdp(model: nn.Module, parts: Iterable[nn.Module] | None = None, **settings:
         if one is model or any(one is other for other in chosen):
             fully_shard(one, **settings)
     return model
+
+
+def _check_module(function: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UnsupportedWrapper(
+            f"parallel.{function} wraps a torch.nn.Module, and this is a {type(model).__name__}."
+        )
 
 
 def _blocks(model: nn.Module) -> Iterable[nn.Module]:

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SHORT: Final = 1 << 12
 """Words of a tensor that is taken as one row."""

@@ -53,12 +53,36 @@ def test_the_same_data_made_twice_is_the_same(make: Callable[[], Any]) -> None:
     assert fingerprint(make()) == fingerprint(make())
 
 
+class Slots(Dataset[int]):
+    __slots__ = ("part",)
+
+    def __init__(self, part: int) -> None:
+        self.part = part
+
+
+class Names(list[str]):
+    part = 0
+
+
+def named(part: int) -> Names:
+    made = Names(["a", "b"])
+    made.part = part
+    return made
+
+
+def of_class(part: int) -> object:
+    return type("OfClass", (Files,), {"part": part})(names())
+
+
 PARTS: dict[str, Callable[[int], Any]] = {
     "every other": lambda rank: Subset(TensorDataset(INPUTS), range(rank, 200, 2)),
     "indices": lambda rank: Subset(TensorDataset(INPUTS), [*range(rank * 100, rank * 100 + 100)]),
     "rows": lambda rank: TensorDataset(INPUTS[rank::2]),
     "names": lambda rank: Files(names(rank)),
     "a number": lambda rank: Files(names(), rank=rank),
+    "slots": Slots,
+    "an attribute of a list": named,
+    "an attribute of the class": of_class,
     "a dict": lambda rank: Files(names(), facts={"part": np.int64(rank)}),
 }
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from statemachine_trainer import Trainer, parallel
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.parallel import UnsupportedWrapper
 from statemachine_trainer.parallel.gradient_sync import Ddp, lay_out_buckets, sync_of
 from statemachine_trainer.parallel.ranks import Ranks
 
@@ -148,6 +149,12 @@ def test_any_other_model_is_not_wrapped() -> None:
 def test_one_process_needs_no_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = Task()
     assert wrap(model) is model
+
+
+@pytest.mark.parametrize("wrap", [parallel.ddp, parallel.fsdp])
+def test_what_is_no_module_is_refused(wrap: Callable[[Any], Any]) -> None:
+    with pytest.raises(UnsupportedWrapper, match="this is a NoneType"):
+        wrap(None)
 
 
 def test_processes_that_nothing_brings_together_do_not_share_a_folder(
