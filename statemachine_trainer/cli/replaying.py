@@ -338,7 +338,12 @@ def _run_command(root: Path) -> None:
     Raises:
         CannotResume: It is not known, or is none of a script or module.
     """
-    command, folder = resume_command(root)
+    try:
+        command, folder = resume_command(root)
+    except CannotResume as error:
+        raise CannotReplay(
+            f"{error} Or name a function that starts its trainer: --from FILE:FUNCTION."
+        ) from error
     os.chdir(folder)
     arguments = [*_without_options(command[1:])]
     if len(arguments) > 1 and arguments[0] == "-m":

@@ -13,6 +13,7 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import suggest
 
 if TYPE_CHECKING:
+    from statemachine_trainer.intervals import Counts
     from statemachine_trainer.loops.context import Context
     from statemachine_trainer.loops.slots import OptimizerSlot
     from statemachine_trainer.machine.loop import Loop
@@ -98,7 +99,7 @@ class Setting:
     owner: Loop | None = None
     refusal: str = ""
 
-    def check(self, value: object, counts: object) -> Value:
+    def check(self, value: object, counts: Counts) -> Value:
         """Return a value as it is set.
 
         Raises:
@@ -107,12 +108,19 @@ class Setting:
         if self.refusal:
             raise SettingError(f"set {self.name}={value!r}: {self.refusal}")
         found = self.kind.check(self.name, value)
-        done = getattr(counts, self.kind.done) if self.kind.done else 0
+        done = self._done(counts)
         if self.kind.done and found is not None and found <= done:
             raise SettingError(
                 f"set {self.name}={value!r}: {done} are done already. To end the fit, post 'stop'."
             )
         return found
+
+    def _done(self, counts: Counts) -> int:
+        """Return how much is done of what the setting counts, in this fit."""
+        if not self.kind.done:
+            return 0
+        begun = getattr(self.owner, "since", None) or {}
+        return int(getattr(counts, self.kind.done) - begun.get(self.kind.done, 0))
 
 
 def settings_of(root: Loop, context: Context) -> dict[str, Setting]:
@@ -147,7 +155,7 @@ def _putting(loop: Loop, name: str) -> Callable[[Value], None]:
 def put_rates_since(context: Context, batch: int) -> None:
     """Set the settings of optimizers again that were changed after so many batches: these have been put back."""
     settings = {one.name: one for one in _of_optimizers(context)}
-    for name, (value, at, _) in context.changes.items():
+    for name, (value, at) in context.rates.items():
         if at > batch and name in settings:
             settings[name].put(value)
 

@@ -189,8 +189,9 @@ class Context:
         results: The metrics of the last pass of each kind, as floats.
         measured: When each of these was measured: (epoch, batch, step).
         sample_size: Finds the number of samples in a batch; None as long as nobody counts samples.
-        changes: Settings that were changed while the fit ran: each with its value, the number of batches
-            done then, and the value that the script had given.
+        changes: Settings of loops that were changed while the run went on: each with its value, and that which
+            the script had given.
+        rates: Settings of optimizers that were changed while the fit ran, each with the number of batches done then.
         clock: Tells the time in seconds, from any beginning.
     """
 
@@ -209,6 +210,7 @@ class Context:
     validation: Sequence[tuple[str, Feed]] = _part((), saved="apart")
     others: dict[str, Sequence[tuple[str, Feed]]] = _part(dict, saved="apart")
     sample_size: Callable[[Any], int | None] | None = _part(None)
+    changes: dict[str, tuple[float | None, float | None]] = _part(dict, saved="plain")
 
     slots: list[OptimizerSlot] = _part(list, "fit", "apart")
     turns: Turns = _part(None, "fit")
@@ -228,7 +230,7 @@ class Context:
     measured: dict[str, Measured] = _state(dict, "fit", "plain")
     log_table: Metrics | None = _state(None, "fit", "apart")
     log_suffix: str = _state("", "fit", "plain")
-    changes: dict[str, tuple[float | None, int, float | None]] = _state(dict, "fit", "plain")
+    rates: dict[str, tuple[float | None, int]] = _state(dict, "fit", "plain")
     aside: list[dict[str, Any]] = _state(list, "fit", "tensors")
 
     piece_size: int | None = _state(None, "fit", "plain")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 import random
 import struct
@@ -24,6 +25,8 @@ from statemachine_trainer.observe.fingerprint_file import Kind, Look, Place, Tak
 from statemachine_trainer.parallel.containers import leaves_with_paths
 from statemachine_trainer.snapshot.digests import Digests
 from statemachine_trainer.snapshot.rng import devices_in_use
+
+_log = logging.getLogger(__name__)
 
 _MOST_WAITING: Final = 8
 """Looks whose digests may be on their way from a device."""
@@ -89,6 +92,11 @@ class Fingerprints:
         Returns:
             A function that ends it.
         """
+        states = {path.rpartition(".")[2] for path in self._driver.program.nodes}
+        if not {"batch_start", "batch_end"} <= states:
+            _log.warning(
+                "The loops have no states `batch_start` and `batch_end`: fingerprints are taken at checkpoints alone."
+            )
         return self._driver.instrument(self._probe)
 
     def at_checkpoint(self, name: str) -> None:
@@ -273,8 +281,13 @@ class _State:
                         yield f"{before}{name}{of}", value
             for group in groups:
                 for one in group["params"]:
+                    of = f" of {names.get(id(one), '?')}"
                     for name, value in slot.optimizer.state.get(one, {}).items():
-                        yield f"{before}{name} of {names.get(id(one), '?')}", value
+                        if isinstance(value, Tensor):
+                            yield f"{before}{name}{of}", value
+                        else:  # LBFGS has lists of them
+                            for path, leaf in leaves_with_paths(value, name):
+                                yield f"{before}{path}{of}", leaf
         scaler = self._context.precision.scaler
         if scaler is not None and isinstance(scaler._scale, Tensor):
             yield "scale of the gradients", scaler._scale

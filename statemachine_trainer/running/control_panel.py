@@ -16,7 +16,7 @@ from statemachine_trainer.running.drivers import context_of
 
 _log = logging.getLogger(__name__)
 
-Change = tuple[Value, int, Value]
+Change = tuple[Value, Value]
 
 SET: Final = "set"
 """The event that carries settings."""
@@ -81,7 +81,7 @@ class ControlPanel:
             if one.owner is None or (name not in changes and name not in self._given):
                 continue
             given = self._given.setdefault(name, one.value)
-            value, _, given_then = changes.get(name, (given, 0, given))
+            value, given_then = changes.get(name, (given, given))
             if given != given_then:
                 _log.warning(
                     "%s is %r, as the script gives it now, and not %r, to which it was set while the run went on.",
@@ -126,10 +126,12 @@ class ControlPanel:
             if one is None or one.refusal:  # loops or optimizers were swapped meanwhile
                 _log.warning("%s is not set to %r: it cannot be changed any more.", name, value)
                 continue
-            given = None if one.owner is None else self._given.setdefault(name, one.value)
+            if one.owner is None:
+                context.rates = {**context.rates, name: (value, context.counts.batch)}
+            else:
+                change: Change = (value, self._given.setdefault(name, one.value))
+                context.changes = {**context.changes, name: change}
             one.put(value)
-            change: Change = (value, context.counts.batch, given)
-            context.changes = {**context.changes, name: change}
             changed[name] = {"from": one.value, "to": value}
         if driver.path is not None:
             take_limits(driver.root, driver.path, context)

@@ -6,12 +6,12 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
-from statemachine_trainer import Checkpoints, Trainer, every
+from statemachine_trainer import Checkpoints, CustomLoop, FitLoop, Trainer, every
 from statemachine_trainer.intervals import IntervalError
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError
@@ -27,6 +27,25 @@ from statemachine_trainer.observe.fingerprint_file import (
 from statemachine_trainer.observe.fingerprint_writer import FingerprintWriter
 from statemachine_trainer.run_record import FINGERPRINTS
 from tests.observe.printed import Net, loader, train
+
+
+class OneState(CustomLoop):
+    """A pass over the data as a single state."""
+
+    initial = "epoch_start"
+    transitions = (
+        ["epoch_started", "epoch_start", "fetch"],
+        ["fetched", "fetch", "update"],
+        ["updated", "update", "fetch"],
+        ["exhausted", "fetch", "epoch_end"],
+    )
+    outcomes = ("epoch_done",)
+
+    def update(self) -> Literal["updated"]:
+        self.backward(self.training_loss())
+        self.optimizer_step()
+        self.end_batch()
+        return "updated"
 
 
 def read(folder: Path) -> FingerprintFile:
@@ -97,6 +116,21 @@ def test_each_tensor_has_its_name(tmp_path: Path) -> None:
     assert "exp_avg of layers.0.bias" in dict(start["optimizer"])
     assert "lr" in dict(start["optimizer"])
     assert dict(start["batch"]) == {"batch[0]": "float32 (4, 5)", "batch[1]": "int64 (4,)"}
+
+
+def test_loops_without_batches_of_ours_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        trainer = Trainer(
+            FitLoop(max_epochs=1, epoch=OneState()),
+            run=tmp_path,
+            fingerprints=1,
+            device="cpu",
+            progress=False,
+        )
+        trainer.fit(Net(), loader())
+    assert "fingerprints are taken at checkpoints alone" in caplog.text
 
 
 @pytest.mark.parametrize("value", [every(30, "second"), every(10, "sample"), 0.5, "1min"])

@@ -13,8 +13,17 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, TensorDataset
 
-from statemachine_trainer import Checkpoints, RecoverLoop, Run, Trainer, every
+from statemachine_trainer import (
+    Checkpoints,
+    FitLoop,
+    KFoldLoop,
+    RecoverLoop,
+    Run,
+    Trainer,
+    every,
+)
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import NotStarted
 
@@ -34,6 +43,9 @@ class Net(nn.Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         return nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.layers(batch[0])
 
     def configure_optimizers(self) -> Any:
         parts = [self.layers] if self.groups == 1 else [*self.layers]
@@ -245,6 +257,34 @@ def test_a_script_that_gives_another_value_than_before_has_the_last_word(
     assert "max_epochs is 5, as the script gives it now" in caplog.text
     longer.run()
     assert longer.epoch == 5
+
+
+def test_it_holds_for_the_folds_that_follow_and_after_a_resume_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = torch.cat([one[0] for one in DATA])
+    data = DataLoader(TensorDataset(inputs, torch.arange(20) % 2), batch_size=5)
+
+    def folds(resume: str | None = None) -> Trainer:
+        torch.manual_seed(0)
+        loop = KFoldLoop(2, fit=FitLoop(max_epochs=1, sanity_batches=0))
+        checkpoints = Checkpoints(tmp_path, every=every(1, "batch"))
+        trainer = Trainer(loop, seed=1, device="cpu", progress=False, checkpoints=checkpoints)
+        trainer.start(Net(), data, resume=resume)
+        return trainer
+
+    first = folds()
+    first.run("batch_end")
+    first.post("set", clip_norm=0.5, lr=0.01)
+    first.run("fold_end")
+    first.run("batch_end")
+    assert first.context.changes == {"clip_norm": (0.5, None)}
+    assert rate(first) == 0.1  # of an optimizer that this fold has made
+    first.run("batch_start")
+    with caplog.at_level(logging.WARNING):
+        resumed = folds(resume="auto")
+    assert resumed.changeable()["clip_norm"].value == 0.5
+    assert "clip_norm is 0.5" in caplog.text
 
 
 def test_a_rewind_undoes_it(tmp_path: Path) -> None:
