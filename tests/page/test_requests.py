@@ -134,6 +134,7 @@ def test_a_run_that_hangs_is_told_apart_from_one_that_is_gone(tmp_path: Path) ->
     folder = tmp_path / "run"
     with training(folder) as one:
         one.send_signal(signal.SIGSTOP)
+        os.waitpid(one.pid, os.WUNTRACED)  # until then it may answer
         with pytest.raises(NoAnswer, match=rf"\({one.pid}\) did not answer within 0.3 s: it hangs"):
             remote(folder, patience=0.3).looks()
         one.send_signal(signal.SIGCONT)
