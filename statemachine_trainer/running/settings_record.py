@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import pathlib
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -63,6 +64,8 @@ _CODE: Final = f" (code in {compiler()})"
 """Other versions of Python compile the same source to other code."""
 
 _MISSING: Final = object()
+_SHOWN: Final = 4
+"""Names of a long list that are shown."""
 
 
 class SettingsChanged(LikelyMistake):
@@ -143,6 +146,7 @@ def settings_of_run(
         "hyperparameters": hyperparameters,
         "model": _settings_of_model(context),
         "layers": {"the model": _layers(context)},
+        "modes": {"the model": _modes(context.model)},
         "loss": _settings_of_loss(context),
         "data": _settings_of_data(context),
         "optimizers": _settings_of_optimizers(context),
@@ -242,6 +246,27 @@ def _layers(context: Context) -> dict[str, str]:
         for name, module in PlainNames(context.model).modules(wrappers=False)
         if name
     }
+
+
+def _modes(model: nn.Module) -> dict[str, str]:
+    """Read which parameters are not trained, and which modules are in evaluation mode."""
+    frozen: list[str] = []
+    if not all(one.requires_grad for one in model.parameters()):
+        named = PlainNames(model).parameters()
+        frozen = [name for name, one in named if not one.requires_grad]
+    evaluated: list[str] = []
+    if not all(one.training for one in model.modules()):
+        modules = PlainNames(model).modules(wrappers=False)
+        evaluated = [name or "itself" for name, one in modules if not one.training]
+    return {"frozen": _in_few_words(frozen), "in evaluation mode": _in_few_words(evaluated)}
+
+
+def _in_few_words(names: list[str]) -> str:
+    """Return names, the first of many and a checksum of all."""
+    if len(names) <= _SHOWN:
+        return ", ".join(names) or "nothing"
+    checksum = zlib.crc32(" ".join(names).encode())
+    return f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more (#{checksum:08x})"
 
 
 def _class_of_layer(module: nn.Module) -> str:
@@ -399,6 +424,8 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
         if which in fresh:
             return f"The script's holds, by fresh={tuple(fresh)!r}."
         return f"The checkpoint's holds; for the script's say fit(..., fresh=({which!r},))."
+    if part == "modes":
+        return "The checkpoint's holds; for the script's set it after `start`, or load only the weights."
     if name == "seed":
         return "The random numbers of the checkpoint hold; a new run takes the script's."
     kind = owner.rpartition("(")[2].rstrip(")")

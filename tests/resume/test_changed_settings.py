@@ -225,6 +225,37 @@ def test_layers_without_weights_that_are_new_or_others_are_told(tmp_path: Path) 
         make_trainer(tmp_path, 2).fit(model, BATCHES, resume="auto")
 
 
+def test_what_a_script_freezes_is_told_and_not_taken(tmp_path: Path) -> None:
+    first = make_trainer(tmp_path)
+    first.fit(Net(), BATCHES, until="epoch_end")
+    first.checkpoint()
+    net = Net()
+    net.layers[0].bias.requires_grad_(False)
+    net.layers[1].eval()
+    holds = (
+        "The checkpoint's holds; for the script's set it after `start`, or load only the weights."
+    )
+    with changes(
+        f"the model: frozen was nothing, is layers.0.bias now. {holds}",
+        f"the model: in evaluation mode was nothing, is layers.1 now. {holds}",
+    ):
+        make_trainer(tmp_path).start(net, BATCHES, resume="auto")
+    assert net.layers[0].bias.requires_grad
+
+
+def test_what_the_run_itself_has_frozen_is_not_told(tmp_path: Path) -> None:
+    def freeze(trainer: Any) -> None:
+        trainer.model.layers[0].bias.requires_grad_(False)
+
+    first = make_trainer(tmp_path)
+    first.on("batch_start", freeze)
+    first.fit(Net(), BATCHES, until="epoch_end")
+    first.checkpoint()
+    net = Net()
+    make_trainer(tmp_path).start(net, BATCHES, resume="auto")
+    assert not net.layers[0].bias.requires_grad
+
+
 def test_another_loss_is_told(tmp_path: Path) -> None:
     batches = [(torch.ones(4, 2), torch.ones(4, 1))]
     model = nn.Linear(2, 1)
