@@ -30,8 +30,8 @@ from _twins import BareLoop, Batch, Classifier, TurnTaking, same_bits
 from torch import nn
 from torch.nn import functional as F
 
+from statemachine_trainer import RunFolder, every
 from statemachine_trainer.loops.compiled import CompiledStep
-from statemachine_trainer.loops.metrics.fingerprint import fingerprint_of_weights
 from statemachine_trainer.snapshot import Retention, Store
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
@@ -360,12 +360,23 @@ def fp16(here: Machine) -> None:
 
 
 def fingerprints(here: Machine) -> None:
-    """Time the fingerprint that tells which weights were measured."""
-    layers, width = (2, 64) if here.small else (64, 1024)
-    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers))).to(here.device)
-    fingerprint_of_weights(model)
-    tell("of a model", _median(here, lambda _: fingerprint_of_weights(model), 9) * 1e3, "ms")
-    tell("parameters", sum(one.numel() for one in model.parameters()) / 1e6, "million")
+    """Time a step without fingerprints, and with those of every tenth step."""
+    width, samples = (64, 32) if here.small else (2048, 1024)
+    few, many = (10, 30) if here.small else (20, 220)
+    batch = torch.randn(samples, width), torch.randint(10, (samples,))
+    batches = [tuple(one.to(here.device) for one in batch)]
+    for often in (None, every(10)):
+        name = "none" if often is None else "at every tenth step"
+        with telling(name):
+            taken = {}
+            for count in (few, few, many):
+                with tempfile.TemporaryDirectory() as folder:
+                    run = RunFolder(folder, blackbox=False, journal=False)
+                    trainer = trainer_of(here, run=run, fingerprints=often)
+                    begin = here.clock()
+                    trainer.fit(Classifier((width, *[width] * 4, 10)), batches * count)
+                    taken[count] = here.clock() - begin
+            tell(name, (taken[many] - taken[few]) / (many - few) * 1e3, "ms/step")
 
 
 PARTS: dict[str, Callable[[Machine], None]] = {
