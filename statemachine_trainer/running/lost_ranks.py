@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch.distributed as dist
 
@@ -32,7 +32,7 @@ _CLOSED: Final = re.compile(
     "closed by peer|reset by peer|broken pipe|pair closure|no longer connected|remote process exited",
     re.IGNORECASE,
 )
-_PATIENCE: Final = 2.0
+_PATIENCE: Final = 5.0
 """Seconds in which a process that has closed its connections is gone."""
 
 
@@ -69,28 +69,31 @@ def sort_of_loss(error: RuntimeError) -> str | None:
 
 
 def _lost(ranks: Ranks, folder: Path | None, how: str, error: RuntimeError) -> RankLost:
-    found = _the_dead(ranks, folder)
-    end = time.monotonic() + (_PATIENCE if how == "closed" else 0.0)
+    closed = how == "closed"
+    found = _who_left(ranks, _seen(ranks, folder), closed=closed)
+    end = time.monotonic() + (_PATIENCE if closed else 0.0)
     while found is None and time.monotonic() < end:
         time.sleep(0.02)
-        found = _the_dead(ranks, folder)
+        found = _who_left(ranks, _seen(ranks, folder), closed=closed)
     seen = _seen(ranks, folder)
-    behind = _behind(ranks, seen) if found is None and how == "late" else None
-    rank = behind if found is None else found
+    rank = _behind(ranks, seen) if found is None and not closed else found
     ring = None if rank is None else seen.get(rank)
     mine = seen.get(ranks.rank)
     said = str(error).strip().partition("\n")[0][:200]
-    text = " ".join(
-        (
-            _what(ranks, rank, gone=found is not None, closed=how == "closed"),
-            _where(ring),
-            "" if mine is None else f"Rank {ranks.rank} waited for it in {mine.state!r}.",
-            f"({said})",
-            _advice(folder, gone=found is not None or how == "closed"),
-        )
+    did = "did not answer in time"
+    if found is not None:
+        did = "is gone" if _is_gone(ranks, seen, found) else "has left the run"
+    elif closed:
+        did = "has closed its connections"
+    text = (
+        f"{_who(ranks, rank)} {did}.",
+        _where(ring),
+        "" if mine is None else f"Rank {ranks.rank} waited for it in {mine.state!r}.",
+        f"({said})",
+        _advice(folder, gone=found is not None or closed),
     )
     state, since = (None, None) if ring is None else (ring.state, ring.since)
-    return RankLost(re.sub(" +", " ", text), rank, state, since)
+    return RankLost(" ".join(filter(None, text)), rank, state, since)
 
 
 def _seen(ranks: Ranks, folder: Path | None) -> dict[int, Ring]:
@@ -106,26 +109,36 @@ def _seen(ranks: Ranks, folder: Path | None) -> dict[int, Ring]:
     return {}
 
 
-def _the_dead(ranks: Ranks, folder: Path | None) -> int | None:
-    """Return the rank that was lost first: one that was killed before one that failed, as those do that lost it."""
-    seen = _seen(ranks, folder)
-    gone = [
-        rank for rank, one in enumerate(ranks.processes) if rank != ranks.rank and _is_gone(one)
-    ]
+def _who_left(ranks: Ranks, seen: Mapping[int, Ring], *, closed: bool) -> int | None:
+    """Return the rank that left first; None if all are there.
+
+    One that was killed comes before one that failed, and last come those that failed because of another. A
+    process that still ends has left, too, if it has closed its connections.
+    """
+
+    def has_left(rank: int) -> bool:
+        ring = seen.get(rank)
+        over = closed and ring is not None and ring.status in ("failed", "stopped", "ended")
+        return over or _is_gone(ranks, seen, rank)
 
     def order(rank: int) -> tuple[int, int]:
         ring = seen.get(rank)
-        if ring is None:
+        if ring is None or not len(ring):
             return (1, rank)
         if ring.status == "killed":
             return (0, rank)
         return (3 if ring.entries(1)[0].event == RankLost.__name__ else 2, rank)
 
-    return min(gone, key=order, default=None)
+    others = (rank for rank in range(ranks.size) if rank != ranks.rank)
+    return min(filter(has_left, others), key=order, default=None)
 
 
-def _is_gone(process: Mapping[str, Any]) -> bool:
-    return is_alive(process) is False
+def _is_gone(ranks: Ranks, seen: Mapping[int, Ring], rank: int) -> bool:
+    """Return whether the process of a rank is gone, as far as it can be seen from here."""
+    ring = seen.get(rank)
+    # A black box tells a process that is dead and not collected yet from one that lives.
+    alive = is_alive(ranks.processes[rank]) if ring is None or ring.alive is None else ring.alive
+    return alive is False
 
 
 def _behind(ranks: Ranks, seen: Mapping[int, Ring]) -> int | None:
@@ -137,13 +150,11 @@ def _behind(ranks: Ranks, seen: Mapping[int, Ring]) -> int | None:
     return least[0] if len(least) == 1 and least[0] != ranks.rank else None
 
 
-def _what(ranks: Ranks, rank: int | None, *, gone: bool, closed: bool) -> str:
+def _who(ranks: Ranks, rank: int | None) -> str:
     if rank is None:
-        did = "has closed its connections" if closed else "did not answer in time"
-        return f"Another rank of this run {did}."
+        return "Another rank of this run"
     process = ranks.processes[rank]
-    who = f"Rank {rank} (process {process['pid']} on {process['host']})"
-    return f"{who} is gone." if gone else f"{who} did not answer in time."
+    return f"Rank {rank} (process {process['pid']} on {process['host']})"
 
 
 def _where(ring: Ring | None) -> str:
