@@ -156,6 +156,7 @@ class Checkpoints(HasSettings):
         self.parameters = parameters
         self.mirror = mirror_given(mirror)
         if self.mirror is not None:
+            self.mirror.belong_to(self.store.root)
             self.store.settled = partial(self.mirror.send, self.store.root)
         self.at_end = at_end
         self.on_signals = on_signals
@@ -478,6 +479,8 @@ class Checkpoints(HasSettings):
             return  # it had ended
         if loaded is None:
             self.begin()
+            if self.mirror is not None:
+                self.mirror.forget()
         if not _keeps_record():
             return
         if loaded is not None:

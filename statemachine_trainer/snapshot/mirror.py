@@ -19,7 +19,7 @@ from typing import Any, Final
 from statemachine_trainer.files import is_address, names_in, path_given, read_regular
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.snapshot import filesystem
-from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST, STATE, TENSORS, check
+from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST, check
 from statemachine_trainer.snapshot.filesystem import FOLDER, LocalFileSystem
 from statemachine_trainer.snapshot.snapshot_errors import (
     BadMirror,
@@ -33,7 +33,8 @@ from statemachine_trainer.snapshot.snapshot_errors import (
 _BESIDE: Final = ("run.json", "pins.json")
 """Small files of the folder that belong to the checkpoints: how the run was started, and what is kept for ever."""
 
-_ORDER: Final = (f"{MANIFEST}.half", STATE, TENSORS, MANIFEST)
+_HALF: Final = f"{MANIFEST}.half"
+_FILE: Final = re.compile(r"[\w.-]{1,100}")
 _LONGEST: Final = 16 << 20
 _EXTRAS: Final = {"s3": "'statemachine-trainer[remote]'", "s3a": "'statemachine-trainer[remote]'"}
 _WITHOUT_FOLDERS: Final = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "memory"}
@@ -65,6 +66,7 @@ class Mirror(HasSettings):
         self._same: set[str] = set()
         self._beside: dict[str, bytes] = {}
         self._lock = Lock()
+        self._folder: Path | None = None
         self._wanted: Path | None = None
         self._thread: Thread | None = None
         self._failed: tuple[Path, Exception] | None = None
@@ -88,9 +90,10 @@ class Mirror(HasSettings):
             SnapshotMismatch: Folder and mirror hold different checkpoints under one name.
         """
         root = path_given(folder)
+        self.forget()
         with self._reading():
             there, here = self.whole(), _local(root)
-            for name in sorted(there & here - self._same):
+            for name in sorted(there & here):
                 self._check_same(root, name)
             self._seen |= here
             if _newest(here) >= _newest(there):
@@ -100,7 +103,11 @@ class Mirror(HasSettings):
                 if not (root / name).exists() and self._files.exists(self._at(name)):
                     (root / name).write_bytes(self._files.cat_file(self._at(name)))
             # The newest comes last: until it is here, a fetch that was cut off is made again.
-            found = [self._fetched(root, name) for name in sorted(there - here, key=_number)]
+            content = self._content()
+            found = [
+                self._fetched(root, name, content[name])
+                for name in sorted(there - here, key=_number)
+            ]
         return [path for path in found if path is not None]
 
     # -- for the checkpoints of a run ------------------------------------------------------------
@@ -113,6 +120,27 @@ class Mirror(HasSettings):
         """
         with self._reading():
             return {name for name, files in self._content().items() if MANIFEST in files}
+
+    def belong_to(self, folder: Path) -> None:
+        """Serve one folder alone: what is there is known by the names of its checkpoints.
+
+        Raises:
+            BadMirror: It serves another one, or it is that folder.
+        """
+        if self._folder not in (None, folder):
+            raise BadMirror(
+                f"{self!r} holds the checkpoints of {self._folder}, and not of {folder}. Make another one, with an "
+                "address of its own."
+            )
+        if self._kind in ("file", "local") and Path(self._root).resolve() == folder.resolve():
+            raise BadMirror(f"{self!r} is the folder itself. Name another place, or leave it out.")
+        self._folder = folder
+
+    def forget(self) -> None:
+        """Forget what was sent: a new run begins."""
+        self._seen.clear()
+        self._same.clear()
+        self._beside.clear()
 
     def try_to_write(self) -> None:
         """Write a few bytes there and take them away, to learn at the beginning that this can be done.
@@ -146,9 +174,7 @@ class Mirror(HasSettings):
                 if self._files.exists(self._at(name)):
                     self._copy(name, f"{aside}/{name}")
                     self._files.rm_file(self._at(name))
-            self._seen.clear()
-            self._same.clear()
-            self._beside.clear()
+            self.forget()
 
     def send(self, folder: Path) -> None:
         """Have a thread bring the mirror to what a folder holds; does not wait for it."""
@@ -193,16 +219,15 @@ class Mirror(HasSettings):
         """Make the mirror hold what a folder holds."""
         here, content = _local(folder), self._content()
         self._seen |= here
-        for name in sorted(
-            here - self._same, key=_number, reverse=True
-        ):  # the newest one is wanted most
+        # The newest one is wanted most.
+        there = {name for name in self._same if MANIFEST in content.get(name, ())}
+        for name in sorted(here - there, key=_number, reverse=True):
             self._send(folder, name, content.get(name, set()))
         for name in _BESIDE:
-            with suppress(OSError):
-                text = read_regular(folder / name, _LONGEST)
-                if self._beside.get(name) != text:
-                    self._put(self._at(name), text)
-                    self._beside[name] = text
+            text = _read_if_there(folder / name)
+            if text is not None and self._beside.get(name) != text:
+                self._put(self._at(name), text)
+                self._beside[name] = text
         for name, files in content.items():
             gone = name in self._seen if MANIFEST in files else True  # else one that was cut off
             if gone and name not in _local(folder):
@@ -217,7 +242,7 @@ class Mirror(HasSettings):
                     self._same.add(name)
                     return
                 self._files.rm_file(self._at(name, MANIFEST))
-            for file in (STATE, TENSORS):
+            for file in sorted({*names_in(path)} - {MANIFEST}):
                 self._make_folder(self._at(name))
                 self._files.put_file(str(path / file), self._at(name, file))
             self._put_at_once(self._at(name, MANIFEST), manifest)
@@ -248,11 +273,11 @@ class Mirror(HasSettings):
             )
         self._same.add(name)
 
-    def _fetched(self, root: Path, name: str) -> Path | None:
+    def _fetched(self, root: Path, name: str, files: set[str]) -> Path | None:
         temporary = root / filesystem.temporary_name(name)
         temporary.mkdir()
         try:
-            for file in (STATE, TENSORS, MANIFEST):
+            for file in _in_order(files - {_HALF}):
                 self._files.get_file(self._at(name, file), str(temporary / file))
             check(LocalFileSystem(), temporary)
         except (FileNotFoundError, Damaged, NotACheckpoint) as error:
@@ -278,7 +303,7 @@ class Mirror(HasSettings):
             paths = []
         for path in paths:
             folder, _, file = path[len(self._root) + 1 :].partition("/")
-            if FOLDER.fullmatch(folder) and file in _ORDER:
+            if FOLDER.fullmatch(folder) and _FILE.fullmatch(file):
                 content.setdefault(folder, set()).add(file)
         return content
 
@@ -294,8 +319,9 @@ class Mirror(HasSettings):
         if self._kind in _WITHOUT_FOLDERS:
             self._put(path, data)
         else:
-            self._put(f"{path}.half", data)
-            self._files.mv(f"{path}.half", path)
+            half = f"{path.rpartition('/')[0]}/{_HALF}"
+            self._put(half, data)
+            self._files.mv(half, path)
 
     def _copy(self, source: str, target: str) -> None:
         self._make_folder(self._at(target).rpartition("/")[0])
@@ -377,6 +403,13 @@ def _local(folder: Path) -> set[str]:
     }
 
 
+def _read_if_there(path: Path) -> bytes | None:
+    try:
+        return read_regular(path, _LONGEST)
+    except OSError:
+        return None
+
+
 def _number(name: str) -> int:
     return int(name.partition("-")[0])
 
@@ -387,7 +420,7 @@ def _newest(names: set[str]) -> int:
 
 def _in_order(files: set[str]) -> list[str]:
     """Return the files of a checkpoint in the order in which they are written: the manifest last."""
-    return sorted(files, key=_ORDER.index)
+    return sorted(files, key=lambda one: (one == MANIFEST, one))
 
 
 def _text(error: BaseException) -> str:

@@ -139,3 +139,24 @@ def test_what_is_no_mirror_is_refused_at_once(mirror: Any, tmp_path: Path) -> No
     with pytest.raises(BadMirror, match=r"(no|an) address"):
         Checkpoints(tmp_path / "run", mirror=mirror)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_mirror_serves_one_folder_and_not_itself(address: str, tmp_path: Path) -> None:
+    mirror = Mirror(address)
+    Checkpoints(tmp_path / "one", mirror=mirror)
+    Checkpoints(tmp_path / "one", mirror=mirror)
+    with pytest.raises(BadMirror, match="and not of"):
+        Checkpoints(tmp_path / "other", mirror=mirror)
+    with pytest.raises(BadMirror, match="is the folder itself"):
+        Checkpoints(tmp_path / "one", mirror=f"file://{tmp_path}/one")
+
+
+def test_a_run_that_begins_anew_sends_all_of_it(address: str, tmp_path: Path) -> None:
+    mirror = Mirror(address)
+    train(trainer_of(tmp_path / "run", mirror, epochs=1))
+    shutil.rmtree(tmp_path / "run")
+    files, root = fsspec.url_to_fs(address)
+    files.rm(root, recursive=True)
+    train(trainer_of(tmp_path / "run", mirror, epochs=1))
+    held = {one.path.name for one in Checkpoints(tmp_path / "run").store.list()}
+    assert mirror.whole() == held

@@ -178,6 +178,18 @@ def test_a_damaged_one_there_is_passed_over(address: str, tmp_path: Path) -> Non
     assert [one.name for one in (tmp_path / "new").iterdir()] == ["000001-step-1"]
 
 
+def test_all_files_of_a_checkpoint_are_sent(address: str, tmp_path: Path) -> None:
+    store, mirror = Store(tmp_path / "here"), Mirror(address)
+    save(store, 1)
+    whole = store.root / "000001-step-1"
+    (whole / "shard-1.safetensors").write_bytes(b"a part of a tensor")
+    mirror.send(store.root)
+    mirror.wait()
+    files, root = fsspec.url_to_fs(address)
+    there = {one.rpartition("/")[2] for one in files.find(f"{root}/{whole.name}")}
+    assert there == {one.name for one in whole.iterdir()}
+
+
 def test_an_earlier_run_is_set_aside_there(address: str, tmp_path: Path) -> None:
     for name in ("earlier-1", "earlier-2"):
         store = Store(tmp_path / name)
