@@ -148,6 +148,9 @@ class Drawable:
                 raise BadOption(
                     f"A picture has no option {name!r}. {suggest(name, Look.__annotations__)}"
                 )
+        for name in ("legend", "fold"):
+            if not isinstance(look.get(name, True), bool):
+                raise BadOption(f"{name}={look.get(name)!r}: say True or False.")
         graph, style = self._drawing()
         running, legend = look.get("running"), look.get("legend", True)
         if running is not None:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
-from statemachine_trainer.graph import dot
+from statemachine_trainer.graph import dot, labels
 from statemachine_trainer.graph.dot import lay_out
 from statemachine_trainer.graph.model import GraphData, GraphEdge, GraphState
 from statemachine_trainer.graph.style import (
@@ -49,6 +49,7 @@ def render(graph: GraphData, style: Style, theme: Theme = "auto") -> str:
         root.set(side, root.get(side, "").removesuffix("pt"))
     root.set("style", "max-width: 100%; height: auto;")
     _name(root, graph)
+    labels.settle(root)
     if theme == "auto":
         _colour(root)
     ElementTree.register_namespace("", SVG)

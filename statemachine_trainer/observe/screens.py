@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
+from statemachine_trainer.observe.epoch_curves import curves_as_html
 from statemachine_trainer.observe.epoch_table import MetricsTable, format_number, format_seconds
 from statemachine_trainer.observe.readings import named_apart
 from statemachine_trainer.snapshot.rng import isolated_rng
@@ -119,7 +120,7 @@ class TerminalScreen:
 
 
 class NotebookScreen:
-    """The table and the bars in the output of a notebook's cell, as HTML that is replaced in place.
+    """Table, curves and bars in the output of a notebook's cell, as HTML that is replaced in place.
 
     Asks for nothing but IPython, which every notebook has.
     """
@@ -143,7 +144,7 @@ class NotebookScreen:
         self._update()
 
     def grow(self, table: MetricsTable) -> None:
-        self._table = table._repr_html_()
+        self._table = table._repr_html_() + curves_as_html(table.records)
         self._update()
 
     def say(self, text: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from statemachine_trainer.graph import Graph
 from statemachine_trainer.graph.folding import fold
 from statemachine_trainer.graph.graph import graph_of
+from statemachine_trainer.graph.model import BadOption
 from statemachine_trainer.loops import FitLoop, Phase, PhasesLoop, SAMLoop
 from statemachine_trainer.trainer import Trainer
 
@@ -71,6 +72,12 @@ def test_pictures_are_folded_unless_told_otherwise() -> None:
     assert "all.two.epoch.fetch" not in graph.to_dot()
     assert "as one" not in graph.to_mermaid()
     assert "as one" not in graph.diff(graph.collapse(1)).to_dot()
+
+
+@pytest.mark.parametrize("name", ["fold", "legend"])
+def test_what_is_neither_true_nor_false_is_refused(name: str) -> None:
+    with pytest.raises(BadOption, match=f"{name}='no': say True or False"):
+        phases("one").to_dot(**{name: "no"})  # type: ignore[arg-type]
 
 
 def test_three_phases_are_hardly_wider_than_one() -> None:
