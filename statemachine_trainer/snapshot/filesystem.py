@@ -12,6 +12,7 @@ import secrets
 import socket
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -135,7 +136,8 @@ class _LocalFile:
         self._unsynced = 0
 
     def begin_sync(self) -> None:
-        self._last = self._worker.submit(os.fsync, self._descriptor)
+        with suppress(RuntimeError):  # no thread is to be had: `sync` does it
+            self._last = self._worker.submit(os.fsync, self._descriptor)
 
     def sync(self) -> None:
         if self._early is not None:

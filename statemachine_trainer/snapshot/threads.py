@@ -112,8 +112,9 @@ class Worker:
 
         if self._thread is None:
             # A daemon: whoever submits also waits, and a forgotten worker must not hang the exit.
-            self._thread = Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
         self._tasks.put(task)
         return future
 
