@@ -178,7 +178,7 @@ class Trainer:
         owner = self._owner_of_folder()
         self._state = FitState(self, drivers.fit, given, self._hyperparameters)
         if recorder is not None:
-            recorder.contents = self._state.contents
+            recorder.told = self._state.told
             self._state.panel.note = recorder.settings_changed
         self._session = Session(
             self, drivers, equipment, self._state, recorder, shown, owner, quick, switches

@@ -62,6 +62,10 @@ class Place:
     def of(cls, text: str) -> Place:
         """Read a place: "1200" or "step 1200", "epoch 3", "nonfinite", or the name of a state or signal."""
         text = text.strip()
+        if not text or text.startswith("-"):
+            raise CannotReplay(
+                f"{text!r} is no place: say 1200 (steps done), 'epoch 3', a state such as validation, or nonfinite."
+            )
         if step := _STEP.fullmatch(text):
             return cls(step=int(step[1]))
         if epoch := _EPOCH.fullmatch(text):

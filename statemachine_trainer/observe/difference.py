@@ -130,7 +130,8 @@ class Difference:
     Attributes:
         a: The folder of one.
         b: That of the other.
-        settings: Hyperparameters by name.
+        settings: Hyperparameters by name; of runs with fingerprints also what loops, layers, callbacks and
+            optimizers are set to, as "fit.epoch.batch.optimizer (OptimizerLoop): clip_norm".
         versions: Of Python and packages, and the commit of the code.
         hardware: What the bits may depend on beside the code.
         data: What tells that the data are others.
@@ -203,7 +204,7 @@ def compare_runs(a: str | Path, b: str | Path) -> Difference:
     found = Difference(
         runs[0].path,
         runs[1].path,
-        _differing(*(one.hyperparameters() for one in runs)),
+        _settings(runs, facts),
         _differing(*(_versions(one) for one in runs)),
         _differing(*(_texts(one.get("hardware")) for one in facts)),
         _differing(*(_texts(one.get("data")) for one in facts)),
@@ -322,6 +323,15 @@ def _named(layout: Leaves, leaves: bytes) -> dict[str, tuple[str, bytes]]:
 
 
 # -- parts -----------------------------------------------------------------------------------------
+
+
+def _settings(runs: Sequence[Run], facts: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
+    """Return hyperparameters that differ, and settings of loops, layers, callbacks and optimizers beside them."""
+    found = _differing(*(one.hyperparameters() for one in runs))
+    if all("settings" in one for one in facts):
+        more = _differing(*(_texts(one["settings"]) for one in facts))
+        found |= {n: one for n, one in more.items() if n.rpartition(": ")[2] not in found}
+    return found
 
 
 def _versions(run: Run) -> dict[str, object]:

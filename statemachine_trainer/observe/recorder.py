@@ -114,7 +114,7 @@ class Recorder:
         owner: Who holds the folder; what is recorded waits while it is another run's. None: nobody asks.
         hyperparameters: Returns those of the fit by where they come from; None if nobody knows any.
         set_since: Settings that were changed after the checkpoint that the run goes on from, by name.
-        contents: Returns what tells whether the data are those of another run; None if nobody knows.
+        told: Returns settings and what tells of the data, for those who compare runs; None if nobody knows.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Recorder:
         self.owner: Ownership | None = None
         self.hyperparameters: Callable[[], Mapping[str, object]] | None = None
         self.set_since: dict[str, object] = {}
-        self.contents: Callable[[], Mapping[str, object]] | None = None
+        self.told: Callable[[], Mapping[str, object]] | None = None
 
     @property
     def _fit(self) -> Driver:
@@ -305,7 +305,7 @@ class Recorder:
         facts = {
             "every": asdict(self._every),
             "hardware": hardware_of(self._fit.context.device),
-            "data": {} if self.contents is None else dict(self.contents()),
+            **({} if self.told is None else self.told()),
         }
         self._prints = FingerprintWriter(root, facts, may_write=self._owns)
         if checkpoint is not None and checkpoint.resolve().parent == root.resolve():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
@@ -261,13 +261,14 @@ class FitState:
             self._given = self._settings(context)  # before training changes what the model keeps
             self._contents.of(context)
 
-    def contents(self) -> dict[str, str]:
-        """Return short texts that tell whether the data of the fit are those of another one."""
+    def told(self) -> dict[str, dict[str, str]]:
+        """Return all settings of the fit, and short texts that tell whether its data are those of another one."""
         context = context_of(self._driver)
-        found = {} if context is None else self._contents.of(context)
-        return {
-            f"{of}: {name}": text for of, named in found.items() for name, text in named.items()
-        }
+        if context is None:
+            return {}
+        settings = self._settings(context)
+        of_data = {**settings.pop("data", {}), **self._contents.of(context)}
+        return {"settings": _flat(settings.values()), "data": _flat([of_data])}
 
     def still_stopped(self, state: Mapping[str, Any]) -> bool:
         """Return whether a callback would end the fit of this state again."""
@@ -316,6 +317,15 @@ class FitState:
 
     def _kinds(self) -> list[str]:
         return [type(one).__qualname__ for one in self.stateful_callbacks()]
+
+
+def _flat(sections: Iterable[Settings]) -> dict[str, str]:
+    return {
+        f"{of}: {name}": text
+        for section in sections
+        for of, named in section.items()
+        for name, text in named.items()
+    }
 
 
 def _kinds_in(state: Mapping[str, Any]) -> list[str]:

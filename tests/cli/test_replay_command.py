@@ -179,6 +179,13 @@ def test_code_that_starts_another_run_is_refused() -> None:
     assert "another folder" in said.output
 
 
+@pytest.mark.parametrize("text", ["", " ", "-5"])
+def test_what_is_no_place_is_refused(text: str) -> None:
+    said = replay("--to", text, "--print")
+    assert said.exit_code == 2
+    assert "is no place" in said.output
+
+
 def test_a_name_that_is_no_state_is_refused() -> None:
     said = replay("--to", "validaton", "--print")
     assert said.exit_code == 2

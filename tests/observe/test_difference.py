@@ -146,6 +146,23 @@ def test_other_settings_are_named_with_both_values(plain: Path, tmp_path: Path) 
     assert "they differ where they were first looked at" in str(found)
 
 
+def test_settings_of_loops_and_layers_are_named_by_their_place(plain: Path, tmp_path: Path) -> None:
+    def other() -> Net:
+        model = Net()
+        model.layers[2] = torch.nn.Dropout(0.5)
+        return model
+
+    def clip(trainer: Trainer) -> None:
+        trainer.loop.epoch.batch.optimizer.clip_norm = 0.5
+
+    train(tmp_path, other, change=clip)
+    found = compare_runs(plain, tmp_path).settings
+    assert {name: (one.a, one.b) for name, one in found.items()} == {
+        "fit.epoch.batch.optimizer (OptimizerLoop): clip_norm": ("None", "0.5"),
+        "model.layers.2 (Dropout): p": ("0.25", "0.5"),
+    }
+
+
 def test_other_data_are_told_as_other_data(plain: Path, tmp_path: Path) -> None:
     train(tmp_path, data=loader(noise=1e-3))
     found = compare_runs(plain, tmp_path)
