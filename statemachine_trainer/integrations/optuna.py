@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from statemachine_trainer.callbacks.early_stopping import EarlyStopping
 from statemachine_trainer.files import path_given
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.run import Run, is_run
 
@@ -49,8 +50,8 @@ class Pruning(EarlyStopping):
         check: Literal["epoch_end", "validation_end"] = "epoch_end",
     ) -> None:
         self.trial = trial
-        more = trial.study.direction.name == "MAXIMIZE"
-        super().__init__(monitor, mode="max" if more else "min", check=check, check_finite=False)
+        mode = _better(trial)
+        super().__init__(monitor, mode=mode, check=check, check_finite=False)
 
     def __repr__(self) -> str:
         return f"Pruning(trial {self.trial.number}, {self.monitor!r}, pruned={self.pruned})"
@@ -113,10 +114,32 @@ class Pruning(EarlyStopping):
         super().load_state_dict(state)
         self.pruned = state["pruned"]
         self.reported = dict(state["reported"])
-        known = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
+        study = getattr(self.trial, "study", None)
+        if study is None:
+            return  # a fixed trial, which keeps nothing
+        known = study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
         for epoch, value in self.reported.items():
             if epoch not in known:
                 self.trial.report(value, epoch)
+
+
+def _better(trial: Any) -> Literal["min", "max"]:
+    """Return whether less or more is better in the study of a trial.
+
+    Raises:
+        SettingError: It is no trial, or one of a study with several objectives.
+    """
+    if not (callable(getattr(trial, "report", None)) and hasattr(trial, "number")):
+        raise SettingError(
+            f"Pruning({trial!r}, ...): give the trial that Optuna hands to the objective, or study.ask()."
+        )
+    study = getattr(trial, "study", None)  # a fixed trial has none
+    directions = [] if study is None else study.directions
+    if len(directions) > 1:
+        raise SettingError(
+            "Pruning(...): this study has several objectives, and Optuna prunes only where there is one."
+        )
+    return "max" if directions and directions[0].name == "MAXIMIZE" else "min"
 
 
 def folder_of(trial: optuna.Trial, runs: str | Path) -> Path:

@@ -88,9 +88,12 @@ class Mirror(HasSettings):
         Raises:
             Unreadable: The mirror cannot be read.
             SnapshotMismatch: Folder and mirror hold different checkpoints under one name.
+            WriteFailed: There is a file in the place of the folder.
         """
         root = path_given(folder)
         self.forget()
+        if root.exists() and not root.is_dir():
+            raise WriteFailed(f"{root} is no folder to bring checkpoints to. Name another one.")
         with self._reading():
             there, here = self.whole(), _local(root)
             for name in sorted(there & here):

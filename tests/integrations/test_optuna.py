@@ -11,7 +11,7 @@ import torch
 
 from statemachine_trainer import Checkpoints, Trainer
 from statemachine_trainer.integrations.optuna import Pruning, enqueue_interrupted, folder_of
-from statemachine_trainer.loops.loop_errors import MissingMetric
+from statemachine_trainer.loops.loop_errors import MissingMetric, SettingError
 from tests.callbacks.kit import Net, batches, same, trainer_with, weights_of
 
 optuna = pytest.importorskip("optuna", reason="needs the package `optuna`")
@@ -89,6 +89,26 @@ def test_a_metric_that_is_never_logged_is_an_error(tmp_path: Path) -> None:
     trainer = trainer_with(None, callbacks=[Pruning(optuna.create_study().ask(), "scoer")])
     with pytest.raises(MissingMetric, match=r"^Pruning monitors 'scoer'.*Did you mean 'score'"):
         trainer.fit(Net(values=VALUES), batches(), batches(1))
+
+
+@pytest.mark.parametrize("what", [None, "trial", optuna.create_study, {"lr": 0.1}])
+def test_what_is_no_trial_is_refused(what: Any) -> None:
+    with pytest.raises(SettingError, match="give the trial"):
+        Pruning(what, "score")
+
+
+def test_a_study_with_several_objectives_is_refused() -> None:
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    with pytest.raises(SettingError, match="several objectives"):
+        Pruning(study.ask(), "score")
+
+
+def test_a_fixed_trial_trains_to_its_end() -> None:
+    pruning = Pruning(optuna.trial.FixedTrial({}), "score")
+    trainer_with(None, max_epochs=4, callbacks=[pruning]).fit(
+        Net(values=VALUES), batches(), batches(1)
+    )
+    assert not pruning.pruned
 
 
 def test_the_page_searches_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

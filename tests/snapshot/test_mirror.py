@@ -178,6 +178,12 @@ def test_a_damaged_one_there_is_passed_over(address: str, tmp_path: Path) -> Non
     assert [one.name for one in (tmp_path / "new").iterdir()] == ["000001-step-1"]
 
 
+def test_a_file_in_the_place_of_the_folder_is_told(address: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteFailed, match="is no folder"):
+        Mirror(address).fetch(tmp_path / "file")
+
+
 def test_all_files_of_a_checkpoint_are_sent(address: str, tmp_path: Path) -> None:
     store, mirror = Store(tmp_path / "here"), Mirror(address)
     save(store, 1)
