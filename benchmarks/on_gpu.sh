@@ -13,7 +13,7 @@ packages=build/on_gpu
 if [ "${1:-}" = "--pack" ]; then
     exec "$python" -m pip install --quiet --upgrade --no-deps --target "$packages" --constraint constraints.txt \
         transitions six blinker rich markdown-it-py mdurl pygments zlib-ng typer click shellingham annotated-doc \
-        pytest pytest-timeout pluggy iniconfig packaging hypothesis sortedcontainers
+        pytest pytest-timeout pluggy iniconfig packaging hypothesis sortedcontainers torchmetrics lightning-utilities
 fi
 export PYTHONPATH="$PWD:$PWD/benchmarks:$PWD/$packages${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" benchmarks/on_gpu.py --out "${1:-${OUT:-build/on_gpu_results}}"
