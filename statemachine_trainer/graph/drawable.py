@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, Unpack
 
-from statemachine_trainer.graph import dot, html, mermaid, svg
+from statemachine_trainer.graph import dot
 from statemachine_trainer.graph.folding import fold
 from statemachine_trainer.graph.model import BadOption, GraphData, UnknownFormat, UnknownPath
 from statemachine_trainer.graph.style import DARK, LIGHT, THEMES, Palette, Style, Theme
@@ -85,6 +85,8 @@ class Drawable:
         Raises:
             BadOption: The direction is neither of these.
         """
+        from statemachine_trainer.graph import mermaid
+
         graph, style = self._drawing()
         return mermaid.render(graph, direction=direction, outcomes=outcomes, style=style)
 
@@ -95,6 +97,9 @@ class Drawable:
 
     def to_svg(self, **look: Unpack[Look]) -> str:
         """Return an SVG element with one labelled group for each state and edge; see `graph.svg.render`."""
+        # Renderers are loaded by what draws: most runs draw nothing.
+        from statemachine_trainer.graph import svg
+
         return svg.render(*self._dressed("auto", look))
 
     def to_png(self, *, pixels_per_inch: float = 144, **look: Unpack[Look]) -> bytes:
@@ -105,6 +110,8 @@ class Drawable:
 
     def to_html(self, **look: Unpack[Look]) -> str:
         """Return a page with the picture and its text that works offline."""
+        from statemachine_trainer.graph import html
+
         return html.render(*self._dressed("auto", look), outline=str(self))
 
     def save(self, path: str | Path, **options: Any) -> Path:
@@ -169,6 +176,8 @@ class Drawable:
         """
         text = str(self)
         if dot.is_installed():
+            from statemachine_trainer.graph import html
+
             picture = self.to_svg()
             return {
                 "text/html": html.inline(picture, text),

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
-from statemachine_trainer.observe.epoch_curves import curves_as_html
 from statemachine_trainer.observe.epoch_table import MetricsTable, format_number, format_seconds
 from statemachine_trainer.observe.readings import named_apart
 from statemachine_trainer.snapshot.rng import isolated_rng
@@ -144,6 +143,8 @@ class NotebookScreen:
         self._update()
 
     def grow(self, table: MetricsTable) -> None:
+        from statemachine_trainer.observe.epoch_curves import curves_as_html
+
         self._table = table._repr_html_() + curves_as_html(table.records)
         self._update()
 
