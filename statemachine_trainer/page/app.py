@@ -33,7 +33,7 @@ _FILES = {
     "/curves.js": ("curves.js", "text/javascript"),
 }
 
-COUNTER: Final = "x8888k 888 ms"
+COUNTER: Final = "x88888k 8888 ms"
 """The widest text of a counter at an edge: how often it was taken, and how long it took."""
 
 
