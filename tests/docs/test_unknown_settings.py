@@ -55,7 +55,7 @@ FUNCTIONS = [one for one in PUBLIC if inspect.isfunction(one) and one.__name__ n
 METHODS = [
     name
     for name, _ in inspect.getmembers(Trainer, inspect.isfunction)
-    if not name.startswith("_") and name not in ("backward", "moments", "on")
+    if not name.startswith("_") and name not in ("backward", "moments", "on", "post")
 ]
 
 
