@@ -46,14 +46,14 @@ settings.load_profile(PROFILE)
 # First, so that hypothesis reads this seed; pytest-xdist hands it on to its workers.
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw the same examples each time in the fast suite, which decides on a change; else new ones.
+    """Draw the same examples each time in the fast suite and in CI, which decide on a change; else new ones.
 
     A draw that nobody has met yet says something of the code as it was before, and must not refuse
-    the change that happens to meet it. The slow tests look for such draws.
+    the change that happens to meet it. `make test-slow` looks for such draws.
     """
     if config.getoption("hypothesis_seed") is None:
-        fast = "not slow" in config.getoption("markexpr")
-        seed = 0 if fast else random.SystemRandom().randrange(2**32)
+        decides = PROFILE == "ci" or "not slow" in config.getoption("markexpr")
+        seed = 0 if decides else random.SystemRandom().randrange(2**32)
         config.option.hypothesis_seed = str(seed)
 
 
