@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,13 @@ def test_a_figure_is_drawn_and_what_is_none_is_refused() -> None:
 
 def test_a_tracker_without_a_place_for_something_says_which_have_one(tmp_path: Path) -> None:
     tracker = CSV(tmp_path / "metrics.csv")
-    for keep in (
+    keeping: list[Callable[[], object]] = [
         lambda: tracker.image(1, "a", torch.zeros(2, 2)),
         lambda: tracker.text(1, "a", "b"),
         lambda: tracker.histogram(1, "a", [1]),
         lambda: tracker.artifact(tmp_path),
-    ):
+    ]
+    for keep in keeping:
         with pytest.raises(NotKept, match=r"CSV keeps no .*WandB.* do"):
             keep()
 
