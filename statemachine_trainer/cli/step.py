@@ -62,16 +62,22 @@ def step_through(trainer: Trainer, *, remember: int) -> None:
         goes_on = True
         while goes_on:
             try:
-                line = input(_PROMPT)
-            except EOFError:
+                line = _read_line()
+                goes_on = line is not None and session.do(line)
+            except KeyboardInterrupt:  # at the prompt, or before the training goes on
                 typer.echo("")
-                break
-            except KeyboardInterrupt:
-                typer.echo("")
-                continue
-            if not sys.stdin.isatty():
-                typer.echo(line)
-            goes_on = session.do(line)
+
+
+def _read_line() -> str | None:
+    """Return the next line; None if there are no more."""
+    try:
+        line = input(_PROMPT)
+    except EOFError:
+        typer.echo("")
+        return None
+    if not sys.stdin.isatty():
+        typer.echo(line)
+    return line
 
 
 @contextmanager

@@ -111,8 +111,7 @@ class Session:
     # -- moving ----------------------------------------------------------------------------------
 
     def _step(self, _rest: str) -> None:
-        with self._guarding():
-            self._trainer.step()
+        self._guard(self._trainer.step)
         self._tell_place()
 
     def _next(self, _rest: str) -> None:
@@ -132,8 +131,7 @@ class Session:
         self._run(rest)
 
     def _run(self, until: Until) -> None:
-        with self._guarding():
-            self._trainer.run(until)
+        self._guard(lambda: self._trainer.run(until))
         self._tell_place()
 
     def _rewind(self, rest: str) -> None:
@@ -241,12 +239,11 @@ class Session:
     def _say(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style=style), soft_wrap=True)
 
-    @contextmanager
-    def _guarding(self) -> Iterator[None]:
-        """Show errors of the training, and let Ctrl-C pause it."""
+    def _guard(self, work: Callable[[], object]) -> None:
+        """Train. Show errors of the training, and let Ctrl-C pause it."""
         try:
             with self._pausing_on_interrupt():
-                yield
+                work()
         except KeyboardInterrupt:
             self._say("Interrupted in the middle of a state; it will work again.", "red")
         except StateMachineError:

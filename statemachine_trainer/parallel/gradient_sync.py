@@ -284,7 +284,7 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
 
 def sync_of(module: nn.Module) -> GradientSync:
     """Return how the gradients of a model are averaged that is in no `DistributedDataParallel`."""
-    if any(map(is_fully_sharded, module.modules())):
+    if isinstance(module, nn.Module) and any(map(is_fully_sharded, module.modules())):
         return FullyShard(module)
     return GradientSync(module)
 

@@ -103,6 +103,7 @@ class FitState:
         self.panel = ControlPanel(driver)
         self._fresh: tuple[Fresh, ...] = ()
         self._given: dict[str, Settings] = {}
+        self._modes: tuple[Context, Settings] | None = None  # those that the script gave the model
         self._outside = ModulesOutside()
         self._values = ChangingValues()
         self._contents = Contents()
@@ -212,6 +213,9 @@ class FitState:
         remake_optimizers(context, driver.root, state["context"], fresh)
         was = state.get("settings", {})  # an earlier version wrote none
         now = self._settings(context)
+        if self._modes is None or self._modes[0] is not context:
+            self._modes = context, now["modes"]
+        now["modes"] = self._modes[1]  # what is gone back to in a run has modes of the run by now
         self._fresh = tuple(fresh)
         if fresh and self._was_taken(state, was, now):
             fresh = ()
@@ -259,6 +263,7 @@ class FitState:
         context = context_of(self._driver)
         if context is not None:
             self._given = self._settings(context)  # before training changes what the model keeps
+            self._modes = context, self._given["modes"]
             self._contents.of(context)
 
     def told(self) -> dict[str, dict[str, str]]:

@@ -47,6 +47,7 @@ def make_trainer():
 
 def make_endless():
     trainer = Trainer(max_epochs=10**9, device="cpu", progress=False)
+    trainer.on("epoch_start", lambda: print("It trains."), every=10)
     trainer.start(Net(), [torch.ones(4, 2)] * 3)
     return trainer
 
@@ -148,6 +149,7 @@ def test_at_a_terminal_lines_are_remembered_and_interrupts_pause(
         child.expect_exact("(smt) ")
         child.sendline("continue")
         child.expect_exact("continue")
+        child.expect_exact("It trains.")
         child.sendintr()
         child.expect("before fit[.a-z_]+")
         child.expect_exact("(smt) ")

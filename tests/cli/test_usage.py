@@ -50,7 +50,7 @@ def told(*arguments: str) -> str:
         ("graph --pixels-per-inch x", "smt: --pixels-per-inch: Use a number."),
         ("demo --epochs 0", "smt: --epochs: Use a number of at least 1."),
         ("watch run --port 70000", "smt: --port: Use a number of at most 65535."),
-        ("runs a b", "smt: runs takes no further argument 'b'. See: smt runs --help"),
+        ("inspect a b", "smt: inspect takes no further argument 'b'. See: smt inspect --help"),
         ("runs --best", "smt: --best needs a value."),
         ("graph --no-legend=yes", "smt: --no-legend takes no value."),
         ("inspect gone", "smt: There is no checkpoint at "),

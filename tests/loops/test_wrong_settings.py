@@ -22,6 +22,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "EarlyStopping": {"monitor": "val"},
     "InTurns": {"loaders": {"one": [1]}},
     "LabelFolder": {"folder": "labels"},
+    "Mirror": {"address": "memory://run"},
     "Mixture": {"loaders": {"one": [1]}},
     "RunFolder": {"folder": "run"},
     "Together": {"loaders": {"one": [1]}},
