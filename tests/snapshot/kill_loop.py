@@ -63,13 +63,14 @@ def kill_one(root: Path, background: bool, chance: random.Random) -> int:
         finally:
             os._exit(1)  # only reached by an error, which is on stderr
     os.close(writing)
-    # From the first sign of life on, a few saves' time, and no two moments alike.
-    select.select([reading], [], [], 60)
+    # From the first checkpoint that is safe on, a few saves' time, and no two moments alike.
+    told = b""
+    for _ in range(2 if background else 1):
+        told = os.read(reading, 8)
     select.select([], [], [], chance.uniform(0, 0.03))
     os.kill(process, signal.SIGKILL)
     status = os.waitpid(process, 0)[1]
     assert os.WIFSIGNALED(status), "the process ended by itself"
-    told = b""
     while piece := os.read(reading, 1 << 16):
         told += piece
     os.close(reading)
