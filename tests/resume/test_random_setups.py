@@ -70,7 +70,7 @@ def test_any_set_up_is_resumed_to_the_same_bits_wherever_it_is_stopped(
 
 
 @pytest.mark.slow
-@settings(relaxed, max_examples=300)
+@settings(relaxed, max_examples=60)
 @given(setups(workers=True, compiled=True), st.integers(0, 1000))
 def test_many_set_ups_are_resumed_to_the_same_bits_wherever_they_are_stopped(
     setup: Setup, seed: int
@@ -79,7 +79,7 @@ def test_many_set_ups_are_resumed_to_the_same_bits_wherever_they_are_stopped(
 
 
 @pytest.mark.slow
-@settings(relaxed, max_examples=100)
+@settings(relaxed, max_examples=40)
 @given(setups(workers=True, changed=True), st.integers(0, 1000), st.booleans())
 def test_many_set_ups_go_on_with_another_setting_as_if_it_were_set_there(
     two_folders: Path, setup: Setup, seed: int, elsewhere: bool
