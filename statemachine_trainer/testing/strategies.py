@@ -133,6 +133,7 @@ def _windows() -> st.SearchStrategy[list[tuple[int, int]] | None]:
 def _changes(kind: str) -> list[str]:
     """Settings that can be changed: a loop by hand has none for steps, and LBFGS takes whole batches."""
     without = {"manual": ("accumulate", "clip_norm"), "lbfgs": ("accumulate",)}.get(kind, ())
+    without = (*without, "patience")  # needs a validation in the first epoch; `pairwise` has it
     return [one for one in CHANGES if one not in without]
 
 
