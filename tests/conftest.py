@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import sys
+import uuid
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -76,3 +78,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a GPU")
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """A place in memory that fsspec reaches, empty before and after."""
+    fsspec = pytest.importorskip("fsspec")
+    name = f"memory://{uuid.uuid4().hex}/run"
+    yield name
+    files, root = fsspec.url_to_fs(name)
+    if files.exists(root):
+        files.rm(root, recursive=True)

@@ -28,6 +28,11 @@ Debug = Annotated[
     typer.Option("--debug", callback=_note_debug, help="Show the traceback of an error."),
 ]
 
+Remember = Annotated[
+    int,
+    typer.Option(metavar="N", min=0, help="Boundaries that are kept in memory, for `rewind`."),
+]
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 _WIDTH = 200

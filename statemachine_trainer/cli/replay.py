@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from statemachine_trainer.cli.common import Debug, Run, printable
+from statemachine_trainer.cli.common import Debug, Remember, Run, printable
 
 if TYPE_CHECKING:
     from statemachine_trainer.trainer import Trainer
@@ -33,10 +33,7 @@ def replay(
     prints: Annotated[
         bool, typer.Option("--print", help="Print where the run stands, and end.")
     ] = False,
-    remember: Annotated[
-        int,
-        typer.Option(metavar="N", min=0, help="Boundaries that are kept in memory, for `rewind`."),
-    ] = 50,
+    remember: Remember = 50,
     debug: Debug = False,
 ) -> None:
     """Go through a run again, to a place of it.

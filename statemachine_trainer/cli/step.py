@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from statemachine_trainer.cli.common import Debug
+from statemachine_trainer.cli.common import Debug, Remember
 
 if TYPE_CHECKING:
     from statemachine_trainer.trainer import Trainer
@@ -30,10 +30,7 @@ def step(
             "trainer, calls `trainer.start(model, data)`, and returns the trainer.",
         ),
     ],
-    remember: Annotated[
-        int,
-        typer.Option(metavar="N", min=0, help="Boundaries that are kept in memory, for `rewind`."),
-    ] = 50,
+    remember: Remember = 50,
     debug: Debug = False,
 ) -> None:
     """Step through a training, with breakpoints, and back again.

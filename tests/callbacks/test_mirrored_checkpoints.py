@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,6 @@ from statemachine_trainer.callbacks.checkpoints import EarlierRun
 from statemachine_trainer.run_record import read_record
 from statemachine_trainer.snapshot import BadMirror, WriteFailed
 from tests.callbacks.kit import Net, batches, same, trainer_with, weights_of
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    name = f"memory://{uuid.uuid4().hex}/run"
-    yield name
-    files, root = fsspec.url_to_fs(name)
-    if files.exists(root):
-        files.rm(root, recursive=True)
 
 
 def trainer_of(folder: Path, mirror: Any, epochs: int = 2, **options: Any) -> Trainer:

@@ -6,12 +6,12 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 
-from statemachine_trainer import Checkpoints, CustomLoop, FitLoop, Trainer, every
+from statemachine_trainer import Checkpoints, FitLoop, Trainer, every
 from statemachine_trainer.intervals import IntervalError
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError
@@ -26,26 +26,8 @@ from statemachine_trainer.observe.fingerprint_file import (
 )
 from statemachine_trainer.observe.fingerprint_writer import FingerprintWriter
 from statemachine_trainer.run_record import FINGERPRINTS
+from tests.loops.test_custom import Plain
 from tests.observe.printed import Net, loader, train
-
-
-class OneState(CustomLoop):
-    """A pass over the data as a single state."""
-
-    initial = "epoch_start"
-    transitions = (
-        ["epoch_started", "epoch_start", "fetch"],
-        ["fetched", "fetch", "update"],
-        ["updated", "update", "fetch"],
-        ["exhausted", "fetch", "epoch_end"],
-    )
-    outcomes = ("epoch_done",)
-
-    def update(self) -> Literal["updated"]:
-        self.backward(self.training_loss())
-        self.optimizer_step()
-        self.end_batch()
-        return "updated"
 
 
 def read(folder: Path) -> FingerprintFile:
@@ -123,7 +105,7 @@ def test_loops_without_batches_of_ours_are_told(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         trainer = Trainer(
-            FitLoop(max_epochs=1, epoch=OneState()),
+            FitLoop(max_epochs=1, epoch=Plain()),
             run=tmp_path,
             fingerprints=1,
             device="cpu",

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from statemachine_trainer.snapshot import DamagedCheckpointWarning, Store
-from statemachine_trainer.snapshot.store import load_weights
-from tests.processes import ROOT
 from tests.ranks.launching import alone, launch, output_of
-from tests.ranks.test_training import HARD, PROGRAM, assert_went_on, results
-from tests.ranks.training import Task
+from tests.ranks.test_training import (
+    HARD,
+    PROGRAM,
+    assert_one_process_reads_it,
+    assert_went_on,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,15 +42,7 @@ def test_a_run_in_parts_goes_on_to_the_same_bits(
 
 
 def test_one_process_checks_it_and_loads_its_weights(undisturbed: Path, tmp_path: Path) -> None:
-    run = undisturbed / "run"
-    command = [sys.executable, "-m", "statemachine_trainer", "inspect", str(run), "--check"]
-    with (tmp_path / "inspected").open("wb") as output:
-        done = subprocess.run(command, cwd=ROOT, stdout=output, timeout=60, check=False)
-    assert done.returncode == 0, (tmp_path / "inspected").read_text()
-    model = Task(random_parts=True)
-    load_weights(model, run)
-    weights = {name: value.tolist() for name, value in model.state_dict().items()}
-    assert weights == results(undisturbed)[0]["weights"]
+    assert_one_process_reads_it(undisturbed, tmp_path)
 
 
 def test_one_process_cannot_go_on_from_it(undisturbed: Path) -> None:

@@ -52,6 +52,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def assert_one_process_reads_it(undisturbed: Path, tmp_path: Path) -> None:
+    """One process checks the checkpoint of several ranks, and loads the weights that they have."""
+    run = undisturbed / "run"
+    command = [sys.executable, "-m", "statemachine_trainer", "inspect", str(run), "--check"]
+    with (tmp_path / "inspected").open("wb") as output:
+        done = subprocess.run(command, cwd=ROOT, stdout=output, timeout=60, check=False)
+    assert done.returncode == 0, (tmp_path / "inspected").read_text()
+    model = Task(random_parts=True)
+    load_weights(model, run)
+    weights = {name: value.tolist() for name, value in model.state_dict().items()}
+    assert weights == results(undisturbed)[0]["weights"]
+
+
 def assert_went_on(folder: Path, undisturbed: Path) -> None:
     """Each rank ended with the bits of a run that nothing happened to, and read nothing twice."""
     assert len(results(folder)) > 1
@@ -160,15 +173,7 @@ def test_an_error_at_one_rank_ends_all(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_ranks_is_one_whole_checkpoint(undisturbed: Path, tmp_path: Path) -> None:
-    run = undisturbed / "run"
-    command = [sys.executable, "-m", "statemachine_trainer", "inspect", str(run), "--check"]
-    with (tmp_path / "inspected").open("wb") as output:
-        done = subprocess.run(command, cwd=ROOT, stdout=output, timeout=60, check=False)
-    assert done.returncode == 0, (tmp_path / "inspected").read_text()
-    model = Task(random_parts=True)
-    load_weights(model, run)
-    weights = {name: value.tolist() for name, value in model.state_dict().items()}
-    assert weights == results(undisturbed)[0]["weights"]
+    assert_one_process_reads_it(undisturbed, tmp_path)
 
 
 def test_one_process_cannot_go_on_from_a_checkpoint_of_two(undisturbed: Path) -> None:

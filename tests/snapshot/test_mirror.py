@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,15 +57,6 @@ class CutOff(LocalFileSystem):  # type: ignore[misc]
 
 
 fsspec.register_implementation("cutoff", CutOff, clobber=True)
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    name = f"memory://{uuid.uuid4().hex}/run"
-    yield name
-    files, root = fsspec.url_to_fs(name)
-    if files.exists(root):
-        files.rm(root, recursive=True)
 
 
 def save(store: Store, step: int) -> None:
