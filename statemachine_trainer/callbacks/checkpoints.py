@@ -439,7 +439,7 @@ class Checkpoints(HasSettings):
                 "Choose another folder."
             ) from error
         if self.mirror is not None:
-            do_together(Ranks.here(), self.mirror.try_to_write if _keeps_record() else _nothing)
+            _do_at_first(self.mirror.try_to_write)
 
     def check_folder(self, loaded: Loaded | None) -> None:
         """Refuse the checkpoints of another run: retention would delete, and `auto` resume, the wrong ones.
@@ -459,7 +459,7 @@ class Checkpoints(HasSettings):
                 'resume="auto"); set it aside: fit(..., restart=True); or choose another folder.'
             )
         if self.mirror is not None and not goes_on:
-            do_together(Ranks.here(), self._check_mirror if _keeps_record() else _nothing)
+            _do_at_first(self._check_mirror)
 
     def _check_mirror(self) -> None:
         if self.mirror is not None and self.mirror.whole():
@@ -585,5 +585,6 @@ def _keeps_record() -> bool:
     return ranks is None or ranks.rank == 0
 
 
-def _nothing() -> None:
-    """Do nothing, where rank 0 does something that may fail."""
+def _do_at_first(act: Callable[[], object]) -> None:
+    """Do something at rank 0; where it fails, all ranks raise. A collective."""
+    do_together(Ranks.here(), lambda: act() if _keeps_record() else None)

@@ -24,7 +24,7 @@ def array_of_image(image: object) -> np.ndarray[Any, np.dtype[np.uint8]]:
         SettingError: It is something else, or has values out of range.
     """
     if isinstance(image, torch.Tensor):
-        plain = image.detach().cpu()
+        plain = image.detach().cpu().clone()  # torch lets none be resized that numpy has seen
         if plain.dim() == 3:
             plain = plain.permute(1, 2, 0)
         values = plain.float().numpy() if plain.is_floating_point() else plain.numpy()
@@ -69,7 +69,7 @@ def array_of_numbers(values: object) -> np.ndarray[Any, np.dtype[np.float64]]:
         SettingError: There are none, or some are not finite.
     """
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().double().numpy()
+        values = values.detach().cpu().double().clone().numpy()
     try:
         found = np.asarray(values, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError):

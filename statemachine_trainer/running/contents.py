@@ -13,6 +13,7 @@ from statemachine_trainer.data.own_generators import parts_of
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.running.functions import each
 from statemachine_trainer.snapshot.kinds import named
+from statemachine_trainer.snapshot.tensor_file import plain_bytes
 
 _ELEMENTS: Final = 1 << 14
 """Elements of a tensor or an array that are read, spread over it."""
@@ -61,13 +62,13 @@ def _numbers(value: Any) -> str | None:
             return None
         value = value.detach().resolve_conj().resolve_neg()
         flat = value.reshape(-1) if value.is_contiguous() else value[:_ELEMENTS].reshape(-1)
-        taken = flat[:: max(1, len(flat) // _ELEMENTS)].numpy()
+        taken: Any = plain_bytes(flat[:: max(1, len(flat) // _ELEMENTS)])
     elif type(value) is np.ndarray and value.dtype.kind in "biufc":
         flat = value.reshape(-1) if value.flags.c_contiguous else value[:_ELEMENTS].reshape(-1)
-        taken = flat[:: max(1, len(flat) // _ELEMENTS)]
+        taken = np.ascontiguousarray(flat[:: max(1, len(flat) // _ELEMENTS)]).tobytes()
     else:
         return None
-    return f"{tuple(value.shape)} #{zlib.crc32(np.ascontiguousarray(taken).tobytes()):08x}"
+    return f"{tuple(value.shape)} #{zlib.crc32(taken):08x}"
 
 
 _DTYPES: Final = frozenset(

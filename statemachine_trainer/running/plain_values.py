@@ -20,6 +20,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from statemachine_trainer.snapshot.kinds import HEAP, is_of_users, named
+from statemachine_trainer.snapshot.tensor_file import plain_bytes
 
 _ELEMENTS: Final = 400
 """Elements of a container that are looked at: the first half and the last half of them."""
@@ -159,8 +160,7 @@ class Reader:
             if where is None or where in self._held or value.grad_fn is not None:
                 return None
             if value.device.type == "cpu" and value.nbytes <= _BYTES:
-                flat = value.detach().resolve_conj().resolve_neg().contiguous().flatten()
-                return value.shape, zlib.crc32(flat.view(torch.uint8).numpy().tobytes())
+                return value.shape, zlib.crc32(plain_bytes(value))
             return value.shape, where, value._version
 
     def _elements(self, value: Any, base: Any, depth: int = _DEPTH) -> object:

@@ -427,12 +427,7 @@ class Session:
     def step(self) -> Moment | None:
         """Make one transition and return it; None if the state rests."""
         driver = self._drivers.active
-        with (
-            self._owning(driver),
-            self.in_charge(driver),
-            self._recording(),
-            self._naming_lost_ranks(),
-        ):
+        with self._making_transitions(driver):
             return driver.step()
 
     def moments(self, until: Until = None) -> Iterator[Moment]:
@@ -440,12 +435,7 @@ class Session:
         transitions = self._drivers.active.moments(until)
         while True:
             driver = self._drivers.active
-            with (
-                self._owning(driver),
-                self.in_charge(driver),
-                self._recording(),
-                self._naming_lost_ranks(),
-            ):
+            with self._making_transitions(driver):
                 moment = next(transitions, None)
             if moment is None:
                 return
@@ -678,6 +668,16 @@ class Session:
         if self._recorder is None:
             return nullcontext()
         return self._recorder.recording(self._drivers.active)
+
+    @contextmanager
+    def _making_transitions(self, driver: Driver) -> Iterator[None]:
+        with (
+            self._owning(driver),
+            self.in_charge(driver),
+            self._recording(),
+            self._naming_lost_ranks(),
+        ):
+            yield
 
     def _naming_lost_ranks(self) -> AbstractContextManager[None]:
         if not Ranks.are_up():

@@ -43,9 +43,9 @@ from statemachine_trainer.snapshot.strictjson import Json
 from statemachine_trainer.snapshot.threads import Worker
 
 try:
-    from zlib_ng.zlib_ng import crc32
+    from zlib_ng.zlib_ng import crc32 as crc32
 except ImportError:  # where it has no wheel; the same numbers, several times slower
-    from zlib import crc32
+    from zlib import crc32 as crc32
 
 FORMAT = 1
 FORMAT_IN_PARTS = 2

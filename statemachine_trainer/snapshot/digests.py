@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from statemachine_trainer.snapshot.tensor_file import bytes_of
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -109,7 +111,7 @@ def _copied(tensor: Tensor) -> Tensor:
     """Return the bytes of a contiguous tensor as words, filled up with zeros."""
     flat = tensor.reshape(-1).view(torch.uint8)
     if flat.device.type == "cpu":  # faster for short ones, of which there are many
-        held = flat.numpy().tobytes()
+        held = bytes(bytes_of(flat))
         return torch.frombuffer(bytearray(held + bytes(-len(held) % 8)), dtype=torch.int64)
     padded = torch.zeros(-(-flat.numel() // 8) * 8, dtype=torch.uint8, device=flat.device)
     padded[: flat.numel()] = flat

@@ -17,13 +17,9 @@ import torch
 from torch import nn
 
 from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.snapshot.checkpoint_folder import crc32
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
-from statemachine_trainer.snapshot.tensor_file import bytes_of
-
-try:
-    from zlib_ng.zlib_ng import crc32
-except ImportError:  # where it has no wheel; the same numbers, several times slower
-    from zlib import crc32
+from statemachine_trainer.snapshot.tensor_file import plain_bytes
 
 FROZEN: Final = "frozen"
 """Where a tree lists the digests of what was left out, by name."""
@@ -143,5 +139,4 @@ def _digest(tensor: object) -> str | None:
         return None
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         return None
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {crc32(bytes_of(plain)):08x}"
+    return f"{tensor.dtype} {tuple(tensor.shape)} {crc32(plain_bytes(tensor)):08x}"

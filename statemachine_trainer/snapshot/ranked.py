@@ -31,7 +31,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     WriteFailed,
 )
 from statemachine_trainer.snapshot.store import Loaded, Store
-from statemachine_trainer.snapshot.tensor_file import bytes_of
+from statemachine_trainer.snapshot.tensor_file import plain_bytes
 
 _RANKS: Final = "ranks"
 _OWN: Final = "own"
@@ -239,9 +239,8 @@ def digest(tensor: torch.Tensor) -> str | None:
     """Return a digest of a tensor to the bit; None where its bytes do not lie side by side."""
     if tensor.layout is not torch.strided or tensor.is_quantized:
         return None
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     kind = f"{tensor.dtype} {tuple(tensor.shape)} {tensor.device.type} {tensor.requires_grad}"
-    return hashlib.sha256(bytes_of(plain)).hexdigest() + kind
+    return hashlib.sha256(plain_bytes(tensor)).hexdigest() + kind
 
 
 def _processes(count: int) -> str:

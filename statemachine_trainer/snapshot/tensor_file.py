@@ -232,6 +232,11 @@ def _short(value: Json) -> str:
     return reprlib.repr(value)
 
 
+def plain_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a strided tensor in the order of its elements, wherever it lies; see `bytes_of`."""
+    return bytes_of(tensor.detach().resolve_conj().resolve_neg().cpu().contiguous())
+
+
 def bytes_of(tensor: Tensor) -> memoryview:
     """Return the memory of a contiguous CPU tensor; writing to it writes to the tensor.
 

@@ -26,6 +26,7 @@ from statemachine_trainer.observe.fingerprint_file import (
 )
 from statemachine_trainer.observe.fingerprint_writer import FingerprintWriter
 from statemachine_trainer.run_record import FINGERPRINTS
+from statemachine_trainer.running.audit import NotHeld
 from tests.loops.test_custom import Plain
 from tests.observe.printed import Net, loader, train
 
@@ -306,3 +307,33 @@ def test_a_run_goes_on_without_them_where_they_cannot_be_written(
 
 def test_damage_is_an_error_of_ours() -> None:
     assert issubclass(BadFingerprints, StateMachineError)
+
+
+class Resizing(Net):
+    """Has tensors whose memory grows in each step, as the observers of quantization have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(3))
+        self.values = torch.zeros(3)
+
+    seen: torch.Tensor
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        for one in (self.seen, self.values):
+            one.resize_(len(one) + 2).zero_()
+        return super().training_step(batch, batch_idx)
+
+
+def test_tensors_that_were_looked_at_may_still_be_given_more_memory(tmp_path: Path) -> None:
+    model = Resizing()
+    trainer = Trainer(
+        max_epochs=1,
+        checkpoints=Checkpoints(tmp_path, every=1),
+        fingerprints=every(1, "step"),
+        progress=False,
+    )
+    with pytest.warns(NotHeld, match="attribute 'values'"):
+        trainer.fit(model, loader())
+    assert len(model.values) == len(model.seen) == 3 + 2 * trainer.steps
+    assert read(tmp_path).looks
