@@ -223,12 +223,17 @@ class Feed:
         raise NoPass(f"No pass over {self.name!r} has begun. Call begin(epoch) first.")
 
     def _refuse_empty(self) -> NoReturn:
-        dropping = getattr(self.loader, "drop_last", False)
-        way_out = (
-            "drop_last=True leaves none if there are fewer samples than batch_size: lower it."
-            if dropping
-            else "Check the data set and its sampler, or leave this loader out."
-        )
+        if getattr(self.loader, "drop_last", False):
+            way_out = (
+                "drop_last=True leaves none if there are fewer samples than batch_size: lower it."
+            )
+        elif hasattr(getattr(self.loader, "dataset", self.loader), "load_state_dict"):
+            way_out = (
+                "Its data set keeps its place: a pass that is ended early, after the last sample, leaves "
+                "nothing for the next one. Otherwise check the data set, or leave this loader out."
+            )
+        else:
+            way_out = "Check the data set and its sampler, or leave this loader out."
         raise EmptyLoader(f"The loader {self.name!r} has no batch. {way_out}")
 
     def _check(self, state: dict[str, Any]) -> None:

@@ -79,6 +79,11 @@ def setups(
         "accumulate": draw(_windows()) if kind in ("plain", "recurrent", "two") else None,
         "clip_norm": draw(st.sampled_from([None, 0.5])) if kind != "manual" else None,
     }
+    samples = draw(st.sampled_from([15, 20, 22]))
+    posts = _posts(validates=loaders > 0, amid=amid)
+    if data == "stateful stream" and samples % 5 == 0:
+        # It keeps its place: ended after its last sample, it has none for the next epoch (EmptyLoader).
+        posts = posts.filter(lambda drawn: (samples // 5, "end_epoch") not in drawn)
     if changed:
         name = draw(st.sampled_from(_changes(kind)))
         given[name], later[name] = CHANGES[name]
@@ -90,7 +95,7 @@ def setups(
         validation_loaders=loaders,
         sanity_batches=draw(st.sampled_from([0, 0, 1, 2])),
         data=data,
-        samples=draw(st.sampled_from([15, 20, 22])),
+        samples=samples,
         augment=draw(st.booleans()),
         workers=before,
         later=later or None,
@@ -100,7 +105,7 @@ def setups(
         compiled=compiles,
         swap=draw(st.sampled_from([*[None] * len(swaps), *swaps])),
         own_generators=own,
-        posts=draw(st.one_of(st.none(), _posts(validates=loaders > 0, amid=amid))),
+        posts=draw(st.one_of(st.none(), posts)),
         sets=draw(st.one_of(st.none(), _sets())),
         nan_at=draw(st.sampled_from([None, None, 1])) if kind in ("plain", "two") else None,
         gather_outputs=draw(st.booleans()),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from statemachine_trainer.data.data_errors import EmptyLoader
 from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.testing import NotResumable, assert_resumable
 from statemachine_trainer.testing.strategies import Setup, setups
@@ -32,6 +33,12 @@ def test_a_set_up_prints_code_that_builds_it_again() -> None:
 def test_a_stream_goes_on_exactly_after_a_pass_that_was_left_early() -> None:
     setup = Setup(data="stateful stream", posts=[(2, "end_epoch")])
     stop_before(setup.make_trainer, "epoch_end", "next_epoch", "epoch_start")
+
+
+def test_a_stream_that_was_left_after_its_last_sample_is_named_as_empty() -> None:
+    setup = Setup(data="stateful stream", samples=20, posts=[(4, "end_epoch")])
+    with pytest.raises(EmptyLoader, match="Its data set keeps its place"):
+        setup.make_trainer().run()
 
 
 def test_a_layer_that_a_callback_has_set_is_told_where_the_run_goes_on() -> None:
