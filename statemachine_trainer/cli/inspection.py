@@ -20,6 +20,7 @@ from statemachine_trainer.cli.common import printable
 from statemachine_trainer.intervals import epoch_in_words
 from statemachine_trainer.observe.epoch_table import MetricsTable
 from statemachine_trainer.observe.kept import kept_checkpoints
+from statemachine_trainer.observe.restarts import restart_in_words
 from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.observe.run import BadJournal, Run, is_run
 from statemachine_trainer.run_record import Record, read_record
@@ -89,13 +90,20 @@ def _print_recorded(run: Run, console: Console) -> bool:
     try:
         status, place, epochs, settings = run.status, run.progress(), run.epochs(), run.settings()
         hyperparameters, best = run.hyperparameters(), _best_of(run)
-        ring = next(iter(run.rings()), None)
+        ring, restarts = next(iter(run.rings()), None), run.restarts()
     except (BadJournal, BadRing) as error:
         console.print(_plain(f"Damaged: {error}"), style="red")
         return False
     where = f" in {ring.state}" if ring is not None and status in ("running", "killed") else ""
     reached = "" if place is None else f", {place[0]} epochs and {place[1]} steps done"
     _print_fact("state", f"{status}{where}{reached}", console)
+    hidden = len(restarts) - _EVENTS
+    if hidden > 0:
+        _print_fact("restarts", f"{hidden} earlier ones, then", console)
+    for number, one in enumerate(restarts[-_EVENTS:]):
+        name = "restarts" if number == 0 and hidden <= 0 else ""
+        told = f"{one.at:%Y-%m-%d %H:%M:%S} UTC  {restart_in_words(one.facts)}"
+        _print_fact(name, told, console)
     if best:
         _print_fact("best", best, console)
     if settings:

@@ -136,6 +136,7 @@ class _Line:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     best: Point | None = None
     best_by: str = ""
+    restarts: int = 0
     trouble: str = ""
 
     def value(self, name: str) -> Any:
@@ -285,6 +286,8 @@ def _print_troubles(lines: Sequence[_Line], console: Console) -> None:
 def _compared(line: _Line) -> Compared:
     epochs, steps = ("", "") if line.place is None else map(str, line.place)
     facts = {"state": line.status, "epochs": epochs, "steps": steps}
+    if line.restarts:
+        facts["restarts"] = str(line.restarts)
     if line.best is not None:
         facts[f"best {printable(line.best_by)}"] = _best(line)
     metrics = {name: points[-1].value for name, points in line.metrics.items()}
@@ -317,6 +320,7 @@ def _read(path: Path, folder: Path, order: Order) -> _Line:
         seen = run.look()
         line.status, line.changed, line.place = seen.status, run.changed(), seen.progress
         line.metrics, line.hyperparameters = _metrics_of(run), run.hyperparameters()
+        line.restarts = len(run.restarts())
         line.best_by = order.best or _best_by(path)
         if line.best_by in line.metrics:
             line.best = run.best(line.best_by, order.mode if order.best else None)
@@ -353,6 +357,9 @@ def _columns(lines: list[_Line], best: str | None, named: Sequence[str]) -> Iter
     yield Column("state", [line.status for line in lines])
     yield Column("epochs", [f"{epochs}" for epochs, _ in places], right=True)
     yield Column("steps", [f"{steps}" for _, steps in places], right=True, spare=2)
+    if any(line.restarts for line in lines):
+        times = [str(line.restarts or "") for line in lines]
+        yield Column("restarts", times, right=True, spare=2)
     yield Column("age", [_age(line.changed) for line in lines], right=True, spare=1)
     if best is not None:
         yield Column(f"best {printable(best)}", [_best(line) for line in lines])

@@ -23,6 +23,12 @@ def ranks_of_run() -> int | None:
     return None if "RANK" in os.environ else 1
 
 
+def attempt_of_process() -> int:
+    """Return how often `torchrun` has started the ranks again before this process; 0 without it."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() and count.isascii() else 0
+
+
 def describe_process() -> dict[str, Any]:
     """Return what `is_alive` needs, as data that JSON can hold."""
     pid = os.getpid()

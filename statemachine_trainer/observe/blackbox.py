@@ -18,6 +18,7 @@ from types import NoneType
 from typing import Any, Final, Literal, NamedTuple
 
 from statemachine_trainer.control.processes import (
+    attempt_of_process,
     describe_process,
     is_alive,
     rank_of_process,
@@ -105,6 +106,7 @@ class Ring:
         pid: Its number.
         host: Its machine.
         alive: Whether it lives; None if that cannot be seen from here.
+        attempt: How often `torchrun` had started the ranks again before this process.
         read: When this was read.
         receiver: The receiver that is being called, on the way from the state to the next one; None
             if none is. A process that hangs may hang there.
@@ -116,6 +118,7 @@ class Ring:
     pid: int
     host: str
     alive: bool | None
+    attempt: int
     read: datetime
     receiver: InReceiver | None
     _entries: tuple[Entry, ...]
@@ -206,7 +209,11 @@ def _read(path: Path) -> Ring:
 def _told_by(raw: RawRing, path: Path) -> Ring:
     read, facts, legend = datetime.now(UTC), raw.facts, _Legend(raw.names)
     rank, ranks, pid = facts.get("rank", 0), facts.get("ranks"), facts.get("pid", 0)
-    if type(rank) is not int or type(pid) is not int or type(ranks) not in (int, NoneType):
+    attempt = facts.get("attempt", 0)  # earlier versions wrote none
+    if not all(type(one) is int for one in (rank, pid, attempt)) or type(ranks) not in (
+        int,
+        NoneType,
+    ):
         raise ValueError("its facts are malformed")
     entries = tuple(
         Entry(
@@ -225,6 +232,7 @@ def _told_by(raw: RawRing, path: Path) -> Ring:
         pid=pid,
         host=str(facts.get("host")),
         alive=is_alive(facts),
+        attempt=attempt,
         read=read,
         receiver=None
         if raw.call is None
@@ -335,7 +343,8 @@ class BlackBox:
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
                 path.replace(path.with_name(f"blackbox-{rank}{_EARLIER}.ring"))
-            facts = {"rank": rank, "ranks": ranks_of_run(), **describe_process()}
+            place = {"rank": rank, "ranks": ranks_of_run(), "attempt": attempt_of_process()}
+            facts = {**place, **describe_process()}
             self._ring = RingWriter(path, facts, capacity=capacity)
         except (OSError, ValueError, BadRing) as error:
             _log.warning(

@@ -16,7 +16,7 @@ import torch
 from statemachine_trainer import run_record
 from statemachine_trainer.control.listener import Listener
 from statemachine_trainer.control.ownership import FolderInUse, Ownership
-from statemachine_trainer.control.processes import rank_of_process
+from statemachine_trainer.control.processes import attempt_of_process, rank_of_process
 from statemachine_trainer.files import check_writable, path_given
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.intervals import Every
@@ -136,6 +136,7 @@ class Recorder:
         self._removers: list[Callable[[], None]] = []
         self._inside: list[Driver] = []
         self._keeps_record = False
+        self._restart: dict[str, Any] | None = None
         self.owner: Ownership | None = None
         self.hyperparameters: Callable[[], Mapping[str, object]] | None = None
         self.set_since: dict[str, object] = {}
@@ -159,10 +160,16 @@ class Recorder:
         Raises:
             FolderInUse: One is, as its black box says. (What runs on another machine is not seen.)
         """
+        self._restart = None
         try:
             rings = read_blackbox(self.folder.path)
         except BadRing:  # it will be written anew
             return
+        if (attempt := attempt_of_process()) and rank_of_process() == 0:
+            from statemachine_trainer.observe.restarts import what_was_lost  # few runs need it
+
+            # Now, because the other ranks begin black boxes of their own once they have met this one.
+            self._restart = what_was_lost(rings, attempt)
         for ring in rings:
             mine = ring.rank == rank_of_process()
             if mine and ring.pid != os.getpid() and ring.status == "running":
@@ -190,6 +197,11 @@ class Recorder:
             self._begin_fingerprints(checkpoint)
         if ended:
             return
+        if self._restart is not None:
+            self._note("restart", {**self._restart, "checkpoint": checkpoint and checkpoint.name})
+            self._restart = None
+            if self._journal is not None:
+                self._journal.flush()  # the next rank may be lost at once
         if self._keeps_record:
             event = "started" if checkpoint is None else "resumed"
             facts = {} if checkpoint is None else {"checkpoint": str(checkpoint)}

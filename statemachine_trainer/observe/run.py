@@ -31,6 +31,7 @@ from statemachine_trainer.observe.journal import (
 from statemachine_trainer.observe.kept import Mode, kept_checkpoints, mode_of
 from statemachine_trainer.observe.readings import PARTS, Part, named_apart
 from statemachine_trainer.observe.remote import Remote
+from statemachine_trainer.observe.restarts import RESTART
 from statemachine_trainer.run_record import JOURNAL, RECORD, BadRecord, Record, read_record
 
 _PATIENCE: Final = 5.0
@@ -88,8 +89,9 @@ class Event:
     Attributes:
         at: When.
         what: "started", "resumed", "stopped", "ended", "failed", "checkpoint"; "error" where an error
-            edge was taken; "recovery" where a `RecoverLoop` went back; "set" where settings were changed.
-        facts: Such as the signal, the error, the name of the checkpoint, the batches passed over.
+            edge was taken; "recovery" where a `RecoverLoop` went back; "set" where settings were changed;
+            "restart" where `torchrun` started the ranks again, because it had lost one.
+        facts: Such as the signal, the error, the name of the checkpoint, the batches passed over, the rank.
     """
 
     at: datetime
@@ -194,23 +196,23 @@ class Run(HasSettings):
         return found
 
     def history(self) -> list[Event]:
-        """Return starts, ends, checkpoints and recoveries in the order of time.
+        """Return starts, ends, checkpoints, recoveries and restarts in the order of time.
 
         Raises:
             BadRecord, BadJournal: The record, or the journal, cannot be read.
         """
         record = self.record()
         events = [_event_of(one) for one in (record.history if record else ())]
-        rows = self._select(
-            "SELECT at, kind, facts FROM entries WHERE kind IN ('checkpoint', 'error', 'recovery', 'set') "
-            "ORDER BY id"
-        )
-        with self._reading_facts():
-            events += [
-                Event(datetime.fromtimestamp(at, UTC), str(kind), dict(parse_json(facts)))
-                for at, kind, facts in rows
-            ]
+        events += self._noted("checkpoint", "error", "recovery", "set", RESTART)
         return sorted(events, key=lambda event: event.at)
+
+    def restarts(self) -> list[Event]:
+        """Return how often, and why, `torchrun` has started the ranks of the run again.
+
+        Raises:
+            BadJournal: The journal cannot be read.
+        """
+        return self._noted(RESTART)
 
     def record(self) -> Record | None:
         """Return how the run was started; None if that is not recorded."""
@@ -295,6 +297,18 @@ class Run(HasSettings):
         return next(iter(told.values()))
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _noted(self, *kinds: str) -> list[Event]:
+        """Return the entries of some kinds."""
+        places = ", ".join("?" * len(kinds))
+        rows = self._select(
+            f"SELECT at, kind, facts FROM entries WHERE kind IN ({places}) ORDER BY id", *kinds
+        )
+        with self._reading_facts():
+            return [
+                Event(datetime.fromtimestamp(at, UTC), str(kind), dict(parse_json(facts)))
+                for at, kind, facts in rows
+            ]
 
     def _status(self, rings: list[Ring]) -> Status:
         found = [ring.status for ring in rings]

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from statemachine_trainer.control.processes import is_alive
 from statemachine_trainer.observe.blackbox import Ring, read_blackbox
+from statemachine_trainer.observe.restarts import order_of_leaving
 from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.parallel.parallel_errors import RankLost
 from statemachine_trainer.parallel.ranks import Ranks
@@ -112,8 +113,7 @@ def _seen(ranks: Ranks, folder: Path | None) -> dict[int, Ring]:
 def _who_left(ranks: Ranks, seen: Mapping[int, Ring], *, closed: bool) -> int | None:
     """Return the rank that left first; None if all are there.
 
-    One that was killed comes before one that failed, and last come those that failed because of another. A
-    process that still ends has left, too, if it has closed its connections.
+    A process that still ends has left, too, if it has closed its connections.
     """
 
     def has_left(rank: int) -> bool:
@@ -123,11 +123,7 @@ def _who_left(ranks: Ranks, seen: Mapping[int, Ring], *, closed: bool) -> int | 
 
     def order(rank: int) -> tuple[int, int]:
         ring = seen.get(rank)
-        if ring is None or not len(ring):
-            return (1, rank)
-        if ring.status == "killed":
-            return (0, rank)
-        return (3 if ring.entries(1)[0].event == RankLost.__name__ else 2, rank)
+        return (1, 0) if ring is None else order_of_leaving(ring)
 
     others = (rank for rank in range(ranks.size) if rank != ranks.rank)
     return min(filter(has_left, others), key=order, default=None)

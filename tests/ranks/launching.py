@@ -20,7 +20,7 @@ LONGEST = 90.0
 
 @contextmanager
 def launched(
-    program: str, folder: Path, *arguments: object, size: int = 2
+    program: str, folder: Path, *arguments: object, size: int = 2, restarts: int = 0
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program with some ranks; at the end of the block all of them are gone.
 
@@ -31,7 +31,7 @@ def launched(
     for left in folder.glob("pid-*"):
         left.unlink()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    torchrun += ["--log-dir", str(folder / "log")]
+    torchrun += ["--log-dir", str(folder / "log"), "--max-restarts", str(restarts)]
     command = [sys.executable, *torchrun, HERE / program, folder, *arguments]
     try:
         with in_group(command, folder / "output.txt", cwd=ROOT, env=_environment()) as process:
@@ -43,10 +43,10 @@ def launched(
         wait_until(lambda: not any(map(is_there, ranks(folder))))
 
 
-def launch(program: str, folder: Path, *arguments: object, size: int = 2) -> int:
+def launch(program: str, folder: Path, *arguments: object, size: int = 2, restarts: int = 0) -> int:
     """Run a program with some ranks to its end, whatever it is; return the exit code of `torchrun`."""
-    with launched(program, folder, *arguments, size=size) as process:
-        code = process.wait(LONGEST)
+    with launched(program, folder, *arguments, size=size, restarts=restarts) as process:
+        code = process.wait(LONGEST * (1 + restarts))
     sys.stderr.write(output_of(folder))
     return code
 
@@ -95,4 +95,9 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that are restarted never meet
+    }
