@@ -7,7 +7,7 @@ import operator
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -19,12 +19,11 @@ from rich.text import Text
 
 from statemachine_trainer.cli.columns import Column, lay_out
 from statemachine_trainer.cli.common import Debug, Run, console_for, printable
-from statemachine_trainer.cli.comparison import Compared, side_by_side
+from statemachine_trainer.cli.comparison import side_by_side
 from statemachine_trainer.machine.errors import StateMachineError, suggest
+from statemachine_trainer.observe.comparison import RunSummary, best_of, compared, read_runs
 from statemachine_trainer.observe.epoch_table import format_number
-from statemachine_trainer.observe.kept import kept_checkpoints
-from statemachine_trainer.observe.run import NoRun, Point, find_runs
-from statemachine_trainer.observe.run import Run as RunOnDisk
+from statemachine_trainer.observe.run import NoRun
 
 
 def resume(
@@ -124,27 +123,6 @@ class BadCondition(StateMachineError):
     """A condition on runs that cannot be read."""
 
 
-@dataclass
-class _Line:
-    """What is told of one run."""
-
-    name: str
-    status: str = "damaged"
-    place: tuple[int, int] | None = None
-    changed: datetime | None = None
-    metrics: dict[str, list[Point]] = field(default_factory=dict)
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    best: Point | None = None
-    best_by: str = ""
-    restarts: int = 0
-    trouble: str = ""
-
-    def value(self, name: str) -> Any:
-        """Return the newest value of a metric, or a hyperparameter; None if there is no such one."""
-        points = self.metrics.get(name)
-        return points[-1].value if points else self.hyperparameters.get(name)
-
-
 @dataclass(frozen=True)
 class Order:
     """In which order runs are listed: the newest first, unless something is said.
@@ -159,7 +137,7 @@ class Order:
     mode: Literal["min", "max"] = "min"
     sort: str | None = None
 
-    def apply(self, lines: list[_Line]) -> None:
+    def apply(self, lines: list[RunSummary]) -> None:
         """Sort the lines; those without a value come last.
 
         Raises:
@@ -183,7 +161,7 @@ class Order:
         texts.sort(key=lambda one: values[id(one)], reverse=self.mode == "max")
         lines[:] = [*numbers, *texts, *rest]
 
-    def _value(self, line: _Line) -> Any:
+    def _value(self, line: RunSummary) -> Any:
         if self.best is not None and self.sort is None:
             return None if line.best is None else line.best.value
         return line.value(self.sort or "")
@@ -218,7 +196,7 @@ class Condition:
         name, sign, value = found.groups()
         return cls(name, "==" if sign == "=" else sign, value)
 
-    def holds(self, line: _Line) -> bool:
+    def holds(self, line: RunSummary) -> bool:
         """Whether it holds for a run. A name that the run does not have fulfils nothing but `!=`."""
         known = self.name in line.metrics or self.name in line.hyperparameters
         if not known:
@@ -252,7 +230,7 @@ def list_runs(
     Raises:
         NoRun: There is no folder, no run in it, or none with that metric or hyperparameter.
     """
-    lines, where = _read_all(folders, order), ", ".join(map(str, folders))
+    lines, where = read_runs(folders, order.best, order.mode), ", ".join(map(str, folders))
     if not lines:
         raise NoRun(f"No run is recorded in {where} or three folders down.")
     known = {name for one in lines for name in (*one.metrics, *one.hyperparameters)}
@@ -263,7 +241,7 @@ def list_runs(
     if not lines:
         raise NoRun(f"None of the runs in {where} fulfils what --where says.")
     if compare:
-        for text in side_by_side([*map(_compared, lines)], console.width):
+        for text in side_by_side([*map(compared, lines)], console.width):
             console.print(Text(text), soft_wrap=True)
         _print_troubles(lines, console)
         return
@@ -276,70 +254,11 @@ def list_runs(
     _print_troubles(lines, console)
 
 
-def _print_troubles(lines: Sequence[_Line], console: Console) -> None:
+def _print_troubles(lines: Sequence[RunSummary], console: Console) -> None:
     for line in lines:
         if line.trouble:
             text = Text(printable(f"{line.name}: {line.trouble}"), style="red")
             console.print(text, soft_wrap=True)
-
-
-def _compared(line: _Line) -> Compared:
-    epochs, steps = ("", "") if line.place is None else map(str, line.place)
-    facts = {"state": line.status, "epochs": epochs, "steps": steps}
-    if line.restarts:
-        facts["restarts"] = str(line.restarts)
-    if line.best is not None:
-        facts[f"best {printable(line.best_by)}"] = _best(line)
-    metrics = {name: points[-1].value for name, points in line.metrics.items()}
-    return Compared(line.name, facts, line.hyperparameters, metrics)
-
-
-def _read_all(folders: Sequence[Path], order: Order) -> list[_Line]:
-    """Read all runs at and below some folders, each once.
-
-    Raises:
-        NoRun: There is no such folder.
-    """
-    lines, known = [], set()
-    for folder in folders:
-        if not folder.is_dir():
-            raise NoRun(f"There is no folder {folder}.")
-        for path in find_runs(folder):
-            if path.resolve() not in known:
-                known.add(path.resolve())
-                lines.append(_read(path, folder if len(folders) == 1 else Path(), order))
-    return lines
-
-
-def _read(path: Path, folder: Path, order: Order) -> _Line:
-    """Read one run. What is wrong with it is told, and hides no other run."""
-    below = path != folder and path.is_relative_to(folder)
-    line = _Line(str(path.relative_to(folder) if below else path))
-    try:
-        run = RunOnDisk(path)
-        seen = run.look()
-        line.status, line.changed, line.place = seen.status, run.changed(), seen.progress
-        line.metrics, line.hyperparameters = _metrics_of(run), run.hyperparameters()
-        line.restarts = len(run.restarts())
-        line.best_by = order.best or _best_by(path)
-        if line.best_by in line.metrics:
-            line.best = run.best(line.best_by, order.mode if order.best else None)
-    except StateMachineError as error:
-        line.trouble = str(error)
-    return line
-
-
-def _metrics_of(run: RunOnDisk) -> dict[str, list[Point]]:
-    """Return all metrics, those of validation first: a narrow terminal shows the first ones."""
-    train, validation = run.metrics(part="train"), run.metrics(part="validation")
-    first = {name if name not in train else f"validation/{name}" for name in validation}
-    return dict(sorted(run.metrics().items(), key=lambda one: one[0] not in first))
-
-
-def _best_by(path: Path) -> str:
-    """Return the metric that the run keeps the best checkpoint by; nothing if there is none."""
-    kept = kept_checkpoints(path)
-    return next(iter(kept[-1].rules), "") if kept else ""
 
 
 def _refuse_unknown(what: str, name: str, known: set[str]) -> None:
@@ -351,7 +270,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not math.isnan(value)
 
 
-def _columns(lines: list[_Line], best: str | None, named: Sequence[str]) -> Iterator[Column]:
+def _columns(lines: list[RunSummary], best: str | None, named: Sequence[str]) -> Iterator[Column]:
     places = [line.place or ("", "") for line in lines]
     yield Column("run", [printable(line.name) for line in lines])
     yield Column("state", [line.status for line in lines])
@@ -362,22 +281,18 @@ def _columns(lines: list[_Line], best: str | None, named: Sequence[str]) -> Iter
         yield Column("restarts", times, right=True, spare=2)
     yield Column("age", [_age(line.changed) for line in lines], right=True, spare=1)
     if best is not None:
-        yield Column(f"best {printable(best)}", [_best(line) for line in lines])
+        yield Column(f"best {printable(best)}", [best_of(line) for line in lines])
     elif any(line.best for line in lines):
-        yield Column("best", [f"{line.best_by} {_best(line)}".strip() for line in lines])
+        yield Column("best", [f"{line.best_by} {best_of(line)}".strip() for line in lines])
     for name in named:
         yield Column(printable(name), [printable(_shown(line.value(name))) for line in lines])
-
-
-def _best(line: _Line) -> str:
-    return "" if line.best is None else f"{format_number(line.best.value)} at {line.best.step}"
 
 
 def _shown(value: Any) -> str:
     return format_number(value) if isinstance(value, float) else "" if value is None else f"{value}"
 
 
-def _newest(line: _Line) -> list[str]:
+def _newest(line: RunSummary) -> list[str]:
     return [
         printable(f"{name} {format_number(points[-1].value)}")
         for name, points in line.metrics.items()

@@ -419,7 +419,7 @@ def find_runs(folder: Path, depth: int = 3) -> Iterator[Path]:
     if is_run(folder):
         yield folder
     elif depth:
-        for inside in sorted(folder.iterdir()):
+        for inside in (folder / name for name in names_in(folder)):
             if inside.is_dir() and not inside.is_symlink():
                 yield from find_runs(inside, depth - 1)
 

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from html import escape
 from importlib import resources
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 
-from statemachine_trainer.control.control_errors import PageError
 from statemachine_trainer.graph import svg
 from statemachine_trainer.graph.dot import GraphvizMissing
 from statemachine_trainer.graph.folding import fold
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.graph.model import GraphState
 from statemachine_trainer.graph.style import Style
+from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.page.guard import Guard
 
 _FILES = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/canvas.js": ("canvas.js", "text/javascript"),
-    "/curves.js": ("curves.js", "text/javascript"),
+    "page.css": "text/css",
+    "compare.css": "text/css",
+    "page.js": "text/javascript",
+    "asking.js": "text/javascript",
+    "canvas.js": "text/javascript",
+    "curves.js": "text/javascript",
+    "compare.js": "text/javascript",
 }
 
 COUNTER: Final = "x88888k 8888 ms"
@@ -53,42 +55,99 @@ class Source(Protocol):
         """Do what a button says and tell what becomes of it, or raise a `PageError`."""
 
 
-def make_app(source: Source, *, token: str, port: int) -> Starlette:
+@runtime_checkable
+class SeveralSources(Protocol):
+    """Several runs, as the page that compares them shows them."""
+
+    def state(self) -> dict[str, Any]:
+        """The table of the runs, as data that JSON can hold."""
+
+    def curves(self, keys: Collection[int]) -> dict[str, Any]:
+        """The curves of some runs, by metric."""
+
+    def run(self, key: int) -> Source:
+        """One of the runs, for a page of its own, or raise a `PageError`."""
+
+
+def make_app(shown: Source | SeveralSources, *, token: str, port: int) -> Starlette:
     """Make the application that serves a page.
 
     Args:
-        source: The run.
+        shown: The run, or several of them.
         token: What the first address has to hold.
         port: The port that is served.
     """
+    files = [Route(f"/{name}", _file(name, kind)) for name, kind in _FILES.items()]
+    return Starlette(
+        routes=[*_routes(shown), *files],
+        middleware=[Middleware(Guard, token=token, port=port)],
+        exception_handlers={StateMachineError: _told},
+    )
 
-    async def state(_request: Request) -> Response:
-        return _json(await run_in_threadpool(source.state))
+
+def _routes(shown: Source | SeveralSources) -> list[BaseRoute]:
+    if isinstance(shown, SeveralSources):
+        return _routes_of_several(shown)
+    return _routes_of_one(lambda _request: shown)
+
+
+def _routes_of_one(source_of: Callable[[Request], Source]) -> list[BaseRoute]:
+    """Return what is answered of one run."""
+
+    async def state(request: Request) -> Response:
+        return _json(await run_in_threadpool(lambda: source_of(request).state()))
 
     async def graph(request: Request) -> Response:
         closed, opened = (request.query_params.getlist(name) for name in ("closed", "opened"))
-        svg = await run_in_threadpool(lambda: picture_of(source.graph(), closed, opened))
+        svg = await run_in_threadpool(
+            lambda: picture_of(source_of(request).graph(), closed, opened)
+        )
         return Response(svg, media_type="text/html")
 
     async def about(request: Request) -> Response:
         path = request.query_params.get("path", "")
-        return _json(await run_in_threadpool(source.about, path))
+        return _json(await run_in_threadpool(lambda: source_of(request).about(path)))
 
     async def press(request: Request) -> Response:
-        try:
-            told = await run_in_threadpool(source.press, request.path_params["button"])
-        except PageError as error:
-            return PlainTextResponse(f"{error}\n", status_code=409)
-        return _json({**await run_in_threadpool(source.state), "told": told})
+        def pressed() -> dict[str, Any]:
+            source = source_of(request)
+            told = source.press(request.path_params["button"])
+            return {**source.state(), "told": told}
 
-    routes = [Route(path, _file(*one)) for path, one in _FILES.items()]
-    routes += [
+        return _json(await run_in_threadpool(pressed))
+
+    return [
+        Route("/", _file("page.html", "text/html")),
         Route("/state", state),
         Route("/graph", graph),
         Route("/about", about),
         Route("/press/{button}", press, methods=["POST"]),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, token=token, port=port)])
+
+
+def _routes_of_several(shown: SeveralSources) -> list[BaseRoute]:
+    """Return what is answered of several runs, and of each of them below `/run/KEY/`."""
+
+    async def state(_request: Request) -> Response:
+        return _json(await run_in_threadpool(shown.state))
+
+    async def curves(request: Request) -> Response:
+        keys = [int(one) for one in request.query_params.getlist("run") if one.isdecimal()]
+        return _json(await run_in_threadpool(shown.curves, keys))
+
+    return [
+        Route("/", _file("compare.html", "text/html")),
+        Route("/state", state),
+        Route("/curves", curves),
+        Mount(
+            "/run/{key:int}",
+            routes=_routes_of_one(lambda request: shown.run(request.path_params["key"])),
+        ),
+    ]
+
+
+async def _told(_request: Request, error: Exception) -> Response:
+    return PlainTextResponse(f"{error}\n", status_code=409)
 
 
 def _file(name: str, kind: str) -> Any:

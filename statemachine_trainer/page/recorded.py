@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.observe.blackbox import Entry, Look, Ring
 from statemachine_trainer.observe.remote import Remote
-from statemachine_trainer.observe.run import Run
+from statemachine_trainer.observe.run import Point, Run
 from statemachine_trainer.page.tally import (
     RECENT,
     Curves,
@@ -93,7 +93,7 @@ class FolderRun:
                 {"state": one.state, "event": after.event}
                 for one, after in pairwise(entries[-RECENT - 1 :])
             ],
-            "curves": self._curves(),
+            "curves": curves_of(self._run.metrics()),
             "subscribers": "(the black box does not know them)",
             **self._asked(look),
         }
@@ -137,14 +137,15 @@ class FolderRun:
         }
         return {**found, "state": first["state"]} if first["held"] else found
 
-    def _curves(self) -> Any:
-        curves = Curves()
-        for name, points in self._run.metrics().items():
-            last = points[-1].round if points else 0  # a fold's steps begin anew
-            for point in points:
-                if point.round == last and not math.isnan(point.value):
-                    curves.add(point.step, {name: point.value})
-        return curves.to_dict()
+
+def curves_of(metrics: Mapping[str, Sequence[Point]]) -> dict[str, list[tuple[int, float | None]]]:
+    """Return the curve of each metric. Of a run whose steps begin anew, as at each fold, the last round."""
+    curves = Curves()
+    for name, points in metrics.items():
+        for point in points:
+            if point.round == points[-1].round:
+                curves.add(point.step, {name: point.value})
+    return curves.to_dict()
 
 
 def _refusal(name: str, looks: dict[int, dict[str, Any]]) -> str | None:

@@ -19,7 +19,7 @@ from statemachine_trainer.control.control_errors import PageError
 from statemachine_trainer.files import read_json
 
 if TYPE_CHECKING:
-    from statemachine_trainer.page.app import Source
+    from statemachine_trainer.page.app import SeveralSources, Source
     from statemachine_trainer.page.live import Shown
 
 HOST: Final = "127.0.0.1"
@@ -34,7 +34,7 @@ class Page:
         url: The address to open, with its token. Whoever has it can steer the run.
     """
 
-    def __init__(self, source: Source, *, port: int = 0) -> None:
+    def __init__(self, shown: Source | SeveralSources, *, port: int = 0) -> None:
         try:
             import uvicorn
 
@@ -50,7 +50,7 @@ class Page:
         self.port: int = self._socket.getsockname()[1]
         token = secrets.token_urlsafe(24)
         self.url = f"http://{HOST}:{self.port}/?token={token}"
-        app = make_app(source, token=token, port=self.port)
+        app = make_app(shown, token=token, port=self.port)
         settings = uvicorn.Config(
             app,
             http=BoundedProtocol,

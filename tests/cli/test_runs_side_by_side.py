@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from statemachine_trainer.cli import app
-from statemachine_trainer.cli.comparison import Compared, side_by_side
+from statemachine_trainer.cli.comparison import side_by_side
+from statemachine_trainer.observe.comparison import Compared
 from tests.observe.recorded import Net, batches, trainer
 
 

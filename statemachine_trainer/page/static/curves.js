@@ -30,38 +30,61 @@ export function ticks(low, high, most, isLog) {
   return found;
 }
 
+// A line is `{points}`, or, where there are several, `{points, key, name, style}`.
+export const paint = (made, { style }) => style && Object.entries(style).forEach(([name, value]) => made.style.setProperty(name, value));
+
+// What stands for a line beside its name.
+export function swatch(line) {
+  const made = draw("svg", { class: "swatch", viewBox: "0 0 24 10", "aria-hidden": "true" });
+  made.append(draw("line", { x1: 1, x2: 23, y1: 5, y2: 5 }));
+  paint(made, line);
+  return made;
+}
+
 // One figure. It keeps its element, so that the pointer stays where it is when points come.
 export class Curve {
   constructor(name) {
     this.name = name;
     this.element = document.createElement("figure");
     this.value = document.createElement("b");
-    const [caption, label] = [document.createElement("figcaption"), document.createElement("span")];
-    label.textContent = name;
-    caption.append(label, this.value);
+    const caption = document.createElement("figcaption");
+    this.label = document.createElement("span");
+    this.label.textContent = name;
+    caption.append(this.label, this.value);
     this.picture = draw("svg", { class: "curve", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
-    this.picture.addEventListener("pointermove", (event) => this.point(event));
+    for (const moved of ["pointermove", "pointerdown"]) this.picture.addEventListener(moved, (event) => this.point(event));
     this.picture.addEventListener("pointerleave", () => this.point(null));
-    this.element.append(caption, this.picture);
+    this.values = document.createElement("ul");
+    this.values.className = "values";
+    this.values.hidden = true;
+    this.element.append(caption, this.picture, this.values);
     this.drawn = "";
     this.pointer = null;
   }
 
-  show(points, wantsLog) {
-    const key = `${wantsLog} ${points.length} ${points.at(-1)}`;
+  show(lines, wantsLog) {
+    const key = [wantsLog, ...lines.map(({ key, name, points }) => [key, name, points.length, ...(points.at(-1) ?? [])])].join(" ");
     if (key === this.drawn) return;
     this.drawn = key;
-    this.points = points.filter(([, value]) => value !== null);
-    this.last = points.at(-1);
-    if (this.points.length) this.redraw(wantsLog && this.points.every(([, value]) => value > 0));
+    this.lines = lines;
+    this.redraw(wantsLog);
     this.point(undefined);
   }
 
-  redraw(isLog) {
+  redraw(wantsLog) {
+    const all = this.lines.flatMap(({ points }) => points.filter(([, value]) => value !== null));
+    if (!all.length) {
+      this.across = null;
+      this.picture.replaceChildren();
+      this.picture.setAttribute("aria-label", `${this.name}, no finite value`);
+      return;
+    }
+    const isLog = wantsLog && all.every(([, value]) => value > 0);
+    this.label.textContent = wantsLog && !isLog ? `${this.name} (linear: not all above 0)` : this.name;
     const scale = isLog ? Math.log10 : (value) => value;
-    const values = this.points.map(([, value]) => value);
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    const [first, last] = [this.points[0][0], this.points.at(-1)[0]];
+    const ends = (numbers) => numbers.reduce(([low, high], one) => [Math.min(low, one), Math.max(high, one)], [Infinity, -Infinity]);
+    const [low, high] = ends(all.map(([, value]) => value));
+    const [first, last] = ends(all.map(([step]) => step));
     this.across = (step) => LEFT + (last > first ? ((step - first) / (last - first)) * (WIDTH - LEFT - RIGHT) : (WIDTH - LEFT) / 2);
     this.down = (value) => TOP + (high > low ? (scale(high) - scale(value)) / (scale(high) - scale(low)) : 0.5) * (HEIGHT - TOP - BOTTOM);
     const parts = [];
@@ -76,30 +99,65 @@ export class Curve {
       parts.push(draw("text", { x: this.across(step), y: HEIGHT - 4, "text-anchor": anchor }, step.toLocaleString("en")));
     }
     parts.push(draw("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM }));
-    const line = this.points.map(([step, value]) => `${this.across(step)},${this.down(value)}`).join(" ");
-    if (this.points.length > 1) parts.push(draw("polyline", { points: line }));
-    else parts.push(draw("circle", { cx: this.across(first), cy: this.down(values[0]), r: 2.5 }));
+    for (const line of this.lines) parts.push(...this.drawLine(line));
     this.picture.replaceChildren(...parts);
-    this.picture.setAttribute("aria-label", `${this.name}, from ${short(low)} to ${short(high)}, steps ${first} to ${last}`);
+    const named = this.lines.length > 1 ? `${this.lines.length} runs, ` : "";
+    this.picture.setAttribute("aria-label", `${this.name}, ${named}from ${short(low)} to ${short(high)}, steps ${first} to ${last}`);
   }
 
-  // The value nearest to the pointer; null where it has left, undefined where it rests.
+  // A value that is not finite leaves a gap.
+  drawLine(line) {
+    const pieces = [[]];
+    for (const point of line.points) {
+      if (point[1] === null) pieces.push([]);
+      else pieces.at(-1).push(point);
+    }
+    return pieces.filter((piece) => piece.length).map((piece) => {
+      const points = piece.map(([step, value]) => `${this.across(step)},${this.down(value)}`).join(" ");
+      const [[step, value]] = piece;
+      const made = piece.length > 1 ? draw("polyline", { points }) : draw("circle", { cx: this.across(step), cy: this.down(value), r: 2.5 });
+      made.dataset.line = line.key ?? "";
+      paint(made, line);
+      return made;
+    });
+  }
+
+  // The values nearest to the pointer; null where it has left, undefined where it rests.
   point(event) {
     if (event !== undefined) this.pointer = event && { x: event.clientX };
     this.picture.querySelectorAll(".cursor").forEach((one) => one.remove());
-    if (!this.pointer || !this.points?.length) {
-      this.value.textContent = this.last ? short(this.last[1]) : "";
+    const lines = this.across ? this.lines.filter(({ points }) => points.length) : [];
+    this.values.hidden = !this.pointer || !lines.length || !lines[0].name;
+    if (!this.pointer || !lines.length) {
+      const [only] = this.lines?.length === 1 ? this.lines : [];
+      this.value.textContent = only?.points.length ? short(only.points.at(-1)[1]) : "";
       return;
     }
     const box = this.picture.getBoundingClientRect();
     const x = ((this.pointer.x - box.left) / box.width) * WIDTH;
-    const far = ([step]) => Math.abs(this.across(step) - x);
-    const [step, value] = this.points.reduce((best, one) => (far(one) < far(best) ? one : best));
-    this.value.textContent = `step ${step.toLocaleString("en")}: ${short(value)}`;
-    const at = this.across(step);
-    this.picture.append(
-      draw("line", { class: "cursor", x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM }),
-      draw("circle", { class: "cursor", cx: at, cy: this.down(value), r: 3 }),
-    );
+    const nearest = (points) => points.reduce((best, one) => (Math.abs(this.across(one[0]) - x) < Math.abs(this.across(best[0]) - x) ? one : best));
+    const read = lines.map((line) => ({ line, at: nearest(line.points) }));
+    const [step] = nearest(read.map(({ at }) => at));
+    this.value.textContent = `step ${step.toLocaleString("en")}${this.values.hidden ? `: ${short(read[0].at[1])}` : ""}`;
+    this.picture.append(draw("line", { class: "cursor", x1: this.across(step), x2: this.across(step), y1: TOP, y2: HEIGHT - BOTTOM }));
+    for (const { line, at } of read.filter(({ at: [, value] }) => value !== null)) {
+      const dot = draw("circle", { class: "cursor", cx: this.across(at[0]), cy: this.down(at[1]), r: 3 });
+      paint(dot, line);
+      this.picture.append(dot);
+    }
+    if (!this.values.hidden) this.tellValues(read, step, x > WIDTH / 2);
+  }
+
+  // In the order in which the lines lie over one another. A run that has no value there is told with the step of its own.
+  tellValues(read, step, isRight) {
+    read.sort((one, other) => (other.at[1] ?? -Infinity) - (one.at[1] ?? -Infinity));
+    this.values.replaceChildren(...read.map(({ line, at }) => {
+      const [row, name, value, away] = ["li", "span", "b", "i"].map((tag) => document.createElement(tag));
+      [name.textContent, value.textContent] = [line.name, short(at[1])];
+      away.textContent = at[0] === step ? "" : `at ${at[0].toLocaleString("en")}`;
+      row.append(swatch(line), name, value, away);
+      return row;
+    }));
+    Object.assign(this.values.style, isRight ? { left: "0", right: "auto" } : { left: "auto", right: "0" });
   }
 }

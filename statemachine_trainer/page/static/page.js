@@ -1,10 +1,10 @@
 // Asks for the state of the run a few times a second and shows it. Whatever comes from the run is
 // set as text; only the picture of the graph, which the server has escaped, comes in as markup.
+import { ask, element, make, tell } from "./asking.js";
 import { Canvas } from "./canvas.js";
 import { Curve } from "./curves.js";
 
 const INTERVAL = 250;
-const element = (id) => document.getElementById(id);
 const closed = new Set(); // paths of the loops that are closed
 const opened = new Set(); // and of those that are open although they look as another one
 const curves = new Map();
@@ -14,30 +14,9 @@ let chosen = null; // path of the state that was clicked
 let latest = null; // what the run told last
 const canvas = new Canvas(element("graph"), { chosen: choose, toggled: toggle });
 
-function make(tag, text, className) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
-
-// A problem, or what became of a button that was pressed.
-function tell(text, isProblem = true) {
-  const message = element("message");
-  message.textContent = text;
-  message.hidden = !text;
-  message.classList.toggle("told", !isProblem);
-}
-
-async function ask(path, options) {
-  const answer = await fetch(path, { credentials: "same-origin", ...options });
-  if (!answer.ok) throw new Error((await answer.text()).trim());
-  return answer;
-}
-
 async function press(name) {
   try {
-    const run = await (await ask(`/press/${encodeURIComponent(name)}`, { method: "POST" })).json();
+    const run = await (await ask(`press/${encodeURIComponent(name)}`, { method: "POST" })).json();
     show(run);
     tell(run.told, false);
   } catch (error) {
@@ -122,7 +101,7 @@ async function showGraph(run) {
     .flatMap(([name, paths]) => [...paths].sort().map((path) => `${name}=${encodeURIComponent(path)}`)).join("&");
   if (drawn !== `${run.graph}?${asked}`) {
     drawn = `${run.graph}?${asked}`;
-    canvas.show(await (await ask(`/graph?${asked}`)).text());
+    canvas.show(await (await ask(`graph?${asked}`)).text());
     const paths = [...element("graph").querySelectorAll("[data-path]")].map((one) => one.dataset.path);
     element("paths").replaceChildren(...paths.map((path) => Object.assign(make("option"), { value: path })));
   }
@@ -218,7 +197,7 @@ function showCurves(all) {
       curves.set(name, new Curve(name));
       element("curves").append(curves.get(name).element);
     }
-    curves.get(name).show(points, isLog);
+    curves.get(name).show([{ points }], isLog);
   }
 }
 
@@ -234,7 +213,7 @@ async function choose(path) {
   showAbout(latest);
   element("about").scrollIntoView({ block: "nearest" });
   try {
-    const about = await (await ask(`/about?path=${encodeURIComponent(path)}`)).json();
+    const about = await (await ask(`about?path=${encodeURIComponent(path)}`)).json();
     if (chosen !== path) return;
     element("about-source").textContent = about.source ?? "";
     element("about-receivers").textContent = Object.entries(about.receivers)
@@ -320,7 +299,7 @@ function show(run) {
 
 async function watch() {
   try {
-    await show(await (await ask("/state")).json());
+    await show(await (await ask("state")).json());
     if (element("message").textContent.startsWith("The run's process")) tell("");
   } catch (error) {
     tell(error instanceof TypeError ? "The run's process does not answer; it has ended, or it hangs." : error.message);
@@ -328,6 +307,7 @@ async function watch() {
   setTimeout(watch, INTERVAL);
 }
 
+element("all-runs").hidden = location.pathname === "/"; // one of several
 element("zoom-in").addEventListener("click", () => canvas.zoom(1.25));
 element("zoom-out").addEventListener("click", () => canvas.zoom(0.8));
 element("fit").addEventListener("click", () => canvas.fit());
