@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from statemachine_trainer.cli import app
-from statemachine_trainer.cli.replaying import Place
+from statemachine_trainer.cli.places import Place
+from tests.cli import replays
+from tests.cli.replays import contents, train
 from tests.cli.sandbox import clean_imports
-
-ROOT = Path(__file__).resolve().parents[2]
 
 TRAIN = """
 import torch
@@ -87,9 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a script whose run has ended; its loss was NaN first in batch 20, the last of an epoch."""
     place = tmp_path_factory.mktemp("trained")
     (place / "train.py").write_text(TRAIN)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "train.py"]
-    subprocess.run(command, cwd=place, env=environment, check=True, capture_output=True)
+    train(place)
     return place
 
 
@@ -102,14 +96,8 @@ def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert contents(folder / "runs") == before  # nothing is written
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """What is in a folder, but for the files that SQLite makes as a journal is read."""
-    files = [one for one in sorted(folder.rglob("*")) if one.is_file()]
-    return {str(one): one.read_bytes() for one in files if "sqlite-" not in one.name}
-
-
 def replay(*arguments: str, line: str | None = None) -> Result:
-    return CliRunner().invoke(app, ["replay", "runs/a", *arguments], input=line)
+    return replays.replay("runs/a", *arguments, line=line)
 
 
 def test_a_step_is_reached_by_the_own_command_and_the_run_reproduces_itself() -> None:
@@ -201,6 +189,10 @@ def test_a_name_that_is_no_state_is_refused() -> None:
         (" epoch 3 ", Place(epoch=3)),
         ("epoch_end:exit", Place(name="epoch_end:exit")),
         ("nonfinite", Place(name="nonfinite")),
+        ("spike", Place(name="spike")),
+        ("spike 6.5", Place(name="spike", limit=6.5)),
+        ("spike=20", Place(name="spike", limit=20.0)),
+        ("spikes", Place(name="spikes")),
     ],
 )
 def test_places_are_written_as_one_says_them(text: str, place: Place) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,15 +19,11 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import load_training_state, training_state
 from statemachine_trainer.loops.loop_errors import NotRecovered
 from statemachine_trainer.loops.settings_checks import flags, function, number, whole_number
+from statemachine_trainer.loops.spikes import why_spike, with_loss
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.snapshot.written import Written
 
 _log = logging.getLogger("statemachine_trainer.recovery")
-
-_WINDOW = 64
-"""Losses that a new one is compared with."""
-_LEAST = 16
-"""Losses that there must be before one is called a spike."""
 
 
 class RecoverLoop(BatchLoop):
@@ -128,7 +123,7 @@ class RecoverLoop(BatchLoop):
         if self.reason:
             return "bad"
         if loss is not None and self.spike is not None:
-            self.losses = [*self.losses[1 - _WINDOW :], loss]
+            self.losses = with_loss(self.losses, loss)
         return "fine"
 
     def roll_back(self) -> Literal["rolled_back"]:
@@ -200,11 +195,10 @@ class RecoverLoop(BatchLoop):
         """Return why the batch that was done is bad; "" if it is not."""
         if loss is not None and self.nonfinite and not math.isfinite(loss):
             return f"the loss is {loss}"
-        if loss is not None and self.spike is not None and len(self.losses) >= _LEAST:
-            middle = statistics.median(self.losses)
-            spread = 1.4826 * statistics.median(abs(one - middle) for one in self.losses)
-            if not loss - middle <= self.spike * spread:
-                return f"the loss is {loss:.6g}, and the median before it {middle:.6g} (+- {spread:.2g})"
+        if loss is not None and self.spike is not None:
+            spike = why_spike(loss, self.losses, self.spike)
+            if spike:
+                return spike
         unscaled = self.context.precision.scaler is None
         if (self.nonfinite and unscaled) or self.gradient_norm is not None:
             norm = _norm_of_gradients(self.context)
