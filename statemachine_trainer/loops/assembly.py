@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
 
 from statemachine_trainer.data import EmptyLoader, Feed, Prefetch, as_loaders
 from statemachine_trainer.data.ordered import in_order
-from statemachine_trainer.loops.agreement import Agreement, agree
 from statemachine_trainer.loops.base import TrainingLoop, training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.fresh_start import begin_fit, replace_data
@@ -32,11 +31,16 @@ from statemachine_trainer.loops.mistakes import (
 )
 from statemachine_trainer.loops.optimizer import OptimizerLoop, SplittingLoop
 from statemachine_trainer.loops.plain import PlainParts
+from statemachine_trainer.loops.ranks_compared import check_environment
 from statemachine_trainer.loops.steps import Steps
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
 from statemachine_trainer.parallel.gradient_sync import sync_of
+from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.parallel.wrappers import see_through
+
+if TYPE_CHECKING:
+    from statemachine_trainer.loops.agreement import Agreement
 
 _STAGES: Final = {"validation_step": "validate", "test_step": "test", "predict_step": "predict"}
 
@@ -200,8 +204,22 @@ def assemble_fit(
     if any(loop.counts_samples for _, loop in training_loops(root)):
         context.count_samples()
     context.have_data()
-    equipment.agreement = agree(trainer, context, equipment.agreement)
+    _agree(equipment, trainer, context)
     return context
+
+
+def _agree(equipment: Equipment, trainer: Any, context: Context) -> None:
+    """Let the ranks agree on what each of them does from now on, if there are several."""
+    ranks = Ranks.here()
+    check_environment(ranks, trainer)
+    agreement = None
+    if ranks is not None:
+        from statemachine_trainer.loops.agreement import agree  # most runs have one process
+
+        agreement = agree(ranks, trainer, context)
+    if equipment.agreement is not None:
+        equipment.agreement.leave()
+    equipment.agreement = agreement
 
 
 def go_on(

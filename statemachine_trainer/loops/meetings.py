@@ -1,0 +1,161 @@
+"""The meetings of the ranks of a fit: what is posted at one rank is taken by all at one boundary.
+
+Nothing here knows how the ranks talk to each other. They do so through a `Transport`: a process group,
+or a network in the memory of one process, in which a test simulates many ranks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from statemachine_trainer.loops.base import training_loops
+from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.loop import SEPARATOR
+
+_NONE_ASKED: Final = (0, False)
+
+
+class Transport(Protocol):
+    """Exchanges the numbers of a meeting. All ranks call it in the same order, with as many numbers."""
+
+    def begin_largest(self, values: Sequence[float]) -> Callable[[], list[float]]:
+        """Begin to find the largest of each value over all ranks; never wait for another rank.
+
+        Returns:
+            A function that waits until the result has come, and returns it. It raises an error where a rank
+            was lost, or does not answer in time.
+        """
+
+
+class Stoppable(Protocol):
+    """Hears of signals of the operating system, and is asked for checkpoints."""
+
+    def asked(self) -> tuple[int, bool]:
+        """Return the number of the signal that came here, 0 for none; and whether a checkpoint is wanted."""
+
+    def agreed(self, signum: int, wanted: bool) -> None:
+        """Do what was asked for at any rank."""
+
+
+class Meetings:
+    """Makes the machines of all ranks take events from outside at the same boundary.
+
+    The ranks meet where such events are taken. An event that is posted at one rank is posted at all, and
+    a checkpoint or a signal that one was asked for is told to all. From batch to batch the answers of a
+    meeting are read at the next one, so that no rank waits: what is posted is taken one meeting later.
+
+    Args:
+        transport: How the ranks talk to each other.
+        driver: The machine of this rank. Its posted events come here from now on.
+        checkpoints: Return what hears of signals and checkpoints; None where nothing does.
+    """
+
+    def __init__(
+        self, transport: Transport, driver: Driver, checkpoints: Callable[[], Stoppable | None]
+    ) -> None:
+        self._transport = transport
+        self._driver = driver
+        self._checkpoints = checkpoints
+        self._wishes: set[str] = set()
+        self._asked: tuple[list[str], Callable[[], list[float]]] | None = None
+        self._on_the_way: list[str] = []
+        self._path = ""
+        self._seconds = self._ran = 0.0
+        self._read_at = time.monotonic()
+        self._entries = driver.entries
+        driver.post_to = self  # posted events go to all ranks
+
+    def leave(self) -> None:
+        """Let the machine take its posted events itself again, unless other meetings have begun."""
+        if self._driver.post_to is self:
+            self._driver.post_to = None
+
+    def post(self, event: str) -> None:
+        """Post an event to all ranks. After the end it does nothing.
+
+        May be called from receivers, other threads and handlers of operating system signals.
+
+        Raises:
+            UnknownEvent: No loop takes it.
+        """
+        if event not in self._driver.program.postable:
+            self._driver.post_here(event)  # raises an error that names the known events
+        if self._driver.path is not None:
+            self._wishes.add(event)
+
+    def waiting(self) -> list[str]:
+        """Return the events that were posted here and not agreed on yet."""
+        return [*self._on_the_way, *self._wishes]
+
+    def clock(self) -> float:
+        """Return the seconds that the fit has run, as agreed at the last meeting."""
+        return self._seconds
+
+    def meet(self, path: str) -> None:
+        """Exchange events with the other ranks, and handle those that were agreed on.
+
+        If the machine returns to the state of the last meeting, as it does from batch to batch, the
+        answers of that meeting are handled here, so that no rank waits.
+
+        Args:
+            path: Of the state that was entered.
+        """
+        again, self._path = path == self._path, path
+        stops = self._take()
+        self._ask()
+        if not again or stops:
+            self._take()
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        """Begin an exchange with the other ranks, and send the events of this rank."""
+        checkpoints = self._checkpoints()
+        asked = _NONE_ASKED if checkpoints is None else checkpoints.asked()
+        events = sorted(self._driver.program.postable)
+        wishes = [event in self._wishes for event in events]
+        self._on_the_way = [event for event, wished in zip(events, wishes, strict=True) if wished]
+        for event in self._on_the_way:  # remove only these: a thread may have just posted others
+            self._wishes.discard(event)
+        answer = self._transport.begin_largest([self._read_clock(), *asked, *wishes])
+        self._asked = events, answer
+
+    def _take(self) -> bool:
+        """Handle what was agreed on in the last exchange, if there was one; return whether the ranks stop."""
+        if self._asked is None:
+            return False
+        (events, answer), self._asked = self._asked, None
+        self._seconds, signum, written, *wishes = answer()
+        for event, wished in zip(events, wishes, strict=True):
+            if wished:
+                self._wishes.discard(event)  # all ranks may wish it, some a bit later
+                self._driver.post_here(event)
+        self._on_the_way = []
+        checkpoints = self._checkpoints()
+        if checkpoints is not None:
+            checkpoints.agreed(int(signum), bool(written))
+        return bool(signum)
+
+    def _read_clock(self) -> float:
+        """Return the seconds that this rank has run; time between two runs does not count."""
+        before, self._read_at = self._read_at, time.monotonic()
+        ran, self._entries = self._entries == self._driver.entries, self._driver.entries
+        self._ran += self._read_at - before if ran else 0.0
+        return self._ran
+
+
+def meeting_points(driver: Driver) -> list[str]:
+    """Return the states before which posted events may be taken; all states if there are none.
+
+    States of evaluations are left out, because ranks may evaluate different numbers of batches.
+    """
+    evaluations = tuple(
+        path + SEPARATOR
+        for path, loop in training_loops(driver.root, driver.name)
+        if loop.evaluates
+    )
+    nodes = driver.program.nodes
+    paths = [path for path in nodes if not path.startswith(evaluations)]
+    return [path for path in paths if nodes[path].posted] or paths
