@@ -34,6 +34,8 @@ RECORD = "run.json"
 JOURNAL = "journal.sqlite"
 JOURNAL_FILES = (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm")
 FINGERPRINTS = "fingerprints.bin"
+FINGERPRINTS_OF_RANK = "fingerprints-{}.bin"
+"""Those of rank 1 and above, which are begun anew with each start of a run."""
 CONFIGURATION = "config.yaml"
 OF_A_RUN = ("latest", "pins.json", RECORD, CONFIGURATION, *JOURNAL_FILES, FINGERPRINTS)
 """What stands beside the checkpoints of a run, and is set aside with them."""

@@ -13,17 +13,24 @@ from statemachine_trainer.cli.common import Debug, printable
 
 def diff(
     a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The folder of a run.")],
-    b: Annotated[Path, typer.Argument(metavar="RUN_B", help="That of another one.")],
+    b: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN_B",
+            help="That of another one. Without it, the ranks of RUN_A are compared with each other.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Say what differs between two runs, and where they part.
+    """Say what differs between two runs, or between the ranks of one, and where they part.
 
     Where they part is known of runs with Trainer(fingerprints=...). The exit code is 1 if they do.
     """
-    from statemachine_trainer.observe.difference import compare_runs
+    from statemachine_trainer.observe.difference import Difference, compare_runs
+    from statemachine_trainer.observe.replicas import Replicas, compare_ranks
 
-    found = compare_runs(a, b)
+    found: Difference | Replicas = compare_ranks(a) if b is None else compare_runs(a, b)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:

@@ -246,8 +246,8 @@ def compare_looks(a: Looks, b: Looks) -> Compared:
         NoFingerprints: There is no place at which both were looked at.
         BadFingerprints: The leaves cannot be read.
     """
-    others = _by_place(b.looks)
-    pairs = [(one, others[key]) for key, one in _by_place(a.looks).items() if key in others]
+    others = by_place(b.looks)
+    pairs = [(one, others[key]) for key, one in by_place(a.looks).items() if key in others]
     if not pairs:
         raise NoFingerprints(
             "the two were never looked at in the same place: give both the same interval, "
@@ -262,7 +262,7 @@ def compare_looks(a: Looks, b: Looks) -> Compared:
     return Compared(None, len(pairs), pairs[-1][0])
 
 
-def _by_place(looks: Sequence[Look]) -> dict[tuple[object, ...], Look]:
+def by_place(looks: Sequence[Look]) -> dict[tuple[object, ...], Look]:
     """Return looks by where they were taken. Where batches begin anew, as at each fold, a round is counted."""
     found: dict[tuple[object, ...], Look] = {}
     rounds, last = 0, 0
@@ -291,7 +291,7 @@ def _parting(a: Looks, b: Looks, one: Look, other: Look, before: Look | None) ->
         look=one,
         phase=phase,
         kind=kind,
-        names=_names(taken, there, kind),
+        names=names_of(taken, there, kind),
         of=size,
         also=[] if at_end else [k for _, k in differing[1:]],
         equal_before=([] if earlier is None else [*earlier.roots]) if at_end else equal,
@@ -306,7 +306,7 @@ def _goes_with(before: Look, after: Look) -> bool:
     return before.place == "batch_start" and before.batch == after.batch - 1
 
 
-def _names(one: Taken, other: Taken, kind: str) -> list[str]:
+def names_of(one: Taken, other: Taken, kind: str) -> list[str]:
     """Return the names of the leaves of a kind that differ."""
     leaves = [
         _named(each.layouts.get(kind, ()), each.leaves.get(kind, b"")) for each in (one, other)

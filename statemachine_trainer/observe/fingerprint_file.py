@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Final, Literal, get_args
 
 from statemachine_trainer.files import open_regular, parse_json
 from statemachine_trainer.machine.errors import StateMachineError
-from statemachine_trainer.run_record import FINGERPRINTS
+from statemachine_trainer.run_record import FINGERPRINTS, FINGERPRINTS_OF_RANK
 
 MAGIC: Final = b"smt-prints1\n"
 BLOCK: Final = struct.Struct("<cII")
@@ -154,7 +154,8 @@ class FingerprintFile:
 
     Attributes:
         path: The file.
-        facts: How the run was looked at: "every", the interval; "hardware" and "data", as they were last.
+        facts: How the run was looked at: "every", the interval; "hardware" and "data", as they were last. Of a run
+            with several ranks "processes", which is the same in the files of all of them.
     """
 
     path: Path
@@ -211,13 +212,22 @@ class FingerprintFile:
         return Taken(look, layouts, leaves)
 
 
-def read_fingerprints(folder: Path) -> FingerprintFile | None:
+def name_of_rank(rank: int) -> str:
+    """Return the name of the file with the fingerprints of one rank."""
+    return FINGERPRINTS_OF_RANK.format(rank) if rank else FINGERPRINTS
+
+
+def read_fingerprints(folder: Path, rank: int = 0) -> FingerprintFile | None:
     """Read the heads of all looks in the folder of a run; None if it has no fingerprints.
+
+    Args:
+        folder: The folder.
+        rank: Whose, of a run with several ranks.
 
     Raises:
         BadFingerprints: The file is something else, or damaged.
     """
-    path = folder / FINGERPRINTS
+    path = folder / name_of_rank(rank)
     if not os.path.lexists(path):
         return None
     found = FingerprintFile(path)

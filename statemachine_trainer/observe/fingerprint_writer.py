@@ -19,9 +19,10 @@ from statemachine_trainer.observe.fingerprint_file import (
     Taken,
     block,
     blocks_of,
+    name_of_rank,
     read_fingerprints,
 )
-from statemachine_trainer.run_record import FINGERPRINTS, BadRecord, set_damaged_aside
+from statemachine_trainer.run_record import BadRecord, set_damaged_aside
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class FingerprintWriter:
         facts: How the run is looked at, and on what machine.
         most: Bytes after which every second look is dropped.
         may_write: Whether the folder is still that of this run.
+        rank: Rank of this process.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class FingerprintWriter:
         *,
         most: int = MOST,
         may_write: Callable[[], bool] = lambda: True,
+        rank: int = 0,
     ) -> None:
-        self.path = folder / FINGERPRINTS
+        self.path = folder / name_of_rank(rank)
+        self._rank = rank
         self._facts = dict(facts)
         self._most = most
         self._may_write = may_write
@@ -69,9 +73,9 @@ class FingerprintWriter:
         """Go on from a checkpoint: what was looked at after it will be looked at again."""
         with self._telling():
             try:
-                found = read_fingerprints(self.path.parent)
+                found = read_fingerprints(self.path.parent, self._rank)
             except BadFingerprints as error:
-                aside = set_damaged_aside(self.path.parent, (FINGERPRINTS,))
+                aside = set_damaged_aside(self.path.parent, (self.path.name,))
                 _log.warning("%s It is now in %s, and the run begins a new one.", error, aside)
                 found = None
             if found is None:
@@ -88,7 +92,7 @@ class FingerprintWriter:
     def rewind_to(self, place: int) -> None:
         """Take out what was added since the file stood there."""
         with self._telling():
-            found = read_fingerprints(self.path.parent)
+            found = read_fingerprints(self.path.parent, self._rank)
             if found is not None:
                 self._cut(found, place)
             self.close()
@@ -164,7 +168,7 @@ class FingerprintWriter:
 
     def _thin(self) -> None:
         """Drop every second look, and all but the newest checkpoints."""
-        found = read_fingerprints(self.path.parent)
+        found = read_fingerprints(self.path.parent, self._rank)
         if found is None:
             return
         looks = found.looks

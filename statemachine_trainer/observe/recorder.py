@@ -31,6 +31,8 @@ from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.readings import Readings
 from statemachine_trainer.observe.recoveries import watch_recoveries
 from statemachine_trainer.observe.ring import BadRing
+from statemachine_trainer.parallel.gradient_sync import is_cut_up
+from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -194,7 +196,7 @@ class Recorder:
         self._keeps_record = keeps_record and rank_of_process() == 0
         if rank_of_process() == 0:
             self._begin_journal(checkpoint)
-            self._begin_fingerprints(checkpoint)
+        self._begin_fingerprints(checkpoint)
         if ended:
             return
         if self._restart is not None:
@@ -313,13 +315,16 @@ class Recorder:
     def _begin_fingerprints(self, checkpoint: Path | None) -> None:
         if self._every is None:
             return
-        root = self.folder.path
+        root, rank = self.folder.path, rank_of_process()
+        if rank and _is_cut_up(self._fit.context.model):
+            return  # its weights are no replica of those of rank 0
         facts = {
             "every": asdict(self._every),
+            **_processes(),
             "hardware": hardware_of(self._fit.context.device),
             **({} if self.told is None else self.told()),
         }
-        self._prints = FingerprintWriter(root, facts, may_write=self._owns)
+        self._prints = FingerprintWriter(root, facts, may_write=self._owns, rank=rank)
         if checkpoint is not None and checkpoint.resolve().parent == root.resolve():
             self._prints.go_on(checkpoint.name)
         else:
@@ -393,6 +398,16 @@ def _values_set(entries: Sequence[object]) -> dict[str, object]:
             if isinstance(one, dict) and isinstance(one.get("to"), int | float | None):
                 found[str(name)] = one.get("to")
     return found
+
+
+def _processes() -> dict[str, object]:
+    """Return what tells those apart who write fingerprints together; nothing of a process that is alone."""
+    ranks = Ranks.known() if Ranks.are_up() else None
+    return {} if ranks is None else {"processes": ranks.processes}
+
+
+def _is_cut_up(model: torch.nn.Module) -> bool:
+    return any(is_cut_up(one) for one in model.parameters())
 
 
 def _versions() -> dict[str, str]:
