@@ -8,7 +8,7 @@ data differ, so the ranks agree on them here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import reduce
 from typing import Any, Final, cast
 
@@ -118,21 +118,10 @@ class Agreement:
         self._sync.share_buffers()
 
     def _reduce_validation(self) -> None:
-        self._reduce(self._driver.context.validation_metrics)
+        reduce_over_ranks(self._ranks, self._driver.context.validation_metrics)
 
     def _reduce_training(self) -> None:
-        self._reduce(self._driver.context.train_metrics)
-
-    def _reduce(self, table: Metrics) -> None:
-        """Reduce the numbers of a table over the ranks. Metric objects reduce themselves."""
-        entries = table._entries
-        mine = {n: _plain(n, one) for n, one in entries.items() if isinstance(one, Number)}
-        told = cast("list[dict[str, Any]]", self._ranks.from_all(cast(Json, mine)))
-        for name in dict.fromkeys(name for one in told for name in one):
-            joined = reduce(_joined, [one[name] for one in told if name in one])
-            entries[name] = Number.restored(joined)
-        table._numbers = None
-        table.compute()  # here, where all ranks are: some objects communicate in `compute`
+        reduce_over_ranks(self._ranks, self._driver.context.train_metrics)
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -215,6 +204,28 @@ class Windows:
 
 
 # -- Metrics -------------------------------------------------------------------------------------
+
+
+def reduce_over_ranks(ranks: Ranks, table: Metrics, only: Collection[str] | None = None) -> None:
+    """Reduce the numbers of a table over the ranks. Metric objects reduce themselves. A collective.
+
+    Args:
+        ranks: The ranks.
+        table: The metrics of a pass.
+        only: Names of the numbers; all of them unless given.
+    """
+    entries = table._entries
+    mine = {
+        name: _plain(name, one)
+        for name, one in entries.items()
+        if isinstance(one, Number) and (only is None or name in only)
+    }
+    told = cast("list[dict[str, Any]]", ranks.from_all(cast(Json, mine)))
+    for name in dict.fromkeys(name for one in told for name in one):
+        joined = reduce(_joined, [one[name] for one in told if name in one])
+        entries[name] = Number.restored(joined)
+    table._numbers = None
+    table.compute()  # here, where all ranks are: some objects communicate in `compute`
 
 
 def _plain(name: str, number: Number) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def go_on(
                 f"This fit goes on with the {name} that it has, so another `{name}=` would not be "
                 "used. Leave it out, or begin anew with `fit(..., restart=True)`."
             )
-    replace_data(context, train, validation)
+    replace_data(context, *context.steps.data_again(train, validation))
     if parts.loss is not None and parts.loss is not had.loss:
         steps = context.steps
         context.steps = steps_of(

@@ -77,7 +77,9 @@ def compare_batches(ranks: Ranks, context: Context) -> None:
     """
     mine: Json = [_digest_of_batch(context.batch), _read_as_a_whole(context.train)]
     batches, wholes = zip(*cast("list[tuple[Any, Any]]", ranks.from_all(mine)), strict=True)
-    averages = any(map(averages_by_itself, (context.steps.whole, *context.model.modules())))
+    steps = context.steps
+    wrappers = map(averages_by_itself, (steps.whole, *context.model.modules()))
+    averages = bool(steps.sync.by) or any(wrappers)
     if _all_equal(batches):
         text = f"All {ranks.size} ranks read the same batch, so that they do the work of one. {_ADVICE}"
         if averages:

@@ -35,6 +35,10 @@ class Guest(nn.Module):
             The data to use instead.
         """
 
+    def data_again(self, context: Context, *data: Any) -> tuple[Any, ...]:
+        """Return the data to use instead of those given to a fit that goes on; None for those that it has."""
+        return data
+
     @abstractmethod
     def optimizer_loop(self, loop: OptimizerLoop) -> Loop:
         """Return the loop that takes the place of an `OptimizerLoop`.
@@ -69,7 +73,20 @@ class _GuestSteps(Steps):
     model: Guest
 
     def arrive(self, stage: str, *data: Any) -> tuple[Any, ...]:
-        return self.model.arrive(cast(Context, self.source), stage, *data)
+        found = self.model.arrive(cast(Context, self.source), stage, *data)
+        if self.sync.by:  # what averages the gradients, the guest may have brought with it
+            super()._call_through(self.sync)
+        return found
+
+    def data_again(self, *data: Any) -> tuple[Any, ...]:
+        return self.model.data_again(cast(Context, self.source), *data)
+
+    def _call_through(self, sync: GradientSync) -> None:
+        """Do nothing yet: the guest has to arrive first."""
+
+    def _goes_backward_itself(self) -> bool:
+        # A guest that optimizes by hand brings what averages its gradients.
+        return False if self.by_hand else super()._goes_backward_itself()
 
     def optimizer_loop(self, loop: Loop) -> Loop:
         return self.model.optimizer_loop(cast(OptimizerLoop, loop))

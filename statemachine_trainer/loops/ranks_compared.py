@@ -170,11 +170,6 @@ def _shown(path: str, loop: Loop) -> str:
 
 def _check_model(ranks: Ranks, trainer: Any, context: Context) -> Layout:
     model = context.model
-    if context.steps.foreign:
-        raise SettingError(
-            f"{type(model).__name__} is of another library, and such modules are not trained by "
-            "several ranks here. Use that library's own trainer, or one process."
-        )
     from statemachine_trainer.parallel.layout import Layout  # most runs have one process
 
     layout = Layout.of(model, context.steps.sync, ranks.rank, ranks.size)

@@ -121,6 +121,10 @@ class Steps:
         """Get the model ready for a fit or an evaluation; return the data to use."""
         return data
 
+    def data_again(self, *data: Any) -> tuple[Any, ...]:
+        """Return the data of a fit that goes on; None for those that it has."""
+        return data
+
     def optimizer_loop(self, loop: Loop) -> Loop:
         """Return the loop to use in place of an `OptimizerLoop`."""
         return loop
@@ -322,9 +326,8 @@ def _refuse_lightning(model: nn.Module, sync: GradientSync) -> NoReturn:
     kind = type(model).__name__
     if sync.by:
         raise ModelError(
-            f"{kind} is a LightningModule in {sync.by}, and several ranks do not train such modules here. Use "
-            "Lightning's own trainer, one process with `lightning.module(model)`, or move its training_step to "
-            "a plain torch.nn.Module."
+            f"{kind} is a LightningModule in {sync.by}. Give `lightning.module({kind}())`, without a wrapper: when "
+            "several ranks fit it, it is put into DistributedDataParallel as Lightning does."
         )
     raise ModelError(
         f"{kind} is a LightningModule. Give `lightning.module(model)`, with `from "

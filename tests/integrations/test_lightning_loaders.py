@@ -116,6 +116,18 @@ def test_the_place_of_each_is_exact(mode: Mode) -> None:
     assert_resumable(make(mode), examples=2)
 
 
+def test_a_second_fit_takes_several_loaders_again_and_others() -> None:
+    loaders = {"a": data(20), "b": data(20)}
+    module = Several()
+    model = lightning.module(module)
+    trainer = Trainer(max_epochs=1, device="cpu", progress=False)
+    trainer.fit(model, loaders)
+    for again in (loaders, {"a": data(30), "b": data(30)}, None):
+        trainer.loop.max_epochs += 1
+        trainer.fit(model, again)
+    assert module.global_step == 2 + 2 + 3 + 3
+
+
 def test_a_pass_that_was_left_at_its_last_batch_does_not_go_on_later() -> None:
     assert_resumable(make("max_size_cycle"), stops=[65])
 

@@ -309,6 +309,11 @@ def test_a_module_that_was_not_wrapped_is_refused_with_the_way_to_do_it() -> Non
         trainer().fit(Classifier(), data())
 
 
+def test_a_module_in_a_wrapper_is_refused_with_the_way_to_do_it() -> None:
+    with pytest.raises(lightning.NotALightningModule, match="Give it the module inside"):
+        lightning.module(nn.DataParallel(Classifier()))
+
+
 def test_a_module_logs_with_a_reduction_that_is_not_known_and_is_told() -> None:
     class Odd(Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

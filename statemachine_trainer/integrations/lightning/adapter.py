@@ -18,6 +18,7 @@ from statemachine_trainer.integrations.lightning.library import Library, NotSupp
 from statemachine_trainer.integrations.lightning.loaders import (
     TrainingSource,
     evaluation_source,
+    is_maker,
     is_nothing,
     is_several,
 )
@@ -28,6 +29,7 @@ from statemachine_trainer.integrations.lightning.optimizer_loops import (
     LightningOptimizerLoop,
     Parts,
 )
+from statemachine_trainer.integrations.lightning.ranks import Dealer, begin, wrap
 from statemachine_trainer.integrations.lightning.results import Results
 from statemachine_trainer.integrations.lightning.scheduler_configs import with_scheduler_hook
 from statemachine_trainer.integrations.lightning.standing import Standing
@@ -43,7 +45,6 @@ from statemachine_trainer.parallel import to_device
 
 _STEPS: Final = ("training_step", "validation_step", "test_step")
 _LOADERS: Final = {
-    "fit": ("train_dataloader", "val_dataloader"),
     "validate": ("val_dataloader",),
     "test": ("test_dataloader",),
     "predict": ("predict_dataloader",),
@@ -126,6 +127,9 @@ class LightningGuest(Guest):
         self._memory = Memory(calls, standing, files)
         self.hooks = Hooks(calls, standing, self._memory, self._connector, self)
         self._parts = Parts(self.hooks, standing, strategy)
+        self._dealer = Dealer(library)
+        self._given: tuple[Any, ...] = (None, None)
+        self._found: tuple[Any, ...] = (None, None)
         self._view = calls.trainer = TrainerView(standing, calls, strategy, files, self._connector)
         self.automatic_optimization: bool = module.automatic_optimization
         for name in _STEPS:
@@ -149,6 +153,7 @@ class LightningGuest(Guest):
             calls.take_callbacks()
             _refuse_callbacks(calls.callbacks)
         if stage == "fit":
+            begin(calls.library)
             tell_of_hooks_not_called(context.trainer.loop, calls)
             self._memory.arrive()
             standing.validates = self._data("val_dataloader") is not None or data[1] is not None
@@ -157,21 +162,26 @@ class LightningGuest(Guest):
         self.module.to(context.device)  # what `setup` and `configure_model` have made
         if context.device.type != "cpu" or calls.any_has(*_TRANSFERS):
             context.transfer = self._transfer
-        found = [
-            self._data(name) if given is None else given
-            for given, name in zip(data, _LOADERS[stage], strict=True)
-        ]
-        combined = calls.library.get("utilities.combined_loader:CombinedLoader")
         if stage == "fit":
-            found[0] = self._training_data(found[0], combined, context, given=data[0] is not None)
-            found[1] = self._validation_data(found[1])
-        return (
-            *(found[:1] if stage == "fit" else ()),
-            *(
-                None if one is None else evaluation_source(one, context, combined)
-                for one in (found[1:] if stage == "fit" else found)
-            ),
+            standing.averaging = wrap(self.module, context.steps, context.device)
+            found = self._training_data(data[0], context), self._validation_data(data[1], context)
+            self._given, self._found = data, found
+            return found
+        given = self._data(*_LOADERS[stage]) if data[0] is None else data[0]
+        return (None if given is None else evaluation_source(given, context, self._combined),)
+
+    def data_again(self, context: Context, *data: Any) -> tuple[Any, ...]:
+        """Return the data of a fit that goes on: those that were given before keep their place."""
+        settle = (self._training_data, self._validation_data)
+        found = tuple(
+            None if one is None else known if one is was else make(one, context)
+            for one, was, known, make in zip(data, self._given, self._found, settle, strict=True)
         )
+        self._given, self._found = (
+            tuple(was if one is None else one for one, was in zip(new, before, strict=True))
+            for new, before in ((data, self._given), (found, self._found))
+        )
+        return found
 
     def optimizer_loop(self, loop: OptimizerLoop) -> Loop:
         """Return the loop that calls the module's hooks within a batch."""
@@ -274,21 +284,27 @@ class LightningGuest(Guest):
                 return getattr(thing, name)
         return None
 
-    def _training_data(self, source: Any, combined: Any, context: Context, *, given: bool) -> Any:
+    @property
+    def _combined(self) -> Any:
+        return self._calls.library.get("utilities.combined_loader:CombinedLoader")
+
+    def _training_data(self, given: Any, context: Context) -> Any:
         """Return what the fit makes its training loader of, and what hooks may ask for it before."""
+        source = self._data("train_dataloader") if given is None else given
         if source is None:
             return None
-        made = TrainingSource(source, context, combined)
+        source = self._dealt(source, training=True)
+        made = TrainingSource(source, context, self._combined)
         self._standing.take_training_source(made)
-        several = is_several(source) or isinstance(source, combined)
-        return source if given and not several else made
+        several = is_several(source) or isinstance(source, self._combined)
+        return source if given is not None and not several else made
 
-    def _validation_data(self, source: Any) -> Any:
+    def _validation_data(self, given: Any, context: Context) -> Any:
         """Return the validation data; None where the module has no step for them, or there are none."""
-        overridden = self._calls.library.is_overridden
+        source = self._data("val_dataloader") if given is None else given
         if source is None or is_nothing(source):
             return None
-        if not overridden("validation_step", self.module):
+        if not self._calls.library.is_overridden("validation_step", self.module):
             warnings.warn(
                 f"There are validation data, and {type(self).__name__} has no validation_step: the validation is left "
                 "out, as in Lightning. Write one, or give no data.",
@@ -296,7 +312,21 @@ class LightningGuest(Guest):
                 stacklevel=level_of_caller(),
             )
             return None
-        return source
+        source = self._dealt(source, training=False)
+        return evaluation_source(source, context, self._combined)
+
+    def _dealt(self, source: Any, *, training: bool) -> Any:
+        """Return data of a fit, or what makes them, of which each of several ranks reads its own samples."""
+        if not is_maker(source):
+            return self._dealer.deal(source, training=training)
+
+        @functools.wraps(source)
+        def make(*arguments: Any, **named: Any) -> Any:
+            with self._dealer.watching():
+                made = source(*arguments, **named)
+            return self._dealer.deal(made, training=training)
+
+        return make
 
     def _transfer(self, batch: Any) -> Any:
         """Move a batch to the device by the hooks that Lightning has for it."""

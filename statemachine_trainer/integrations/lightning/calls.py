@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from statemachine_trainer.integrations.lightning.library import Library
+from statemachine_trainer.integrations.lightning.ranks import prepares_data, wait_for_all
 
 
 class HookCalls:
@@ -103,9 +104,12 @@ class HookCalls:
 
     def setup(self, stage: str) -> None:
         """Call what prepares data, callbacks and module for a stage."""
-        if self.datamodule is not None:
+        if self.datamodule is not None and prepares_data(self.datamodule):
             self.datamodule.prepare_data()
-        self.call_module("prepare_data")
+        if prepares_data(self.module):
+            self.call_module("prepare_data")
+        if stage == "fit":  # an evaluation may be that of one rank alone
+            wait_for_all()
         if self.datamodule is not None:
             self.datamodule.setup(stage)
         self.call_callbacks("setup", stage)

@@ -134,7 +134,7 @@ class LightningFiles:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def write(self, path: Path, *, weights_only: bool) -> None:
+    def write(self, path: Path, *, weights_only: bool, here: bool = True) -> None:
         """Write a file that `fit(ckpt_path=...)` of Lightning and `load_from_checkpoint` read.
 
         The file holds pickled objects: hyper-parameters may be of any class.
@@ -142,9 +142,12 @@ class LightningFiles:
         Args:
             path: Of the file; its folder is made if need be.
             weights_only: Leave out optimizers, schedulers and callbacks.
+            here: Whether this rank writes; the hooks of the others are called as well.
         """
         with self._schedulers_moved():
-            _write(self.checkpoint(weights_only=weights_only), path)
+            made = self.checkpoint(weights_only=weights_only)
+            if here:
+                _write(made, path)
 
     @contextmanager
     def _schedulers_moved(self) -> Iterator[None]:

@@ -10,9 +10,11 @@ import torch
 from statemachine_trainer.integrations.lightning.calls import HookCalls
 from statemachine_trainer.integrations.lightning.loggers import LoggerConnector
 from statemachine_trainer.integrations.lightning.memory import Memory
+from statemachine_trainer.integrations.lightning.ranks import are_dealt_out
 from statemachine_trainer.integrations.lightning.standing import Standing
 from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.signals import Moment
+from statemachine_trainer.parallel.ranks import Ranks
 
 SIGNALS: Final = {
     "*.fit_start": "fit_started",
@@ -128,7 +130,8 @@ class Hooks:
         answer = self.calls.call("on_train_batch_start", context.batch, context.batch_idx)
         self.skipped = answer == -1
         if self.skipped:
-            self._standing.owner.post("end_epoch")
+            # Not by way of the other ranks, whose hooks answer the same: they would take it a batch later.
+            self._standing.owner.driver.post_here("end_epoch")
         return not self.skipped
 
     def batch_ended(self) -> None:
@@ -184,6 +187,7 @@ class Hooks:
         if within_fit and not self._standing.context.open_windows:
             self.calls.call_module("on_validation_model_zero_grad")
         self._standing.begin_evaluation()
+        self._begin_together()
         self.calls.call_module(f"on_{kind}_model_eval")
         self.calls.call(f"on_{kind}_start")
         if within_fit:
@@ -205,6 +209,7 @@ class Hooks:
     @torch.no_grad()
     def evaluation_ending(self, moment: Moment) -> None:
         kind = _kind(moment)
+        self._reduce_together()
         self.calls.call(f"on_{kind}_epoch_end")
         self._connector.evaluation_ended()
         self.calls.call(f"on_{kind}_end")
@@ -218,6 +223,22 @@ class Hooks:
         if self._standing.stage != "fit":
             self._connector.finish("success")
             self.calls.teardown(self._standing.stage)
+
+    def _begin_together(self) -> None:
+        """Look whether an evaluation by itself is one of all ranks."""
+        standing = self._standing
+        self._connector.results.synced.clear()
+        loaders = [feed.loader for _, feed in standing.context.validation]
+        standing.evaluates_together = standing.stage != "fit" and are_dealt_out(loaders)
+
+    def _reduce_together(self) -> None:
+        """Reduce what was logged with `sync_dist` over the ranks; in a fit the trainer does so."""
+        standing, names = self._standing, self._connector.results.synced
+        ranks = Ranks.here() if standing.evaluates_together else None
+        if ranks is not None:
+            from statemachine_trainer.loops.agreement import reduce_over_ranks
+
+            reduce_over_ranks(ranks, standing.context.validation_metrics, names)
 
     def _model_train(self, kind: str) -> None:
         name = f"on_{kind}_model_train"

@@ -9,6 +9,7 @@ from typing import Any, Final
 from torch import nn
 
 from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.parallel.wrappers import inner_of
 
 _ROOTS: Final = ("lightning.pytorch", "pytorch_lightning")
 
@@ -56,14 +57,18 @@ class Library:
         Raises:
             NotALightningModule: It is none.
         """
-        for base in type(module).__mro__:
-            if base.__name__ == "LightningModule":
-                for root in _ROOTS:
-                    if base.__module__.startswith(f"{root}."):
-                        return cls(root)
+        root = _root_of(module)
+        if root is not None:
+            return cls(root)
         hint = (
             " A plain model goes to trainer.fit as it is." if isinstance(module, nn.Module) else ""
         )
+        inner = inner_of(module) if isinstance(module, nn.Module) else None
+        if inner is not None and _root_of(inner) is not None:
+            hint = (
+                " Give it the module inside. Several ranks put that into DistributedDataParallel when their fit "
+                "begins; to do it yourself: parallel.ddp(lightning.module(lit))."
+            )
         raise NotALightningModule(
             f"lightning.module takes a LightningModule, not a {type(module).__name__}.{hint}"
         )
@@ -83,3 +88,13 @@ class Library:
     def version(self) -> str:
         """Version of the package."""
         return str(importlib.import_module(self.root).__version__)
+
+
+def _root_of(module: object) -> str | None:
+    """Return the package that a LightningModule comes from; None if it is none."""
+    for base in type(module).__mro__:
+        if base.__name__ == "LightningModule":
+            for root in _ROOTS:
+                if base.__module__.startswith(f"{root}."):
+                    return root
+    return None

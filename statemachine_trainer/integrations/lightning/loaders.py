@@ -194,11 +194,7 @@ class TrainingSource:
 
     def _make(self) -> Any:
         source = self._source
-        if (
-            callable(source)
-            and not isinstance(source, DataLoader | Dataset)
-            and not hasattr(source, "__iter__")
-        ):
+        if is_maker(source):
             source = source()
         if is_several(source):
             source = self._combined_loader(source, "max_size_cycle")
@@ -246,9 +242,17 @@ def evaluation_source(source: Any, context: Context, combined_loader: Any) -> An
             return CombinedBatches(given, context)
         return given
 
-    if callable(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+    if is_maker(source):
         return lambda: settle(source())
     return settle(source)
+
+
+def is_maker(source: Any) -> bool:
+    """Whether something makes loaders, and is none itself."""
+    is_data = isinstance(source, DataLoader | Dataset) or any(
+        hasattr(source, name) for name in ("__iter__", "__getitem__")
+    )
+    return callable(source) and not is_data
 
 
 def is_nothing(source: Any) -> bool:

@@ -112,6 +112,9 @@ class LightningOptimizerLoop(OptimizerLoop):
 
     # -- parts -----------------------------------------------------------------------------------
 
+    def window_size(self) -> int | None:
+        return self.parts.standing.accumulate_grad_batches
+
     def _window_size(self, slot: OptimizerSlot) -> int:
         return (slot.window and slot.size) or self.parts.standing.accumulate_grad_batches
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -15,6 +15,9 @@ from statemachine_trainer.loops.metrics.table import Metrics, is_metric
 _REDUCTIONS: Final = {"mean": "mean", "avg": "mean", "sum": "sum", "min": "min", "max": "max"}
 _OUTSIDE: Final = ("on_fit_start", "on_train_start")
 """Hooks that may log, and are called outside of any pass over data."""
+
+_REDUCED_ALREADY: Final = ("on_train_epoch_end", "on_validation_epoch_end", "on_test_epoch_end")
+"""Hooks that may log, and are called when what was logged in a pass has been reduced over the ranks."""
 
 
 class Results:
@@ -31,6 +34,7 @@ class Results:
         hidden: Names that were logged with `logger=False`.
         steps: The newest values logged with `on_step` while a model was evaluated.
         epochs: Names of what was logged with `on_epoch`, that of the whole pass.
+        synced: Names of what was logged with `on_epoch` and `sync_dist`.
     """
 
     def __init__(self, standing: Standing) -> None:
@@ -38,6 +42,7 @@ class Results:
         self.hidden: set[str] = set()
         self.steps: dict[str, Any] = {}
         self.epochs: dict[str, str] = {}
+        self.synced: set[str] = set()
 
     def log(
         self,
@@ -52,6 +57,10 @@ class Results:
         reduce_fx: Any = "mean",
         add_dataloader_idx: bool = True,
         batch_size: Any = None,
+        sync_dist: bool = False,
+        sync_dist_fn: Callable[..., Any] | None = None,
+        sync_dist_group: Any = None,
+        rank_zero_only: bool = False,
         **_: Any,
     ) -> None:
         """Log one value, as `LightningModule.log` does once it has checked it."""
@@ -77,6 +86,14 @@ class Results:
                 table, (whole, step, epoch), value, on_step, on_epoch, prog_bar, evaluated=evaluated
             )
             return
+        newest = value
+        if sync_dist and sync_dist_fn is not None and self._is_of_all_ranks(rank_zero_only):
+            if on_epoch:
+                self.synced.update((whole, epoch))
+            if on_step or fx in _REDUCED_ALREADY:
+                given = value.clone() if isinstance(value, torch.Tensor) else torch.tensor(value)
+                newest = sync_dist_fn(given, group=sync_dist_group, reduce_op=reduce)
+            value = newest if fx in _REDUCED_ALREADY else value
         if on_epoch:
             if isinstance(batch_size, torch.Tensor):
                 batch_size = batch_size.item()
@@ -86,10 +103,14 @@ class Results:
             for one in (whole, epoch) if forked else (whole,):
                 table.log(one, value, **settings)
         if on_step and evaluated:  # kept out of the metrics of the pass, as in Lightning
-            self.steps[step] = value
+            self.steps[step] = newest
         elif on_step:
             shown = prog_bar and not forked
-            table.log(step, value, reduce="last", on_step=True, prog_bar=shown)
+            table.log(step, newest, reduce="last", on_step=True, prog_bar=shown)
+
+    def _is_of_all_ranks(self, rank_zero_only: bool) -> bool:
+        """Whether all ranks log a value, so that it can be reduced where it is logged."""
+        return not rank_zero_only and self._standing.speaks
 
     def reset(self, **_: Any) -> None:
         """Do nothing: a pass begins with an empty table."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from statemachine_trainer.data import length_of, limit_batches
 from statemachine_trainer.integrations.lightning.library import Library
+from statemachine_trainer.integrations.lightning.ranks import LightningDdp
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.loop import Loop
 
@@ -32,6 +33,9 @@ class Standing:
         accumulate: Set by a callback in the place of the loop's setting; None if none did.
         batch_in_flight: Whether a training batch is worked on.
         validates: Whether the fit has validation data, as far as is known before they are made.
+        evaluates_together: Whether the present evaluation by itself is one of all ranks, each of which reads
+            its own samples.
+        averaging: What averages the gradients of a fit over the ranks; None if nothing does.
         evaluated: Batches of the evaluation that were begun, of all loaders.
         evaluated_in_all: Batches that were evaluated, by "validation", "test" or "predict", and of each loader by
             "validation/0" and so on.
@@ -49,6 +53,8 @@ class Standing:
         self._stepped_before: int | None = None
         self.batch_in_flight = False
         self.validates = False
+        self.evaluates_together = False
+        self.averaging: LightningDdp | None = None
         self.evaluated = 0
         self.evaluated_in_all: dict[str, int] = {}
 
@@ -58,8 +64,9 @@ class Standing:
         """Take up the context of a run."""
         self._contexts[stage] = context
         self.stage, self._within = stage, stage
+        self.evaluates_together = False
         if stage == "fit":
-            self._train = None
+            self._train = self.averaging = None
             self.skip_backward, self.accumulate = False, None
 
     def take_training_source(self, source: Any) -> None:
@@ -245,6 +252,11 @@ class Standing:
         """Whether all batches of the present epoch have been worked on."""
         done = self.batches_done[1]
         return bool(done) and done == self.fitting.counts.batches_per_epoch
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the ranks, if there are several, are all here: an evaluation by itself may be that of one."""
+        return self.stage == "fit" or self.evaluates_together
 
     @property
     def several_loaders(self) -> bool:

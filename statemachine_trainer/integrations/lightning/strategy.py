@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.optim import Optimizer
 
+from statemachine_trainer.integrations.lightning import ranks
 from statemachine_trainer.integrations.lightning.calls import HookCalls
 from statemachine_trainer.integrations.lightning.library import NotAvailable
 from statemachine_trainer.integrations.lightning.standing import Standing
@@ -16,7 +19,9 @@ from statemachine_trainer.parallel import to_device
 
 
 class StrategyView:
-    """Runs backward passes and optimizer steps with the hooks around them, in one process.
+    """Runs backward passes and optimizer steps with the hooks around them.
+
+    With several ranks it speaks to the others, as Lightning's `DDPStrategy` does.
 
     Args:
         standing: Where the run stands.
@@ -28,13 +33,9 @@ class StrategyView:
     """
 
     handles_gradient_accumulation = False
-    is_global_zero = True
-    global_rank = local_rank = node_rank = 0
-    world_size = 1
     restore_checkpoint_after_setup = False
     lightning_restore_optimizer = True
     launcher = None
-    parallel_devices = None
 
     def __init__(self, standing: Standing, calls: HookCalls) -> None:
         self._standing = standing
@@ -46,7 +47,7 @@ class StrategyView:
 
     def __getattr__(self, name: str) -> Any:
         raise NotAvailable(
-            f"`trainer.strategy.{name}` of Lightning does not exist here: the fit runs in one process, on "
+            f"`trainer.strategy.{name}` of Lightning does not exist here: the device of the run is "
             "`trainer.strategy.root_device`. See docs/migration.md."
         )
 
@@ -57,10 +58,15 @@ class StrategyView:
     ) -> None:
         """Propagate a loss backward by the module's `backward`, with the hooks before and after."""
         calls, scaler = self._calls, self._standing.context.precision.scaler
+        averaging = self._standing.averaging
+        if averaging is not None:
+            averaging.ready(loss, self._standing.library)
         loss = loss if scaler is None else scaler.scale(loss)
         calls.call("on_before_backward", loss)
         calls.call_module("backward", loss, *args, **kwargs)
         calls.call("on_after_backward")
+        if averaging is not None:
+            averaging.went_backward()
 
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
@@ -141,7 +147,7 @@ class StrategyView:
         """Return the state of an optimizer, as a Lightning checkpoint has it."""
         return dict(getattr(optimizer, "optimizer", optimizer).state_dict())
 
-    # -- one process -----------------------------------------------------------------------------
+    # -- where it computes -----------------------------------------------------------------------
 
     @property
     def lightning_module(self) -> Any:
@@ -149,7 +155,10 @@ class StrategyView:
 
     @property
     def model(self) -> Any:
-        return self._standing.module
+        """The module; in a fit of several ranks the wrapper around it."""
+        averaging = self._standing.averaging
+        within_fit = self._standing.stage == "fit" and averaging is not None
+        return averaging.wrapper if averaging and within_fit else self._standing.module
 
     @property
     def precision_plugin(self) -> Any:
@@ -206,22 +215,98 @@ class StrategyView:
         """Load the weights of a Lightning checkpoint into the module."""
         self._standing.module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
-    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        return tensor
+    # -- ranks -----------------------------------------------------------------------------------
+
+    @property
+    def global_rank(self) -> int:
+        return ranks.rank()
+
+    @property
+    def local_rank(self) -> int:
+        return ranks.local_rank()
+
+    @property
+    def node_rank(self) -> int:
+        return ranks.rank() // ranks.local_size()
+
+    @property
+    def world_size(self) -> int:
+        return ranks.size()
+
+    @property
+    def num_nodes(self) -> int:
+        return ranks.size() // ranks.local_size()
+
+    @property
+    def num_processes(self) -> int:
+        return ranks.local_size()
+
+    @property
+    def is_global_zero(self) -> bool:
+        return ranks.rank() == 0
+
+    @property
+    def is_distributed(self) -> bool:
+        return ranks.size() > 1
+
+    @property
+    def parallel_devices(self) -> list[torch.device] | None:
+        kind = self.root_device.type
+        numbers = range(ranks.local_size())
+        found = [torch.device("cpu") if kind == "cpu" else torch.device(kind, n) for n in numbers]
+        return found if self.is_distributed else None
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int] | None:
+        return {"num_replicas": ranks.size(), "rank": ranks.rank()} if self.is_distributed else None
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether there are other ranks that are here as well."""
+        return self.is_distributed and self._standing.speaks
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Reduce a tensor over the ranks; anything else comes back as it is. A collective."""
+        if not isinstance(tensor, torch.Tensor) or not self._speaks:
+            return tensor
+        reduce = self._standing.library.get("strategies.ddp:_sync_ddp_if_available")
+        return reduce(tensor, group, reduce_op=reduce_op)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        return decision
+        """Return whether all ranks, or any of them, have decided so. A collective."""
+        if not self._speaks:
+            return decision
+        decided = torch.tensor(int(decision), device=self.root_device)
+        count = int(self.reduce(decided, reduce_op="sum"))
+        return count == self.world_size if all else count > 0
 
     def broadcast(self, thing: Any, src: int = 0) -> Any:
-        return thing
+        """Return what a rank has. A collective."""
+        found = [thing]
+        if self._speaks:
+            dist.broadcast_object_list(found, src)
+        return found[0]
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
-        """Wait for nobody."""
+        """Wait for all ranks. A collective."""
+        if self._speaks:
+            ranks.wait_for_all()
 
     def all_gather(self, tensor: torch.Tensor, group: Any = None, sync_grads: bool = False) -> Any:
-        """Return what Lightning returns in one process: the tensor itself."""
-        return tensor
+        """Return the tensors of all ranks, stacked; in one process the tensor itself. A collective."""
+        if not self._speaks:
+            return tensor
+        gather = self._standing.library.get("strategies.parallel:_all_gather_ddp_if_available")
+        return gather(tensor, group=group, sync_grads=sync_grads)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Within the block, average no gradients over the ranks."""
+        averaging = self._standing.averaging
+        with nullcontext() if averaging is None else averaging.wrapper.no_sync():
+            yield
 
     def remove_checkpoint(self, filepath: str | Path) -> None:
-        """Remove a file that `save_checkpoint` has written."""
-        Path(filepath).unlink(missing_ok=True)
+        """Remove a file that `save_checkpoint` has written; rank 0 does."""
+        if self.is_global_zero:
+            Path(filepath).unlink(missing_ok=True)

@@ -35,6 +35,19 @@ _HINTS: Final = {
 }
 
 
+_OF_STRATEGY: Final = {
+    "distributed_sampler_kwargs": "distributed_sampler_kwargs",
+    "global_rank": "global_rank",
+    "is_global_zero": "is_global_zero",
+    "local_rank": "local_rank",
+    "node_rank": "node_rank",
+    "num_devices": "num_processes",
+    "num_nodes": "num_nodes",
+    "world_size": "world_size",
+}
+"""What the trainer asks its strategy, by the names that both have for it."""
+
+
 class TrainerView:
     """Answers what a module reads of `self.trainer`, from the state of our trainer.
 
@@ -50,19 +63,11 @@ class TrainerView:
 
     barebones = False
     ckpt_path: str | None = None
-    distributed_sampler_kwargs = None
     enable_autolog_hparams = True
     fast_dev_run = False
-    global_rank = 0
     interrupted = False
-    is_global_zero = True
-    local_rank = 0
-    node_rank = 0
-    num_devices = 1
-    num_nodes = 1
     overfit_batches = 0.0
     received_sigterm = False
-    world_size = 1
     _detect_anomaly = False
     _model_registry = None
 
@@ -89,6 +94,8 @@ class TrainerView:
         self._added_metrics: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
+        if name in _OF_STRATEGY:
+            return getattr(self.strategy, _OF_STRATEGY[name])
         hint = _HINTS.get(name, "`trainer.owner` is the trainer that runs")
         raise NotAvailable(
             f"`trainer.{name}` of Lightning does not exist here: {hint}. See docs/migration.md."
@@ -329,7 +336,8 @@ class TrainerView:
 
     @property
     def model(self) -> Any:
-        return self._standing.module
+        """The module; in a fit of several ranks the wrapper around it."""
+        return self.strategy.model
 
     @property
     def datamodule(self) -> Any:
@@ -413,7 +421,10 @@ class TrainerView:
 
     @property
     def _accelerator_connector(self) -> Any:
-        return SimpleNamespace(is_distributed=False, use_distributed_sampler=False)
+        is_distributed = self.strategy.is_distributed
+        return SimpleNamespace(
+            is_distributed=is_distributed, use_distributed_sampler=is_distributed
+        )
 
     # -- metrics and loggers ---------------------------------------------------------------------
 
@@ -457,11 +468,12 @@ class TrainerView:
 
     @property
     def log_dir(self) -> str | None:
-        """The folder of the first logger, else that of the script."""
-        if not self.loggers:
-            return self.default_root_dir
-        found: str | None = getattr(self.logger, "log_dir", None) or self.logger.save_dir
-        return found
+        """The folder of the first logger, else that of the script; of several ranks that of rank 0. A collective."""
+        found: str | None = self.default_root_dir
+        if self.loggers:
+            found = getattr(self.logger, "log_dir", None) or self.logger.save_dir
+        told: str | None = self.strategy.broadcast(found)
+        return told
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -471,11 +483,17 @@ class TrainerView:
         """Write a checkpoint that Lightning can read (`load_from_checkpoint`, `fit(ckpt_path=...)`).
 
         For going on exactly where a run was stopped use `statemachine_trainer.Trainer(checkpoints=...)`.
+        Of several ranks, which all call it, rank 0 writes.
         """
-        self._files.write(Path(filepath), weights_only=bool(weights_only))
+        self._files.write(
+            Path(filepath), weights_only=bool(weights_only), here=self.strategy.is_global_zero
+        )
+        self.strategy.barrier()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        print(*args, **kwargs)
+        """Print, at the first rank of each machine."""
+        if self.strategy.local_rank == 0:
+            print(*args, **kwargs)
 
 
 class _Metrics(dict[str, Any]):
