@@ -24,7 +24,7 @@ from torch import Tensor
 from statemachine_trainer.loops.compiled import CompiledStep, NotCompiled
 from statemachine_trainer.loops.compiled.compiling import Backend
 from statemachine_trainer.trainer import Trainer
-from tests.compiled.subjects import CHANGES, HABITS, OPTIMIZERS, Block, Plan, Subject
+from tests.compiled.subjects import CHANGES, HABITS, OPTIMIZERS, Block, Plan, Subject, restore
 
 TOLERANCE = 1e-9
 """Of all that is compared, relative and absolute, with 64 bits."""
@@ -104,6 +104,7 @@ def run(plan: Plan, *, compiled: bool, backend: Backend = "eager") -> Result:
             error = type(raised).__name__
         finally:
             Block.work = work  # type: ignore[method-assign]
+            restore()
     values = {
         **{f"weight {k}": v.detach().clone() for k, v in model.state_dict().items()},
         **{f"metric {k}": v for k, v in trainer.metrics.items()},

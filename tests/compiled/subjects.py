@@ -62,6 +62,29 @@ class Block(nn.Module):
         return self.work(inputs)
 
 
+class Weights:
+    """What a module may keep in a global."""
+
+    number = 1.0
+
+
+WEIGHTS = Weights()
+
+
+def weighing() -> tuple[Callable[[Tensor], Tensor], Callable[[float], None]]:
+    """Return a function with a number that is known to it alone, and one that sets the number."""
+    weight = 1.0
+
+    def weigh(inputs: Tensor) -> Tensor:
+        return inputs * weight
+
+    def change(value: float) -> None:
+        nonlocal weight
+        weight = value
+
+    return weigh, change
+
+
 class Subject(nn.Module):
     """What is trained: two layers of one shape, a head, and what the habits need."""
 
@@ -82,6 +105,7 @@ class Subject(nn.Module):
         self.generator = torch.Generator().manual_seed(3)
         self.numbers = np.random.RandomState(0)
         self.dice = random.Random(0)
+        self.weigh, self.change_weight = weighing()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
         """Return the loss."""
@@ -184,6 +208,8 @@ HABITS: dict[str, Habit] = {
     "option": lambda model, x, y: model.extra.sum() * model.options["weight"],
     "hooks": _gap,
     "returns": lambda model, x, y: {"size": len(x), "hidden": model.one(x)},
+    "number": lambda model, x, y: model.extra.sum() * WEIGHTS.number,
+    "closure": lambda model, x, y: model.weigh(model.extra.sum()),
     "counts_single": lambda model, x, y: model.single.sum() * len(model.history),
 }
 """What a training step may do besides the usual; what is returned is added to the loss."""
@@ -354,7 +380,42 @@ def _share_transposed(trainer: Trainer, model: Subject, optimizer: Any) -> None:
     model.two.inner.weight.data = model.one.inner.weight.data.t()
 
 
+_patched: list[tuple[Any, str, Any]] = []
+
+
+def _patch(place: Any, name: str, value: Any) -> None:
+    _patched.append((place, name, vars(place).get(name)))
+    setattr(place, name, value)
+
+
+def restore() -> None:
+    """Take back what changes have put in the place of things that outlive a run."""
+    while _patched:
+        place, name, value = _patched.pop()
+        if value is None:
+            delattr(place, name)
+        else:
+            setattr(place, name, value)
+
+
+def _other_loss(one: Tensor, other: Tensor, *_: Any) -> Tensor:
+    return (one - other).abs().mean()
+
+
+def _half_linear(inputs: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    return inputs @ weight.t() * 0.5
+
+
 CHANGES: dict[str, Change] = {
+    "patch_torch": lambda t, m, o: _patch(torch, "tanh", torch.sin),
+    "patch_functional": lambda t, m, o: _patch(F, "mse_loss", _other_loss),
+    "patch_below": lambda t, m, o: _patch(torch._C._nn, "mse_loss", _other_loss),
+    "patch_layer": lambda t, m, o: _patch(F, "linear", _half_linear),
+    "patch_tensor": lambda t, m, o: _patch(Tensor, "square", lambda one: one.abs()),
+    "patch_call": lambda t, m, o: _patch(nn.Dropout, "__call__", lambda self, inputs: inputs * 0.5),
+    "patch_forward": lambda t, m, o: setattr(m.one.inner, "forward", lambda x: x * 0.5),
+    "number": lambda t, m, o: _patch(Weights, "number", 0.5),
+    "closure": lambda t, m, o: m.change_weight(0.5),
     "exchange": _exchange,
     "replace_head": _replace_head,
     "replace_single": _replace_single,

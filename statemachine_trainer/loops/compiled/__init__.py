@@ -8,7 +8,7 @@
 - `draws`, `layout`: its random numbers, and the memory of its tensors;
 - `binding`, `stepping`: what the programs hold of an optimizer and of the code of its step, and
   whether it still is so;
-- `hooked`: what else a captured step was read from;
+- `hooked`, `lookups`: what else a captured step was read from, and whether names stand for the same;
 - `comparing`: whether a program comes to what the step comes to without the compiler;
 - `wording`: what Dynamo says, in plain words;
 - `kept`: compiled programs on disk, for later processes;

@@ -23,7 +23,8 @@ from torch.fx import GraphModule
 
 from statemachine_trainer.loops.compiled import private
 from statemachine_trainer.loops.compiled.compiled_errors import NotCapturable, Reached, reached
-from statemachine_trainer.loops.compiled.hooked import Watch, catching
+from statemachine_trainer.loops.compiled.hooked import Watch, catching, named_by_steps
+from statemachine_trainer.loops.compiled.lookups import replaced_backward, unseen
 from statemachine_trainer.loops.compiled.wording import condition
 from statemachine_trainer.loops.metrics.log import log
 from statemachine_trainer.loops.metrics.table import batch_size_of
@@ -164,7 +165,7 @@ def capture(arguments: Arguments, model: nn.Module) -> Capture:
     graph = found.graph if found.graph is not None and _has_loss(found.graph) else None
     if graph is not None:
         _check_graph(graph)
-    return Capture(function, found, graph, Watch(found.read, found.bare, model))
+    return Capture(function, found, graph, Watch(found.read, found.bare, found.kinds, model))
 
 
 def captured_step(
@@ -224,6 +225,17 @@ def _check_code(found: private.Captured, model: nn.Module) -> None:
     if found.grads:
         raise NotCapturable(
             "it reads the gradient of a parameter (.grad), which a compiled step does not leave there"
+        )
+    changed = replaced_backward()
+    if changed is not None:
+        raise NotCapturable(f"{changed} was replaced, which a compiled step does not call")
+    asked = unseen(found.read or named_by_steps(model), found.kinds)
+    if asked is not None:
+        name, place = asked
+        raise NotCapturable(
+            f"it asks for `{name}` in {place.co_name}, {place.co_filename}:{place.co_firstlineno}, which is "
+            "not looked at again. Ask for attributes with `hasattr` or `getattr`, and for settings "
+            "before the training"
         )
     code = catching(found.read, model)
     if code is not None:

@@ -6,61 +6,44 @@ import contextlib
 import dis
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from operator import getitem
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from statemachine_trainer.loops.compiled.lookups import Lookups, function_of
+
 
 class Watch:
-    """The functions of classes whose code was read, which may be replaced, and hooks of modules.
-
-    Functions of files, and those that an object has for itself, are among the guards.
+    """The code that was read and the names that it looks up, and hooks of modules.
 
     Args:
         read: The code that was read; empty if that is not known.
         bare: Dictionaries of hooks that were empty.
+        kinds: The classes of the objects that were met.
         model: The module whose step it is.
     """
 
     def __init__(
-        self, read: Sequence[CodeType], bare: Sequence[Mapping[Any, Any]], model: nn.Module
+        self,
+        read: Sequence[CodeType],
+        bare: Sequence[Mapping[Any, Any]],
+        kinds: Iterable[type],
+        model: nn.Module,
     ) -> None:
         # Each once; those for hooks with keywords are filled with these.
         self._bare = [*{id(one): one for one in bare if isinstance(one, OrderedDict)}.values()]
-        wanted = set(read)
-        kinds = {kind for module in model.modules() for kind in type(module).__mro__}
         files = {getattr(module, "__file__", None): module for module in list(sys.modules.values())}
-        kinds |= {kind for code in read if (kind := _class_of(code, files))}
-        watched = [
-            (vars(kind), name, value)
-            for kind in kinds
-            for name, value in vars(kind).items()
-            if (code := _code_of(value)) is not None
-            # Of torch only what libraries that change models put something else in the place of.
-            and (name == "forward" or not kind.__module__.startswith("torch."))
-            and (code in wanted or not wanted)
-        ]
-        self._places = [space for space, _, _ in watched]
-        self._names = [name for _, name, _ in watched]
-        self._values = [value for _, _, value in watched]
-        # A method that a class had from its base; all of those of tensors are from a base.
-        self._spaces = [*map(vars, kinds), vars(Tensor)]
-        self._sizes = [*map(len, self._spaces)]
+        named = {kind for code in read if (kind := _class_of(code, files))}
+        self._lookups = Lookups(read or named_by_steps(model), {*named, *kinds}, model)
 
     def holds(self) -> bool:
-        """Tell whether all classes have the functions that they had, and there is no new hook."""
-        if any(self._bare) or [*map(len, self._spaces)] != self._sizes:
-            return False
-        try:
-            return [*map(getitem, self._places, self._names)] == self._values
-        except KeyError:
-            return False
+        """Tell whether names stand for what they stood for, and there is no new hook."""
+        return not any(self._bare) and self._lookups.hold()
 
 
 def catching(read: Sequence[CodeType], model: nn.Module) -> CodeType | None:
@@ -73,11 +56,11 @@ def catching(read: Sequence[CodeType], model: nn.Module) -> CodeType | None:
         read: The code that was read; empty if that is not known.
         model: The module whose step it is.
     """
-    read = read or _named_by_steps(model)
+    read = read or named_by_steps(model)
     return next((code for code in read if code is _SUPPRESSING or _catches(code)), None)
 
 
-def _named_by_steps(model: nn.Module) -> list[CodeType]:
+def named_by_steps(model: nn.Module) -> list[CodeType]:
     """Return the methods of users' classes that the training step names, and those name, and so on."""
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     methods: dict[str, list[CodeType]] = {}
@@ -136,9 +119,8 @@ def _nothing(*_: Any) -> None:
 
 
 def _code_of(value: Any) -> CodeType | None:
-    for name in ("fget", "__func__"):  # of a property, a static or a class method
-        value = getattr(value, name, None) or value
-    return value.__code__ if isinstance(value, FunctionType) else None
+    function = function_of(value)
+    return None if function is None else function.__code__
 
 
 def _class_of(code: CodeType, files: Mapping[str | None, ModuleType]) -> type | None:

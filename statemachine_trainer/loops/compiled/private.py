@@ -6,6 +6,7 @@ None of it is promised by torch. What a version has elsewhere, or no longer, is 
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import warnings
@@ -149,6 +150,38 @@ def _saves_by_hooks(_: bool) -> Any:
     return None
 
 
+def versions(spaces: Sequence[dict[str, Any]]) -> list[int] | None:
+    """Return a number of each dictionary that is another one after each change; None if unknown."""
+    try:
+        from torch._C._dynamo.guards import dict_version
+
+        return [dict_version(one) for one in spaces]
+    except (ImportError, TypeError):
+        return None
+
+
+def unchanged(spaces: Sequence[dict[str, Any]]) -> Callable[[], bool] | None:
+    """Return a test whether dictionaries have the versions that they have now; None if unknown.
+
+    It is one call into C, however many there are.
+    """
+    try:
+        from torch._C._dynamo.guards import RootGuardManager
+        from torch._dynamo.guards import GuardManagerType
+
+        root, places = RootGuardManager(), dict(enumerate(spaces))
+        for place, space in places.items():
+            kind = GuardManagerType.GUARD_MANAGER
+            manager = root.dict_getitem_manager(place, f"spaces[{place}]", space, kind)
+            try:
+                manager.add_dict_version_guard(space, ["changed"], None)
+            except TypeError:  # without a place in the code, as in torch 2.7
+                manager.add_dict_version_guard(space, ["changed"])  # type: ignore[call-arg]
+        return functools.partial(root.check, places)
+    except (ImportError, AttributeError, TypeError):
+        return None
+
+
 # -- capturing ------------------------------------------------------------------------------------
 
 
@@ -165,6 +198,7 @@ class Captured:
         inputs: What the graph was called with.
         read: The code of all Python functions that were read.
         bare: The dictionaries of hooks of all modules that were read, as far as these are empty.
+        kinds: The classes of the objects that were read, as far as they are known.
         cached: Whether one of these is a function whose results `functools` keeps.
         grads: Whether the gradient of a parameter was looked at.
     """
@@ -177,6 +211,7 @@ class Captured:
     inputs: Sequence[Any]
     read: Sequence[CodeType]
     bare: Sequence[Any]
+    kinds: Sequence[type]
     cached: bool
     grads: bool
 
@@ -208,6 +243,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
     read: list[CodeType] = []
     inputs: list[Any] = []
     bare: list[Any] = []
+    kinds: dict[type, None] = {}
     seen: list[Any] = []
     # Dynamo says only once in a process that it looks through `functools.lru_cache`.
     said: Any = getattr(utils, "warn_once_cache", set())
@@ -225,6 +261,9 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
         # Dynamo leaves out the test that a module has no hooks: `Watch` makes it.
         bare.extend(one.value for one in guards if one.guard_type == _NO_HOOKS)
         seen.extend(one for one in guards if one.name.endswith(".grad"))
+        kinds.update(
+            (one.value if isinstance(one.value, type) else type(one.value), None) for one in guards
+        )
         return [one.guard_type != _SAVING for one in guards]
 
     options: Any = {"guard_filter_fn": keep} if _FILTERS else None
@@ -256,6 +295,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
             inputs=inputs,
             read=read,
             bare=bare,
+            kinds=[*kinds],
             cached=any("lru_cache" in text for text in said),
             grads=any(one.value is None or isinstance(one.value, Tensor) for one in seen)
             or (not _FILTERS and bool(_GRAD.search(str(entries[0].guard_manager)))),
