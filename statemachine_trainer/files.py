@@ -74,9 +74,9 @@ def path_given(path: str | os.PathLike[str]) -> Path:
         raise NoPath(f"{text!r} is no path: no name of a file holds a null character.")
     if is_address(text):
         raise NoPath(
-            f"{text!r} is an address, and only paths of a file system are read and written. Mount what is there "
-            "and give the path of the mount; or give a local folder, and have its checkpoints sent there: "
-            "Checkpoints(folder, mirror=address). Mirror(address).fetch(folder) brings them back."
+            f"{text!r} is an address, and this needs a path of a file system. Mount what is there and give the path "
+            "of the mount; or give a local folder, and have its checkpoints sent there: Checkpoints(folder, "
+            "mirror=address). fit(resume=address) goes on from there, as a text with both slashes."
         )
     return Path(text).absolute()
 

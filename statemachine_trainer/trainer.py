@@ -266,9 +266,10 @@ class Trainer:
                 torchmetrics or functions. They are logged as "acc", "val_acc" and "test_acc".
             restart: Start a new fit instead of continuing.
             resume: Continue from a checkpoint: "auto" (the newest of this trainer's checkpoints;
-                the first start if there is none yet), a folder of checkpoints, or one checkpoint. A
-                fit that a limit or early stopping had ended goes on if the limit was raised, or the
-                patience.
+                the first start if there is none yet), a folder of checkpoints, or one checkpoint; or an
+                address of either, such as "s3://bucket/runs/mine", whose checkpoints are brought to the
+                folder of this trainer. A fit that a limit or early stopping had ended goes on if the
+                limit was raised, or the patience.
             fresh: What the script gives instead of the checkpoint: "optimizer" (what it has learned, and
                 its settings), "schedulers" (with the learning rates that they set), "callbacks". Weights,
                 counters and the place in the data are the checkpoint's.

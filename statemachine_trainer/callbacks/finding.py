@@ -7,7 +7,7 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from statemachine_trainer.files import path_given
+from statemachine_trainer.files import is_address, path_given
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import (
@@ -27,14 +27,14 @@ class NoCheckpoint(NotACheckpoint):
 def find_checkpoint(
     store: Store | None, resume: str | Path, mirror: Mirror | None = None
 ) -> Loaded | None:
-    """Find a checkpoint: "auto", a folder of checkpoints, or a checkpoint.
+    """Find a checkpoint: "auto", a folder of checkpoints, or a checkpoint; or an address of either.
 
-    Those that the mirror of the store has, and the store has not, are fetched first.
+    Those that the mirror of the store has, or what is at the address, and the store has not, are fetched first.
 
     Raises:
         NoCheckpoint: There is none at the place that was named, or "auto" without a store.
         SettingError: It names no place.
-        SnapshotMismatch: It was written by another number of ranks.
+        SnapshotMismatch: It was written by another number of ranks; or the store has another run than the address.
     """
     ranks = Ranks.here()
     find = partial(_find, store, resume, mirror)
@@ -56,6 +56,13 @@ def _find(store: Store | None, resume: str | Path, mirror: Mirror | None) -> Loa
         if mirror is not None:
             mirror.fetch(store.root)
         return store.newest()
+    if isinstance(resume, str) and is_address(resume):
+        from statemachine_trainer.snapshot.remote import find_at  # hardly ever needed
+
+        try:
+            return find_at(resume, store, mirror)
+        except NotACheckpoint as error:
+            raise NoCheckpoint(str(error)) from None
     if mirror is not None and store is not None:
         place = path_given(resume)
         if store.root in (place, place.parent):

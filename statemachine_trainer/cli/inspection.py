@@ -33,13 +33,14 @@ _EVENTS = 5
 _EPOCHS = 10
 
 
-def inspect(path: Path, console: Console, *, whole: bool = False) -> bool:
+def inspect(path: Path, console: Console, *, whole: bool = False, name: str = "") -> bool:
     """Print what a run folder or a checkpoint holds.
 
     Args:
         path: The folder of a run, or of one checkpoint.
         console: Where to print.
         whole: Read every byte of every checkpoint of the run, not only of the newest.
+        name: What to call it; its path unless given.
 
     Returns:
         Whether all that was read is whole.
@@ -49,20 +50,20 @@ def inspect(path: Path, console: Console, *, whole: bool = False) -> bool:
         Damaged: It is a checkpoint that is not what was written, or no checkpoint of the run is whole.
     """
     if (path / MANIFEST).exists() or not path.is_dir():
-        _print_checkpoint(Store(path.parent).load(path), console)
+        _print_checkpoint(Store(path.parent).load(path), console, name)
         return True
-    return _print_run(path, console, whole=whole)
+    return _print_run(path, console, whole=whole, called=name or str(path))
 
 
 # -- a run -----------------------------------------------------------------------------------------
 
 
-def _print_run(root: Path, console: Console, *, whole: bool) -> bool:
+def _print_run(root: Path, console: Console, *, whole: bool, called: str) -> bool:
     record, store = read_record(root), Store(root)
     infos = store.list()
     if record is None and not infos and not is_run(root):
         raise NotACheckpoint(f"{root} holds no checkpoint and no record of a run.")
-    console.print(_plain(f"Run {root}"), style="bold", soft_wrap=True)
+    console.print(_plain(f"Run {called}"), style="bold", soft_wrap=True)
     if record is not None:
         for name, value in _facts_of(record):
             _print_fact(name, value, console)
@@ -217,9 +218,9 @@ def _best_by_rule(infos: Sequence[Info]) -> dict[Path, list[str]]:
 # -- a checkpoint ----------------------------------------------------------------------------------
 
 
-def _print_checkpoint(loaded: Loaded, console: Console) -> None:
+def _print_checkpoint(loaded: Loaded, console: Console, name: str) -> None:
     said, context = loaded.metadata, _at(loaded.tree, "context")
-    console.print(_plain(f"Checkpoint {loaded.path}"), style="bold", soft_wrap=True)
+    console.print(_plain(f"Checkpoint {name or loaded.path}"), style="bold", soft_wrap=True)
     for name, value in (
         ("versions", _versions(loaded.versions)),
         ("goes on", _position(said)),

@@ -47,7 +47,10 @@ def resume(
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or one checkpoint of it.")],
+    place: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run, or one checkpoint of it."),
+    ],
     whole: Annotated[
         bool, typer.Option("--check", help="Read every byte of every checkpoint of the run.")
     ] = False,
@@ -55,12 +58,15 @@ def inspect(
 ) -> None:
     """Print what the folder of a run, or a checkpoint, holds.
 
-    The exit code is 1 if there is damage.
+    The exit code is 1 if there is damage. From an address, such as s3://bucket/run, all
+    checkpoints are brought to a temporary folder first.
     """
     from statemachine_trainer.cli.inspection import inspect as print_contents
+    from statemachine_trainer.snapshot.remote import at_hand
 
-    if not print_contents(path, console_for(), whole=whole):
-        raise typer.Exit(1)
+    with at_hand(place, whole_run=True) as folder:
+        if not print_contents(Path(folder), console_for(), whole=whole, name=place):
+            raise typer.Exit(1)
 
 
 class Mode(StrEnum):

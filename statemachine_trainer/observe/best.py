@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from statemachine_trainer.files import path_given, shown
+from statemachine_trainer.files import is_address, path_given, shown
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.keywords import refuses_unknown
 from statemachine_trainer.observe.kept import (
@@ -43,7 +43,8 @@ def load_weights(
 
     Args:
         model: A model with the parameters and buffers of the one that was saved.
-        checkpoint: Folder of a checkpoint, or of a run (the newest whole one is taken).
+        checkpoint: Folder of a checkpoint, or of a run (the newest whole one is taken); or an address of
+            fsspec, such as "s3://bucket/runs/mine". From there it is brought to a temporary folder first.
         best: Name of a metric: take the checkpoint of the run with its best value.
         mode: Whether less ("min") or more ("max") of the metric is better; as the `Best` of the run
             says unless given, and "min" where it has none.
@@ -56,10 +57,21 @@ def load_weights(
         SnapshotMismatch: The parameters differ; the message lists them. The model is unchanged.
         Damaged: The checkpoint is not what was written.
     """
-    if best is None:
-        check_mode(mode or "min")
+    check_mode(mode or "min")
+    if isinstance(checkpoint, str) and is_address(checkpoint):
+        from statemachine_trainer.snapshot.remote import at_hand  # hardly ever needed
+
+        with at_hand(checkpoint, whole_run=best is not None) as place:
+            load_weights(model, place, best=best, mode=mode, average=average)
+    elif best is None:
         snapshots.load_weights(model, checkpoint, average=average)
-        return
+    else:
+        _load_best_weights(model, checkpoint, best, mode, average=average)
+
+
+def _load_best_weights(
+    model: nn.Module, checkpoint: str | Path, best: str, mode: Mode | None, *, average: bool
+) -> None:
     found = best_checkpoint(checkpoint, best, mode)
     said = next(one for one in kept_checkpoints(found.parent) if one.path == found)
     if best in said.of_other_weights and best not in said.of_average:

@@ -8,6 +8,7 @@ last and is deleted first: so one that is cut off half-way is none.
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -61,7 +62,8 @@ class Mirror(HasSettings):
         if options is not None and not isinstance(options, Mapping):
             raise BadMirror(f"options={options!r}: give a dict, such as {{'endpoint_url': ...}}.")
         self.address = address
-        self._files, self._root, self._kind = _opened(address, options or {})
+        self.options = dict(options or {})
+        self._files, self._root, self._kind = _opened(address, self.options)
         self._seen: set[str] = set()
         self._same: set[str] = set()
         self._beside: dict[str, bytes] = {}
@@ -87,7 +89,7 @@ class Mirror(HasSettings):
 
         Raises:
             Unreadable: The mirror cannot be read.
-            SnapshotMismatch: Folder and mirror hold different checkpoints under one name.
+            SnapshotMismatch: Folder and mirror hold different checkpoints under one name, or different runs.
             WriteFailed: There is a file in the place of the folder.
         """
         root = path_given(folder)
@@ -98,19 +100,14 @@ class Mirror(HasSettings):
             there, here = self.whole(), _local(root)
             for name in sorted(there & here):
                 self._check_same(root, name)
+            if here and there and not there & here:
+                self._check_same_run(root)
             self._seen |= here
             if _newest(here) >= _newest(there):
                 return []
-            root.mkdir(parents=True, exist_ok=True)
-            for name in _BESIDE:
-                if not (root / name).exists() and self._files.exists(self._at(name)):
-                    (root / name).write_bytes(self._files.cat_file(self._at(name)))
+            self._bring_beside(root)
             # The newest comes last: until it is here, a fetch that was cut off is made again.
-            content = self._content()
-            found = [
-                self._fetched(root, name, content[name])
-                for name in sorted(there - here, key=_number)
-            ]
+            found = [self._passed_over(root, name) for name in sorted(there - here, key=number_of)]
         return [path for path in found if path is not None]
 
     # -- for the checkpoints of a run ------------------------------------------------------------
@@ -169,7 +166,9 @@ class Mirror(HasSettings):
             paths = [one[len(self._root) + 1 :] for one in self._files.find(self._root)]
             numbers = [int(n) for n in re.findall(r"^earlier-(\d+)/", "\n".join(paths), re.M)]
             aside = f"earlier-{max(numbers, default=0) + 1}"
-            for name in sorted(content, key=_number, reverse=True):  # what is left is an older run
+            for name in sorted(
+                content, key=number_of, reverse=True
+            ):  # what is left is an older run
                 for file in _in_order(content[name]):
                     self._copy(f"{name}/{file}", f"{aside}/{name}/{file}")
                 self._remove(name, content[name])
@@ -224,7 +223,7 @@ class Mirror(HasSettings):
         self._seen |= here
         # The newest one is wanted most.
         there = {name for name in self._same if MANIFEST in content.get(name, ())}
-        for name in sorted(here - there, key=_number, reverse=True):
+        for name in sorted(here - there, key=number_of, reverse=True):
             self._send(folder, name, content.get(name, set()))
         for name in _BESIDE:
             text = _read_if_there(folder / name)
@@ -276,23 +275,52 @@ class Mirror(HasSettings):
             )
         self._same.add(name)
 
-    def _fetched(self, root: Path, name: str, files: set[str]) -> Path | None:
+    def _check_same_run(self, root: Path) -> None:
+        """Refuse two runs of which no checkpoint has the same name. What is told of both began at another time."""
+        record = _BESIDE[0]
+        if not self._files.exists(self._at(record)):
+            return
+        there = _events(self._files.cat_file(self._at(record)))
+        here = _events(_read_if_there(root / record) or b"")
+        if there and here and not there & here:
+            raise SnapshotMismatch(
+                f"{root} and {self.address} hold different runs. Choose another folder, or another address; or move "
+                "what is in the folder elsewhere."
+            )
+
+    def _bring_beside(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        for name in _BESIDE:
+            if not (root / name).exists() and self._files.exists(self._at(name)):
+                (root / name).write_bytes(self._files.cat_file(self._at(name)))
+
+    def _passed_over(self, root: Path, name: str) -> Path | None:
+        """Bring a checkpoint; one that is damaged is told, and left where it is."""
+        try:
+            return self._fetched(root, name)
+        except (FileNotFoundError, Damaged, NotACheckpoint) as error:
+            _log.error("%s/%s is damaged, and passed over: %s", self.address, name, error)
+            return None
+
+    def _fetched(self, root: Path, name: str) -> Path:
         temporary = root / filesystem.temporary_name(name)
         temporary.mkdir()
         try:
-            for file in _in_order(files - {_HALF}):
-                self._files.get_file(self._at(name, file), str(temporary / file))
+            self._get(name, self._content().get(name, set()), temporary)
             check(LocalFileSystem(), temporary)
-        except (FileNotFoundError, Damaged, NotACheckpoint) as error:
-            _log.error("%s/%s is damaged, and passed over: %s", self.address, name, error)
+        except (FileNotFoundError, Damaged, NotACheckpoint):
             for file in names_in(temporary):
                 (temporary / file).unlink()
             temporary.rmdir()
-            return None
+            raise
         temporary.rename(root / name)
         self._seen.add(name)
         self._same.add(name)
         return root / name
+
+    def _get(self, name: str, files: set[str], target: Path) -> None:
+        for file in _in_order(files - {_HALF}):
+            self._files.get_file(self._at(name, file), str(target / file))
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -338,12 +366,12 @@ class Mirror(HasSettings):
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (SnapshotMismatch, Unreadable):
+        except (SnapshotMismatch, Unreadable, Damaged, NotACheckpoint):
             raise
         except Exception as error:
             raise Unreadable(
                 f"The mirror {self.address} cannot be read ({_text(error)}). It may hold newer checkpoints than this "
-                "machine: mend that and try again, or leave out `mirror`."
+                "machine: mend that and try again, or do without it."
             ) from error
 
     @contextmanager
@@ -413,12 +441,22 @@ def _read_if_there(path: Path) -> bytes | None:
         return None
 
 
-def _number(name: str) -> int:
+def _events(record: bytes) -> set[tuple[str, str]]:
+    """Return the events of the record of a run, with their times; none where it is no such record."""
+    try:
+        history = json.loads(record)["history"]
+        return {(str(one["event"]), str(one["at"])) for one in history}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return set()
+
+
+def number_of(name: str) -> int:
+    """Return the number of a checkpoint by its name: later ones have higher ones."""
     return int(name.partition("-")[0])
 
 
 def _newest(names: set[str]) -> int:
-    return max(map(_number, names), default=0)
+    return max(map(number_of, names), default=0)
 
 
 def _in_order(files: set[str]) -> list[str]:

@@ -74,8 +74,6 @@ ADDRESSES: dict[str, Callable[[str], object]] = {
     "RunFolder": lambda address: RunFolder(address),
     "Run": lambda address: Run(address),
     "Store": lambda address: Store(address),
-    "load_weights": lambda address: load_weights(Net(), address),
-    "resume": lambda address: trainer(max_epochs=1).fit(Net(), batches(1), resume=address),
     "trace": lambda address: trainer(max_epochs=1).trace(address),
     "labels": lambda address: LabelFolder(address),
 }
@@ -94,3 +92,7 @@ def test_an_address_that_is_no_path_is_refused_at_once(
 def test_a_path_object_of_an_address_is_refused_too(home: Path) -> None:
     with pytest.raises(NoPath):
         trainer(checkpoints=Path("s3://bucket/run"))
+    with pytest.raises(NoPath, match="as a text with both slashes"):
+        trainer(max_epochs=1).fit(Net(), batches(1), resume=Path("memory://run"))
+    with pytest.raises(NoPath, match="as a text with both slashes"):
+        load_weights(Net(), Path("memory://run"))
