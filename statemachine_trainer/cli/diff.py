@@ -23,7 +23,7 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Say what differs between two runs, or between the ranks of one, and where they part.
+    """Say what differs between two runs, or the ranks of one.
 
     Where they part is known of runs with Trainer(fingerprints=...). The exit code is 1 if they do.
     """
