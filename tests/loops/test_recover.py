@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim import optimizer as optimizers
 
 from statemachine_trainer.callbacks.averages import EMA
 from statemachine_trainer.loops import BatchLoop, EpochLoop, FitLoop, OptimizerLoop, log
@@ -119,6 +121,101 @@ def test_so_it_is_with_the_scaler_of_fp16() -> None:
     assert equal(run(BatchLoop(), {}, {9}), run(RecoverLoop(), {9: NAN}, set()))
 
 
+class SlowerAdam(torch.optim.Adam):
+    """Steps with a tenth of its rate in some steps."""
+
+    slow_in, done = range(0), 0
+
+    def step(self, closure: Any = None) -> Any:
+        (group,) = self.param_groups
+        rate = group["lr"]
+        group["lr"] = rate * (0.1 if self.done in self.slow_in else 1)
+        self.done += 1
+        super().step(closure)
+        group["lr"] = rate
+
+
+class Slower(Net):
+    """The reference of what a recovery does with the rate."""
+
+    def __init__(self, without: set[int], steps: range) -> None:
+        super().__init__(without)
+        self.steps = steps
+
+    def configure_optimizers(self) -> Any:
+        optimizer = SlowerAdam(self.parameters(), lr=0.02)
+        optimizer.slow_in = self.steps
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.7)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+@pytest.mark.parametrize("back", [0, 2])
+def test_after_going_back_the_rate_is_smaller_for_some_steps_and_schedules_go_on(back: int) -> None:
+    bad = set(range(9 - back, 10))  # batch_idx; schedules step at every fifth step
+    torch.manual_seed(0)
+    clean = Slower(bad, range(9 - back, 9 - back + 8))
+    reference = Trainer(FitLoop(max_epochs=1, epoch=EpochLoop()))
+    reference.fit(clean, data({}))
+    recovering = RecoverLoop(back=back, lr_scale=0.1, lr_steps=8)
+    model, trainer = trained({9: NAN}, recovering)
+    assert equal(clean, model)
+    rates = [one.context.optimizers[0].param_groups[0]["lr"] for one in (trainer, reference)]
+    assert rates[0] == rates[1]
+    assert not equal(model, trained({9: NAN}, RecoverLoop(back=back))[0])
+    assert recovering.history[0]["lr_scale"] == 0.1
+
+
+def test_going_back_again_begins_the_smaller_rate_anew() -> None:
+    torch.manual_seed(0)
+    clean = Slower({4, 7}, range(4, 4 + 2 + 5))  # steps 4 and 5, then five from step 6 on
+    Trainer(FitLoop(max_epochs=1, epoch=EpochLoop())).fit(clean, data({}))
+    model, _ = trained({4: NAN, 7: NAN}, RecoverLoop(lr_scale=0.1, lr_steps=5))
+    assert equal(clean, model)
+
+
+def test_a_step_that_raises_leaves_the_rate_as_it_was() -> None:
+    loop = RecoverLoop(lr_scale=0.1, lr_steps=8)
+    trainer = Trainer(FitLoop(max_epochs=1, epoch=EpochLoop(batch=loop)))
+    trainer.start(Net(), data({2: NAN}))
+    trainer.run(lambda t, m: t.context.counts.batch == 4)
+    optimizer = trainer.context.optimizers[0]
+    rate, group = optimizer.param_groups[0]["lr"], optimizer.param_groups[0]
+    group["betas"] = None
+    with pytest.raises(TypeError):
+        trainer.run()
+    group["betas"] = (0.9, 0.999)
+    trainer.run("judge:exit")
+    assert group["lr"] == rate
+
+
+def test_a_fit_that_is_left_within_a_batch_leaves_nothing_behind() -> None:
+    hooks = optimizers._global_optimizer_pre_hooks
+    loop = RecoverLoop(lr_scale=0.1)
+    trainer = Trainer(FitLoop(max_epochs=1, epoch=EpochLoop(batch=loop)))
+    trainer.start(Net(), data({2: NAN}))
+    trainer.run(lambda t, m: t.context.counts.batch == 4)
+    trainer.run("optimizer_step")
+    assert len(hooks) == 1
+    del loop, trainer
+    gc.collect()
+    assert not hooks
+
+
+def test_optimizers_of_others_keep_their_rates() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    other = torch.optim.SGD([weight], lr=1.0)
+
+    class Meanwhile(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+            weight.grad = torch.ones(1)
+            other.step()
+            return super().training_step(batch, batch_idx)
+
+    loop = FitLoop(max_epochs=1, epoch=EpochLoop(batch=RecoverLoop(lr_scale=0.1)))
+    Trainer(loop).fit(Meanwhile(), data({3: NAN}))
+    assert weight.item() == -24.0
+
+
 def test_what_was_done_is_told_and_kept(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "statemachine_trainer.recovery"):
         _, trainer = trained({5: NAN}, RecoverLoop(back=1))
@@ -214,6 +311,9 @@ def test_splits_along_time_are_undone_with_their_batch() -> None:
         {"back": -1},
         {"keep_every": 0},
         {"most": 0},
+        {"lr_scale": 0},
+        {"lr_scale": 1.5},
+        {"lr_steps": 0},
     ],
 )
 def test_a_wrong_setting_is_refused(settings: dict[str, Any]) -> None:
@@ -223,7 +323,7 @@ def test_a_wrong_setting_is_refused(settings: dict[str, Any]) -> None:
 
 def make_poisoned() -> Trainer:
     torch.manual_seed(0)
-    loop = RecoverLoop(back=1, keep_every=2)
+    loop = RecoverLoop(back=1, keep_every=2, lr_scale=0.5, lr_steps=2)
     trainer = Trainer(FitLoop(max_epochs=1, epoch=EpochLoop(batch=loop)))
     trainer.start(Net(), data({4: NAN}, 6))
     return trainer
@@ -232,6 +332,21 @@ def make_poisoned() -> Trainer:
 @pytest.mark.slow
 def test_stopped_at_any_boundary_of_a_recovery_it_ends_with_the_same_bits() -> None:
     assert_resumable(make_poisoned)
+
+
+@pytest.mark.parametrize("stop", ["forward", "optimizer_step"])
+def test_killed_within_a_batch_with_a_smaller_rate_it_goes_on_the_same(stop: str) -> None:
+    whole = make_poisoned()
+    whole.run()
+    killed = make_poisoned()
+    killed.run(until=lambda t, m: t.context.counts.batch == 5)
+    killed.run(until=stop)
+    state = Written.of(killed.state_dict())
+    killed.loop["batch"].abandon()  # its process is gone
+    resumed = make_poisoned()
+    resumed.load_state_dict(state.tree())
+    resumed.run()
+    assert equal(whole.context.model, resumed.context.model)
 
 
 @pytest.mark.parametrize("stop", ["judge", "roll_back", "batch_end"])

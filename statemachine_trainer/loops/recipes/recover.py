@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable
 from typing import Any, Literal
+from weakref import finalize, ref
 
 import torch
 
@@ -18,7 +19,14 @@ from statemachine_trainer.loops.changeable import put_rates_since
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import load_training_state, training_state
 from statemachine_trainer.loops.loop_errors import NotRecovered
-from statemachine_trainer.loops.settings_checks import flags, function, number, whole_number
+from statemachine_trainer.loops.settings_checks import (
+    flags,
+    function,
+    number,
+    refuse,
+    whole_number,
+)
+from statemachine_trainer.loops.slower_steps import SlowerSteps
 from statemachine_trainer.loops.spikes import why_spike, with_loss
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.snapshot.written import Written
@@ -47,6 +55,9 @@ class RecoverLoop(BatchLoop):
         gradient_norm: Largest 2-norm of all gradients, as they are after the batch; None for no limit.
         when: A function of the trainer that returns whether the batch is bad.
         back: Batches before the bad one that are passed over with it.
+        lr_scale: Fraction of the learning rate with which the optimizers step after the run has gone back; None for
+            the whole. Schedulers go on as without it.
+        lr_steps: For so many optimizer steps; going back again begins anew.
         keep_every: Batches after which a boundary is kept. All batches behind the boundary that the
             run goes back to are passed over.
         most: How often a fit goes back. Then `NotRecovered` surfaces.
@@ -74,6 +85,8 @@ class RecoverLoop(BatchLoop):
     reason: str = ""
     history: list[dict[str, Any]] = field(factory=list, scope="fit")
     gone_back: int = field(0, scope="fit")
+    slow_until: int = field(0, scope="fit")
+    """The rate is smaller as long as fewer optimizer steps are done."""
 
     def __init__(
         self,
@@ -82,6 +95,8 @@ class RecoverLoop(BatchLoop):
         spike: float | None = None,
         gradient_norm: float | None = None,
         when: Callable[[Any], bool] | None = None,
+        lr_scale: float | None = None,
+        lr_steps: int = 100,
         back: int = 0,
         keep_every: int = 1,
         most: int = 3,
@@ -93,6 +108,11 @@ class RecoverLoop(BatchLoop):
             if value is not None:
                 number(self, name, value, hint=" None is for no limit.")
         function(self, "when", when, "of the trainer that returns whether a batch is bad")
+        if lr_scale is not None and number(self, "lr_scale", lr_scale) > 1:
+            refuse(self, "lr_scale", lr_scale, "use a fraction: at most 1. None leaves the rate.")
+        self.lr_scale = lr_scale
+        self.lr_steps = whole_number(self, "lr_steps", lr_steps, 1)
+        self._slower: SlowerSteps | None = None
         self.nonfinite = nonfinite
         self.spike = spike
         self.gradient_norm = gradient_norm
@@ -107,6 +127,16 @@ class RecoverLoop(BatchLoop):
             "BatchLoop, and resume from a checkpoint."
         )
 
+    def restore(self) -> None:
+        # A batch may go on in the middle.
+        if self.slow_until:
+            self._begin_slower_steps()
+
+    def abandon(self) -> None:
+        slower, self._slower = self._slower, None
+        if slower is not None:
+            slower.end()
+
     # -- states ----------------------------------------------------------------------------------
 
     def batch_start(self) -> Literal["batch_started"]:
@@ -114,10 +144,14 @@ class RecoverLoop(BatchLoop):
         context = self.context
         if not self.kept or context.counts.batch - self.kept[-1]["batch"] >= self.keep_every:
             self._keep()
+        if context.counts.step < self.slow_until:
+            self._begin_slower_steps()
         return super().batch_start()
 
     def judge(self) -> Literal["fine", "bad"]:
         """Look whether the batch has done harm."""
+        if self._slower is not None:
+            self.abandon()
         loss = None if self.context.loss is None else self.context.loss.item()
         self.reason = self._why_bad(loss)
         if self.reason:
@@ -145,7 +179,11 @@ class RecoverLoop(BatchLoop):
         # The boundary stays: nothing has been trained since.
         self.kept = self.kept[: self.kept.index(found) + 1]
         self.gone_back += 1
-        said = {"first": found["batch"], "last": bad, "reason": self.reason}
+        slower: dict[str, Any] = {}
+        if self.lr_scale is not None:
+            self.slow_until = context.counts.step + self.lr_steps
+            slower = {"lr_scale": self.lr_scale, "lr_steps": self.lr_steps}
+        said = {"first": found["batch"], "last": bad, "reason": self.reason, **slower}
         self.history = [*self.history, {**said, "epoch": context.counts.epoch}]
         _log.warning(
             "passed over batches %d to %d of the run (%s): %s. %d of at most %d times.",
@@ -159,6 +197,11 @@ class RecoverLoop(BatchLoop):
         return "rolled_back"
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _begin_slower_steps(self) -> None:
+        """Let the optimizers of the fit step with a smaller rate, up to the end of the batch."""
+        if self._slower is None and self.lr_scale is not None:
+            self._slower = _slower_steps(self, self.lr_scale)
 
     def _keep(self) -> None:
         callbacks = [
@@ -222,6 +265,27 @@ class RecoverLoop(BatchLoop):
             f"{self.gone_back} times already ({before}). Look at the data and the learning rate; "
             f"{type(self).__name__}(most=...) allows more."
         )
+
+
+def _slower_steps(loop: RecoverLoop, scale: float) -> SlowerSteps:
+    """Lower the rates of the fit's optimizers as long as the loop says so.
+
+    Torch knows of it, for all optimizers of the process. It must not outlive the loop: a fit may be left in
+    the middle of a batch.
+    """
+    known = ref(loop)
+
+    def holds(optimizer: torch.optim.Optimizer) -> bool:
+        loop = known()
+        if loop is None:
+            return False
+        context = loop.context
+        ours = any(slot.optimizer is optimizer for slot in context.slots)
+        return ours and context.counts.step < loop.slow_until
+
+    slower = SlowerSteps(scale, holds)
+    finalize(loop, slower.end)
+    return slower
 
 
 def _norm_of_gradients(context: Context) -> float:
