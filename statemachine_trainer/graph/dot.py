@@ -6,7 +6,7 @@ import importlib.util
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from statemachine_trainer.graph.model import (
     END,
@@ -32,24 +32,31 @@ FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
 CHANGED_LINES: Mapping[Change, dict[str, str]] = {
     "added": {"style": "bold", "penwidth": "2.6"},
     "removed": {"style": "dotted", "penwidth": "2"},
-    "changed": {"style": "dashed", "penwidth": "2.2"},
+    "changed": {"penwidth": "1.8"},  # and the style that it has
 }
 # Even the hottest state is not fully opaque, so that its name stays legible.
 HOTTEST = 0.75
 
+LEAVES = "⇥"
+"""Before the events with which a state leaves the loop around it."""
+
+_FROM = " from "
+MARK = "initial "
+"""Before the path of a loop: the name of the mark at which it begins."""
+
 Attributes = Mapping[str, str]
+Places = Mapping[str, Attributes]
 
 
-def render(graph: GraphData, style: Style, palette: Palette, *, pixels: float | None = None) -> str:
+def render(graph: GraphData, style: Style, palette: Palette) -> str:
     """Return a graph in the DOT language.
 
     Args:
         graph: What to draw.
         style: The heat of states, what changed, and whether there is a legend.
         palette: Its colours.
-        pixels: Pixels per inch of a bitmap.
     """
-    return "\n".join([*_Drawing(graph, palette, style).lines(pixels), ""])
+    return "\n".join([*Drawing(graph, palette, style).lines(), ""])
 
 
 def state_id(path: str) -> str:
@@ -57,71 +64,126 @@ def state_id(path: str) -> str:
     return f"state {path}"
 
 
-def edge_id(number: int) -> str:
-    """Return the id of an edge in the picture."""
-    return f"edge {number}"
+def edge_id(number: int, start: str = "") -> str:
+    """Return the id of an edge in the picture; of its further arrows, with the path that they start from."""
+    return f"edge {number}{_FROM}{start}" if start else f"edge {number}"
 
 
-class _Drawing:
+def edge_of(name: str) -> str:
+    """Return the id of the edge that an arrow of this id is part of."""
+    return name.partition(_FROM)[0]
+
+
+class Arrow(NamedTuple):
+    """An arrow of the picture.
+
+    Attributes:
+        name: Its id. A transition that several states give is drawn as several arrows.
+        source: Path of the state that it comes from, or the mark at which a loop begins.
+        target: Path of the state that it leads to.
+        tail: The node that it begins at: of a loop, one inside.
+        head: The node that it leads to: of a loop, one inside.
+        look: Its attributes.
+    """
+
+    name: str
+    source: str
+    target: str
+    tail: str
+    head: str
+    look: Attributes
+
+
+class Drawing:
+    """A graph in the language of Graphviz.
+
+    Args:
+        graph: What to draw.
+        palette: Its colours.
+        style: The heat of states, what changed, and whether there is a legend.
+    """
+
     def __init__(self, graph: GraphData, palette: Palette, style: Style) -> None:
         self.graph, self.palette, self.style = graph, palette, style
         self.states = {state.path: state for state in graph.states()}
         self.changes = [style.edges.get(key) for key in edge_keys(graph.edges)]
+        self._places: Places = {}
 
-    def lines(self, pixels: float | None) -> Iterator[str]:
-        ink = self.palette.ink
-        yield f"digraph {_quoted(self.graph.name)} {{"
-        whole = {
+    def lines(self, pixels: float | None = None, places: Places | None = None) -> Iterator[str]:
+        """Yield the text.
+
+        Args:
+            pixels: Pixels per inch of a bitmap.
+            places: Where everything lies, if that is known: attributes by the name of a node, a cluster or an
+                arrow, and of the "graph".
+        """
+        self._places = places or {}
+        yield f"digraph {quoted(self.graph.name)} {{"
+        whole = {**self.whole(), **self._places.get("graph", {})}
+        if pixels is not None:
+            whole["dpi"] = f"{pixels:g}"
+        if legend := self.legend():
+            whole |= {"labelloc": "b", "labeljust": "c"}
+            yield f"  label={legend};"
+        yield f"  graph {attributes(whole)};"
+        yield from _indented(self.defaults())
+        yield from _indented(self._state(self.graph.root, 0))
+        if not self.graph.root.children:
+            yield from _indented(self.final())
+        for one in self.arrows():
+            yield f"  {quoted(one.tail)} -> {quoted(one.head)} {self._placed(one.name, one.look)};"
+        yield "}"
+
+    def whole(self) -> dict[str, str]:
+        """Return the attributes of the picture as a whole."""
+        return {
             "compound": "true",
             "newrank": "true",
             "bgcolor": self.palette.paper,
             "fontname": FONT,
-            "fontcolor": ink,
+            "fontcolor": self.palette.ink,
             "fontsize": "12",
             "ranksep": "0.32",
             "nodesep": "0.3",
             "pad": "0.15",
         }
-        if pixels is not None:
-            whole["dpi"] = f"{pixels:g}"
-        if self.style.legend and (legend := self._legend()):
-            whole |= {"labelloc": "b", "labeljust": "c"}
-            yield f"  label={legend};"
-        yield f"  graph {_attributes(whole)};"
+
+    def defaults(self) -> Iterator[str]:
+        """Yield the attributes that states and edges have if they have no others."""
         state = {"shape": "box", "style": "rounded,filled", "margin": "0.13,0.05", "height": "0.34"}
-        text = {"fontname": FONT, "fontcolor": ink}
-        yield f"  node {_attributes(state | text | {'fontsize': '12'})};"
-        yield f"  edge {_attributes(text | {'fontsize': '10', 'arrowsize': '0.7'})};"
-        yield from _indented(self._state(self.graph.root, 0))
-        if not self.graph.root.children:
-            yield from _indented(self._final())
-        for number, edge in enumerate(self.graph.edges):
-            yield from _indented(self._edge(number, edge))
-        yield "}"
+        text = {"fontname": FONT, "fontcolor": self.palette.ink}
+        yield f"node {attributes(state | text | {'fontsize': '12'})};"
+        yield f"edge {attributes(text | {'fontsize': '10', 'arrowsize': '0.7'})};"
+
+    def node(self, state: GraphState, depth: int = 0) -> str:
+        """Return the line of a state that has no states inside."""
+        return f"{quoted(state.path)} {self._placed(state.path, self.look(state, depth))};"
+
+    def marker(self, loop: GraphState) -> str:
+        """Return the line of the mark at which a loop begins."""
+        look = {"shape": "circle", "style": "filled", "width": "0.11", "height": "0.11"}
+        look |= {"label": "", "fixedsize": "true", "class": "initial"}
+        look |= {"fillcolor": self.palette.line, "color": self.palette.line}
+        return f"{quoted(_marker(loop))} {self._placed(_marker(loop), look)};"
+
+    def _placed(self, name: str, look: Attributes) -> str:
+        return attributes({**look, **self._places.get(name, {})})
 
     def _state(self, state: GraphState, depth: int) -> Iterator[str]:
         if not state.children:
-            yield f"{_quoted(state.path)} {_attributes(self._look(state, depth))};"
+            yield self.node(state, depth)
             return
-        yield f"subgraph {_quoted(_cluster(state))} {{"
-        look = self._look(state, depth) | {"margin": "9", "labelloc": "t", "labeljust": "l"}
-        yield f"  graph {_attributes(look)};"
-        marker = {"shape": "circle", "style": "filled", "width": "0.11", "height": "0.11"}
-        marker |= {"label": "", "fixedsize": "true", "class": "initial"}
-        marker |= {"fillcolor": self.palette.line, "color": self.palette.line}
-        yield f"  {_quoted(_marker(state))} {_attributes(marker)};"
-        if state.initial in self.states:
-            line = {"class": "initial", "color": self.palette.line, "weight": "8"}
-            to = self.states[state.initial]
-            line |= {"lhead": _cluster(to)} if to.children else {}
-            yield f"  {_quoted(_marker(state))} -> {_quoted(_way_in(to))} {_attributes(line)};"
+        yield f"subgraph {quoted(cluster(state))} {{"
+        look = self.look(state, depth) | {"margin": "9", "labelloc": "t", "labeljust": "l"}
+        yield f"  graph {self._placed(cluster(state), look)};"
+        yield f"  {self.marker(state)}"
         for child in state.children:
             yield from _indented(self._state(child, depth + 1))
         if state is self.graph.root:
-            yield from _indented(self._final())
+            yield from _indented(self.final())
         yield "}"
 
-    def _look(self, state: GraphState, depth: int) -> dict[str, str]:
+    def look(self, state: GraphState, depth: int) -> dict[str, str]:
         """Return fill, border and label of a state or loop."""
         palette, change = self.palette, self.style.states.get(state.path)
         inside = palette.loop_inside if depth % 2 else palette.loop
@@ -145,7 +207,8 @@ class _Drawing:
             colour = getattr(palette, change)
             line = CHANGED_LINES[change]
             look |= {"color": colour, "fontcolor": colour, "penwidth": line["penwidth"]}
-            look["style"] = f"rounded,filled,{line['style']}"
+            if "style" in line:
+                look["style"] = f"rounded,filled,{line['style']}"
         if state.path == self.graph.current:
             look |= {"fillcolor": RUNNING, "fontcolor": ON_RUNNING}
         return look
@@ -177,11 +240,23 @@ class _Drawing:
             title += f" as {state.like}" if state.like else ""
         heard = {"enter": state.on_enter, "exit": state.on_exit}
         lines = [title, *(f"{kind} / {', '.join(who)}" for kind, who in heard.items() if who)]
+        if self._leaves(state):
+            lines.append(f"{LEAVES} {', '.join(state.leaving)}")
         if len(lines) == 1:
             return _text(title)
         return "".join(f"{_text(line)}\\l" for line in lines)
 
-    def _final(self) -> Iterator[str]:
+    def _leaves(self, state: GraphState) -> bool:
+        """Return whether a state leaves a loop; from the outermost loop lines lead to the end instead."""
+        around = state.path.rpartition(SEPARATOR)[0]
+        return (
+            bool(state.leaving)
+            and state.path.startswith(f"{self.graph.root.path}{SEPARATOR}")
+            and around != self.graph.root.path
+        )
+
+    def final(self) -> Iterator[str]:
+        """Yield the line of the final state, if anything leads there."""
         if not any(edge.target == END for edge in self.graph.edges):
             return
         running = self.graph.current == END
@@ -197,27 +272,44 @@ class _Drawing:
             "fillcolor": RUNNING if running else self.palette.line,
             "color": self.palette.line,
         }
-        yield f"{_quoted(END)} {_attributes(look)};"
+        yield f"{quoted(END)} {self._placed(END, look)};"
 
-    def _edge(self, number: int, edge: GraphEdge) -> Iterator[str]:
+    def arrows(self) -> Iterator[Arrow]:
+        """Yield the arrows of all edges, and from the mark of each loop to the state it begins in."""
+        for state in self.graph.root.walk():
+            if state.children and state.initial in self.states:
+                line = {"class": "initial", "color": self.palette.line, "weight": "8"}
+                to = self.states[state.initial]
+                line |= {"lhead": cluster(to)} if to.children else {}
+                mark = _marker(state)
+                yield Arrow(f"from {mark}", mark, to.path, mark, _way_in(to), line)
+        for number, edge in enumerate(self.graph.edges):
+            yield from self._edge(number, edge)
+
+    def _edge(self, number: int, edge: GraphEdge) -> Iterator[Arrow]:
+        name = edge_id(number)
         source, target = self.states[edge.source], self.states[edge.target]
-        look = self._line(edge, self.changes[number]) | {"id": edge_id(number)}
+        look = self._line(edge, self.changes[number])
         if edge.target == END and source.children:
             # The end of the machine lies in its outermost loop, whose states lead there.
-            for child in self._ending(source, edge.event):
-                yield self._arrow(child, _way_out(child, edge.event), target, look)
+            for n, child in enumerate(self._ending(source, edge.event)):
+                name = edge_id(number, child.path if n else "")
+                yield self._arrow(name, child, _way_out(child, edge.event), target, look)
         elif self._is_return(source, target):
-            yield self._arrow(source, _way_in(source), target, look)
+            yield self._arrow(name, source, _way_in(source), target, look)
         else:
-            yield self._arrow(source, _way_out(source, edge.event), target, look)
+            yield self._arrow(name, source, _way_out(source, edge.event), target, look)
 
-    def _arrow(self, source: GraphState, tail: str, target: GraphState, look: Attributes) -> str:
+    def _arrow(
+        self, name: str, source: GraphState, tail: str, target: GraphState, look: Attributes
+    ) -> Arrow:
         cut: dict[str, str] = {}
         # Graphviz cuts an edge at the border of a loop, but not where one end lies within the other.
         if not f"{target.path}{SEPARATOR}".startswith(f"{source.path}{SEPARATOR}"):
-            cut |= {"ltail": _cluster(source)} if source.children else {}
-            cut |= {"lhead": _cluster(target)} if target.children else {}
-        return f"{_quoted(tail)} -> {_quoted(_way_in(target))} {_attributes({**look, **cut})};"
+            cut |= {"ltail": cluster(source)} if source.children else {}
+            cut |= {"lhead": cluster(target)} if target.children else {}
+        look = {**look, "id": name, **cut}
+        return Arrow(name, source.path, target.path, tail, _way_in(target), look)
 
     def _ending(self, root: GraphState, event: str) -> list[GraphState]:
         ending = [child for child in root.children if event in child.leaving]
@@ -265,8 +357,9 @@ class _Drawing:
     def _room(self) -> str:
         return f"\\n{_text(self.style.room)}" if self.style.room else ""
 
-    def _legend(self) -> str:
-        cells = list(self._signs())
+    def legend(self) -> str:
+        """Return the label that explains the signs of the picture; empty if there is none."""
+        cells = list(self._signs()) if self.style.legend else []
         if not cells:
             return ""
         columns = "".join(f"<td>{cell}</td>" for cell in cells)
@@ -282,6 +375,8 @@ class _Drawing:
             )
         if any(s.resting for s in leaves):
             yield _swatch("thick border: may rest", "rounded", p.ink, p.state, border=2)
+        if any(map(self._leaves, leaves)):
+            yield f'<font point-size="10">{LEAVES} event: leaves the loop around it</font>'
         if self.graph.current is not None:
             yield _swatch("running", "rounded", p.border, RUNNING)
         if any(edge.posted for edge in self.graph.edges):
@@ -318,13 +413,14 @@ def _label(edge: GraphEdge, change: Change | None) -> str:
     return text
 
 
-def _cluster(loop: GraphState) -> str:
+def cluster(loop: GraphState) -> str:
+    """Return the name of the box of a loop."""
     # Graphviz draws a box around subgraphs whose name begins so.
     return f"cluster {loop.path}"
 
 
 def _marker(loop: GraphState) -> str:
-    return f"initial {loop.path}"
+    return f"{MARK}{loop.path}"
 
 
 def _way_in(state: GraphState) -> str:
@@ -345,11 +441,13 @@ def _text(text: str) -> str:
     return " ".join(text.split()).replace("&", "&amp;").replace("\\", "\\\\")
 
 
-def _attributes(values: Attributes) -> str:
-    return "[" + ", ".join(f"{name}={_quoted(value)}" for name, value in values.items()) + "]"
+def attributes(values: Attributes) -> str:
+    """Return attributes as they are written behind a node or an edge."""
+    return "[" + ", ".join(f"{name}={quoted(value)}" for name, value in values.items()) + "]"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return a name between quotation marks."""
     return '"' + text.replace('"', '\\"') + '"'
 
 
@@ -373,8 +471,15 @@ def is_installed() -> bool:
     return importlib.util.find_spec("pygraphviz") is not None
 
 
-def lay_out(dot: str, form: Literal["svg", "png"]) -> bytes:
+def lay_out(
+    dot: str, form: Literal["svg", "png", "json", "dot"], prog: Literal["dot", "nop2"] = "dot"
+) -> bytes:
     """Lay out and draw a graph given in the DOT language.
+
+    Args:
+        dot: The graph.
+        form: What to return.
+        prog: "nop2" where the text says where everything lies.
 
     Raises:
         GraphvizMissing: pygraphviz is not installed.
@@ -388,6 +493,6 @@ def lay_out(dot: str, form: Literal["svg", "png"]) -> bytes:
         ) from error
     with _ONE_AT_A_TIME:
         picture: Any = pygraphviz.AGraph(string=dot)
-        drawn: bytes = picture.draw(format=form, prog="dot")
+        drawn: bytes = picture.draw(format=form, prog=prog)
         picture.close()
     return drawn

@@ -104,9 +104,10 @@ class Drawable:
 
     def to_png(self, *, pixels_per_inch: float = 144, **look: Unpack[Look]) -> bytes:
         """Return a PNG; light by default."""
+        from statemachine_trainer.graph import svg
+
         graph, style, theme = self._dressed("light", look)
-        text = dot.render(graph, style, _palette(theme), pixels=pixels_per_inch)
-        return dot.lay_out(text, "png")
+        return svg.render_png(graph, style, theme, pixels=pixels_per_inch)
 
     def to_html(self, **look: Unpack[Look]) -> str:
         """Return a page with the picture and its text that works offline."""

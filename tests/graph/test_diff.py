@@ -151,7 +151,7 @@ def test_a_loop_in_place_of_a_state_and_the_other_way_round_can_be_drawn() -> No
 
 def test_what_changed_is_marked_without_colours_too() -> None:
     diff = graph(Fit()).diff(graph(swapped()))
-    assert '"- count"' in diff.to_dot()
+    assert '"- count' in diff.to_dot()
     assert 'label=" + climbed "' in diff.to_dot()
     mermaid = diff.to_mermaid()
     assert "+ climb" in mermaid

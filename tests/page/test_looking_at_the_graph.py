@@ -37,8 +37,8 @@ def test_all_of_it_fits_into_the_window_and_the_page_does_not_scroll(shown: Any)
     inside = """() => {
         const [pane, graph] = ["#graph", "#graph .graph"].map(
             (one) => document.querySelector(one).getBoundingClientRect());
-        return graph.left >= pane.left && graph.right <= pane.right
-            && graph.top >= pane.top && graph.bottom <= pane.bottom
+        return graph.left >= pane.left - 1 && graph.right <= pane.right + 1
+            && graph.top >= pane.top - 1 && graph.bottom <= pane.bottom + 1
             && document.documentElement.scrollHeight <= innerHeight;
     }"""
     assert shown.evaluate(inside)
