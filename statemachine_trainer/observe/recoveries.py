@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from statemachine_trainer.graph.graph import Graph
-from statemachine_trainer.loops.recipes.recover import RecoverLoop
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.signals import Subscription
+
+if TYPE_CHECKING:
+    from statemachine_trainer.loops.recipes.recover import RecoverLoop
 
 Note = Callable[[str, Mapping[str, Any]], None]
 
@@ -30,10 +33,19 @@ def watch_recoveries(driver: Driver, note: Note) -> list[Callable[[], None]]:
     def recovery(loop: RecoverLoop) -> None:
         note("recovery", loop.history[-1])
 
-    edges = {f"{edge.source}:{edge.event}" for edge in Graph.of(driver.machine).edges if edge.error}
-    watches = [driver.board.watch(name, error) for name in sorted(edges)]
+    edges = Graph.of(driver.machine).edges
+    names = {f"{edge.source}:{edge.event}" for edge in edges if edge.error}
+    watches = [driver.board.watch(name, error) for name in sorted(names)]
+    if any(edge.event == "rolled_back" for edge in edges):
+        watches += _of_loops(driver, recovery)
+    return [one.cancel for one in watches]
+
+
+def _of_loops(driver: Driver, recovery: Callable[[RecoverLoop], None]) -> Iterator[Subscription]:
+    # Imported where there is one: most fits have none, and start sooner.
+    from statemachine_trainer.loops.recipes.recover import RecoverLoop
+
     for path, loop in driver.root.walk(driver.name):
         if isinstance(loop, RecoverLoop):
             name = f"{path}.roll_back:rolled_back"
-            watches.append(driver.board.watch(name, lambda loop=loop: recovery(loop)))
-    return [one.cancel for one in watches]
+            yield driver.board.watch(name, lambda loop=loop: recovery(loop))
