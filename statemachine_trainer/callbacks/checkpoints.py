@@ -14,7 +14,11 @@ from torch import nn
 
 from statemachine_trainer import run_record
 from statemachine_trainer.callbacks.averages import Average
-from statemachine_trainer.callbacks.finding import NoCheckpoint, find_checkpoint
+from statemachine_trainer.callbacks.finding import (
+    NoCheckpoint,
+    facts_of_others,
+    find_checkpoint,
+)
 from statemachine_trainer.callbacks.interruption import WARNINGS, Interrupted
 from statemachine_trainer.callbacks.measured import (
     OtherWeights,
@@ -484,8 +488,13 @@ class Checkpoints(HasSettings):
         if not _keeps_record():
             return
         if loaded is not None:
+            others = facts_of_others(loaded)
             run_record.note(
-                self.store.root, "resumed", self.store.versions, checkpoint=str(loaded.path)
+                self.store.root,
+                "resumed",
+                self.store.versions,
+                checkpoint=str(loaded.path),
+                **others,
             )
             return
         if restart and self.mirror is not None:

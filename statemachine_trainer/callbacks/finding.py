@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from statemachine_trainer.files import is_address, path_given
 from statemachine_trainer.loops.loop_errors import SettingError
@@ -16,8 +18,19 @@ from statemachine_trainer.snapshot import (
     Store,
 )
 from statemachine_trainer.snapshot.mirror import Mirror
-from statemachine_trainer.snapshot.ranked import find_together, tree_of_rank
+from statemachine_trainer.snapshot.ranked import (
+    find_together,
+    ranks_of,
+    read_parts_together,
+    tree_of_rank,
+)
 from statemachine_trainer.snapshot.store import load_checkpoint
+
+if TYPE_CHECKING:
+    from statemachine_trainer.loops.context import Context
+
+OTHERS: Final = "of_other_ranks"
+"""Stands in a state that another number of ranks goes on with, beside what was not the same at each."""
 
 
 class NoCheckpoint(NotACheckpoint):
@@ -34,15 +47,45 @@ def find_checkpoint(
     Raises:
         NoCheckpoint: There is none at the place that was named, or "auto" without a store.
         SettingError: It names no place.
-        SnapshotMismatch: It was written by another number of ranks; or the store has another run than the address.
+        SnapshotMismatch: It was written by another number of ranks, at a moment at which that may not change; or the
+            store has another run than the address.
     """
     ranks = Ranks.here()
-    find = partial(_find, store, resume, mirror)
+    size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
+    find = partial(_find, store, resume, mirror, partial(_misfit, size))
     loaded = find() if ranks is None else find_together(ranks, find)
-    return None if loaded is None else replace(loaded, tree=tree_of_rank(loaded.tree, ranks))
+    if loaded is None:
+        return None
+    if ranks_of(loaded.tree) == size:
+        return replace(loaded, tree=tree_of_rank(loaded.tree, rank))
+    from statemachine_trainer.callbacks.other_ranks import for_other_ranks  # most runs keep theirs
+
+    return replace(loaded, tree=for_other_ranks(loaded.tree, rank))
 
 
-def _find(store: Store | None, resume: str | Path, mirror: Mirror | None) -> Loaded | None:
+def _misfit(size: int, loaded: Loaded) -> str | None:
+    """Return why a number of ranks cannot go on from a checkpoint; None if they can."""
+    before = ranks_of(loaded.tree)
+    if before == size:
+        return None
+    from statemachine_trainer.callbacks.other_ranks import number_of, why_not
+
+    why = why_not(loaded.tree)
+    if why is None:
+        return None
+    return (
+        f"it is of a run with {number_of(before)}, and this one has {size}. Their number cannot change there: "
+        f"{why}. Start as many (torchrun --nproc-per-node {before}), go on from one at the end of an epoch, or begin "
+        "anew with the weights alone: load_weights(model, checkpoint)."
+    )
+
+
+def _find(
+    store: Store | None,
+    resume: str | Path,
+    mirror: Mirror | None,
+    misfit: Callable[[Loaded], str | None],
+) -> Loaded | None:
     if not isinstance(resume, str | PathLike):
         raise SettingError(
             f"resume={resume!r} names no checkpoint: use 'auto' or a folder, or leave it out."
@@ -55,12 +98,12 @@ def _find(store: Store | None, resume: str | Path, mirror: Mirror | None) -> Loa
         store.wait()
         if mirror is not None:
             mirror.fetch(store.root)
-        return store.newest()
+        return store.newest(misfit=misfit)
     if isinstance(resume, str) and is_address(resume):
         from statemachine_trainer.snapshot.remote import find_at  # hardly ever needed
 
         try:
-            return find_at(resume, store, mirror)
+            return find_at(resume, store, mirror, misfit)
         except NotACheckpoint as error:
             raise NoCheckpoint(str(error)) from None
     if mirror is not None and store is not None:
@@ -69,6 +112,46 @@ def _find(store: Store | None, resume: str | Path, mirror: Mirror | None) -> Loa
             store.wait()
             mirror.fetch(store.root)
     try:
-        return load_checkpoint(resume)
+        return load_checkpoint(resume, misfit=misfit)
     except NotACheckpoint as error:
         raise NoCheckpoint(str(error)) from None
+
+
+def state_of_rank(loaded: Loaded, context: Context) -> Any:
+    """Return the state with which this rank goes on from a checkpoint. A collective, where tensors are cut up.
+
+    Args:
+        loaded: What `find_checkpoint` returned.
+        context: The context of the fit, which was just assembled.
+
+    Raises:
+        AnotherRankFailed: Another rank could not read its parts.
+    """
+    state = read_parts_together(loaded, context.model)
+    ranks = Ranks.here()
+    if ranks is None or not is_of_others(state):
+        return state
+    from statemachine_trainer.callbacks.other_ranks import derive_generators
+
+    return derive_generators(state, ranks.rank)
+
+
+def tell_of_others(loaded: Loaded, context: Context) -> None:
+    """Warn once of what is not as before, where another number of ranks goes on."""
+    if is_of_others(loaded.tree):
+        from statemachine_trainer.callbacks.other_ranks import tell
+
+        tell(loaded, context, Ranks.here())
+
+
+def facts_of_others(loaded: Loaded) -> dict[str, int]:
+    """Return the numbers of ranks before and now, for the record of the run; nothing if they are the same."""
+    if not is_of_others(loaded.tree):
+        return {}
+    tree, ranks = cast("dict[str, Any]", loaded.tree), Ranks.here()
+    return {"ranks_before": tree[OTHERS]["ranks"], "ranks": 1 if ranks is None else ranks.size}
+
+
+def is_of_others(state: Any) -> bool:
+    """Return whether a state was made for another number of ranks than have written it."""
+    return isinstance(state, Mapping) and OTHERS in state

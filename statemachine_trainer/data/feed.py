@@ -83,6 +83,8 @@ class Feed:
 
         An iterable data set may be wrong about its length: the end is where the data ends.
         """
+        if self._reader.batches_of_pass is not None:
+            return self._reader.batches_of_pass
         if isinstance(self.loader, SeveralLoaders):
             return self.loader.length([feed.length for feed in self.parts.values()])
         return length_of(self.loader)
@@ -243,6 +245,7 @@ class Feed:
                 "that does not read ahead would lose. Resume with Trainer(prefetch=True)."
             )
         inside = state["phase"] in ("running", "ended")
+        same_pass = inside and not state["reader"].get("of_other_ranks")
         differences = []
         if inside and state["kind"] != self._reader.kind:
             differences.append(f"the kind of loader was {state['kind']}, is {self._reader.kind}")
@@ -253,7 +256,7 @@ class Feed:
             differences = [
                 f"{fact} was {was}, is {now.get(fact)}"
                 for fact, was in state["facts"].items()
-                if was != now.get(fact) and (inside or fact == "items")
+                if was != now.get(fact) and (same_pass or fact == "items")
             ]
         if differences:
             raise DataChanged(

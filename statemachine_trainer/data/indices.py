@@ -158,6 +158,13 @@ class IndexStream:
         self.exhausted = over
         self.go_back(position)
 
+    def stand_after(self, position: int) -> None:
+        """Stand after so many batches, of which others have drawn the indices."""
+        self.start = {"iterated": self._record(), "drawn": self._record()}
+        self._live = self.plan.arrange(iter(self.plan.source))
+        for indices in islice(self._live, position):
+            self._draw(indices)
+
     def _give(self) -> Iterator[Any]:
         while self._again:
             yield self._again.popleft()

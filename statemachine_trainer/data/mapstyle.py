@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import (
@@ -16,7 +16,7 @@ from torch.utils.data import (
     MapDataPipe,
 )
 
-from statemachine_trainer.data.data_errors import NotExact, OrderKept
+from statemachine_trainer.data.data_errors import DataChanged, NotExact, OrderKept
 from statemachine_trainer.data.indices import IndexStream, plan_for
 from statemachine_trainer.data.own_generators import (
     bring_back,
@@ -32,6 +32,9 @@ from statemachine_trainer.data.workers import WorkerStart, end_at_exit
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot.held import own_states
 from statemachine_trainer.snapshot.rng import isolated_rng
+
+if TYPE_CHECKING:
+    from statemachine_trainer.data.dealing import Deal
 
 
 class MapReader(Reader):
@@ -57,6 +60,7 @@ class MapReader(Reader):
         if loader.num_workers:
             end_at_exit(self)
         self._stream: IndexStream | None = None
+        self._deal: Deal | None = None  # of the rest of this pass, where other ranks have begun it
         self._slot = _Slot()
         self._reading: DataLoader[Any] | None = None  # with persistent workers, for all passes
         self._iterator: Any = None
@@ -89,7 +93,8 @@ class MapReader(Reader):
 
     def begin(self, epoch: int) -> None:
         self._epoch = epoch
-        self._stream = None
+        self._stream = self._deal = None
+        self.batches_of_pass = None
         set_epoch(self._parts.values(), epoch)
 
     def open(self, position: int) -> Iterator[Any]:
@@ -142,6 +147,7 @@ class MapReader(Reader):
             "seed": self.seed,
             "seeded": self._seeded,
             "has_drawn_base_seed": self._has_drawn_base_seed,
+            "cursor": None if phase == "idle" else self._cursor(),
             "pass": None,
         }
         if stream is not None and stream.drawn and (phase == "running" or state["samplers"]):
@@ -157,7 +163,11 @@ class MapReader(Reader):
         self.begin(epoch)
         self._adopt_seeding(state)
         self._has_drawn_base_seed = state["has_drawn_base_seed"]
-        if state["pass"] is not None:
+        if state.get("of_other_ranks"):
+            if phase == "running":
+                self._go_on_with_pass_of_others(state, position)
+        elif state["pass"] is not None:
+            self._deal = self._deal_of(state, position)
             self._stream = self._new_stream()
             with isolated_rng(()):
                 self._stream.resume(state["pass"], position)
@@ -165,6 +175,30 @@ class MapReader(Reader):
         bring_back(self._parts, state["own"], self.name)
         if "dataset" in state and self._dataset_has_state():
             self._parts["dataset"].load_state_dict(state["dataset"])
+
+    def _cursor(self) -> dict[str, Any] | None:
+        from statemachine_trainer.data.dealing import cursor
+
+        return cursor(self.loader, self._deal)
+
+    def _deal_of(self, state: dict[str, Any], position: int) -> Deal | None:
+        """Return how the rest of a pass that is loaded is dealt out, if its beginning was to other ranks."""
+        from statemachine_trainer.data.dealing import deal_of
+
+        anew = state.get("of_other_ranks", False)
+        return deal_of(state.get("cursor"), self.loader, position, anew=anew)
+
+    def _go_on_with_pass_of_others(self, state: dict[str, Any], position: int) -> None:
+        self._deal = self._deal_of(state, position)
+        if self._deal is None:
+            raise DataChanged(
+                f"The checkpoint is of other ranks, which have read a part of this epoch of {self.name!r} in the order "
+                f"of {' '.join(map(str, state['cursor']['order']))}. The {sampler_name(self.loader)} here gives "
+                "another one. Give each rank the same by torch's DistributedSampler(dataset, num_replicas, rank), also "
+                "where there is one rank only; or go on from a checkpoint at the end of an epoch."
+            )
+        self._stream = self._new_stream()
+        self._stream.stand_after(position)
 
     def _adopt_seeding(self, state: dict[str, Any]) -> None:
         self.seed = state["seed"]
@@ -182,8 +216,12 @@ class MapReader(Reader):
 
     def _new_stream(self) -> IndexStream:
         loader = self.loader
+        if self._deal is None:
+            plan = plan_for(loader)
+        else:
+            plan, self.batches_of_pass = self._deal.plan(loader)
         return IndexStream(
-            plan_for(loader),
+            plan,
             ahead=loader.num_workers * (loader.prefetch_factor or 0),
             batched=loader.batch_sampler is not None,
             epoch=self._epoch if self._seeded else None,

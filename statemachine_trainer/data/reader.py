@@ -31,6 +31,8 @@ class Reader(ABC):
     """Reads a loader's batches in passes; the feed around it counts them."""
 
     kind: ClassVar[str]
+    batches_of_pass: int | None = None
+    """Batches of this pass, where it has another number than others: its rest is dealt out anew."""
 
     @property
     def draws_in(self) -> DrawsIn:

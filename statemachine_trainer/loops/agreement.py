@@ -8,8 +8,7 @@ data differ, so the ranks agree on them here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from functools import reduce
+from collections.abc import Collection, Iterator
 from typing import Any, Final, cast
 
 from statemachine_trainer.loops.base import TrainingLoop, training_loops
@@ -214,47 +213,17 @@ def reduce_over_ranks(ranks: Ranks, table: Metrics, only: Collection[str] | None
         table: The metrics of a pass.
         only: Names of the numbers; all of them unless given.
     """
+    from statemachine_trainer.loops.metrics.joining import joined, plain
+
     entries = table._entries
     mine = {
-        name: _plain(name, one)
+        name: plain(name, one)
         for name, one in entries.items()
         if isinstance(one, Number) and (only is None or name in only)
     }
     told = cast("list[dict[str, Any]]", ranks.from_all(cast(Json, mine)))
     for name in dict.fromkeys(name for one in told for name in one):
-        joined = reduce(_joined, [one[name] for one in told if name in one])
-        entries[name] = Number.restored(joined)
+        ours = [one[name] for one in told if name in one]
+        entries[name] = Number.restored(joined(ours))
     table._numbers = None
     table.compute()  # here, where all ranks are: some objects communicate in `compute`
-
-
-def _plain(name: str, number: Number) -> dict[str, Any]:
-    """Return the state of a number as JSON, with the values on devices added."""
-    state: dict[str, Any] = number.state(name, None)
-    totals = [state["total"], *(float(one) for one in state["totals_on"].values())]
-    newest = state["newests_on"].get(state["newest_on"], state["newest"])
-    folded = {"total": _FOLDS[number.reduce](totals), "newest": float(newest)}
-    return {**state, **folded, "newest_on": None, "totals_on": {}, "newests_on": {}}
-
-
-def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Merge two accumulators of a metric. For "last" the value of the first rank counts."""
-    fold = _FOLDS[one["reduce"]]
-    total = fold([one["total"], other["total"]])
-    return {**one, "total": total, "weight": one["weight"] + other["weight"]}
-
-
-def _extreme(choose: Any) -> Any:
-    def fold(values: list[float]) -> float:
-        return next((value for value in values if value != value), choose(values))
-
-    return fold
-
-
-_FOLDS: Final[Mapping[str, Any]] = {
-    "mean": sum,
-    "sum": sum,
-    "min": _extreme(min),
-    "max": _extreme(max),
-    "last": lambda values: values[0],
-}

@@ -12,7 +12,11 @@ import torch
 from torch import nn
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
-from statemachine_trainer.callbacks.finding import find_checkpoint
+from statemachine_trainer.callbacks.finding import (
+    find_checkpoint,
+    state_of_rank,
+    tell_of_others,
+)
 from statemachine_trainer.control.ownership import FolderInUse, Ownership
 from statemachine_trainer.loops.assembly import Equipment, assemble_evaluation, assemble_fit, go_on
 from statemachine_trainer.loops.base import (
@@ -65,7 +69,7 @@ from statemachine_trainer.running.subscribing import (
 from statemachine_trainer.running.switches import Switches
 from statemachine_trainer.running.weights import BestInModel, Checkpoint, the_rule, weights_of
 from statemachine_trainer.snapshot import Loaded
-from statemachine_trainer.snapshot.ranked import do_together, read_parts_together
+from statemachine_trainer.snapshot.ranked import do_together
 from statemachine_trainer.snapshot.rng import seed_everything
 
 
@@ -273,11 +277,13 @@ class Session:
             self._host.checkpoints.know_base(context.model)
         with self.in_charge(self._fit):
             if loaded is not None:
-                state = read_parts_together(loaded, context.model)
+                state = state_of_rank(loaded, context)
             if state is not None:
                 self._load(
                     state, given.fresh, "the state" if checkpoint is None else checkpoint.name
                 )
+            if loaded is not None:
+                tell_of_others(loaded, context)
             if noting is not None:
                 self._state.check_writable()
                 noting.note_start(loaded, restart=given.restart)

@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves
+from statemachine_trainer.parallel.gradient_sync import is_cut_up
 from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.snapshot import codec, strictjson, tensor_file
 from statemachine_trainer.snapshot.checkpoint_folder import FileEntry
 from statemachine_trainer.snapshot.marks import is_mark, take_out
 from statemachine_trainer.snapshot.snapshot_errors import (
     SnapshotError,
-    SnapshotMismatch,
     Unwritable,
     WriteFailed,
 )
@@ -192,7 +192,8 @@ def read_parts_together(loaded: Loaded, model: nn.Module) -> Any:
             error is its own.
     """
     tree: Any = loaded.tree
-    if not any(is_mark(one) for _, one in leaves_with_paths(tree, is_leaf=is_mark)):
+    marked = any(is_mark(one) for _, one in leaves_with_paths(tree, is_leaf=is_mark))
+    if not marked and not any(map(is_cut_up, model.parameters())):
         return tree
     from statemachine_trainer.snapshot.shards import with_parts  # most runs have none
 
@@ -204,35 +205,38 @@ def read_parts_together(loaded: Loaded, model: nn.Module) -> Any:
     return tree
 
 
-def tree_of_rank(tree: Any, ranks: Ranks | None) -> Any:
-    """Return the state of this rank out of a checkpoint.
+def ranks_of(tree: Any) -> int:
+    """Return how many ranks have written the tree of a checkpoint."""
+    return len(tree.get(_RANKS, [None])) if isinstance(tree, Mapping) else 1
 
-    Raises:
-        SnapshotMismatch: It was written by another number of ranks.
-    """
-    size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
+
+def trees_of_ranks(tree: Any) -> list[Any]:
+    """Return the state of each rank that has written a checkpoint. They share the tensors that were the same."""
+    if not isinstance(tree, Mapping):
+        return [tree]
+    first = {name: value for name, value in tree.items() if name != _RANKS}
+    tensors = dict(_tensors(first))
+    return [first, *(_completed(part, tensors) for part in tree.get(_RANKS, [None])[1:])]
+
+
+def tree_of_rank(tree: Any, rank: int) -> Any:
+    """Return the state of one of the ranks that have written a checkpoint."""
     if not isinstance(tree, Mapping):
         return tree
-    parts = tree.get(_RANKS, [None])
-    if len(parts) != size:
-        raise SnapshotMismatch(
-            f"The checkpoint is of a run with {_processes(len(parts))}, and this one has {size}: "
-            "each has its own place in the data and its own random numbers. Start as many "
-            f"(torchrun --nproc-per-node {len(parts)}), or begin anew with the weights alone: "
-            "load_weights(model, checkpoint)."
-        )
     first = {name: value for name, value in tree.items() if name != _RANKS}
-    if rank == 0:
-        return first
-    part, shared = parts[rank][_OWN], set(parts[rank][_SHARED])
-    tensors = dict(_tensors(first))
-    paths = (path for path, _ in leaves_with_paths(part))
+    return first if rank == 0 else _completed(tree[_RANKS][rank], dict(_tensors(first)))
+
+
+def _completed(part: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Return the tree of a rank, with the tensors that it shares with rank 0."""
+    shared = set(part[_SHARED])
+    paths = (path for path, _ in leaves_with_paths(part[_OWN]))
 
     def completed(leaf: object) -> object:
         path = next(paths)
         return tensors[path] if path in shared else leaf
 
-    return map_leaves(completed, part)
+    return map_leaves(completed, part[_OWN])
 
 
 def digest(tensor: torch.Tensor) -> str | None:
@@ -241,10 +245,6 @@ def digest(tensor: torch.Tensor) -> str | None:
         return None
     kind = f"{tensor.dtype} {tuple(tensor.shape)} {tensor.device.type} {tensor.requires_grad}"
     return hashlib.sha256(plain_bytes(tensor)).hexdigest() + kind
-
-
-def _processes(count: int) -> str:
-    return "1 process" if count == 1 else f"{count} processes"
 
 
 def _tensors(tree: object) -> Iterator[tuple[str, torch.Tensor]]:

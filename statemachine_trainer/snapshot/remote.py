@@ -6,7 +6,7 @@ An address is a text. A path object of one has lost its slashes, and is refused 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -94,7 +94,12 @@ def at_hand(place: str | Path, *, whole_run: bool = False) -> Iterator[str | Pat
         yield folder
 
 
-def find_at(address: str, store: Store | None, mirror: Mirror | None) -> Loaded:
+def find_at(
+    address: str,
+    store: Store | None,
+    mirror: Mirror | None,
+    misfit: Callable[[Loaded], str | None] | None = None,
+) -> Loaded:
     """Find the checkpoint that a run goes on from at an address.
 
     Checkpoints are brought to the store, which goes on with them: it keeps what it has, if that is as new.
@@ -104,10 +109,11 @@ def find_at(address: str, store: Store | None, mirror: Mirror | None) -> Loaded:
         address: Of a run, or of one checkpoint.
         store: That of the run; None if it writes no checkpoints.
         mirror: That of the store.
+        misfit: Says why a checkpoint cannot be used; see `Store.newest`.
 
     Raises:
         NotACheckpoint: There is none.
-        SnapshotMismatch: The store, or its mirror, has another run.
+        SnapshotMismatch: The store, or its mirror, has another run; or none can be used.
         Damaged, BadMirror, Unreadable: As for `at_hand`.
     """
     if store is None:
@@ -117,7 +123,7 @@ def find_at(address: str, store: Store | None, mirror: Mirror | None) -> Loaded:
                 'to: Trainer(checkpoints="runs/name").'
             )
         with at_hand(address) as place:
-            return load_checkpoint(place)
+            return load_checkpoint(place, misfit=misfit)
     store.wait()
     run, name = _run_and_checkpoint(address)
     there = _Source(run)
@@ -129,13 +135,13 @@ def find_at(address: str, store: Store | None, mirror: Mirror | None) -> Loaded:
             _bring_from_mirror(store, mirror, run)
         there.fetch(store.root)
     if name is None:
-        newest = store.newest()
+        newest = store.newest(misfit=misfit)
         if newest is None:
             raise _none_at(address)
         return newest
     if not (store.root / name).exists():  # the store has newer ones alone
         there.fetch_one(store.root, name)
-    return store.load(store.root / name)
+    return load_checkpoint(store.root / name, misfit=misfit)
 
 
 def _bring_from_mirror(store: Store, mirror: Mirror, run: str) -> None:

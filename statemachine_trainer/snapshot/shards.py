@@ -32,6 +32,7 @@ from torch.futures import Future
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves
 from statemachine_trainer.parallel.gradient_sync import is_cut_up
 from statemachine_trainer.parallel.ranks import Json, Ranks
+from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot import checkpoint_folder
 from statemachine_trainer.snapshot.checkpoint_folder import FileEntry
 from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
@@ -68,10 +69,11 @@ def with_parts(tree: Any, folder: Path, model: nn.Module) -> Any:
     """Return a tree from a checkpoint with tensors in the place of marks.
 
     They are cut up as the parameters of the model are, of which this process reads its own parts.
-    Without such parameters they are whole.
+    Without such parameters they are whole. Tensors that are whole in the checkpoint are cut up too,
+    if they belong to such parameters.
 
     Args:
-        tree: A tree of the checkpoint, or a part of it. Without marks it is returned as it is.
+        tree: A tree of the checkpoint, or a part of it.
         folder: The checkpoint.
         model: The model that they are for.
 
@@ -79,23 +81,73 @@ def with_parts(tree: Any, folder: Path, model: nn.Module) -> Any:
         Damaged: A part is missing.
         SnapshotMismatch: Two parts do not fit together.
     """
-    found = (one for _, one in leaves_with_paths(tree, is_leaf=is_mark) if is_mark(one))
-    marks = {one["cut_up"]: one for one in cast("Iterator[dict[str, Any]]", found)}
-    if not marks:
-        return tree
+    found = dict(leaves_with_paths(tree, is_leaf=is_mark))
+    marks = {path: cast("dict[str, Any]", one) for path, one in found.items() if is_mark(one)}
+    owners = _owners(tree, found, model)
+    parts = _read_parts(marks, owners, folder, model) if marks else {}
+    paths = iter(found)
+
+    def filled(leaf: object) -> object:
+        path = next(paths)
+        if path in parts:
+            return parts[path]
+        owner = owners.get(path)
+        return leaf if owner is None else _cut(cast(torch.Tensor, leaf), owner)
+
+    return map_leaves(filled, tree, is_leaf=is_mark)
+
+
+def _read_parts(
+    marks: Mapping[str, Mapping[str, Any]],
+    owners: Mapping[str, Any],
+    folder: Path,
+    model: nn.Module,
+) -> dict[str, torch.Tensor]:
+    """Read the tensors that marks stand for, by the paths of these."""
     shards = _Shards(folder, LocalFileSystem())
     like: Any = next((one for one in model.parameters() if is_cut_up(one)), None)
-    targets = {path: _empty(mark, shards.dtype(path), like) for path, mark in marks.items()}
-    metadata = shards.metadata(marks)
+    targets, wanted = {}, {}
+    for path, mark in marks.items():
+        saved = mark["cut_up"]
+        if saved not in targets:
+            targets[saved] = _empty(mark, shards.dtype(saved), owners.get(path), like)
+            wanted[saved] = mark
+    metadata = shards.metadata(wanted)
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner(targets, metadata, is_coordinator=True)
     plan = planner.create_local_plan()
     shards.read(planner.finish_plan(planner.create_global_plan([plan])[0]), planner)
+    return {path: targets[mark["cut_up"]] for path, mark in marks.items()}
 
-    def filled(leaf: object) -> object:
-        return targets[leaf["cut_up"]] if isinstance(leaf, dict) and is_mark(leaf) else leaf
 
-    return map_leaves(filled, tree, is_leaf=is_mark)
+def _owners(tree: Any, leaves: Mapping[str, object], model: nn.Module) -> dict[str, Any]:
+    """Return the parameter that each tensor of a state belongs to, by its path, if that is cut up.
+
+    A tensor belongs to a parameter of whose name and shape it is, as weights and averages are, or
+    whose state it is in an optimizer.
+    """
+    cut = {name: one for name, one in PlainNames(model).parameters() if is_cut_up(one)}
+    if not cut:
+        return {}
+    names = {f"[{name!r}]": name for name in cut}
+    found = {}
+    context = tree.get("context") if isinstance(tree, Mapping) else None
+    for index, slot in enumerate(context["optimizers"] if isinstance(context, Mapping) else ()):
+        of_slot = [name for group in slot["parameters"] for name in group]
+        numbers = [n for group in slot["optimizer"]["param_groups"] for n in group["params"]]
+        at = f"['context']['optimizers'][{index}]['optimizer']['state']"
+        names |= {f"{at}[{n!r}]": name for n, name in zip(numbers, of_slot, strict=True)}
+    for path, leaf in leaves.items():
+        last = path[path.rfind("[") :]
+        name = names.get(last) or names.get(path[: -len(last)])
+        shape = (
+            leaf["shape"]
+            if isinstance(leaf, dict) and is_mark(leaf)
+            else getattr(leaf, "shape", None)
+        )
+        if name in cut and shape is not None and [*shape] == [*cut[name].shape]:
+            found[path] = cut[name]
+    return found
 
 
 def as_kept(weights: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,32 +157,52 @@ def as_kept(weights: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
         weights: The weights, by name.
         own: Those of the model.
     """
-    from torch.distributed.tensor import distribute_tensor
 
     def kept(name: str, value: Any) -> Any:
         here = own.get(name)
-        if (
-            here is None
-            or not is_cut_up(here)
-            or not isinstance(value, torch.Tensor)
-            or is_cut_up(value)
-        ):
+        if here is None or not is_cut_up(here) or not isinstance(value, torch.Tensor):
             return value
-        moved = value.to(here.device)
-        return distribute_tensor(moved, here.device_mesh, here.placements, src_data_rank=None)
+        return _cut(value, here)
 
     return {name: kept(name, value) for name, value in weights.items()}
+
+
+def _cut(whole: torch.Tensor, like: Any) -> torch.Tensor:
+    """Cut up a tensor that each rank has as a whole; one that is cut up already comes back as it is."""
+    if is_cut_up(whole):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    moved = whole.to(like.device)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
 
 # -- Marks -----------------------------------------------------------------------------------------
 
 
-def _empty(mark: Mapping[str, Any], dtype: torch.dtype, like: Any) -> torch.Tensor:
-    """Make a tensor to read into: whole, or cut up over the ranks as a parameter of the model is."""
+def _empty(mark: Mapping[str, Any], dtype: torch.dtype, owner: Any, like: Any) -> torch.Tensor:
+    """Make a tensor to read into: whole, or cut up over the ranks.
+
+    Args:
+        mark: What stands for it.
+        dtype: Its type.
+        owner: The parameter that it belongs to, if that is known. It is cut up as that is.
+        like: Any parameter of the model that is cut up; None if there is none.
+    """
     if like is None:
         return torch.empty(mark["shape"], dtype=dtype)
-    from torch.distributed.tensor import Replicate, Shard, empty
+    from torch.distributed.tensor import DTensor, Replicate, Shard, empty
 
+    if owner is not None:
+        part = torch.empty_like(owner.to_local(), dtype=dtype, requires_grad=False)
+        return DTensor.from_local(
+            part,
+            owner.device_mesh,
+            owner.placements,
+            run_check=False,
+            shape=owner.shape,
+            stride=owner.stride(),
+        )
     placements: Sequence[Any] = [
         Replicate() if text == "R" else Shard(int(text[1:])) for text in mark["placements"]
     ]

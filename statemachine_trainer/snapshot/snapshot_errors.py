@@ -74,5 +74,9 @@ class DamagedCheckpointWarning(UserWarning):
     """A damaged checkpoint was passed over for an older one."""
 
 
+class PassedOver(UserWarning):
+    """A whole checkpoint was passed over for an older one, because this run cannot go on from it."""
+
+
 class CleanupWarning(UserWarning):
     """A checkpoint that is no longer needed could not be deleted."""

@@ -41,6 +41,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     DamagedCheckpointWarning,
     FormatTooNew,
     NotACheckpoint,
+    PassedOver,
     SnapshotMismatch,
     Unreadable,
     Unwritable,
@@ -421,31 +422,51 @@ class Store:
             raise NotACheckpoint(f"{path} was deleted while it was read; see list()") from None
         return Loaded(tree, manifest.metadata, path, manifest.versions)
 
-    def newest(self, *, map_location: codec.MapLocation = None) -> Loaded | None:
+    def newest(
+        self,
+        *,
+        map_location: codec.MapLocation = None,
+        misfit: Callable[[Loaded], str | None] | None = None,
+    ) -> Loaded | None:
         """Read the newest whole checkpoint; None when the store has none at all.
 
         A damaged one is passed over with a `DamagedCheckpointWarning` that names the damage.
 
         Args:
             map_location: see `decode`
+            misfit: says why one cannot be used; such a one is passed over with a `PassedOver`
 
         Raises:
             Damaged: when there are checkpoints and none is whole: beginning anew is a decision
             FormatTooNew: when a later version of this package wrote it
+            SnapshotMismatch: when there are whole ones, and none can be used
         """
-        damages = []
+        damages, misfits = [], []
         for _, _, path in reversed(self._entries()):
             try:
-                return self.load(path, map_location=map_location)
+                loaded = self.load(path, map_location=map_location)
+                why = None if misfit is None else misfit(loaded)
+                if why is None:
+                    return loaded
+                misfits.append(f"{path.name}: {why}")
+                warnings.warn(
+                    f"Passing over {path.name}, and going on from an older one: {why}",
+                    PassedOver,
+                    stacklevel=level_of_caller(),
+                )
             except (Damaged, NotACheckpoint) as error:
                 if not path.exists():  # its writer has a newer one, and deleted this meanwhile
-                    return self.newest(map_location=map_location)
+                    return self.newest(map_location=map_location, misfit=misfit)
                 damages.append(str(error))
                 warnings.warn(
                     f"Passing over a damaged checkpoint: {error}",
                     DamagedCheckpointWarning,
                     stacklevel=level_of_caller(),
                 )
+        if misfits:
+            raise SnapshotMismatch(
+                f"No checkpoint in {self.root} can be gone on from. {'; '.join([*misfits, *damages])}"
+            )
         if damages:
             raise Damaged(self.root, "no checkpoint in it is whole: " + "; ".join(damages))
         return None
@@ -519,21 +540,32 @@ def _nobody_asks() -> None:
 # -- Weights alone --------------------------------------------------------------------------------
 
 
-def load_checkpoint(place: str | Path) -> Loaded:
+def load_checkpoint(
+    place: str | Path, *, misfit: Callable[[Loaded], str | None] | None = None
+) -> Loaded:
     """Read a checkpoint from its own folder, or the newest whole one from the folder of a run.
+
+    Args:
+        place: The folder.
+        misfit: As for `Store.newest`; a checkpoint that is named itself is refused.
 
     Raises:
         NotACheckpoint: There is none.
         Damaged: There are, and none is whole; or the one that was named is not.
         FormatTooNew: A later version of this package wrote it.
+        SnapshotMismatch: It cannot be used.
     """
     path = path_given(place)
     if path.is_dir() and not (path / MANIFEST).exists():
-        newest = Store(path).newest()
+        newest = Store(path).newest(misfit=misfit)
         if newest is None:
             raise NotACheckpoint(f"There is no checkpoint in {str(path)!r}.")
         return newest
-    return Store(path.parent).load(path)
+    loaded = Store(path.parent).load(path)
+    why = None if misfit is None else misfit(loaded)
+    if why is not None:
+        raise SnapshotMismatch(f"{path.name} cannot be gone on from: {why}")
+    return loaded
 
 
 def load_weights(model: nn.Module, checkpoint: str | Path, *, average: bool = False) -> None:

@@ -361,7 +361,7 @@ def parts_of_a_checkpoint() -> Any:
     }
     path = save_together(ranks, store, tree, name="a", metadata={"rank": RANK})
     loaded = store.load("a")
-    back = tree_of_rank(loaded.tree, ranks)
+    back = tree_of_rank(loaded.tree, RANK)
     return {
         "path": path.name,
         "metadata": loaded.metadata,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from statemachine_trainer.snapshot import Store
-from statemachine_trainer.snapshot.ranked import tree_of_rank
-from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
+from statemachine_trainer.snapshot.ranked import ranks_of, trees_of_ranks
 from tests.ranks.launching import launch
 
 pytestmark = pytest.mark.slow
@@ -177,7 +177,11 @@ def test_a_checkpoint_has_the_state_of_each_rank_and_what_they_share_once(found:
         assert part["size"] < 1.2 * 5000 * 4
 
 
-def test_another_number_of_processes_cannot_go_on_from_it(found: Found, folder: Path) -> None:
-    loaded = Store(folder / "parts").load("a")
-    with pytest.raises(SnapshotMismatch, match="of a run with 2 processes, and this one has 1"):
-        tree_of_rank(loaded.tree, None)
+def test_one_process_reads_the_state_of_each_rank(found: Found, folder: Path) -> None:
+    tree = Store(folder / "parts").load("a").tree
+    assert ranks_of(tree) == 2
+    states = trees_of_ranks(tree)
+    assert [one["where"] for one in states] == [0, 1]
+    assert torch.equal(states[0]["same"], states[1]["same"])
+    for state, part in zip(states, [one["parts"] for one in found], strict=True):
+        assert state["own"].tolist() == part["own"]

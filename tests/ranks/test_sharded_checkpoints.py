@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from statemachine_trainer.snapshot import DamagedCheckpointWarning, Store
-from tests.ranks.launching import alone, launch, output_of
+from tests.ranks.launching import launch
 from tests.ranks.test_training import (
     HARD,
     PROGRAM,
@@ -43,11 +43,6 @@ def test_a_run_in_parts_goes_on_to_the_same_bits(
 
 def test_one_process_checks_it_and_loads_its_weights(undisturbed: Path, tmp_path: Path) -> None:
     assert_one_process_reads_it(undisturbed, tmp_path)
-
-
-def test_one_process_cannot_go_on_from_it(undisturbed: Path) -> None:
-    assert alone(PROGRAM, undisturbed, *HARD) != 0
-    assert "of a run with 2 processes, and this one has 1" in output_of(undisturbed)
 
 
 def test_a_checkpoint_with_a_damaged_part_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:

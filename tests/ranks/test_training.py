@@ -176,11 +176,6 @@ def test_a_checkpoint_of_ranks_is_one_whole_checkpoint(undisturbed: Path, tmp_pa
     assert_one_process_reads_it(undisturbed, tmp_path)
 
 
-def test_one_process_cannot_go_on_from_a_checkpoint_of_two(undisturbed: Path) -> None:
-    assert alone(PROGRAM, undisturbed, *HARD) != 0
-    assert "of a run with 2 processes, and this one has 1" in output_of(undisturbed)
-
-
 def test_the_black_box_tells_where_each_rank_hangs_while_it_does_and_after_it_was_killed(
     tmp_path: Path,
 ) -> None:
