@@ -212,46 +212,35 @@ def scene(name: str, *parts: Part, **more: Any) -> list[Any]:
     return found
 
 
-def pairs() -> Iterator[tuple[str, int, int]]:
-    """Each number of ranks with each other; half of them with a model that is cut up."""
-    sizes = range(1, MOST + 1)
-    for one in sizes:
-        for other in sizes:
-            if one != other:
-                yield "fsdp" if (one + other) % 2 == (one < other) else "ddp", one, other
+WALK = [1, 2, 1, 3, 1, 4, 2, 3, 2, 4, 3, 4, 1]
+"""Numbers of ranks, one after the other: each follows on each other once."""
+
+
+def walk() -> list[Any]:
+    """A batch with each; the model is in `DistributedDataParallel` and cut up in turns."""
+    found = []
+    for index, size in enumerate(WALK):
+        part = Part(size, 12 // size, index + 1 if index + 1 < len(WALK) else ALL)
+        kind = ("fsdp", "ddp")[index // 2 % 2]
+        found += scene("walk", part, kind=kind, samples=12 * len(WALK), drop=0.0)
+    return found
 
 
 def main() -> None:
     (FOLDER / f"pid-{RANK}").write_text(str(os.getpid()))
     torch.set_num_threads(1)
     found = {
-        f"{kind} {one} to {other}": scene(
-            f"{kind} {one} to {other}", Part(one, 12 // one, 2), Part(other, 12 // other), kind=kind
-        )
-        for kind, one, other in pairs()
+        "walk": walk(),
+        "whole": scene("whole", Part(1, 12), samples=12 * len(WALK), drop=0.0),
+        "batches of a rank stay": scene("stay", Part(2, 6, 2), Part(4, 6)),
+        "read ahead": scene("ahead", Part(2, 6, 2), Part(3, 4), prefetch=True, workers=1),
+        "open window": scene("window", Part(2, 6, 3), Part(1, 12), accumulate=2),
+        "own order, within an epoch": scene("within", Part(1, 12, 2, shuffled=False), Part(2, 6)),
+        "own order, between two epochs": scene(
+            "between", Part(1, 25, 2, shuffled=False), Part(2, 12), epochs=2
+        ),
+        "an order that is not shared": scene("another", Part(2, 6, 2), Part(1, 12, shuffled=False)),
     }
-    found["several changes"] = scene(
-        "several changes",
-        *(Part(2, 6, 1), Part(4, 3, 2), Part(4, 3, 3), Part(1, 12)),
-        samples=48,
-        drop=0.0,
-    )
-    found["never changed"] = scene("never changed", Part(1, 12), samples=48, drop=0.0)
-    found["batches of a rank stay"] = scene("batches of a rank stay", Part(2, 6, 2), Part(4, 6))
-    found["read ahead"] = scene("read ahead", Part(2, 6, 2), Part(3, 4), prefetch=True)
-    found["workers"] = scene("workers", Part(2, 6, 2), Part(1, 12), workers=1)
-    found["open window"] = scene("open window", Part(2, 6, 3), Part(1, 12), accumulate=2)
-    found["own order, within an epoch"] = scene(
-        "own order, within an epoch", Part(1, 12, 2, shuffled=False), Part(2, 6)
-    )
-    found["own order, between two epochs"] = scene(
-        "own order, between two epochs",
-        *(Part(1, 12, 5, shuffled=False), Part(2, 6)),
-        epochs=2,
-    )
-    found["an order that is not shared"] = scene(
-        "an order that is not shared", Part(2, 6, 2), Part(1, 12, shuffled=False)
-    )
     (FOLDER / f"found-{RANK}.json").write_text(json.dumps(found))
 
 

@@ -43,10 +43,17 @@ def launched(
         wait_until(lambda: not any(map(is_there, ranks(folder))))
 
 
-def launch(program: str, folder: Path, *arguments: object, size: int = 2, restarts: int = 0) -> int:
+def launch(
+    program: str,
+    folder: Path,
+    *arguments: object,
+    size: int = 2,
+    restarts: int = 0,
+    longest: float = LONGEST,
+) -> int:
     """Run a program with some ranks to its end, whatever it is; return the exit code of `torchrun`."""
     with launched(program, folder, *arguments, size=size, restarts=restarts) as process:
-        code = process.wait(LONGEST * (1 + restarts))
+        code = process.wait(longest * (1 + restarts))
     sys.stderr.write(output_of(folder))
     return code
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from itertools import chain
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,21 +22,14 @@ Parts = list[list[dict[str, Any]]]
 
 SAMPLES = 50
 """Divides by no number of ranks but 1 and 2."""
-STOP = 2
-"""Batches before the ranks change."""
-
-PAIRS = [
-    f"{'fsdp' if (one + other) % 2 == (one < other) else 'ddp'} {one} to {other}"
-    for one in range(1, 5)
-    for other in range(1, 5)
-    if one != other
-]
+WALK = [1, 2, 1, 3, 1, 4, 2, 3, 2, 4, 3, 4, 1]
+"""Numbers of ranks, one after the other, each with a batch of 12 samples: each follows on each other once."""
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parts]:
     folder = tmp_path_factory.mktemp("changing")
-    assert launch("changing.py", folder, size=4) == 0
+    assert launch("changing.py", folder, size=4, longest=300) == 0
     ranks = [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(4)]
     return {
         name: [
@@ -55,52 +47,42 @@ def told(part: list[dict[str, Any]], kind: str) -> list[str]:
     return texts[0]
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_weights_moments_and_averages_go_on_to_the_bit(found: dict[str, Parts], name: str) -> None:
-    before, after = found[name]
-    for rank in after:
-        assert rank["first"][0] == before[0]["last"]
+def test_weights_moments_and_averages_go_on_to_the_bit(found: dict[str, Parts]) -> None:
+    """From each number of ranks to each other; whole at each rank, and cut up."""
+    assert [len(part) for part in found["walk"]] == WALK
+    for before, after in pairwise(found["walk"]):
+        for rank in after:
+            assert rank["first"][0] == before[0]["last"]
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_each_sample_of_the_epoch_is_read_once(found: dict[str, Parts], name: str) -> None:
-    before, after = found[name]
-    each = 12 // len(before) * STOP
-    first = chain.from_iterable(one["read"][:each] for one in before)
-    counted = Counter(chain(first, *(one["read"] for one in after)))
-    assert set(counted) == set(range(SAMPLES))
-    filled_up = -SAMPLES % len(after)
-    assert sum(counted.values()) == SAMPLES + filled_up
-    assert {one["batches"] for one in after} == {5}
+def test_each_sample_of_the_epoch_is_read_once(found: dict[str, Parts]) -> None:
+    read: list[int] = []
+    for index, part in enumerate(found["walk"]):
+        assert {one["batches"] for one in part} == {index + 1}
+        for one in part:
+            read += one["read"][: 12 // len(part)]  # the next batch was read, and not trained on
+    assert sorted(read) == list(range(12 * len(WALK)))
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_what_was_logged_before_counts(found: dict[str, Parts], name: str) -> None:
-    after = found[name][1]
-    for one in after:
-        assert one["metrics"]["seen"] == SAMPLES + -SAMPLES % len(after)
+def test_what_was_logged_before_counts(found: dict[str, Parts]) -> None:
+    (last,) = found["walk"][-1]
+    assert last["metrics"]["seen"] == 12 * len(WALK)
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_each_rank_draws_numbers_of_its_own_which_is_told(
-    found: dict[str, Parts], name: str
-) -> None:
-    before, after = found[name]
-    assert len({one["first"][1] for one in after}) == len(after)
-    (text,) = told(after, "RanksChanged")
-    assert f"of a run with {len(before)} process" in text
-    assert f"this one has {len(after)}." in text
-    assert "andom numbers (dropout, augmentation)" in text
-    assert "A batch of all ranks together" not in text
-    assert ("do not divide evenly" in text) == any(len(one) > 2 for one in (before, after))
+def test_each_rank_draws_numbers_of_its_own_which_is_told(found: dict[str, Parts]) -> None:
+    for before, after in pairwise(found["walk"]):
+        assert len({one["first"][1] for one in after}) == len(after)
+        (text,) = told(after, "RanksChanged")
+        assert f"of a run with {len(before)} process" in text
+        assert f"this one has {len(after)}." in text
+        assert "andom numbers (dropout, augmentation)" in text
+        assert "A batch of all ranks together" not in text
 
 
-def test_a_run_that_changes_its_ranks_twice_ends_as_one_that_never_does(
-    found: dict[str, Parts],
-) -> None:
+def test_a_run_that_changes_its_ranks_ends_as_one_that_never_does(found: dict[str, Parts]) -> None:
     """Sums of the gradients of several ranks differ in the last digits."""
-    (whole,) = found["never changed"][0]
-    (last,) = found["several changes"][-1]
+    (whole,) = found["whole"][0]
+    (last,) = found["walk"][-1]
     assert last["batches"] == whole["batches"]
     for ours, theirs in zip(last["last"], whole["last"], strict=True):
         assert_close(ours, theirs)
@@ -115,7 +97,7 @@ def assert_close(one: Any, other: Any) -> None:
         assert torch.allclose(torch.tensor(one), torch.tensor(other), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["read ahead", "workers", "batches of a rank stay"])
+@pytest.mark.parametrize("name", ["read ahead", "batches of a rank stay"])
 def test_the_rest_of_an_epoch_is_dealt_anew(found: dict[str, Parts], name: str) -> None:
     (*_, last) = found[name]
     assert last[0]["metrics"]["seen"] == SAMPLES + -SAMPLES % len(last)
@@ -127,6 +109,7 @@ def test_a_batch_of_another_size_is_told_with_the_size_that_keeps_it(
     (text,) = told(found["batches of a rank stay"][1], "RanksChanged")
     assert "was of 12 samples, and is of 24 now (6 at each)" in text
     assert "A batch size of 3 keeps it." in text
+    assert "The 50 samples do not divide evenly" in text
 
 
 def test_a_checkpoint_within_a_window_is_passed_over(found: dict[str, Parts]) -> None:
@@ -143,7 +126,7 @@ def test_an_order_that_others_do_not_know_is_refused_within_an_epoch(
     assert "in an order that only one rank knows (RandomSampler)" in first["error"]
     assert "torchrun --nproc-per-node 1" in first["error"]
     assert "SnapshotMismatch" in second["error"]
-    assert found["own order, between two epochs"][1][0]["batches"] == 10
+    assert found["own order, between two epochs"][1][0]["batches"] == 5
 
 
 def test_ranks_that_deal_out_another_order_are_refused(found: dict[str, Parts]) -> None:
