@@ -94,7 +94,7 @@ class Monitor(HasSettings):
         if not (learning_rate or gradient_norm or timed or memory):
             raise SettingError("Monitor(learning_rate=False) has nothing to log. Leave it out.")
         self.learning_rate = learning_rate
-        self.gradient_norm = gradient_norm
+        self.gradient_norm = self.reads_gradients = gradient_norm
         self.throughput = throughput
         self.memory = memory
         self.flops = flops

@@ -36,6 +36,7 @@ class FusedStep:
         binding: The optimizer as the programs know it; None before the first.
         autocast: Type of device and data type of mixed precision; None for none.
         clean: Whether the parameters are known to have no gradients between two windows.
+        shows_gradients: Whether somebody looks at the gradients after the backward pass.
         stale: How often a program met other parameters than its own.
     """
 
@@ -50,6 +51,7 @@ class FusedStep:
             (precision.device_type, _DTYPES[precision.name]) if precision.autocasts else None
         )
         self.clean = False
+        self.shows_gradients = False
         self.stale = 0
         self._options = options
         self._captures: list[Capture] = []
@@ -140,11 +142,12 @@ class FusedStep:
         scaled: Tensor = scaler.scale(self._one)
         return scaled
 
-    def has_hooks(self) -> bool:
-        """Tell whether somebody wants to hear of the optimizer's steps."""
+    def is_watched(self) -> bool:
+        """Tell whether somebody wants to see gradients, or to hear of the optimizer's steps."""
         known = vars(self.optimizer)
         return bool(
-            known.get("_optimizer_step_pre_hooks")
+            self.shows_gradients
+            or known.get("_optimizer_step_pre_hooks")
             or known.get("_optimizer_step_post_hooks")
             or any(self.surroundings.step_hooks)
         )

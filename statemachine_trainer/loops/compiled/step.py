@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 import torch
@@ -21,9 +22,11 @@ from statemachine_trainer.loops.compiled.compiled_errors import (
 from statemachine_trainer.loops.compiled.compiling import Compiled, Options
 from statemachine_trainer.loops.compiled.fused import FusedStep
 from statemachine_trainer.loops.compiled.joint import Recipe
+from statemachine_trainer.loops.compiled.readers import gradients_are_read
 from statemachine_trainer.loops.compiled.settings import CompilingLoop, Mode, warn
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.slots import OptimizerSlot, step_schedulers
+from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.containers import detach
 
 __all__ = ["CompiledStep", "NotCompiled"]
@@ -179,8 +182,15 @@ class CompiledStep(CompilingLoop):
             if self.eager is None:
                 self._give_up(str(error))
             return None
+        fused.shows_gradients = gradients_are_read(self._around(), context.trainer)
         self._fused[index] = fused
         return fused
+
+    def _around(self) -> Iterator[Loop]:
+        above = self._parent
+        while above is not None:
+            yield above
+            above = above._parent
 
     def _without(self, fused: FusedStep | None) -> Literal["uncompiled"]:
         if fused is not None:
@@ -276,7 +286,7 @@ class CompiledStep(CompilingLoop):
         """Return the program that does what is to be done; compile it where it is the first time."""
         scaled = self.context.precision.scaler is not None
         updates = closes and not scaled and self.nonfinite_loss == "ignore"
-        updates = updates and index not in self.apart and not fused.has_hooks()
+        updates = updates and index not in self.apart and not fused.is_watched()
         binding = fused.binding
         if binding is None or not (binding.holds() if updates else binding.holds_for_gradients()):
             self._bind(index, fused)

@@ -127,6 +127,11 @@ class RecoverLoop(BatchLoop):
             "BatchLoop, and resume from a checkpoint."
         )
 
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether gradients are looked at after a batch, as `when` may do."""
+        return self.nonfinite or self.gradient_norm is not None or self.when is not None
+
     def restore(self) -> None:
         # A batch may go on in the middle.
         if self.slow_until:
