@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from statemachine_trainer.observe.blackbox import Parting, Ring
+
+_TELLING: Final = 0.02
+"""The share of the time from which on a rank is called the straggler."""
 
 
 def blackbox(
@@ -47,6 +50,8 @@ def blackbox(
         console.print("Where all of them can be compared, they did the same.", highlight=False)
         for text in _behind(rings):
             console.print(text, markup=False, highlight=False, style="red", soft_wrap=True)
+    for text in _waited(rings):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _of_one(ring: Ring, last: int) -> Table:
@@ -125,8 +130,11 @@ def _parting(parting: Parting) -> str:
 
 
 def _behind(rings: list[Ring]) -> Iterator[str]:
-    """Say of each process that has come less far what the others may be waiting for."""
-    reached = [(ring, ring.entries(last=1)[0].number) for ring in rings if len(ring)]
+    """Say of each process that has come less far what the others may be waiting for, and since when."""
+    from statemachine_trainer.observe.waiting import newest_together, who_waits
+
+    newest = newest_together(rings)
+    reached = [(ring, newest[ring.rank].number) for ring in rings if ring.rank in newest]
     foremost = max((number for _, number in reached), default=0)
     for ring, number in reached:
         if number < foremost:
@@ -134,6 +142,33 @@ def _behind(rings: list[Ring]) -> Iterator[str]:
                 f"Rank {ring.rank} is {foremost - number} behind, {_where(ring)}: the others may "
                 "be waiting for it."
             )
+    for one in who_waits(rings):
+        whom = " and ".join(f"rank {rank}" for rank in one.behind)
+        since = f"{one.since.astimezone():%H:%M:%S}"
+        yield f"Rank {one.rank} waits for {whom} since {since}, for {_ago(one.seconds)}."
+
+
+def _waited(rings: list[Ring]) -> Iterator[str]:
+    """Say how long the processes have waited for each other, and which of them was the slowest."""
+    from statemachine_trainer.observe.waiting import waiting_of
+
+    if len(rings) < 2:
+        return
+    if len({ring.host for ring in rings}) > 1:
+        yield "How long ranks have waited is not told: the clocks of several machines differ."
+        return
+    waiting = waiting_of(rings)
+    if waiting is None or not waiting.seconds:
+        return
+    shares = ", ".join(f"rank {ring.rank} {waiting.share_of(ring.rank):.0%}" for ring in rings)
+    yield f"Of the last {_ago(waiting.seconds)} they have waited for others: {shares}."
+    straggler = waiting.straggler
+    if straggler is not None and waiting.share_for(straggler) >= _TELLING:
+        most = max(waiting.states, key=lambda path: waiting.states[path])
+        yield printable(
+            f"The straggler is rank {straggler}: the others have waited for it in "
+            f"{waiting.share_for(straggler):.0%} of that time, most of it in {most}."
+        )
 
 
 def _ago(seconds: float) -> str:

@@ -107,7 +107,7 @@ class Ring:
         host: Its machine.
         alive: Whether it lives; None if that cannot be seen from here.
         attempt: How often `torchrun` had started the ranks again before this process.
-        read: When this was read.
+        read: When this began to be read.
         receiver: The receiver that is being called, on the way from the state to the next one; None
             if none is. A process that hangs may hang there.
     """
@@ -143,7 +143,8 @@ class Ring:
     @property
     def seconds(self) -> float | None:
         """How long that was ago when this was read; None if it never ran."""
-        return None if self.since is None else (self.read - self.since).total_seconds()
+        ago = None if self.since is None else (self.read - self.since).total_seconds()
+        return None if ago is None else max(0.0, ago)
 
     @property
     def status(self) -> Status:
@@ -199,15 +200,17 @@ def _rank(name: str, tail: str) -> int | None:
 
 
 def _read(path: Path) -> Ring:
+    # Before it is read: nothing that happened until then is missing.
+    read = datetime.now(UTC)
     raw = read_ring(path)
     try:
-        return _told_by(raw, path)
+        return _told_by(raw, path, read)
     except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
         raise BadRing(f"{path} is not a black box that can be read here: {error}.") from error
 
 
-def _told_by(raw: RawRing, path: Path) -> Ring:
-    read, facts, legend = datetime.now(UTC), raw.facts, _Legend(raw.names)
+def _told_by(raw: RawRing, path: Path, read: datetime) -> Ring:
+    facts, legend = raw.facts, _Legend(raw.names)
     rank, ranks, pid = facts.get("rank", 0), facts.get("ranks"), facts.get("pid", 0)
     attempt = facts.get("attempt", 0)  # earlier versions wrote none
     if not all(type(one) is int for one in (rank, pid, attempt)) or type(ranks) not in (

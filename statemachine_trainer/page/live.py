@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from statemachine_trainer.control.buttons import Buttons, Steered
 from statemachine_trainer.control.hold import Hold
+from statemachine_trainer.control.processes import ranks_of_run
 from statemachine_trainer.graph.extraction import receivers_on
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.program import Program
+from statemachine_trainer.observe.blackbox import read_blackbox
 from statemachine_trainer.observe.readings import PARTS, Part, Reading, Readings, named_apart
+from statemachine_trainer.observe.ring import BadRing
+from statemachine_trainer.observe.waiting import ranks_as_data
 from statemachine_trainer.page.tally import Curves, Passage, Tally, edges_as_data, progress_as_data
 
 _EVERY = 1.0
-"""Seconds between two readings of the metrics within an epoch."""
+"""Seconds between two readings of the metrics within an epoch, and of the black boxes of ranks."""
+
+_SELDOM = 50
+"""How many times longer than a reading of the black boxes it takes until the next one."""
 
 
 class Shown(Steered, Protocol):
@@ -58,6 +67,8 @@ class LiveRun:
         self._curves: dict[Part, Curves] = {part: Curves() for part in PARTS[:-1]}
         self._program: Program | None = None
         self._rebuilt = 0
+        self._seen: list[dict[str, Any]] = []
+        self._read_again = 0.0
         self._remove = [
             self._driver.instrument(self.tally.probe),
             Readings(self._take, every=1, seconds=_EVERY).attach(self._driver),
@@ -89,6 +100,7 @@ class LiveRun:
             "graph": self._number_of_graph(),
             "counts": self._counts(),
             "progress": self._progress(),
+            "ranks": self._ranks(),
             "states": {
                 path: {"calls": one.calls, "seconds": one.seconds}
                 for path, one in [*tally.states.items()]
@@ -137,6 +149,20 @@ class LiveRun:
             batches=counts.batches_per_epoch,
             seconds=context.seconds_so_far(),
         )
+
+    def _ranks(self) -> list[dict[str, Any]]:
+        """Return what the black boxes of the ranks tell; nothing for a run of one process.
+
+        They are read in the process that trains, so seldom: reading takes a fiftieth of its time at most.
+        """
+        folder, begun = self._trainer.run_folder, time.monotonic()
+        if folder is None or ranks_of_run() == 1 or begun < self._read_again:
+            return self._seen
+        with suppress(BadRing):
+            self._seen = ranks_as_data(read_blackbox(folder))
+        now = time.monotonic()
+        self._read_again = now + max(_EVERY, _SELDOM * (now - begun))
+        return self._seen
 
     def about(self, path: str) -> dict[str, Any]:
         """Return what is known of a state: who listens to it, and where its source is."""

@@ -16,6 +16,7 @@ from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.observe.blackbox import Entry, Look, Ring
 from statemachine_trainer.observe.remote import Remote
 from statemachine_trainer.observe.run import Point, Run
+from statemachine_trainer.observe.waiting import ranks_as_data
 from statemachine_trainer.page.tally import (
     RECENT,
     Curves,
@@ -87,6 +88,7 @@ class FolderRun:
             "outcome": None,
             "counts": {"epoch": epoch, "step": step},
             "progress": self._progress(epoch, ring),
+            "ranks": ranks_as_data(look.rings),
             "states": _times(entries),
             "edges": edges_as_data(_edges(entries, graph)),
             "recent": [

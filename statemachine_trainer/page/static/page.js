@@ -167,6 +167,24 @@ function showTimes(states) {
   }));
 }
 
+// The black boxes of all ranks: which is where, since when, and whom it waits for.
+function showRanks(ranks) {
+  element("ranks").hidden = !ranks.length;
+  const percent = (share) => (share === null ? "" : `${Math.round(100 * share)} %`);
+  element("ranks").querySelector("tbody").replaceChildren(...ranks.map((one) => {
+    const row = make("tr");
+    const where = one.receiver ? `${one.receiver} (after ${one.state})` : one.state ?? "";
+    const state = make("td", one.receiver ?? (one.state ?? "").split(".").slice(-2).join("."));
+    state.title = where;
+    if (one.status !== "running") state.append(make("span", ` (${one.status})`));
+    row.append(
+      make("td", String(one.rank)), state, make("td", one.seconds === null ? "" : `${one.seconds.toFixed(1)} s`),
+      make("td", one.waits_for.join(", ")), make("td", percent(one.waited)), make("td", percent(one.waited_for)),
+    );
+    return row;
+  }));
+}
+
 function showRecent(recent) {
   element("recent").replaceChildren(...recent.slice().reverse().map((one) => {
     const line = make("li");
@@ -289,6 +307,7 @@ function show(run) {
   document.title = `${run.state ?? "ended"} · ${run.progress.name}`;
   showProgress(run);
   showButtons(run.buttons);
+  showRanks(run.ranks ?? []);
   showTimes(run.states);
   showRecent(run.recent);
   showCurves(run.curves);
