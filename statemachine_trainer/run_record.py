@@ -104,6 +104,15 @@ def configuration() -> Configuration | None:
     return _configured[0] if _configured else None
 
 
+_launched: list[str] = []
+"""The command of `smt launch` that has started this process as one of its ranks, without options of the function."""
+
+
+def note_launch(command: Sequence[str]) -> None:
+    """Note the command that has started this process as one of several ranks: `smt resume` gives it again."""
+    _launched[:] = command
+
+
 @dataclass(frozen=True)
 class Record:
     """How a run was started, and what became of it.
@@ -131,6 +140,8 @@ class Record:
 
 def command_line() -> list[str] | None:
     """Return the command that started this process; None at a prompt, in a notebook or from a pipe."""
+    if _launched:
+        return [*_launched, *sys.argv[2:]]
     arguments = sys.orig_argv[1:]
     interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
     if interactive or not sys.executable or not arguments or arguments[-1] == "-":
@@ -215,7 +226,7 @@ def note(root: Path, event: str, versions: Mapping[str, str], **facts: Facts) ->
 def _note(root: Path, event: str, versions: Mapping[str, str], facts: Mapping[str, Facts]) -> None:
     here, configured = Record.of_this_process(versions), configuration()
     if configured is not None:
-        start = [sys.executable, "-m", __package__ or "", "train", configured.target]
+        start = _launched or [sys.executable, "-m", __package__ or "", "train", configured.target]
         here = replace(here, command=[*start, "--config", str(root / CONFIGURATION)])
     try:
         record = read_record(root) or here

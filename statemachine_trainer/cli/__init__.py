@@ -20,6 +20,7 @@ from statemachine_trainer.cli.blackbox import blackbox
 from statemachine_trainer.cli.demo import demo
 from statemachine_trainer.cli.diff import diff
 from statemachine_trainer.cli.graph import graph
+from statemachine_trainer.cli.launch import OF_THE_FUNCTION, launch
 from statemachine_trainer.cli.post import post
 from statemachine_trainer.cli.replay import replay
 from statemachine_trainer.cli.runs import inspect, resume, runs
@@ -131,6 +132,7 @@ for command in (
 ):
     app.command()(command)
 app.command(context_settings=PASSED_ON)(train)
+app.command(context_settings=OF_THE_FUNCTION)(launch)
 
 
 def main() -> None:

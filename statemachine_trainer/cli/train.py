@@ -6,7 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -48,17 +48,32 @@ def train(
     if target in ("-h", "--help"):
         typer.echo(context.get_help())
         return
+    call_with_options(*read_options(target, context.args), target)
+
+
+def read_options(target: str, options: Sequence[str]) -> tuple[Callable[..., Any], Any, Any]:
+    """Return the function that a target names, the parser of its parameters, and what it has read.
+
+    Raises:
+        BadTarget: There is no such function.
+        BadUsage: An option is misspelt, or has a value that will not do.
+        MissingConfiguration: The extra `train` is not installed.
+    """
     function = object_of_target(target)
     parser = parser_of(function, target)
-    arguments = ["--print_config" if one == "--print-config" else one for one in context.args]
+    arguments = ["--print_config" if one == "--print-config" else one for one in options]
     try:
-        chosen = parser.parse_args(arguments)
+        return function, parser, parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         raise BadUsage(of_function(error.message, target)) from None
+
+
+def call_with_options(function: Callable[..., Any], parser: Any, chosen: Any, target: str) -> Any:
+    """Call a function with the options that were read, and return what it returns."""
     made = parser.instantiate(chosen)
     configure(configuration_of(parser, chosen, target))
     try:
-        function(
+        return function(
             **{name: made[name] for name in inspect.signature(function).parameters if name in made}
         )
     finally:
