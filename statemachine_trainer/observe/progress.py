@@ -104,7 +104,7 @@ class Progress(HasSettings):
         """
         hidden = self._screen is not None or rank_of_process() > 0
         screen = None if hidden else self._choose_screen()
-        if screen is None or not self._open(screen):
+        if screen is None or not self._open(screen, trainer):
             yield
             return
         self._speed = _Speed()
@@ -193,11 +193,11 @@ class Progress(HasSettings):
 
     # -- showing ---------------------------------------------------------------------------------
 
-    def _open(self, screen: Screen) -> bool:
+    def _open(self, screen: Screen, trainer: Any = None) -> bool:
         from rich.errors import LiveError
 
         try:
-            screen.open()
+            screen.open(trainer)
         except (OSError, LiveError):  # the terminal is gone, or shows something else already
             return False
         self._screen, self._due = screen, 0.0

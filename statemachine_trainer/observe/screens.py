@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
@@ -56,8 +56,8 @@ class Screen(Protocol):
 
     pause: float
 
-    def open(self) -> None:
-        """Begin to show."""
+    def open(self, trainer: Any = None) -> None:
+        """Begin to show, of a trainer if it is known."""
 
     def draw(self, bars: Sequence[Bar]) -> None:
         """Show these bars in place of those before."""
@@ -88,7 +88,7 @@ class TerminalScreen:
         self._console = console
         self._live: Live | None = None
 
-    def open(self) -> None:
+    def open(self, trainer: Any = None) -> None:
         from rich.live import Live
 
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -119,9 +119,10 @@ class TerminalScreen:
 
 
 class NotebookScreen:
-    """Table, curves and bars in the output of a notebook's cell, as HTML that is replaced in place.
+    """Table, curves, bars and the loop in the output of a notebook's cell, as HTML that is replaced in place.
 
-    Asks for nothing but IPython, which every notebook has.
+    Asks for nothing but IPython, which every notebook has; for the picture of the loop, folded below the bars, also
+    for pygraphviz. The picture is shown once, and the running state is lit by a rule of style, so nothing flickers.
     """
 
     pause = 0.0
@@ -131,12 +132,23 @@ class NotebookScreen:
         self._handle: Any = None
         self._table = ""
         self._bars = ""
+        self._lit: Callable[[], str] | None = None
 
-    def open(self) -> None:
+    def open(self, trainer: Any = None) -> None:
         # Imported by name: it is installed where there is a notebook, and only there.
         self._ipython = importlib.import_module("IPython.display")
         self._table = self._bars = ""
         self._handle = self._ipython.display(self._ipython.HTML(""), display_id=True)
+        if trainer is not None and trainer.context.train is not None:
+            self._show_loop(trainer)
+
+    def _show_loop(self, trainer: Any) -> None:
+        from statemachine_trainer.observe.loop_picture import folded_picture, light
+
+        picture = folded_picture(trainer.driver.machine, self._handle.display_id)
+        if picture:
+            self._ipython.display(self._ipython.HTML(picture))
+            self._lit = lambda: light(trainer.path, self._handle.display_id)
 
     def draw(self, bars: Sequence[Bar]) -> None:
         self._bars = "".join(_as_html(bar) for bar in bars)
@@ -153,13 +165,14 @@ class NotebookScreen:
         self._update()
 
     def close(self) -> None:
-        self._bars = ""
+        self._bars, self._lit = "", None
         self._update()
         self._handle = None
 
     def _update(self) -> None:
         if self._handle is not None:
-            self._handle.update(self._ipython.HTML(self._table + self._bars))
+            lit = "" if self._lit is None else self._lit()
+            self._handle.update(self._ipython.HTML(self._table + self._bars + lit))
 
 
 class LogScreen:
@@ -177,7 +190,7 @@ class LogScreen:
         self._handler: logging.Handler | None = None
         self._sets_level = False
 
-    def open(self) -> None:
+    def open(self, trainer: Any = None) -> None:
         if not _log.hasHandlers() and sys.stdout is not None:
             self._handler = _Output(sys.stdout)
             _log.addHandler(self._handler)
