@@ -40,9 +40,10 @@ HEAP: Final = 1 << 9  # flag of the classes that are written in Python
 
 
 LIBRARIES: Final = frozenset(sys.stdlib_module_names - {"__main__"}) | {
-    "PIL", "albumentations", "datasets", "fsspec", "h5py", "lightning", "lightning_fabric",
-    "matplotlib", "numpy", "pandas", "pyarrow", "pydantic", "pytest", "_pytest", "hypothesis",
-    "pytorch_lightning", "rich", "scipy", "sklearn", "statemachine_trainer", "tensorboard", "torch",
+    "PIL", "accelerate", "albumentations", "bitsandbytes", "datasets", "filelock", "fsspec", "h5py",
+    "httpx", "huggingface_hub", "lightning", "lightning_fabric", "matplotlib", "numpy", "pandas",
+    "peft", "pyarrow", "pydantic", "pytest", "_pytest", "hypothesis", "pytorch_lightning", "rich",
+    "safetensors", "scipy", "sklearn", "statemachine_trainer", "tensorboard", "tokenizers", "torch",
     "torchaudio", "torchdata", "torchmetrics", "torchvision", "tqdm", "transformers", "wandb",
 }  # fmt: skip
 """Packages whose classes and functions are not looked into; their objects are."""
