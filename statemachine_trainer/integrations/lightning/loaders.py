@@ -16,6 +16,11 @@ from statemachine_trainer.loops.context import Context
 class CombinedBatches:
     """Reads what Lightning's `CombinedLoader` reads, in the same order, and knows where each loader stands.
 
+    It is no `SeveralLoaders`, whose order is our own and differs where random numbers are drawn: there a loader that
+    begins anew has a pass of its own number, and is opened when it is first read. Lightning gives it the number of the
+    epoch again, and opens all of them before it reads from one. Hooks read `iterables`, and iterate over the loader
+    themselves, which `SeveralLoaders` refuses. With a choice for each of these, the common code is longer than both.
+
     Args:
         combined: A `CombinedLoader` of any mode.
         context: The context of the run, whose trainer reads loaders exactly.
