@@ -92,11 +92,13 @@ class Event:
             edge was taken; "recovery" where a `RecoverLoop` went back; "set" where settings were changed;
             "restart" where `torchrun` started the ranks again, because it had lost one.
         facts: Such as the signal, the error, the name of the checkpoint, the batches passed over, the rank.
+        step: Optimizer steps done then; None of starts and ends.
     """
 
     at: datetime
     what: str
     facts: Mapping[str, Any]
+    step: int | None = None
 
 
 class Run(HasSettings):
@@ -302,12 +304,15 @@ class Run(HasSettings):
         """Return the entries of some kinds."""
         places = ", ".join("?" * len(kinds))
         rows = self._select(
-            f"SELECT at, kind, facts FROM entries WHERE kind IN ({places}) ORDER BY id", *kinds
+            f"SELECT at, kind, facts, step FROM entries WHERE kind IN ({places}) ORDER BY id",
+            *kinds,
         )
         with self._reading_facts():
             return [
-                Event(datetime.fromtimestamp(at, UTC), str(kind), dict(parse_json(facts)))
-                for at, kind, facts in rows
+                Event(
+                    datetime.fromtimestamp(at, UTC), str(kind), dict(parse_json(facts)), int(step)
+                )
+                for at, kind, facts, step in rows
             ]
 
     def _status(self, rings: list[Ring]) -> Status:

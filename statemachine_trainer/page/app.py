@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from html import escape
 from importlib import resources
 from typing import Any, Final, Protocol, runtime_checkable
@@ -25,6 +25,7 @@ from statemachine_trainer.graph.packing import LANDSCAPE
 from statemachine_trainer.graph.style import Style
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.page.guard import Guard
+from statemachine_trainer.page.settings import LONGEST, values_of
 
 _FILES = {
     "page.css": "text/css",
@@ -33,6 +34,7 @@ _FILES = {
     "asking.js": "text/javascript",
     "canvas.js": "text/javascript",
     "curves.js": "text/javascript",
+    "settings.js": "text/javascript",
     "compare.js": "text/javascript",
 }
 
@@ -54,6 +56,9 @@ class Source(Protocol):
 
     def press(self, button: str) -> str:
         """Do what a button says and tell what becomes of it, or raise a `PageError`."""
+
+    def set(self, values: Mapping[str, object]) -> str:
+        """Change settings and tell what becomes of it, or raise a `StateMachineError`."""
 
 
 @runtime_checkable
@@ -117,12 +122,23 @@ def _routes_of_one(source_of: Callable[[Request], Source]) -> list[BaseRoute]:
 
         return _json(await run_in_threadpool(pressed))
 
+    async def set_values(request: Request) -> Response:
+        values = values_of(await _body_of(request))
+
+        def changed() -> dict[str, Any]:
+            source = source_of(request)
+            told = source.set(values)
+            return {**source.state(), "told": told}
+
+        return _json(await run_in_threadpool(changed))
+
     return [
         Route("/", _file("page.html", "text/html")),
         Route("/state", state),
         Route("/graph", graph),
         Route("/about", about),
         Route("/press/{button}", press, methods=["POST"]),
+        Route("/set", set_values, methods=["POST"]),
     ]
 
 
@@ -145,6 +161,16 @@ def _routes_of_several(shown: SeveralSources) -> list[BaseRoute]:
             routes=_routes_of_one(lambda request: shown.run(request.path_params["key"])),
         ),
     ]
+
+
+async def _body_of(request: Request) -> bytes:
+    """Read what was sent, no more than is looked at."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST:
+            break
+    return body
 
 
 async def _told(_request: Request, error: Exception) -> Response:

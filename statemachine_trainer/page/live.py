@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from statemachine_trainer.observe.blackbox import read_blackbox
 from statemachine_trainer.observe.readings import PARTS, Part, Reading, Readings, named_apart
 from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.observe.waiting import ranks_as_data
+from statemachine_trainer.page.settings import Changes, shown
 from statemachine_trainer.page.tally import Curves, Passage, Tally, edges_as_data, progress_as_data
 
 _EVERY = 1.0
@@ -65,6 +67,7 @@ class LiveRun:
         self._hold = Hold.of(self._driver)
         self._buttons = Buttons(trainer, self._driver, self._hold)
         self._curves: dict[Part, Curves] = {part: Curves() for part in PARTS[:-1]}
+        self._changes = Changes(trainer.run_folder)
         self._program: Program | None = None
         self._rebuilt = 0
         self._seen: list[dict[str, Any]] = []
@@ -92,11 +95,22 @@ class LiveRun:
         """
         return self._buttons.press(button)
 
+    def set(self, values: Mapping[str, object]) -> str:
+        """Change settings of the fit, and tell what becomes of it.
+
+        Raises:
+            NotNow: The run stands still.
+            SettingError: There is no such setting, or it cannot have this value.
+        """
+        return self._buttons.set(values)
+
     def state(self) -> dict[str, Any]:
         """All that changes, as data that JSON can hold."""
-        tally = self.tally
+        tally, look = self.tally, self._buttons.look()
         return {
-            **self._buttons.look(),
+            **look,
+            "settings": shown(look["settings"]),
+            "changes": self._changes.read(look["settings"]),
             "graph": self._number_of_graph(),
             "counts": self._counts(),
             "progress": self._progress(),

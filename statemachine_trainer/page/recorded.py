@@ -17,6 +17,7 @@ from statemachine_trainer.observe.blackbox import Entry, Look, Ring
 from statemachine_trainer.observe.remote import Remote
 from statemachine_trainer.observe.run import Point, Run
 from statemachine_trainer.observe.waiting import ranks_as_data
+from statemachine_trainer.page.settings import changes_of, shown
 from statemachine_trainer.page.tally import (
     RECENT,
     Curves,
@@ -68,6 +69,15 @@ class FolderRun:
         """
         return next(iter(self._remote.press(button).values()))
 
+    def set(self, values: Mapping[str, object]) -> str:
+        """Ask the processes of the run to change settings, and tell what becomes of it.
+
+        Raises:
+            NotNow: They refuse.
+            NobodyListens, NoAnswer: There is nobody to be asked; the message says why.
+        """
+        return next(iter(self._remote.set(values).values()))
+
     def is_held(self) -> bool:
         """Whether the run stands still until somebody lets it go on."""
         return bool(self._asked(self._run.look())["held"])
@@ -97,6 +107,7 @@ class FolderRun:
             ],
             "curves": curves_of(self._run.metrics()),
             "subscribers": "(the black box does not know them)",
+            "changes": changes_of(self._run),
             **self._asked(look),
         }
 
@@ -135,6 +146,7 @@ class FolderRun:
             "posted": first["posted"],
             "breaks": first.get("breaks", []),  # of an older version there are none
             "until": first.get("until"),
+            "settings": shown(first.get("settings", {})),
             "buttons": refusals,
         }
         return {**found, "state": first["state"]} if first["held"] else found

@@ -3,6 +3,7 @@
 import { ask, element, make, tell } from "./asking.js";
 import { Canvas } from "./canvas.js";
 import { Curve } from "./curves.js";
+import { showSettings } from "./settings.js";
 
 const INTERVAL = 250;
 const closed = new Set(); // paths of the loops that are closed
@@ -311,6 +312,7 @@ function show(run) {
   showTimes(run.states);
   showRecent(run.recent);
   showCurves(run.curves);
+  showSettings(run, show);
   showReceivers(run.subscribers);
   showAbout(run);
   return showGraph(run);
