@@ -30,8 +30,8 @@ MARGIN: Final = 9.0
 PORTRAIT: Final = 0.7
 """How wide a sheet of paper is for its height; notebooks and documents are read downwards, too."""
 
-LANDSCAPE: Final = 1.5
-"""How wide a window is for its height."""
+PANE: Final = 1.1
+"""How wide the part of a window that shows a graph is for its height."""
 
 LAYOUTS: Final = 5
 """So many layouts of a loop are kept."""

@@ -21,7 +21,7 @@ from statemachine_trainer.graph.dot import GraphvizMissing
 from statemachine_trainer.graph.folding import fold
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.graph.model import GraphState
-from statemachine_trainer.graph.packing import LANDSCAPE
+from statemachine_trainer.graph.packing import PANE
 from statemachine_trainer.graph.style import Style
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.page.guard import Guard
@@ -204,7 +204,7 @@ def picture_of(graph: Graph, closed: Collection[str] = (), opened: Collection[st
     graph = fold(graph.at(None).close(*closed), opened)
     try:
         # Which state is lit changes too often to draw it anew. Counters get their room now.
-        drawn = svg.render(graph, Style(room=COUNTER), shape=LANDSCAPE)
+        drawn = svg.render(graph, Style(room=COUNTER), shape=PANE)
         return re.sub(rf'class="([^"]*)">{COUNTER}<', r'class="\1 count"><', drawn)
     except GraphvizMissing:
         return _outline(graph)

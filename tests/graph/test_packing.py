@@ -9,7 +9,7 @@ import pytest
 from statemachine_trainer.graph import dot, svg
 from statemachine_trainer.graph.graph import Graph, graph_of
 from statemachine_trainer.graph.model import GraphData
-from statemachine_trainer.graph.packing import LANDSCAPE, PORTRAIT, places_of
+from statemachine_trainer.graph.packing import PANE, PORTRAIT, places_of
 from statemachine_trainer.graph.style import LIGHT, Style
 from statemachine_trainer.loops import FitLoop, KFoldLoop
 from statemachine_trainer.trainer import Trainer
@@ -40,7 +40,7 @@ def test_sixty_states_fill_a_page_and_are_no_strip(seed: int) -> None:
 @pytest.mark.parametrize("tree", TREES)
 def test_a_window_gets_a_wider_picture_than_a_sheet_of_paper(tree: str) -> None:
     sheet, window = (
-        sides(svg.render(TREES[tree], Style(), shape=shape)) for shape in (PORTRAIT, LANDSCAPE)
+        sides(svg.render(TREES[tree], Style(), shape=shape)) for shape in (PORTRAIT, PANE)
     )
     assert window[0] / window[1] > sheet[0] / sheet[1]
 
