@@ -2,8 +2,8 @@
 
 The loop under test and the bare one take turns of 50 steps on the same batches, in the same processes, each
 with a wrapper of its own (see `_twins.py`). Per turn the ratio at rank 0; per launch the median over the turns;
-over the launches the median and the range. One thread a rank, gloo, one machine. Where there are more ranks than
-cores, ranks wait for cores too, and the ratio tells little.
+over the launches the median and the range. One thread a rank, one machine; gloo, or what torch takes for the
+accelerator that is there. Where there are more ranks than cores, ranks wait for cores too, and the ratio tells little.
 
 - bare: the bare loop in our place, which shows what the method makes of a ratio of 1;
 - trainer: `Trainer.fit` as it is, whose ranks meet once a batch.
@@ -50,7 +50,7 @@ def bare(model: DistributedDataParallel, batches: Batches) -> None:
 
 def trainer(model: DistributedDataParallel, batches: Batches) -> None:
     """Train as users do."""
-    Trainer(max_epochs=1, device="cpu", progress=False).fit(model, batches)
+    Trainer(max_epochs=1, progress=False).fit(model, batches)
 
 
 CASES = {"bare": bare, "trainer": trainer}
@@ -59,14 +59,20 @@ CASES = {"bare": bare, "trainer": trainer}
 def measure_here(turns: int) -> None:
     """Measure as one of the ranks; rank 0 prints what it found as JSON, a line for each case."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group()
     for case, train in CASES.items():
         torch.manual_seed(0)
-        models = [Classifier(WIDTHS), Classifier(WIDTHS)]
+        models = [Classifier(WIDTHS).to(device), Classifier(WIDTHS).to(device)]
         models[1].load_state_dict(models[0].state_dict())
         tested, twin = (DistributedDataParallel(one) for one in models)
         torch.manual_seed(1 + dist.get_rank())  # each rank has data of its own
-        batches = [(torch.randn(BATCH, 256), torch.randint(10, (BATCH,))) for _ in range(STEPS)]
+        batches = [
+            (torch.randn(BATCH, 256).to(device), torch.randint(10, (BATCH,)).to(device))
+            for _ in range(STEPS)
+        ]
         loader = TurnTaking(batches, BareRanks(twin).train, turns=turns)
         train(tested, loader)
         for one, other in zip(*(model.parameters() for model in models), strict=True):
@@ -110,7 +116,7 @@ def main() -> None:
                 f"| {ranks} | {case} | {middle:.3f} | {low:.3f} to {high:.3f} | {times:.2f} |"
             )
     print(
-        f"{machine()}; load {load:.1f} before; one thread a rank, gloo; {options.launches} launches, "
+        f"{machine()}; load {load:.1f} before; one thread a rank; {options.launches} launches, "
         f"{options.turns} turns of {STEPS} steps\n"
     )
     print("\n".join(rows))

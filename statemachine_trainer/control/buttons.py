@@ -211,7 +211,10 @@ class Buttons:
         """Say why the run cannot be held."""
         if (why := self._idle()) is not None:
             return why
-        together = "Of several ranks one that is held leaves the others waiting for it."
+        together = (
+            "Of several ranks one that is held leaves the others waiting for it. `stop` ends all at one boundary, "
+            "and the run can be resumed there."
+        )
         return together if self._together else None
 
     @property

@@ -43,7 +43,7 @@ class Meetings:
     """Makes the machines of all ranks take events from outside at the same boundary.
 
     The ranks meet where such events are taken. An event that is posted at one rank is posted at all, and
-    a checkpoint or a signal that one was asked for is told to all. From batch to batch the answers of a
+    a pause, a checkpoint or a signal that one was asked for is told to all. From batch to batch the answers of a
     meeting are read at the next one, so that no rank waits: what is posted is taken one meeting later.
 
     Args:
@@ -59,6 +59,7 @@ class Meetings:
         self._driver = driver
         self._checkpoints = checkpoints
         self._wishes: set[str] = set()
+        self._pausing = False
         self._asked: tuple[list[str], Callable[[], list[float]]] | None = None
         self._on_the_way: list[str] = []
         self._path = ""
@@ -85,6 +86,11 @@ class Meetings:
         if self._driver.path is not None:
             self._wishes.add(event)
 
+    def pause(self) -> None:
+        """Pause the machines of all ranks at one boundary. May be called from anywhere, as `post`."""
+        if self._driver.path is not None:
+            self._pausing = True
+
     def waiting(self) -> list[str]:
         """Return the events that were posted here and not agreed on yet."""
         return [*self._on_the_way, *self._wishes]
@@ -103,9 +109,9 @@ class Meetings:
             path: Of the state that was entered.
         """
         again, self._path = path == self._path, path
-        stops = self._take()
+        stands = self._take()
         self._ask()
-        if not again or stops:
+        if not again or stands:  # nothing is to be under way while the ranks stand still
             self._take()
 
     # -- parts -----------------------------------------------------------------------------------
@@ -119,15 +125,16 @@ class Meetings:
         self._on_the_way = [event for event, wished in zip(events, wishes, strict=True) if wished]
         for event in self._on_the_way:  # remove only these: a thread may have just posted others
             self._wishes.discard(event)
-        answer = self._transport.begin_largest([self._read_clock(), *asked, *wishes])
+        pausing, self._pausing = self._pausing, False
+        answer = self._transport.begin_largest([self._read_clock(), *asked, pausing, *wishes])
         self._asked = events, answer
 
     def _take(self) -> bool:
-        """Handle what was agreed on in the last exchange, if there was one; return whether the ranks stop."""
+        """Handle what was agreed on in the last exchange, if there was one; return whether the ranks stop or pause."""
         if self._asked is None:
             return False
         (events, answer), self._asked = self._asked, None
-        self._seconds, signum, written, *wishes = answer()
+        self._seconds, signum, written, pausing, *wishes = answer()
         for event, wished in zip(events, wishes, strict=True):
             if wished:
                 self._wishes.discard(event)  # all ranks may wish it, some a bit later
@@ -136,7 +143,10 @@ class Meetings:
         checkpoints = self._checkpoints()
         if checkpoints is not None:
             checkpoints.agreed(int(signum), bool(written))
-        return bool(signum)
+        if pausing:
+            self._pausing = False  # all ranks may wish it, some a bit later
+            self._driver.pause()
+        return bool(signum or pausing)
 
     def _read_clock(self) -> float:
         """Return the seconds that this rank has run; time between two runs does not count."""

@@ -37,6 +37,9 @@ class Posting(Protocol):
         """Return the events that were received and not passed on yet."""
         ...
 
+    def pause(self) -> None:
+        """Pause all of them at one boundary."""
+
 
 class Driver(Engine):
     """Runs the machine of a loop tree.

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from statemachine_trainer.observe.blackbox import read_blackbox as read_blackbox
     from statemachine_trainer.observe.epoch_table import EpochRecord as EpochRecord
     from statemachine_trainer.observe.epoch_table import MetricsTable as MetricsTable
+    from statemachine_trainer.observe.profiles import (
+        profiles_side_by_side as profiles_side_by_side,
+    )
     from statemachine_trainer.observe.progress import Progress as Progress
     from statemachine_trainer.observe.run import Run as Run
 

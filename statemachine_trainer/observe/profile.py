@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import torch
 
+from statemachine_trainer.control.processes import rank_of_process, ranks_of_run
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.loop import SEPARATOR
@@ -69,6 +70,7 @@ class Profile:
         states: Durations by path of the state.
         transitions: Durations of what lies between two states, receivers left out.
         subscribers: Durations by subscriber; those alike in name are one.
+        rank: The rank that was measured, which is this process; None in a run of one process.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Profile:
         self.states: dict[str, Durations] = {}
         self.transitions = Durations()
         self.subscribers: dict[SubscriberKey, Durations] = {}
+        self.rank = None if ranks_of_run() == 1 else rank_of_process()
         self._drivers = tuple(drivers)
         self._account = _Account()
         self._clock = clock
@@ -138,8 +141,12 @@ class Profile:
         return as_table(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as data that JSON can hold; times are in seconds."""
+        """Return the figures as data that JSON can hold; times are in seconds.
+
+        Of several ranks, with the rank that they are of.
+        """
         return {
+            **({} if self.rank is None else {"rank": self.rank}),
             "states": {path: one.to_dict() for path, one in [*self.states.items()] if one.count},
             "transitions": self.transitions.to_dict(),
             "subscribers": [
@@ -150,7 +157,11 @@ class Profile:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the figures to a JSON file."""
+        """Write the figures to a JSON file.
+
+        Each rank of a run writes its own: `profile.save(f"profile-{profile.rank}.json")`. `profiles_side_by_side`
+        reads them.
+        """
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
@@ -348,7 +359,8 @@ def as_table(profile: Profile) -> Table:
     from rich.text import Text
 
     table = Table()
-    table.add_column(_HEADINGS[0], overflow="fold")
+    first = _HEADINGS[0] if profile.rank is None else f"rank {profile.rank}"
+    table.add_column(first, overflow="fold")
     for heading in _HEADINGS[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
     group = ""
@@ -374,7 +386,9 @@ def as_text(profile: Profile) -> str:
 
 def as_html(profile: Profile) -> str:
     """Return a profile as a table for a notebook."""
-    lines = ["<table>", f"<tr>{''.join(f'<th>{heading}</th>' for heading in _HEADINGS)}</tr>"]
+    first = _HEADINGS[0] if profile.rank is None else f"rank {profile.rank}"
+    headings = "".join(f"<th>{heading}</th>" for heading in (first, *_HEADINGS[1:]))
+    lines = ["<table>", f"<tr>{headings}</tr>"]
     group = ""
     for row in rows_of(profile):
         if row.group != group:

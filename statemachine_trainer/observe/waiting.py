@@ -20,6 +20,9 @@ _MEETS: Final = 0.8
 _CLOSER: Final = 0.5
 """And if the ranks then leave it this much closer to each other than they came."""
 
+_VISITS: Final = 5
+"""Visits from which on a state is known well enough."""
+
 _OVER: Final = ("ended", "stopped", "failed", "paused", "resting")
 
 

@@ -77,7 +77,8 @@ class Drivers(Mapping[str, Driver]):
             NotStarted: The machine was not started.
         """
         driver = self.active
-        driver.pause()
+        # Of several ranks all pause: one alone would leave the others waiting.
+        (driver if driver.post_to is None else driver.post_to).pause()
         if _never_started(driver):
             driver.take_pause()
             raise NotStarted(

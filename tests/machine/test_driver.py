@@ -215,6 +215,9 @@ def test_events_go_to_who_keeps_several_machines_together_until_that_hands_them_
         def waiting(self) -> list[str]:
             return self.events
 
+        def pause(self) -> None:
+            raise NotImplementedError
+
     driver.post_to = together = Together()
     driver.post("stop")
     driver.run(until="batch_start")

@@ -413,6 +413,15 @@ def a_disk_that_fails_in_the_background() -> Any:
     return refusal(lambda: fit.fit(wrapped(Validated()), loader(), loader()))
 
 
+def a_pause_at_one_rank() -> Any:
+    fit = trainer(max_epochs=2)
+    fit.on("batch_end", fit.pause, when=lambda: RANK == 1 and fit.context.counts.batch == 1)
+    fit.fit(wrapped(), loader())
+    stood = [fit.context.counts.batch, fit.driver.path]
+    fit.run()
+    return [*stood, fit.context.counts.batch, fit.driver.path]
+
+
 def fitting_again_goes_on() -> Any:
     model, data = wrapped(), loader()
     fit = trainer()
@@ -469,6 +478,7 @@ def main() -> None:
         a_state_that_one_rank_cannot_write,
         a_disk_that_takes_nothing,
         a_disk_that_fails_in_the_background,
+        a_pause_at_one_rank,
         fitting_again_goes_on,
         each_epoch_has_an_order_of_its_own,
     ]

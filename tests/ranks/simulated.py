@@ -281,6 +281,8 @@ class Rank:
             self._asked = (15, self._asked[1])
         elif what == "checkpoint":
             self._asked = (self._asked[0], True)
+        elif what == "pause":
+            self.meetings.pause()
         elif self.driver.path is not None:
             self.driver.post(what)
 
@@ -332,6 +334,9 @@ class Rank:
             if not self.killed:
                 self.driver.start()
                 self.driver.run()
+                while self.driver.path is not None and "signal" not in self.log:
+                    self.log.append("paused")
+                    self.driver.run()
         except ConnectionClosed:
             self.lost = True
             self.world.close(self.number)
@@ -383,8 +388,8 @@ def simulate(
         size: How many ranks.
         batches: That each trains on.
         seed: Of all that happens by chance.
-        happenings: What comes from outside to a random rank: "stop", "validate", "checkpoint", "signal" or
-            "kill", and when, as a share of the time that the batches take.
+        happenings: What comes from outside to a random rank: "stop", "validate", "checkpoint", "pause",
+            "signal" or "kill", and when, as a share of the time that the batches take.
         alone: Let each take its events by itself, which is wrong.
 
     Returns:

@@ -48,6 +48,11 @@ def test_ranks_tell_each_other_numbers_and_texts(found: Found) -> None:
     }
 
 
+def test_a_pause_at_one_rank_pauses_all_at_one_boundary(found: Found) -> None:
+    """Asked after the first batch, taken after the second."""
+    assert both(found, "a_pause_at_one_rank") == [2, "fit.epoch.fetch", 6, None]
+
+
 def test_logged_numbers_are_reduced_over_the_ranks(found: Found) -> None:
     metrics = both(found, "metrics_are_reduced")
     batches = 3
@@ -183,5 +188,5 @@ def test_one_process_reads_the_state_of_each_rank(found: Found, folder: Path) ->
     states = trees_of_ranks(tree)
     assert [one["where"] for one in states] == [0, 1]
     assert torch.equal(states[0]["same"], states[1]["same"])
-    for state, part in zip(states, [one["parts"] for one in found], strict=True):
+    for state, part in zip(states, [one["parts_of_a_checkpoint"] for one in found], strict=True):
         assert state["own"].tolist() == part["own"]

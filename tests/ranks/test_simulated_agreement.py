@@ -10,7 +10,7 @@ from tests.ranks.simulated import Parted, World, simulate
 
 HAPPENINGS = st.lists(
     st.tuples(
-        st.sampled_from(["stop", "validate", "checkpoint", "signal", "kill"]),
+        st.sampled_from(["stop", "validate", "checkpoint", "pause", "signal", "kill"]),
         st.floats(0, 1.2, allow_nan=False),
     ),
     max_size=4,
@@ -46,6 +46,14 @@ def test_a_signal_to_one_rank_stops_all_at_one_boundary() -> None:
     (log,) = {tuple(one.log) for one in world.ranks}
     assert log[-1] == "signal"
     assert {one.driver.path for one in world.ranks} == {"loop.fetch"}
+
+
+def test_a_pause_at_one_rank_pauses_all_at_one_boundary_and_they_go_on() -> None:
+    world = simulate(8, 20, 7, [("pause", 0.2), ("pause", 0.4)])
+    (log,) = {tuple(one.log) for one in world.ranks}
+    assert 0 < log.count("paused") <= 2
+    assert log.count("loop.batch.forward") == 20
+    assert {one.driver.outcome for one in world.ranks} == {"ended"}
 
 
 def test_ranks_that_have_lost_one_see_it_and_none_goes_on_alone() -> None:
