@@ -55,15 +55,15 @@ def launch(
     A trainer that it returns is run. Ranks that are started again go on from the newest checkpoint. smt resume
     starts as many ranks.
     """
-    from statemachine_trainer.cli.targets import object_of_target
+    from statemachine_trainer.cli.targets import BadTarget, object_of_target
     from statemachine_trainer.cli.train import read_options
 
     options = [*context.args]
     # Here, once and before any rank starts: a mistake is told in one line.
     if takes_options(options):
         read_options(target, options)
-    else:
-        object_of_target(target)
+    elif not callable(found := object_of_target(target)):
+        raise BadTarget(f"{target} is a {type(found).__name__}. Name a function that trains.")
     chosen = ["--ranks", str(ranks), *(["--max-restarts", str(restarts)] if restarts else [])]
     chosen += ["--debug"] if debug else []
     command = [sys.executable, "-m", "statemachine_trainer", "launch", *chosen, target]

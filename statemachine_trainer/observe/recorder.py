@@ -162,12 +162,13 @@ class Recorder:
         Raises:
             FolderInUse: One is, as its black box says. (What runs on another machine is not seen.)
         """
-        self._restart = None
+        attempt = attempt_of_process() if rank_of_process() == 0 else 0
+        self._restart = {"attempt": attempt} if attempt else None
         try:
             rings = read_blackbox(self.folder.path)
         except BadRing:  # it will be written anew
             return
-        if (attempt := attempt_of_process()) and rank_of_process() == 0:
+        if attempt:
             from statemachine_trainer.observe.restarts import what_was_lost  # few runs need it
 
             # Now, because the other ranks begin black boxes of their own once they have met this one.

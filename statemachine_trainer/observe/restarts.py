@@ -25,7 +25,9 @@ def order_of_leaving(ring: Ring) -> tuple[int, int]:
     several that were killed, the one that had come least far was the first.
     """
     newest = ring.entries(1)
-    number = newest[0].number if newest else 0
+    if not newest:
+        return 1, 0  # nothing had run yet
+    number = newest[0].number
     if ring.status in ("killed", "unknown", "running"):
         return 0, number
     if ring.status == "failed":

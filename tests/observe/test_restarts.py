@@ -54,6 +54,11 @@ def test_of_several_that_were_killed_the_one_that_had_come_least_far_is_told() -
     assert found["rank"] == 1
 
 
+def test_a_rank_that_was_lost_before_its_first_transition_is_told_first() -> None:
+    found = what_was_lost([LOST, ring(1)], 1)
+    assert found == {"attempt": 1, "rank": 1, "how": "killed"}
+
+
 def test_a_rank_that_failed_by_itself_is_told_with_its_error() -> None:
     found = what_was_lost([LOST, ring(1, "a", "(failed)", event="ValueError")], 1)
     assert found is not None
@@ -134,6 +139,17 @@ def test_the_journal_says_which_attempt_went_on_from_which_checkpoint(restarted:
     assert found.what == "restart"
     assert found.facts["attempt"] == 1
     assert (restarted / found.facts["checkpoint"]).is_dir()
+
+
+def test_a_restart_is_noted_too_where_a_black_box_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path, 1)
+    (tmp_path / "blackbox-0.ring").write_text("no black box")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    fit(tmp_path, 2)
+    (found,) = Run(tmp_path).restarts()
+    assert (found.facts["attempt"], found.facts.get("rank")) == (2, None)
 
 
 def test_inspect_and_the_list_of_runs_show_restarts(restarted: Path) -> None:
