@@ -96,6 +96,7 @@ def test_misspelt_options_of_the_function_are_refused_before_any_rank_starts(her
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # for a machine that is busy
 @processes
 def test_ranks_go_on_by_themselves_after_one_was_lost_and_the_run_knows_how_it_was_launched(
     here: Path,
@@ -115,6 +116,7 @@ def test_ranks_go_on_by_themselves_after_one_was_lost_and_the_run_knows_how_it_w
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @processes
 def test_control_c_stops_all_ranks_with_one_checkpoint(here: Path) -> None:
     pytest.importorskip("jsonargparse")

@@ -14,6 +14,7 @@ from tests.ranks.launching import launch
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(500),  # five starts of two ranks, on a machine that may be busy
     pytest.mark.skipif(os.name != "posix", reason="processes and signals of Unix"),
 ]
 

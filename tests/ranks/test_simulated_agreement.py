@@ -68,6 +68,7 @@ def test_the_simulation_sees_ranks_that_take_events_by_themselves() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # for a machine that is busy
 def test_a_thousand_ranks_agree() -> None:
     happenings = [("validate", 2.0), ("checkpoint", 6.0), ("signal", 14.0)]
     world = simulate(1024, 4, 5, happenings)
