@@ -39,6 +39,8 @@ class GraphFormat(StrEnum):
     dot = "dot"
     json = "json"
     text = "text"
+    scxml = "scxml"
+    xstate = "xstate"
 
 
 class ThemeName(StrEnum):
@@ -84,7 +86,7 @@ def graph(
             "--format",
             "-f",
             metavar="FORMAT",
-            help="mermaid, svg, png, html, dot, json or text; as the ending of the output says unless "
+            help="mermaid, svg, png, html, dot, json, text, scxml or xstate; as the ending of the output says unless "
             "given, else mermaid.",
         ),
     ] = None,

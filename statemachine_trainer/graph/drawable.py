@@ -25,6 +25,8 @@ SUFFIXES = {
     ".html": "html",
     ".json": "json",
     ".txt": "text",
+    ".scxml": "scxml",
+    ".xstate": "xstate",
 }
 
 
@@ -115,12 +117,32 @@ class Drawable:
 
         return html.render(*self._dressed("auto", look), outline=str(self))
 
+    def to_scxml(self) -> str:
+        """Return the statechart as SCXML, for editors and interpreters of it; see `graph.scxml.render`.
+
+        Raises:
+            BadOption: It is the difference of two graphs.
+        """
+        from statemachine_trainer.graph import scxml
+
+        return scxml.render(self._statechart())
+
+    def to_xstate(self) -> str:
+        """Return the statechart as the JSON of an XState machine; see `graph.xstate.render`.
+
+        Raises:
+            BadOption: It is the difference of two graphs.
+        """
+        from statemachine_trainer.graph import xstate
+
+        return xstate.render(self._statechart())
+
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write the picture to a file, in the format of its ending.
 
         Args:
-            path: A name that ends in .svg, .png, .html, .dot, .gv, .mmd, .mermaid, .json or .txt.
-            **options: Those of `Look` and of `to_png` or `to_mermaid`; JSON and text have none.
+            path: A name that ends in .svg, .png, .html, .dot, .gv, .mmd, .mermaid, .json, .txt, .scxml or .xstate.
+            **options: Those of `Look` and of `to_png` or `to_mermaid`; what is no picture has none.
 
         Returns:
             The path.
@@ -148,6 +170,14 @@ class Drawable:
         else:
             path.write_text(drawn, encoding="utf-8")
         return path
+
+    def _statechart(self) -> GraphData:
+        graph, style = self._drawing()
+        if style.states or style.edges:
+            raise BadOption(
+                "A difference is no statechart: write each of the two graphs to a file of its own."
+            )
+        return graph
 
     def _dressed(self, theme: Theme, look: Look) -> tuple[GraphData, Style, Theme]:
         """Apply the options; return the graph to draw, what to mark on it, and the theme."""
