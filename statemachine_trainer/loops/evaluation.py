@@ -164,7 +164,7 @@ class EvaluationLoop(TrainingLoop):
         Calls the step without gradients.
         """
         context = self.context
-        if context.model.training:
+        if context.model.training and not context.steps.keeps_modes:
             self.leave_training()
         context.output = self.call_step()
 

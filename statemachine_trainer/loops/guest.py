@@ -46,6 +46,11 @@ class Guest(nn.Module):
         Its `stands_in_for` tells the loop that comes back for the next model.
         """
 
+    @property
+    def keeps_modes(self) -> bool:
+        """Whether parts of the model are to stay in training mode in the present evaluation."""
+        return False
+
     @abstractmethod
     def receiver(self) -> object:
         """Return the object whose methods receive signals, and whose state belongs to the run's."""
@@ -90,6 +95,10 @@ class _GuestSteps(Steps):
 
     def optimizer_loop(self, loop: Loop) -> Loop:
         return self.model.optimizer_loop(cast(OptimizerLoop, loop))
+
+    @property
+    def keeps_modes(self) -> bool:
+        return self.model.keeps_modes
 
     def receiver(self) -> object:
         return self.model.receiver()

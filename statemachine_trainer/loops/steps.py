@@ -129,6 +129,11 @@ class Steps:
         """Return the loop to use in place of an `OptimizerLoop`."""
         return loop
 
+    @property
+    def keeps_modes(self) -> bool:
+        """Whether parts of the model are to stay in training mode in the present evaluation."""
+        return False
+
     def receiver(self) -> object:
         """Return the object whose methods receive signals."""
         return self.model

@@ -226,6 +226,11 @@ class LightningGuest(Guest):
         found = self._calls.call_module("configure_optimizers")
         return with_scheduler_hook(found, self._calls, automatic=self.automatic_optimization)
 
+    @property
+    def keeps_modes(self) -> bool:
+        """Whether the module has left parts of itself in training mode for the present evaluation."""
+        return self._standing.keeps_modes
+
     # -- names of weights: those of the module ---------------------------------------------------
 
     @property

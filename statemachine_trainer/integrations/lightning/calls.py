@@ -56,14 +56,14 @@ class HookCalls:
             step.close()
 
     def call_callbacks(
-        self, name: str, *args: Any, only: Callable[[Any], bool] | None = None
+        self, name: str, *args: Any, only: Callable[[Any], bool] | None = None, **named: Any
     ) -> None:
         """Call a hook of every callback, or of some."""
 
         def call() -> None:
             for callback in self.callbacks:
                 if only is None or only(callback):
-                    getattr(callback, name)(self.trainer, self.module, *args)
+                    getattr(callback, name)(self.trainer, self.module, *args, **named)
 
         self._within(name, call)
 
@@ -89,6 +89,11 @@ class HookCalls:
         finally:
             self.module._current_fx_name = outer
 
+    def model_eval(self, kind: str) -> bool:
+        """Call the hook that puts the model into evaluation mode; tell whether it has left parts in training mode."""
+        self.call_module(f"on_{kind}_model_eval")
+        return any(module.training for module in self.module.modules())
+
     # -- before and after a run ------------------------------------------------------------------
 
     def take_callbacks(self) -> None:
@@ -110,15 +115,17 @@ class HookCalls:
             self.call_module("prepare_data")
         if stage == "fit":  # an evaluation may be that of one rank alone
             wait_for_all()
-        if self.datamodule is not None:
-            self.datamodule.setup(stage)
-        self.call_callbacks("setup", stage)
-        self.call_module("setup", stage)
+        self._call_all("setup", stage)
         self.call_module("configure_model")
 
     def teardown(self, stage: str) -> None:
         """Call what cleans up after a stage."""
+        self._call_all("teardown", stage)
+
+    def _call_all(self, name: str, stage: str) -> None:
+        """Call a hook of data module, callbacks and module with the stage, as Lightning hands it over."""
+        named = {"stage": self.library.get("trainer.states:TrainerFn")(stage)}
         if self.datamodule is not None:
-            self.datamodule.teardown(stage)
-        self.call_callbacks("teardown", stage)
-        self.call_module("teardown", stage)
+            getattr(self.datamodule, name)(**named)
+        self.call_callbacks(name, **named)
+        self.call_module(name, **named)

@@ -12,9 +12,11 @@ from statemachine_trainer.integrations.lightning.loggers import LoggerConnector
 from statemachine_trainer.integrations.lightning.memory import Memory
 from statemachine_trainer.integrations.lightning.ranks import are_dealt_out
 from statemachine_trainer.integrations.lightning.standing import Standing
+from statemachine_trainer.loops.base import training_loops
 from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.parallel.ranks import Ranks
+from statemachine_trainer.parallel.wrappers import PlainNames
 
 SIGNALS: Final = {
     "*.fit_start": "fit_started",
@@ -82,6 +84,7 @@ class Hooks:
         self._connector = connector
         self._guest = guest
         self.skipped = False
+        self._modes: list[tuple[Any, bool]] = []
 
     @property
     def callbacks(self) -> list[Any]:
@@ -188,7 +191,7 @@ class Hooks:
             self.calls.call_module("on_validation_model_zero_grad")
         self._standing.begin_evaluation()
         self._begin_together()
-        self.calls.call_module(f"on_{kind}_model_eval")
+        self._model_eval(moment, kind)
         self.calls.call(f"on_{kind}_start")
         if within_fit:
             self._memory.evaluation = "validation"
@@ -213,6 +216,7 @@ class Hooks:
         self.calls.call(f"on_{kind}_epoch_end")
         self._connector.evaluation_ended()
         self.calls.call(f"on_{kind}_end")
+        self._note_modes(kind)
 
     def evaluation_ended(self, moment: Moment) -> None:
         self._model_train(_kind(moment))
@@ -240,10 +244,29 @@ class Hooks:
 
             reduce_over_ranks(ranks, standing.context.validation_metrics, names)
 
+    def _model_eval(self, moment: Moment, kind: str) -> None:
+        """Call the hook that puts the model into evaluation mode; a module's own finds it in that of training."""
+        calls, driver = self.calls, self._standing.owner.driver
+        if calls.library.is_overridden(f"on_{kind}_model_eval", calls.module):
+            loops: Mapping[str, Any] = dict(training_loops(driver.root, driver.name))
+            modes = loops[moment.path.rpartition(".")[0]].modes
+            for name, module in PlainNames(self._standing.context.model).modules():
+                module.training = modes.get(name, module.training)
+        self._standing.keeps_modes = calls.model_eval(kind)
+
+    def _note_modes(self, kind: str) -> None:
+        """Note the modes at the end of an evaluation: where a module puts them back, the trainer does not."""
+        own = self.calls.library.is_overridden(f"on_{kind}_model_train", self.calls.module)
+        modules = self.calls.module.modules() if own else ()
+        self._modes = [(module, module.training) for module in modules]
+
+    @torch.no_grad()
     def _model_train(self, kind: str) -> None:
-        name = f"on_{kind}_model_train"
-        if self.calls.library.is_overridden(name, self.calls.module):
-            self.calls.call_module(name)
+        modes, self._modes = self._modes, []
+        for module, mode in modes:
+            module.training = mode
+        if self.calls.library.is_overridden(f"on_{kind}_model_train", self.calls.module):
+            self.calls.call_module(f"on_{kind}_model_train")
 
     def _evaluated(self) -> tuple[Any, ...]:
         context = self._standing.context

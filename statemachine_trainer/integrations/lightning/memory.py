@@ -239,6 +239,8 @@ class Memory:
         within = state.get("evaluation")
         if within is not None and within != self.evaluation:
             self._show_evaluation_again(within)
+            if calls.library.is_overridden("on_validation_model_eval", calls.module):
+                self._standing.keeps_modes = calls.model_eval("validation")
         self.started, self.within_epoch = was, state["within_epoch"]
         self.newest_epoch = state.get("newest_epoch", -1)
         self.train_ended = state.get("train_ended", False)

@@ -33,6 +33,7 @@ class Standing:
         accumulate: Set by a callback in the place of the loop's setting; None if none did.
         batch_in_flight: Whether a training batch is worked on.
         validates: Whether the fit has validation data, as far as is known before they are made.
+        keeps_modes: Whether the module has left parts of itself in training mode for the present evaluation.
         evaluates_together: Whether the present evaluation by itself is one of all ranks, each of which reads
             its own samples.
         averaging: What averages the gradients of a fit over the ranks; None if nothing does.
@@ -53,7 +54,7 @@ class Standing:
         self._stepped_before: int | None = None
         self.batch_in_flight = False
         self.validates = False
-        self.evaluates_together = False
+        self.evaluates_together = self.keeps_modes = False
         self.averaging: LightningDdp | None = None
         self.evaluated = 0
         self.evaluated_in_all: dict[str, int] = {}
@@ -64,7 +65,7 @@ class Standing:
         """Take up the context of a run."""
         self._contexts[stage] = context
         self.stage, self._within = stage, stage
-        self.evaluates_together = False
+        self.evaluates_together = self.keeps_modes = False
         if stage == "fit":
             self._train = self.averaging = None
             self.skip_backward, self.accumulate = False, None
