@@ -12,7 +12,7 @@
 - `comparing`: whether a program comes to what the step comes to without the compiler;
 - `wording`: what Dynamo says, in plain words;
 - `kept`: compiled programs on disk, for later processes;
-- `private`, `private_disk`: all that is taken from inside of torch.
+- `private`, `private_disk`, `private_names`: all that is taken from inside of torch.
 """
 
 from statemachine_trainer.loops.compiled.compiled_errors import CompiledDiffers, NotCompiled

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from statemachine_trainer.loops.compiled import private
+from statemachine_trainer.loops.compiled import private_names
 
 Space = dict[str, Any]
 
@@ -161,16 +161,16 @@ class Lookups:
         spaces = [space for space, _ in (*self._named.values(), *self._classes.values())]
         steady = [one for one in spaces if self._changes.get(id(one), 0) <= _OFTEN]
         self._restless = [one for one in spaces if self._changes.get(id(one), 0) > _OFTEN]
-        self._versions = private.versions(steady)
+        self._versions = private_names.versions(steady)
         self._steady = steady
-        self._unchanged: Callable[[], bool] = private.unchanged(steady) or _never
+        self._unchanged: Callable[[], bool] = private_names.unchanged(steady) or _never
 
     def _look_again(self) -> bool:
         """Compare all names, where a dictionary has changed."""
         if not all(map(self._is_alike, self._steady)):
             return False
         if self._versions is not None:
-            now = private.versions(self._steady) or []
+            now = private_names.versions(self._steady) or []
             for space, old, new in zip(self._steady, self._versions, now, strict=True):
                 if old != new:
                     self._changes[id(space)] = self._changes.get(id(space), 0) + 1

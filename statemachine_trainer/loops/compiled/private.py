@@ -1,4 +1,4 @@
-"""All that is taken from inside of torch, but for libraries on disk: these are in `private_disk`.
+"""What is taken from inside of torch; the rest is in `private_disk` and `private_names`.
 
 None of it is promised by torch. What a version has elsewhere, or no longer, is met by
 `NotCapturable`, so that the run goes on without the compiler.
@@ -6,7 +6,6 @@ None of it is promised by torch. What a version has elsewhere, or no longer, is 
 
 from __future__ import annotations
 
-import functools
 import re
 import threading
 import warnings
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from statemachine_trainer.loops.compiled import private_names
 from statemachine_trainer.loops.compiled.compiled_errors import (
     NotCapturable,
     Reached,
@@ -150,38 +150,6 @@ def _saves_by_hooks(_: bool) -> Any:
     return None
 
 
-def versions(spaces: Sequence[dict[str, Any]]) -> list[int] | None:
-    """Return a number of each dictionary that is another one after each change; None if unknown."""
-    try:
-        from torch._C._dynamo.guards import dict_version
-
-        return [dict_version(one) for one in spaces]
-    except (ImportError, TypeError):
-        return None
-
-
-def unchanged(spaces: Sequence[dict[str, Any]]) -> Callable[[], bool] | None:
-    """Return a test whether dictionaries have the versions that they have now; None if unknown.
-
-    It is one call into C, however many there are.
-    """
-    try:
-        from torch._C._dynamo.guards import RootGuardManager
-        from torch._dynamo.guards import GuardManagerType
-
-        root, places = RootGuardManager(), dict(enumerate(spaces))
-        for place, space in places.items():
-            kind = GuardManagerType.GUARD_MANAGER
-            manager = root.dict_getitem_manager(place, f"spaces[{place}]", space, kind)
-            try:
-                manager.add_dict_version_guard(space, ["changed"], None)
-            except TypeError:  # without a place in the code, as in torch 2.7
-                manager.add_dict_version_guard(space, ["changed"])  # type: ignore[call-arg]
-        return functools.partial(root.check, places)
-    except (ImportError, AttributeError, TypeError):
-        return None
-
-
 # -- capturing ------------------------------------------------------------------------------------
 
 
@@ -271,7 +239,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
         function, backend=backend, fullgraph=True, dynamic=False, options=options
     )
     try:
-        with patch:
+        with patch, private_names.noting(read, kinds):
             compiled(**arguments)
     except Reached as stopped:
         inputs = stopped.inputs

@@ -1,0 +1,78 @@
+"""Taken from inside of torch: which code Dynamo reads, and the versions of dictionaries.
+
+As in `private`, none of it is promised by torch. What a version has not is done without.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import CodeType
+from typing import Any
+
+
+@contextmanager
+def noting(read: list[CodeType], kinds: dict[type, None]) -> Iterator[None]:
+    """Note the code that Dynamo reads within a block, where it does not do so itself (torch 2.7).
+
+    Args:
+        read: Takes the code.
+        kinds: Takes the classes of what it is called with.
+    """
+    try:
+        from torch._dynamo.symbolic_convert import InliningInstructionTranslator as Reader
+        from torch._guards import TracingContext
+    except ImportError:
+        yield
+        return
+    known = vars(Reader).get("inline_call")
+    if hasattr(TracingContext, "get_traced_code") or known is None:
+        yield
+        return
+
+    def inline_call(parent: Any, function: Any, args: Any, kwargs: Any) -> Any:
+        if hasattr(function, "get_code"):
+            read.append(function.get_code())
+        # In the dictionary: asking for the attribute makes some of them give up.
+        values = (getattr(one, "__dict__", {}).get("value") for one in args)
+        kinds.update((type(value), None) for value in values if value is not None)
+        return known.__get__(None, Reader)(parent, function, args, kwargs)
+
+    Reader.inline_call = staticmethod(inline_call)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        Reader.inline_call = known  # type: ignore[method-assign]
+
+
+def versions(spaces: Sequence[dict[str, Any]]) -> list[int] | None:
+    """Return a number of each dictionary that is another one after each change; None if unknown."""
+    try:
+        from torch._C._dynamo.guards import dict_version
+
+        return [dict_version(one) for one in spaces]
+    except (ImportError, TypeError):
+        return None
+
+
+def unchanged(spaces: Sequence[dict[str, Any]]) -> Callable[[], bool] | None:
+    """Return a test whether dictionaries have the versions that they have now; None if unknown.
+
+    It is one call into C, however many there are.
+    """
+    try:
+        from torch._C._dynamo.guards import RootGuardManager
+        from torch._dynamo.guards import GuardManagerType
+
+        root, places = RootGuardManager(), dict(enumerate(spaces))
+        for place, space in places.items():
+            kind = GuardManagerType.GUARD_MANAGER
+            manager = root.dict_getitem_manager(place, f"spaces[{place}]", space, kind)
+            try:
+                manager.add_dict_version_guard(space, ["changed"], None)
+            except TypeError:  # without a place in the code, as in torch 2.7
+                manager.add_dict_version_guard(space, ["changed"])  # type: ignore[call-arg]
+        return functools.partial(root.check, places)
+    except (ImportError, AttributeError, TypeError):
+        return None
