@@ -41,6 +41,18 @@ def test_a_run_in_parts_goes_on_to_the_same_bits(
     assert_went_on(tmp_path, undisturbed)
 
 
+def test_a_run_in_parts_whose_folder_is_gone_goes_on_from_its_mirror(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    mirrored = (*IN_PARTS, "--mirror", f"file://{tmp_path}/mirror")
+    assert launch(PROGRAM, tmp_path, *mirrored, "--what", "SIGTERM@4/1") != 0
+    shutil.rmtree(tmp_path / "run")
+    assert launch(PROGRAM, tmp_path, *mirrored) == 0
+    assert_went_on(tmp_path, undisturbed)
+    there, here = Store(tmp_path / "mirror").list(), Store(tmp_path / "run").list()
+    assert [one.path.name for one in there] == [one.path.name for one in here]
+
+
 def test_one_process_checks_it_and_loads_its_weights(undisturbed: Path, tmp_path: Path) -> None:
     assert_one_process_reads_it(undisturbed, tmp_path)
 

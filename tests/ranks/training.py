@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--keep-buckets", action="store_true", help="do not lay them out anew")
     parser.add_argument("--shard", action="store_true", help="fully_shard")
     parser.add_argument("--bare", action="store_true", help="no DistributedDataParallel")
+    parser.add_argument("--mirror", help="the address of another place for the checkpoints")
     parser.add_argument("--stopping", action="store_true", help="early stopping")
     parser.add_argument(
         "--timeout", type=float, default=300.0, help="seconds, of the process group"
@@ -220,6 +221,7 @@ def main() -> None:
         wanted.folder / "run",
         every=every,
         retention=Retention(last=2, best=Best("val_loss")),
+        mirror=wanted.mirror,
     )
     happening = Happening(wanted, data)
     trainer = Trainer(
