@@ -114,7 +114,14 @@ def _find(
     try:
         return load_checkpoint(resume, misfit=misfit)
     except NotACheckpoint as error:
-        raise NoCheckpoint(str(error)) from None
+        advice = '. The newest one of this trainer is resume="auto".' if _means_auto(resume) else ""
+        raise NoCheckpoint(f"{error}{advice}") from None
+
+
+def _means_auto(resume: str | PathLike[str]) -> bool:
+    """Whether a word means the newest checkpoint in other trainers, or is nearly ours."""
+    word = str(resume).lower()
+    return word in ("last", "latest", "newest", "true") or sorted(word) == sorted("auto")
 
 
 def state_of_rank(loaded: Loaded, context: Context) -> Any:

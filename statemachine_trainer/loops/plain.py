@@ -76,13 +76,35 @@ def optimizers_of(parts: PlainParts, configured: Any, total_steps: Callable[[], 
     if (callable(make) and not callable(getattr(make, "state_dict", None))) or isinstance(
         make, type
     ):
-        goes_by_steps = "total_steps" in inspect.signature(make).parameters
-        if goes_by_steps and not isinstance(make, type):
+        parameters = inspect.signature(make).parameters
+        goes_by_steps = "total_steps" in parameters and not isinstance(make, type)
+        _refuse_needs(make, parameters, goes_by_steps=goes_by_steps)
+        if goes_by_steps:
             made.setdefault("interval", "step")
             made["scheduler"] = make(configured, total_steps=total_steps())
         else:
             made["scheduler"] = make(configured)
     return {"optimizer": configured, "lr_scheduler": made}
+
+
+def _refuse_needs(
+    make: Any, parameters: Mapping[str, inspect.Parameter], *, goes_by_steps: bool
+) -> None:
+    """Refuse what makes a scheduler of more than the optimizer, such as the class `StepLR` itself."""
+    given = {*[*parameters][:1], *(["total_steps"] if goes_by_steps else [])}
+    lacking = [
+        name
+        for name, one in parameters.items()
+        if name not in given
+        and one.default is one.empty
+        and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    if lacking:
+        name = getattr(make, "__name__", type(make).__name__)
+        raise OptimizerError(
+            f"scheduler={name} needs {', '.join(lacking)} too. Give a function of the optimizer alone: "
+            f"scheduler=lambda optimizer: {name}(optimizer, {lacking[0]}=...)."
+        )
 
 
 # -- Metrics --------------------------------------------------------------------------------------

@@ -197,6 +197,7 @@ class Steps:
         if self.given.optimizer is not None:
             made: Any = self.given.optimizer
             if not isinstance(made, Optimizer) and callable(made):
+                _refuse_needs(made)
                 made = made(self.model.parameters())
                 if isinstance(made, Mapping) or (isinstance(made, list | tuple) and made):
                     return made
@@ -352,3 +353,17 @@ def hooks_of(model: nn.Module) -> Mapping[str, Callable[..., Any]]:
     """Return the model's `on_<state>` methods, which are subscribed like those of a callback."""
     names = [n for n in dir(type(model)) if n.startswith("on_")]
     return {name: method for name in names if callable(method := getattr(model, name, None))}
+
+
+def _refuse_needs(make: Any) -> None:
+    """Refuse what cannot be called with the parameters of a model alone."""
+    try:
+        inspect.signature(make).bind(())
+    except ValueError:  # it tells nobody what it takes
+        return
+    except TypeError as error:
+        name = getattr(make, "__name__", type(make).__name__)
+        raise OptimizerError(
+            f"optimizer={name} is called with the parameters of the model: {error}. Give a function of them alone: "
+            "optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)."
+        ) from None

@@ -36,6 +36,8 @@ Sections = dict[str, dict[str, Value]]
 """Hyperparameters by where they come from, and by name."""
 
 _LONGEST: Final = 500
+_DEEPEST: Final = 20
+"""Mappings in mappings that are opened."""
 _SWITCHES: Final = ("deterministic", "matmul_precision")
 """Those that the bits depend on."""
 
@@ -159,11 +161,15 @@ def _named_values(given: object) -> dict[str, Any] | None:
     return dict(vars(given)) if isinstance(given, argparse.Namespace) else None
 
 
-def _flat(given: object, before: str = "") -> Iterator[tuple[str, object]]:
-    """Yield what stands in nested mappings and dataclasses: "optimizer.lr"."""
+def _flat(
+    given: object, before: str = "", around: tuple[int, ...] = ()
+) -> Iterator[tuple[str, object]]:
+    """Yield what stands in nested mappings and dataclasses: "optimizer.lr". One that holds itself is no more opened."""
+    around = (*around, id(given))
     for name, value in (_named_values(given) or {}).items():
-        if _named_values(value):
-            yield from _flat(value, f"{before}{name}.")
+        is_opened = id(value) not in around and len(around) < _DEEPEST
+        if is_opened and _named_values(value):
+            yield from _flat(value, f"{before}{name}.", around)
         else:
             yield f"{before}{name}", value
 

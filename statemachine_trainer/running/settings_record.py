@@ -51,6 +51,8 @@ _AS_GIVEN: Final = {"optimizers", "content"}
 """Parts of which the settings that were given are noted anyway: no run changes these."""
 
 _LONGEST: Final = 500
+_DEEPEST: Final = 20
+"""Collections in collections."""
 _SETTLED: Final = {
     "KFoldLoop": ("folds", "stratify", "groups", "repeats", "shuffle", "seed"),
     "ActiveLearningLoop": ("first",),
@@ -321,15 +323,22 @@ def as_text(value: object) -> str | None:
     return text if len(text) <= _LONGEST else text[:_LONGEST]
 
 
-def is_plain(value: object) -> bool:
-    """Whether a value is written the same in every process: numbers, texts, times, and collections of them."""
-    if isinstance(value, list | tuple | set | frozenset):
-        return len(value) <= _LONGEST and all(is_plain(one) for one in value)
-    if isinstance(value, Mapping):
-        return len(value) <= _LONGEST and all(
-            is_plain(key) and is_plain(one) for key, one in value.items()
-        )
-    return isinstance(value, _PLAIN)
+def is_plain(value: object, around: tuple[int, ...] = ()) -> bool:
+    """Whether a value is written the same in every process: numbers, texts, times, and collections of them.
+
+    A collection that holds itself is not, and none that is nested too deeply.
+
+    Args:
+        value: The value.
+        around: The collections that it stands in, by `id`.
+    """
+    if not isinstance(value, list | tuple | set | frozenset | Mapping):
+        return isinstance(value, _PLAIN)
+    if len(value) > _LONGEST or len(around) >= _DEEPEST or id(value) in around:
+        return False
+    inside = [*value, *value.values()] if isinstance(value, Mapping) else value
+    around = (*around, id(value))
+    return all(is_plain(one, around) for one in inside)
 
 
 # -- Comparing ------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ def load_checkpoint_weights(
         SettingError: It names none.
         NotACheckpoint, NoBestCheckpoint: It is not there.
     """
-    if checkpoint == "last":
-        raise SettingError("checkpoint='last': it is called 'newest' here.")
+    if checkpoint in ("last", "latest"):
+        raise SettingError(f"checkpoint={checkpoint!r}: it is called 'newest' here.")
     if isinstance(checkpoint, Best) or checkpoint in ("best", "newest"):
         if checkpoints is None:
             raise NoCheckpoint(

@@ -83,6 +83,8 @@ def test_where_there_is_none_the_error_says_so(tmp_path: Path) -> None:
         (tmp_path / "nowhere", "There is no checkpoint at .*nowhere: no such folder"),
         (tmp_path / "empty", "There is no checkpoint in"),
         (tmp_path / "pickle.pt", "pickle"),
+        ("latest", 'is resume="auto"'),
+        ("atuo", 'is resume="auto"'),
     ):
         with pytest.raises(NoCheckpoint, match=message):
             trainer_with(None).fit(Net(), batches(), resume=place)

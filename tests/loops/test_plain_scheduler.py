@@ -107,3 +107,17 @@ def test_it_resumes_anywhere() -> None:
         return trainer
 
     assert_resumable(make, examples=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    "scheduler, lacking",
+    [(StepLR, "step_size"), (OneCycleLR, "max_lr"), (lambda optimizer, epochs: None, "epochs")],
+)
+def test_what_needs_more_than_the_optimizer_is_told(scheduler: Any, lacking: str) -> None:
+    with pytest.raises(OptimizerError, match=f"needs {lacking} too.*lambda optimizer: "):
+        rate_after(scheduler)
+
+
+def test_an_optimizer_that_does_not_take_the_parameters_is_told() -> None:
+    with pytest.raises(OptimizerError, match=r"is called with the parameters.*lambda parameters: "):
+        rate_after(None, optimizer=lambda: SGD(make_net().parameters()))

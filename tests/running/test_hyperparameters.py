@@ -90,6 +90,18 @@ def test_ones_own_are_a_dict_a_dataclass_or_a_namespace(
     assert mine.hyperparameters == found
 
 
+def test_what_holds_itself_or_is_nested_without_end_does_no_harm(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"lr": 0.5, "list": [], "deep": 1, "long": [1]}
+    given["me"] = given
+    given["list"] += [given["list"], given["list"]]
+    for _ in range(2000):
+        given["deep"], given["long"] = {"a": given["deep"]}, [given["long"]]
+    make_trainer(run=tmp_path, hparams=given).fit(Net(), data())
+    found = Run(tmp_path).hyperparameters()
+    assert found["lr"] == 0.5
+    assert (found["me"], found["list"], found["long"]) == ("dict", "list", "list")
+
+
 @pytest.mark.parametrize("wrong", [3, "lr=0.1", ["lr"], Config])
 def test_anything_else_is_refused(wrong: object) -> None:
     with pytest.raises(SettingError, match=r"hparams=.* give a dict, a dataclass or an argparse"):
