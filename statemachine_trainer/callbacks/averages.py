@@ -99,7 +99,7 @@ class Average(HasSettings):
                     self.average[name] = parameter.detach().clone()
                     continue
                 known = self.average[name] = known.to(parameter.device)
-                averaged, current = groups.setdefault((known.device, known.dtype), ([], []))
+                averaged, current = groups.setdefault(_kind(known), ([], []))
                 averaged.append(known)
                 current.append(parameter.detach())
             for averaged, current in groups.values():
@@ -309,6 +309,11 @@ class SWA(Average):
                 exchange(tensors[name], value)
             for module, mode in training:
                 module.training = mode
+
+
+def _kind(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return what tensors have in common that are averaged by one call."""
+    return tensor.device, tensor.dtype, id(getattr(tensor, "device_mesh", None))
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

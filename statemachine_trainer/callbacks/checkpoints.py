@@ -56,6 +56,7 @@ from statemachine_trainer.snapshot import (
     WriteFailed,
 )
 from statemachine_trainer.snapshot.frozen import digests_of, without_frozen
+from statemachine_trainer.snapshot.marks import whole
 from statemachine_trainer.snapshot.mirror import Mirror, mirror_given
 from statemachine_trainer.snapshot.ranked import do_together, save_together
 from statemachine_trainer.version import __version__
@@ -328,7 +329,10 @@ class Checkpoints(HasSettings):
     def _save(self, tree: Mapping[str, Any], name: str) -> Path:
         ranks, metadata = Ranks.here(), self._metadata()
         if ranks is None:
-            return self.store.save(tree, name=name, metadata=metadata)
+            return self.store.save(whole(tree), name=name, metadata=metadata)
+        data_ranks = self._context.steps.sync.data_ranks
+        if data_ranks is not None:
+            tree = {**tree, "data_ranks": data_ranks}
         return save_together(ranks, self.store, tree, name=name, metadata=metadata)
 
     def _may_postpone(self) -> bool:

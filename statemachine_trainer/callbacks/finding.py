@@ -140,7 +140,8 @@ def state_of_rank(loaded: Loaded, context: Context) -> Any:
         return state
     from statemachine_trainer.callbacks.other_ranks import derive_generators
 
-    return derive_generators(state, ranks.rank)
+    data_ranks = context.steps.sync.data_ranks
+    return derive_generators(state, ranks.rank if data_ranks is None else data_ranks[ranks.rank])
 
 
 def tell_of_others(loaded: Loaded, context: Context) -> None:

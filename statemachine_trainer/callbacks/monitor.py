@@ -15,6 +15,7 @@ from statemachine_trainer.loops.schedules import learning_rates
 from statemachine_trainer.loops.settings_checks import flags, function, is_whole, number, refuse
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment
+from statemachine_trainer.parallel.gradient_sync import total_norm
 
 READINGS: Final = frozenset(
     (
@@ -161,7 +162,7 @@ class Monitor(HasSettings):
         gradients = [one.grad for one in slot.parameters if one.grad is not None]
         if not gradients:
             return
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         if context.precision.scaler is not None:
             norm = norm / context.precision.scaler.get_scale()
         if context.flushing and slot.window:

@@ -22,9 +22,10 @@ from statemachine_trainer.loops.metrics.joining import joined, plain
 from statemachine_trainer.loops.metrics.numbers import Number
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.parallel import leaves_with_paths
+from statemachine_trainer.parallel.gradient_sync import first_of_each
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot.generators import make, seed, state_of
-from statemachine_trainer.snapshot.ranked import trees_of_ranks
+from statemachine_trainer.snapshot.ranked import ranks_of, trees_of_ranks
 from statemachine_trainer.snapshot.rng import isolated_rng, rng_state
 from statemachine_trainer.snapshot.store import Loaded
 
@@ -56,7 +57,7 @@ class RanksChanged(UserWarning):
 
 def why_not(tree: Any) -> str | None:
     """Return why other ranks than those that have written a state cannot go on with it; None if they can."""
-    trees = trees_of_ranks(tree)
+    trees = _trees(tree)
     if not all(isinstance(one, Mapping) and "context" in one for one in trees):
         return "it is no state of a fit"
     context = trees[0]["context"]
@@ -112,6 +113,13 @@ def _read_again(tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _trees(tree: Any) -> list[Any]:
+    """Return the state of each rank that has read data of its own."""
+    trees = trees_of_ranks(tree)
+    data_ranks = tree.get("data_ranks") if isinstance(tree, Mapping) else None
+    return first_of_each(data_ranks, trees)
+
+
 def _why_not_dealt(feeds: Sequence[Mapping[str, Any]], *, in_hand: bool) -> str | None:
     """Return why data cannot be dealt to other ranks, by where each rank stood in them."""
     first = feeds[0]
@@ -161,7 +169,7 @@ def for_other_ranks(tree: Any, rank: int) -> dict[str, Any]:
         tree: The tree of the checkpoint, of which `why_not` has found nothing.
         rank: This rank.
     """
-    trees = trees_of_ranks(tree)
+    trees = _trees(tree)
     first = {**trees[0]}
     if first["context"]["in_flight"]["batch"] is None:
         context = first["context"] = {**first["context"]}
@@ -171,7 +179,8 @@ def for_other_ranks(tree: Any, rank: int) -> dict[str, Any]:
         first = _read_again(first)
         context = first["context"]
     first[OTHERS] = {
-        "ranks": len(trees),
+        "ranks": ranks_of(tree),
+        "data_ranks": len(trees),
         "rng": len(trees) == 1 or _differ([one["context"]["rng"] for one in trees]),
         "own": _generators_that_differ(trees),
         "told": _told(trees),
@@ -330,7 +339,9 @@ def tell(loaded: Loaded, context: Context, ranks: Ranks | None) -> None:
     if feed is not None and feed.phase == "running" and feed.length is not None:
         counts.batches_per_epoch = counts.batch_in_epoch + max(0, feed.length - feed.position)
     if feed is not None:
-        lines += _of_batches(state["context"]["train"], feed.loader, note["ranks"], size)
+        ours = context.steps.sync.data_ranks
+        now = size if ours is None else max(ours) + 1
+        lines += _of_batches(state["context"]["train"], feed.loader, note["data_ranks"], now)
     if ranks is not None and ranks.rank > 0:
         return  # rank 0 says it
     if note["rng"] or note["own"]:

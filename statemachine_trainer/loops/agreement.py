@@ -26,7 +26,7 @@ from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.program import Program
 from statemachine_trainer.machine.signals import Moment, Subscription
-from statemachine_trainer.parallel.gradient_sync import GradientSync
+from statemachine_trainer.parallel.gradient_sync import GradientSync, first_of_each
 from statemachine_trainer.parallel.ranks import Json, Ranks
 
 _FIRST: Final = 2**31
@@ -117,10 +117,12 @@ class Agreement:
         self._sync.share_buffers()
 
     def _reduce_validation(self) -> None:
-        reduce_over_ranks(self._ranks, self._driver.context.validation_metrics)
+        table = self._driver.context.validation_metrics
+        reduce_over_ranks(self._ranks, table, data_ranks=self._sync.data_ranks)
 
     def _reduce_training(self) -> None:
-        reduce_over_ranks(self._ranks, self._driver.context.train_metrics)
+        table = self._driver.context.train_metrics
+        reduce_over_ranks(self._ranks, table, data_ranks=self._sync.data_ranks)
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -205,13 +207,19 @@ class Windows:
 # -- Metrics -------------------------------------------------------------------------------------
 
 
-def reduce_over_ranks(ranks: Ranks, table: Metrics, only: Collection[str] | None = None) -> None:
+def reduce_over_ranks(
+    ranks: Ranks,
+    table: Metrics,
+    only: Collection[str] | None = None,
+    data_ranks: list[int] | None = None,
+) -> None:
     """Reduce the numbers of a table over the ranks. Metric objects reduce themselves. A collective.
 
     Args:
         ranks: The ranks.
         table: The metrics of a pass.
         only: Names of the numbers; all of them unless given.
+        data_ranks: Of the model, where some ranks read the same data: these count once.
     """
     from statemachine_trainer.loops.metrics.joining import joined, plain
 
@@ -221,7 +229,8 @@ def reduce_over_ranks(ranks: Ranks, table: Metrics, only: Collection[str] | None
         for name, one in entries.items()
         if isinstance(one, Number) and (only is None or name in only)
     }
-    told = cast("list[dict[str, Any]]", ranks.from_all(cast(Json, mine)))
+    all_told = cast("list[dict[str, Any]]", ranks.from_all(cast(Json, mine)))
+    told = first_of_each(data_ranks, all_told)
     for name in dict.fromkeys(name for one in told for name in one):
         ours = [one[name] for one in told if name in one]
         entries[name] = Number.restored(joined(ours))

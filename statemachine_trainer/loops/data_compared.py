@@ -19,9 +19,10 @@ from statemachine_trainer.data import Feed
 from statemachine_trainer.data.mapstyle import is_map_loader
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import LikelyMistake
+from statemachine_trainer.loops.ranks_compared import RanksDiffer
 from statemachine_trainer.machine.errors import StateMachineError, level_of_caller
 from statemachine_trainer.parallel import leaves_with_paths
-from statemachine_trainer.parallel.gradient_sync import averages_by_itself
+from statemachine_trainer.parallel.gradient_sync import averages_by_itself, first_of_each
 from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.snapshot.ranked import digest
 
@@ -63,21 +64,37 @@ class SameWork(LikelyMistake):
     """All ranks read the same data, and each trains its own model."""
 
 
+class RandomNumbersDiffer(LikelyMistake):
+    """Ranks that hold parts of the same layers draw different random numbers."""
+
+
 def compare_batches(ranks: Ranks, context: Context) -> None:
     """Refuse ranks that read the same data: a sampler was forgotten. A collective.
 
     The first batches are compared, and what each loader reads: one with a plain sampler reads all
     of its data set, in another order at each rank perhaps.
 
+    Ranks that hold parts of the same layers have to read the same.
+
     Raises:
         SameBatches: They read the same data, and their gradients are averaged.
+        RanksDiffer: They hold parts of the same layers, and read different data.
 
     Warns:
         SameWork: They read the same batch, and their gradients are not averaged.
+        RandomNumbersDiffer: They hold parts of the same layers, and draw different random numbers.
     """
-    mine: Json = [_digest_of_batch(context.batch), _read_as_a_whole(context.train)]
-    batches, wholes = zip(*cast("list[tuple[Any, Any]]", ranks.from_all(mine)), strict=True)
     steps = context.steps
+    data_ranks = steps.sync.data_ranks
+    numbers = None if data_ranks is None else digest(torch.get_rng_state())
+    mine: Json = [_digest_of_batch(context.batch), _read_as_a_whole(context.train), numbers]
+    told = cast("list[tuple[Any, Any, Any]]", ranks.from_all(mine))
+    if data_ranks is not None:
+        _compare_peers(data_ranks, told)
+        told = first_of_each(data_ranks, told)
+        if len(told) == 1:
+            return
+    batches, wholes, _ = zip(*told, strict=True)
     wrappers = map(averages_by_itself, (steps.whole, *context.model.modules()))
     averages = bool(steps.sync.by) or any(wrappers)
     if _all_equal(batches):
@@ -92,6 +109,28 @@ def compare_batches(ranks: Ranks, context: Context) -> None:
             f"own, so that an epoch goes over them {ranks.size} times. {_ADVICE} If each data set is a part "
             "already, let it keep its rank as an attribute, by which it is told from the others."
         )
+
+
+def _compare_peers(data_ranks: list[int], told: Sequence[tuple[Any, Any, Any]]) -> None:
+    """Refuse ranks that hold parts of the same layers and read different data."""
+    for rank, number in enumerate(data_ranks):
+        peer = data_ranks.index(number)
+        size = max(data_ranks) + 1
+        if told[rank][0] != told[peer][0]:
+            raise RanksDiffer(
+                f"Ranks {peer} and {rank} hold parts of the same layers (tensor parallelism), and read different "
+                f"batches. Deal data out to the {size} ranks of the axis of data alone: DistributedSampler(dataset, "
+                f'num_replicas={size}, rank=mesh["data"].get_local_rank()).'
+            )
+        if told[rank][2] != told[peer][2]:
+            warnings.warn(
+                f"Ranks {peer} and {rank} hold parts of the same layers (tensor parallelism), and draw different "
+                "random numbers: dropout between these layers is another one at each. Seed them alike: "
+                'torch.manual_seed(mesh["data"].get_local_rank()).',
+                RandomNumbersDiffer,
+                stacklevel=level_of_caller(),
+            )
+            return
 
 
 def _all_equal(values: Sequence[Any]) -> bool:

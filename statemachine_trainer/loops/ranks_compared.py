@@ -172,7 +172,11 @@ def _check_model(ranks: Ranks, trainer: Any, context: Context) -> Layout:
     model = context.model
     from statemachine_trainer.parallel.layout import Layout  # most runs have one process
 
-    layout = Layout.of(model, context.steps.sync, ranks.rank, ranks.size)
+    sync = context.steps.sync
+    layout = Layout.of(model, sync, ranks.rank, ranks.size)
+    sync.several_meshes = layout.several_meshes
+    if layout.data_size < layout.size:
+        sync.data_ranks = cast("list[int]", ranks.from_all(layout.data_rank))
     checkpoints = trainer.checkpoints
     if layout.cut_up and checkpoints is not None:
         for name, value in (("background", False), ("parameters", "all")):

@@ -24,6 +24,7 @@ from statemachine_trainer.loops.verbs import (
 )
 from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.parallel.containers import detach
+from statemachine_trainer.parallel.gradient_sync import clip_over_meshes
 
 NonFinite = Literal["ignore", "raise", "skip"]
 
@@ -204,7 +205,10 @@ class SteppingLoop(TrainingLoop):
         """Clip the gradients of an optimizer; return their norm before clipping, if it was computed."""
         norm = None
         if self.clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(slot.parameters, self.clip_norm)
+            if self.context.steps.sync.several_meshes:
+                norm = clip_over_meshes(slot.parameters, self.clip_norm)
+            else:
+                norm = torch.nn.utils.clip_grad_norm_(slot.parameters, self.clip_norm)
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(slot.parameters, self.clip_value)
         return norm

@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 _NONE: Final = object()
 _STEP: Final = "_statemachine_trainer_step"
@@ -32,6 +34,9 @@ class GradientSync:
         by: What averages the gradients, for messages; "" if nothing does.
         defers: Whether backward passes before the last one of a window may leave the averaging to it.
         sees_all: Whether each backward pass averages gradients, wherever it is begun.
+        data_ranks: For each rank, which of those that read data of their own it is, where some read
+            the same: they hold parts of the same layers. None where each reads its own.
+        several_meshes: Whether parameters are cut up over several meshes.
         averages: Called before each training step: whether its backward pass averages gradients. If
             not, they add up at each rank until one does.
     """
@@ -39,6 +44,8 @@ class GradientSync:
     by = ""
     defers = False
     sees_all = False
+    data_ranks: list[int] | None = None
+    several_meshes = False
     averages: Callable[[], bool] = staticmethod(lambda: True)
 
     def __init__(self, module: nn.Module) -> None:
@@ -268,6 +275,43 @@ def exchange(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     before = tensor.data
     tensor.data = value.to(tensor.device)
     return before
+
+
+def first_of_each(ranks: list[int] | None, values: Sequence[T]) -> list[T]:
+    """Return what each rank has that reads data of its own, out of what each rank has.
+
+    Args:
+        ranks: The `data_ranks` of a model; None where each rank reads its own.
+        values: A value for each rank.
+    """
+    if ranks is None:
+        return [*values]
+    return [values[ranks.index(number)] for number in range(max(ranks) + 1)]
+
+
+def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of all tensors together, also of those that are cut up over several meshes. A collective then."""
+    groups: dict[int | None, list[Any]] = {}
+    for one in tensors:
+        groups.setdefault(id(cast(Any, one).device_mesh) if is_cut_up(one) else None, []).append(
+            one
+        )
+    norms = [torch.nn.utils.get_total_norm(group) for group in groups.values()]
+    if len(norms) == 1:
+        return norms[0]
+    whole = [cast(Any, one).full_tensor() if is_cut_up(one) else one for one in norms]
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(whole))
+    return norm
+
+
+def clip_over_meshes(parameters: Iterable[nn.Parameter], most: float) -> torch.Tensor:
+    """Clip gradients that are cut up over several meshes, as `clip_grad_norm_` does; return their norm before."""
+    gradients = [one.grad for one in parameters if one.grad is not None]
+    norm = total_norm(gradients)
+    by = torch.clamp(most / (norm + 1e-6), max=1.0)
+    for one in gradients:
+        local_of(one).mul_(by)
+    return norm
 
 
 def averages_by_itself(module: nn.Module) -> bool:

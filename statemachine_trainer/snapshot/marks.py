@@ -39,3 +39,17 @@ def take_out(tree: Any) -> tuple[Any, dict[str, Any]]:
         return {"cut_up": path, "shape": [*cut[path].shape], "placements": placements}
 
     return map_leaves(marked, tree), cut
+
+
+def whole(tree: Any) -> Any:
+    """Return a tree with whole tensors where they are cut up among ranks of which there is one only."""
+    if not any(
+        isinstance(one, torch.Tensor) and is_cut_up(one) for _, one in leaves_with_paths(tree)
+    ):
+        return tree
+
+    def gathered(leaf: Any) -> Any:
+        cut: Any = leaf
+        return cut.full_tensor() if isinstance(leaf, torch.Tensor) and is_cut_up(leaf) else leaf
+
+    return map_leaves(gathered, tree)

@@ -92,7 +92,8 @@ def with_parts(tree: Any, folder: Path, model: nn.Module) -> Any:
         if path in parts:
             return parts[path]
         owner = owners.get(path)
-        return leaf if owner is None else _cut(cast(torch.Tensor, leaf), owner)
+        alone = owner is None or not is_cut_up(owner)
+        return leaf if alone else _cut(cast(torch.Tensor, leaf), owner)
 
     return map_leaves(filled, tree, is_leaf=is_mark)
 
@@ -121,15 +122,15 @@ def _read_parts(
 
 
 def _owners(tree: Any, leaves: Mapping[str, object], model: nn.Module) -> dict[str, Any]:
-    """Return the parameter that each tensor of a state belongs to, by its path, if that is cut up.
+    """Return the parameter that each tensor of a state belongs to, by its path; nothing if none is cut up.
 
     A tensor belongs to a parameter of whose name and shape it is, as weights and averages are, or
     whose state it is in an optimizer.
     """
-    cut = {name: one for name, one in PlainNames(model).parameters() if is_cut_up(one)}
-    if not cut:
+    known: dict[str, Any] = dict(PlainNames(model).parameters())
+    if not any(map(is_cut_up, known.values())):
         return {}
-    names = {f"[{name!r}]": name for name in cut}
+    names = {f"[{name!r}]": name for name in known}
     found = {}
     context = tree.get("context") if isinstance(tree, Mapping) else None
     for index, slot in enumerate(context["optimizers"] if isinstance(context, Mapping) else ()):
@@ -145,8 +146,8 @@ def _owners(tree: Any, leaves: Mapping[str, object], model: nn.Module) -> dict[s
             if isinstance(leaf, dict) and is_mark(leaf)
             else getattr(leaf, "shape", None)
         )
-        if name in cut and shape is not None and [*shape] == [*cut[name].shape]:
-            found[path] = cut[name]
+        if name in known and shape is not None and [*shape] == [*known[name].shape]:
+            found[path] = known[name]
     return found
 
 
@@ -186,10 +187,10 @@ def _empty(mark: Mapping[str, Any], dtype: torch.dtype, owner: Any, like: Any) -
     Args:
         mark: What stands for it.
         dtype: Its type.
-        owner: The parameter that it belongs to, if that is known. It is cut up as that is.
+        owner: The parameter that it belongs to, if that is known. It is cut up as that is, or whole.
         like: Any parameter of the model that is cut up; None if there is none.
     """
-    if like is None:
+    if like is None or (owner is not None and not is_cut_up(owner)):
         return torch.empty(mark["shape"], dtype=dtype)
     from torch.distributed.tensor import DTensor, Replicate, Shard, empty
 

@@ -19,8 +19,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch._C._distributed_c10d import FileStore, PrefixStore
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
@@ -59,12 +65,13 @@ class Net(nn.Module):
     def __init__(self, drop: float) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.one = nn.Linear(4, 7)
+        self.one = nn.Linear(4, 10)
+        self.norm = nn.LayerNorm(4)
         self.drop = nn.Dropout(drop)
-        self.two = nn.Linear(7, 3)
+        self.two = nn.Linear(10, 3)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.two(self.drop(torch.relu(self.one(inputs))))
+        out: torch.Tensor = self.two(self.drop(torch.relu(self.one(self.norm(inputs)))))
         return out
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -100,9 +107,8 @@ class Everybody:
     """Lets all processes of the launch wait for each other, whatever groups they are in."""
 
     def __init__(self) -> None:
-        self.store = TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
-        )
+        # A file: the store of torchrun has been seen to close connections on a busy machine.
+        self.store = FileStore(str(FOLDER / "everybody"), MOST)
         self.times = 0
 
     def barrier(self) -> None:
@@ -117,11 +123,24 @@ everybody = Everybody()
 def wrapped(model: Net, kind: str) -> nn.Module:
     if not dist.is_initialized():
         return model
+    if kind == "tensor":
+        mesh = mesh_of_data_and_tensors()
+        plan = {"one": ColwiseParallel(), "two": RowwiseParallel()}
+        parallelize_module(model, mesh["tensor"], plan)
+        if mesh["data"].size() > 1:
+            fully_shard(model, mesh=mesh["data"])
+        return model
     if kind == "ddp":
         return DistributedDataParallel(model)
     for part in (model.one, model.two, model):
         fully_shard(part)
     return model
+
+
+def mesh_of_data_and_tensors() -> Any:
+    """Pairs of ranks hold a model together."""
+    shape = (dist.get_world_size() // 2, 2)
+    return init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
 
 
 def whole(tree: Any) -> Any:
@@ -154,8 +173,11 @@ def train(folder: Path, part: Part, kind: str = "ddp", **more: Any) -> Any:
     data, average = Points(more.get("samples", 50)), EMA(0.9)
     model = Net(more.get("drop", 0.2))
     network = wrapped(model, kind)
-    torch.manual_seed(RANK)
-    shared: DistributedSampler[Any] = DistributedSampler(data, part.size, RANK)
+    readers, reader = part.size, RANK
+    if kind == "tensor" and part.size > 1 and not more.get("each_its_own"):
+        readers, reader = part.size // 2, RANK // 2
+    torch.manual_seed(RANK if more.get("other_numbers") else reader)
+    shared: DistributedSampler[Any] = DistributedSampler(data, readers, reader)
     trainer = Trainer(
         max_epochs=more.get("epochs", 1),
         device="cpu",
@@ -163,6 +185,7 @@ def train(folder: Path, part: Part, kind: str = "ddp", **more: Any) -> Any:
         checkpoints=Checkpoints(folder, every=1, retention=Retention(last=9)),
         callbacks=[average],
         accumulate=more.get("accumulate", 1),
+        clip_norm=more.get("clip_norm"),
         prefetch=more.get("prefetch", False),
     )
     first: list[Any] = []
@@ -226,10 +249,9 @@ def walk() -> list[Any]:
     return found
 
 
-def main() -> None:
-    (FOLDER / f"pid-{RANK}").write_text(str(os.getpid()))
-    torch.set_num_threads(1)
-    found = {
+def of_ranks() -> dict[str, Any]:
+    """Numbers of ranks that change."""
+    return {
         "walk": walk(),
         "whole": scene("whole", Part(1, 12), samples=12 * len(WALK), drop=0.0),
         "batches of a rank stay": scene("stay", Part(2, 6, 2), Part(4, 6)),
@@ -241,6 +263,39 @@ def main() -> None:
         ),
         "an order that is not shared": scene("another", Part(2, 6, 2), Part(1, 12, shuffled=False)),
     }
+
+
+def of_tensors() -> dict[str, Any]:
+    """Pairs of ranks that hold a model together."""
+    tensors: dict[str, Any] = {
+        "kind": "tensor",
+        "samples": 72,
+        "drop": 0.0,
+        "clip_norm": 0.05,
+    }
+    return {
+        "tensors, undisturbed": scene("tensors", Part(4, 6), **tensors),
+        "tensors, whole": scene("tensors-whole", Part(1, 12), **tensors),
+        "tensors, stopped": scene("tensors-stopped", Part(4, 6, 2), Part(4, 6), **tensors),
+        "tensors, changed": scene(
+            "tensors-changed",
+            *(Part(4, 6, 1), Part(2, 12, 2), Part(1, 12, 3), Part(4, 6)),
+            **tensors,
+        ),
+        "tensors, each its own data": scene(
+            "tensors-own", Part(4, 3), each_its_own=True, **tensors
+        ),
+        "tensors, other numbers": scene(
+            "tensors-numbers", Part(4, 6), other_numbers=True, **tensors
+        ),
+    }
+
+
+def main() -> None:
+    """Write what came of one of the two sets of scenes."""
+    (FOLDER / f"pid-{RANK}").write_text(str(os.getpid()))
+    torch.set_num_threads(1)
+    found = of_tensors() if sys.argv[2] == "tensors" else of_ranks()
     (FOLDER / f"found-{RANK}.json").write_text(json.dumps(found))
 
 

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from statemachine_trainer import Trainer, load_weights, parallel
@@ -377,11 +376,6 @@ def the_same_data_at_all_ranks() -> Any:
     return refusal(lambda: trainer().fit(cut_up(Task()), DataLoader(DATA, BATCH)))
 
 
-def tensor_parallelism() -> Any:
-    model = parallelize_module(Task(), init_device_mesh("cpu", (SIZE,)), {"one": ColwiseParallel()})
-    return refusal(lambda: trainer().fit(model, *loaders()))
-
-
 def a_part_that_nothing_averages() -> Any:
     model = Task()
     fully_shard(model.one)
@@ -394,12 +388,6 @@ def a_part_that_nothing_averages() -> Any:
 def a_mesh_of_some_ranks() -> Any:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("some", "others"))
     return refusal(lambda: trainer().fit(cut_up(Task(), mesh=mesh["others"]), *loaders()))
-
-
-def tensor_parallelism_within() -> Any:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    model = parallelize_module(Task(), mesh["tensor"], {"one": ColwiseParallel()})
-    return refusal(lambda: trainer().fit(cut_up(model, mesh=mesh["data"]), *loaders()))
 
 
 TRAININGS: list[Callable[[], Any]] = [
@@ -431,13 +419,11 @@ TOLD: list[Callable[[], Any]] = [
     losses_that_are_yielded,
     evaluations_of_different_lengths,
     the_same_data_at_all_ranks,
-    tensor_parallelism,
     a_part_that_nothing_averages,
 ]
 TOLD_OF_FOUR: list[Callable[[], Any]] = [
     sizes_of_files,
     a_mesh_of_some_ranks,
-    tensor_parallelism_within,
 ]
 
 

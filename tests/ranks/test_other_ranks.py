@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.ranks.launching import launch
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(os.name != "posix", reason="processes of Unix"),
 ]
 
@@ -26,10 +28,9 @@ WALK = [1, 2, 1, 3, 1, 4, 2, 3, 2, 4, 3, 4, 1]
 """Numbers of ranks, one after the other, each with a batch of 12 samples: each follows on each other once."""
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parts]:
-    folder = tmp_path_factory.mktemp("changing")
-    assert launch("changing.py", folder, size=4, longest=300) == 0
+def came_of(folder: Path, scenes: str) -> dict[str, Parts]:
+    """What came of a set of scenes, in one launch of four processes."""
+    assert launch("changing.py", folder, scenes, size=4, longest=280) == 0
     ranks = [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(4)]
     return {
         name: [
@@ -38,6 +39,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parts]:
         ]
         for name in ranks[0]
     }
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parts]:
+    return came_of(tmp_path_factory.mktemp("changing"), "ranks")
 
 
 def told(part: list[dict[str, Any]], kind: str) -> list[str]:

@@ -29,6 +29,7 @@ from statemachine_trainer.loops.settings_checks import (
 from statemachine_trainer.loops.slower_steps import SlowerSteps
 from statemachine_trainer.loops.spikes import why_spike, with_loss
 from statemachine_trainer.machine.fields import field
+from statemachine_trainer.parallel.gradient_sync import total_norm
 from statemachine_trainer.snapshot.written import Written
 
 _log = logging.getLogger("statemachine_trainer.recovery")
@@ -295,4 +296,4 @@ def _slower_steps(loop: RecoverLoop, scale: float) -> SlowerSteps:
 
 def _norm_of_gradients(context: Context) -> float:
     found = [one.grad for one in context.model.parameters() if one.grad is not None]
-    return float(torch.nn.utils.get_total_norm(found)) if found else 0.0
+    return float(total_norm(found)) if found else 0.0
