@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from statemachine_trainer.files import is_address, path_given
 from statemachine_trainer.loops.loop_errors import SettingError
@@ -19,6 +19,7 @@ from statemachine_trainer.snapshot import (
 )
 from statemachine_trainer.snapshot.mirror import Mirror
 from statemachine_trainer.snapshot.ranked import (
+    OTHERS,
     find_together,
     ranks_of,
     read_parts_together,
@@ -28,9 +29,6 @@ from statemachine_trainer.snapshot.store import load_checkpoint
 
 if TYPE_CHECKING:
     from statemachine_trainer.loops.context import Context
-
-OTHERS: Final = "of_other_ranks"
-"""Stands in a state that another number of ranks goes on with, beside what was not the same at each."""
 
 
 class NoCheckpoint(NotACheckpoint):

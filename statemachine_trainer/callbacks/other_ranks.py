@@ -16,7 +16,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from statemachine_trainer.callbacks.finding import OTHERS
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.metrics.joining import joined, plain
 from statemachine_trainer.loops.metrics.numbers import Number
@@ -25,7 +24,7 @@ from statemachine_trainer.parallel import leaves_with_paths
 from statemachine_trainer.parallel.gradient_sync import first_of_each
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot.generators import make, seed, state_of
-from statemachine_trainer.snapshot.ranked import ranks_of, trees_of_ranks
+from statemachine_trainer.snapshot.ranked import OTHERS, ranks_of, trees_of_ranks
 from statemachine_trainer.snapshot.rng import isolated_rng, rng_state
 from statemachine_trainer.snapshot.store import Loaded
 

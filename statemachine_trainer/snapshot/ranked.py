@@ -33,6 +33,9 @@ from statemachine_trainer.snapshot.snapshot_errors import (
 from statemachine_trainer.snapshot.store import Loaded, Store
 from statemachine_trainer.snapshot.tensor_file import plain_bytes
 
+OTHERS: Final = "of_other_ranks"
+"""Stands in a state that another number of ranks goes on with, beside what was not the same at each."""
+
 _RANKS: Final = "ranks"
 _OWN: Final = "own"
 _SHARED: Final = "shared"
