@@ -18,7 +18,7 @@ _OF_OWNER: Final = ("LOAD_ATTR", "LOAD_METHOD")
 _STORES: Final = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF")
 _IN_PLACE: Final = ("STORE_SUBSCR", "DELETE_SUBSCR")
 _ENDS: Final = (*_STORES, *_IN_PLACE, "STORE_FAST", "STORE_NAME", "POP_TOP", "RETURN_VALUE")
-_METHODS: Final = frozenset(
+METHODS: Final = frozenset(
     {
         *("append", "appendleft", "add", "extend", "extendleft", "insert", "update", "setdefault"),
         *("pop", "popleft", "popitem", "remove", "discard", "clear", "sort", "reverse", "rotate"),
@@ -43,11 +43,13 @@ class Changed(NamedTuple):
         updated: It assigns to them what it computes from the same name, or if that has a certain value.
         in_place: It may change the containers that they name.
         read: It reads them for something else.
+        stored: It assigns to them, whatever; each with the name of the owner before it: ("self", "x").
     """
 
     updated: frozenset[str] = frozenset()
     in_place: frozenset[str] = frozenset()
     read: frozenset[str] = frozenset()
+    stored: frozenset[tuple[str, str]] = frozenset()
 
     def with_those_of(self, others: Iterable[Changed]) -> Changed:
         """Return these names and those of others."""
@@ -84,7 +86,12 @@ def changed_by(code: types.CodeType) -> Changed:
     found = _Statements()
     for one in dis.get_instructions(code):
         found.take(one)
-    changed = Changed(*map(frozenset, (found.updated, found.in_place, found.read)))
+    changed = Changed(
+        frozenset(found.updated),
+        frozenset(found.in_place),
+        frozenset(found.read),
+        frozenset(found.stored),
+    )
     inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
     return changed.with_those_of(map(changed_by, inner))
 
@@ -97,7 +104,7 @@ class _Statements:
         self.in_place: set[str] = set()
         self.read: set[str] = set()
         self._carried: set[tuple[str, str]] = set()  # read, and not set yet
-        self._fresh: set[tuple[str, str]] = set()  # set, before it was read
+        self.stored: set[tuple[str, str]] = set()
         self._before: tuple[str, str] = ("", "")  # the instruction before, and its name
         self._begin()
 
@@ -139,7 +146,7 @@ class _Statements:
         owner = self._before[1] if of_owner else ""
         if self._before[0] == "COPY":  # `self.x += ...`
             self._augmented.add(name)
-        if of_owner and name in _METHODS:
+        if of_owner and name in METHODS:
             # Of what a call or an index gives, such as `self.queues[0].append(x)`, it is any name before.
             found = self._before[0] in _LOADS or self._before[0].startswith("LOAD_FAST")
             owners = {owner} if found else {one for _, one in self._loaded}
@@ -155,7 +162,7 @@ class _Statements:
         if of_same or (kind == "STORE_ATTR" and name in self._augmented):
             self.updated.add(name)
         self._set.add(name)
-        self._fresh.add(place)
+        self.stored.add(place)
 
     def _end(self, names: set[str], *, jumps: bool) -> None:
         if "setattr" in names:
@@ -173,4 +180,4 @@ class _Statements:
             self._compares != "" and self._locals <= 1
         )
         if not jumps or decides:
-            self._carried |= self._loaded - self._fresh
+            self._carried |= self._loaded - self.stored

@@ -49,23 +49,28 @@ def _contents(loader: DataLoader[Any]) -> dict[str, str]:
         if path.startswith("dataset"):
             for name, value in named(part):
                 for key, one in each(name, value).items():
-                    if (text := _numbers(one)) is not None:
+                    if (text := numbers(one)) is not None:
                         found[f"{path}.{key}"] = text
     return found
 
 
-def _numbers(value: Any) -> str | None:
-    """Return shape and checksum of a plain tensor or array in memory; None of anything else."""
+def numbers(value: Any, most: int = _ELEMENTS) -> str | None:
+    """Return shape and checksum of a plain tensor or array in memory; None of anything else.
+
+    Args:
+        value: Anything.
+        most: Elements that are read, spread over it.
+    """
     if type(value) is torch.Tensor:
         plain = value.layout is torch.strided and value.device.type == "cpu"
         if not plain or value.is_quantized or value.dtype not in _DTYPES:
             return None
         value = value.detach().resolve_conj().resolve_neg()
-        flat = value.reshape(-1) if value.is_contiguous() else value[:_ELEMENTS].reshape(-1)
-        taken: Any = plain_bytes(flat[:: max(1, len(flat) // _ELEMENTS)])
+        flat = value.reshape(-1) if value.is_contiguous() else value[:most].reshape(-1)
+        taken: Any = plain_bytes(flat[:: max(1, len(flat) // most)])
     elif type(value) is np.ndarray and value.dtype.kind in "biufc":
-        flat = value.reshape(-1) if value.flags.c_contiguous else value[:_ELEMENTS].reshape(-1)
-        taken = np.ascontiguousarray(flat[:: max(1, len(flat) // _ELEMENTS)]).tobytes()
+        flat = value.reshape(-1) if value.flags.c_contiguous else value[:most].reshape(-1)
+        taken = np.ascontiguousarray(flat[:: max(1, len(flat) // most)]).tobytes()
     else:
         return None
     return f"{tuple(value.shape)} #{zlib.crc32(taken):08x}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.checkpoints import Host as HostOfCheckpoints
@@ -53,6 +53,9 @@ from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.held import lies_within, restore_own, states_found
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
+
+if TYPE_CHECKING:
+    from statemachine_trainer.running.script_record import ScriptRecord
 
 Fresh = Literal["optimizer", "schedulers", "callbacks"]
 """Parts that a resumed fit may take from its script instead of the checkpoint."""
@@ -107,6 +110,7 @@ class FitState:
         self._outside = ModulesOutside()
         self._values = ChangingValues()
         self._contents = Contents()
+        self._script: ScriptRecord | None = None  # what the script has made of this fit
         self._checked = False  # that all can be saved, as a fit with checkpoints begins
 
     def write(self) -> dict[str, Any]:
@@ -125,7 +129,9 @@ class FitState:
         return {
             "machine": self._driver.state_dict(),
             "context": context_state(context, of_model),
-            "settings": settings | {"content": self._contents.of(context)},
+            "settings": settings
+            | {"content": self._contents.of(context)}
+            | self._script_of(context).settings(),
             "given": others_than(self._given, settings),
             "fresh": list(self._fresh),
             "stopped_by": [type(one).__qualname__ for one in self._who_asks_to_stop()],
@@ -207,6 +213,8 @@ class FitState:
         if context is None:
             raise NotStarted("Start a fit first: start(model, loader), then load its state.")
         state = with_frozen(state, context.model)
+        script = self._script_of(context)
+        script.settings()  # of the data too, before anything of them is restored
         driver.load_state_dict(state["machine"])
         self.panel.restore(context, state["context"]["plain"].get("changes", {}))
         context.steps.expect(state["context"])
@@ -240,7 +248,7 @@ class FitState:
             )
         keep_what_holds(context, was, fresh)
         # Those of the data that this phase, or this epoch, has made.
-        contents = {"content": self._contents.of(context)}
+        contents = {"content": self._contents.of(context)} | script.settings()
         loaded = self._settings(context) | contents
         given = state.get("given", {})  # earlier versions wrote none
         found = [*changes(was, given, now | contents, loaded, fresh)]
@@ -265,6 +273,7 @@ class FitState:
             self._given = self._settings(context)  # before training changes what the model keeps
             self._modes = context, self._given["modes"]
             self._contents.of(context)
+            self._script_of(context).settings()
 
     def told(self) -> dict[str, dict[str, str]]:
         """Return all settings of the fit, and short texts that tell whether its data are those of another one."""
@@ -285,6 +294,22 @@ class FitState:
         return settings_of_run(
             root, self.stateful_callbacks(), context, hyperparameters, self._host.checkpoints
         )
+
+    def _script_of(self, context: Context) -> ScriptRecord:
+        """Return what the script had made when this fit began, or went on."""
+        from statemachine_trainer.running.script_record import ScriptRecord
+
+        if self._script is None or self._script.context is not context:
+            of_model = {
+                name
+                for owner, texts in self._hyperparameters.record(context).items()
+                if owner.startswith("the model")
+                for name in texts
+            }
+            self._script = ScriptRecord(
+                context, self._host.board, self._roots(context), self.stateful_callbacks(), of_model
+            )
+        return self._script
 
     def _who_asks_to_stop(self) -> list[Any]:
         return [one for one in self.stateful_callbacks() if getattr(one, "asks_to_stop", False)]

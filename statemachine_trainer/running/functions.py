@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
@@ -32,6 +32,12 @@ def code_of_function(function: object) -> str | None:
     """
     parts = [*_parts(function)]
     return _digest(parts) if parts else None
+
+
+@lru_cache(maxsize=8192)
+def checksum_of_code(code: CodeType) -> str:
+    """Return a fingerprint of what some code does, without its documentation."""
+    return _digest(_parts_of_code(code, documented=False))
 
 
 def functions_of(thing: object) -> dict[str, str]:
@@ -79,14 +85,23 @@ def _parts(function: object) -> Iterator[bytes]:
         yield repr(_plain((function.__defaults__, function.__kwdefaults__))).encode()
 
 
-def _parts_of_code(code: CodeType) -> Iterator[bytes]:
+def _parts_of_code(code: CodeType, *, documented: bool = True) -> Iterator[bytes]:
     yield code.co_code
     yield repr((code.co_names, code.co_varnames, code.co_freevars)).encode()
-    for constant in code.co_consts:
+    for place, constant in enumerate(code.co_consts):
+        if not documented and not place and _is_documentation(code, constant):
+            continue
         if isinstance(constant, CodeType):
-            yield from _parts_of_code(constant)
+            yield from _parts_of_code(constant, documented=documented)
         else:
             yield repr(_plain(constant)).encode()
+
+
+def _is_documentation(code: CodeType, first: object) -> bool:
+    """Whether the first constant of some code is a docstring, or stands where it would."""
+    if not isinstance(first, str | None) or code.co_name.startswith("<"):
+        return False
+    return sys.version_info < (3, 13) or bool(code.co_flags & 0x4000000)  # CO_HAS_DOCSTRING
 
 
 def _plain(value: object) -> object:

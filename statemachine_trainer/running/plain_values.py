@@ -105,9 +105,9 @@ class Reader:
     def seen(self, value: Any) -> Seen | None:
         """Return what a value is; None of one that is no plain value, or that checkpoints hold."""
         kind = type(value)
-        if (text := _text(value)) is not None:
+        if (text := plain_text(value)) is not None:
             shown = text if len(text) <= 60 else f"{text[:57]}..."
-            return Seen(text, shown, is_time=_is_time(value))
+            return Seen(text, shown, is_time=is_time(value))
         if _is_numbers(kind):
             content = self._numbers(value)
             if content is None:
@@ -118,8 +118,8 @@ class Reader:
             content = memoryview(value).tobytes()
             shown = f"a {kind.__name__} of {len(content)} bytes"
             return Seen((len(content), zlib.crc32(content)), shown, of_many=True)
-        inner = _inside(value)
-        if (base := _base(type(inner))) is not None:
+        inner = inside_of(value)
+        if (base := base_of(type(inner))) is not None:
             return self._container(kind, inner, base)
         return self._object(value) if is_of_users(kind) and not issubclass(kind, type) else None
 
@@ -188,11 +188,11 @@ class Reader:
 
     def _element(self, value: Any, depth: int = _DEPTH, *, few: bool = False) -> object:
         kind = type(value)
-        if (text := _text(value)) is not None:
+        if (text := plain_text(value)) is not None:
             return text
         if _is_numbers(kind):
             return self._numbers(value)
-        base = _base(kind)
+        base = base_of(kind)
         if not depth:
             return kind
         if base is not None:
@@ -219,7 +219,7 @@ def is_cache(was: Seen, now: Seen) -> bool:
     return len(now.items) > len(was.items) and was.items.items() <= now.items.items()
 
 
-def _text(value: Any) -> str | None:
+def plain_text(value: Any) -> str | None:
     """Return a number, a text, a member of an enum or a date in words; None of anything else."""
     kind = type(value)
     if kind in _ATOMS:
@@ -242,7 +242,7 @@ def _is_numbers(kind: type) -> bool:
     return issubclass(kind, np.ndarray) and not issubclass(kind, np.memmap)
 
 
-def _is_time(value: object) -> bool:
+def is_time(value: object) -> bool:
     """Whether a value was read from a clock in the last week."""
     if isinstance(value, datetime.datetime):
         return abs(time.time() - value.timestamp()) < _WEEK
@@ -254,7 +254,7 @@ def _is_time(value: object) -> bool:
     return value % 1 != 0 and any(0 <= clock - value < _WEEK for clock in clocks)
 
 
-def _inside(value: object) -> object:
+def inside_of(value: object) -> object:
     """Return what a container of `collections` has inside, or the value itself."""
     kind = type(value)
     if issubclass(kind, UserDict | UserList | UserString | ChainMap):
@@ -263,7 +263,7 @@ def _inside(value: object) -> object:
     return value
 
 
-def _base(kind: type) -> Any:
+def base_of(kind: type) -> Any:
     """Return the class of Python that the objects of a class are read as."""
     return next((one for one in _CONTAINERS if issubclass(kind, one)), None)
 

@@ -47,7 +47,10 @@ _PLAIN: Final = (
     torch.device, torch.dtype,
 )  # fmt: skip
 _LIMITS: Final = {"max_epochs", "min_epochs", "max_steps", "min_steps", "max_batches", "max_time"}
-_AS_GIVEN: Final = {"optimizers", "content"}
+_NOTED: Final = {"script", "of libraries", "code"}
+"""Parts that a script notes before training: see `script_record`."""
+
+_AS_GIVEN: Final = {"optimizers", "content", *_NOTED}
 """Parts of which the settings that were given are noted anyway: no run changes these."""
 
 _LONGEST: Final = 500
@@ -65,7 +68,11 @@ _NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples", "retention"}
 _CODE: Final = f" (code in {compiler()})"
 """Other versions of Python compile the same source to other code."""
 
+CHANGES: Final = "what training makes of it"
+"""The text of what is not compared, since the code changes it."""
+
 _MISSING: Final = object()
+_MOST_LINES: Final = 30
 _SHOWN: Final = 4
 """Names of a long list that are shown."""
 
@@ -175,6 +182,13 @@ def constructor_values(thing: object) -> Iterator[tuple[str, object]]:
             if is_plain(value) and name not in found:
                 found.add(name)
                 yield name, value
+
+
+@lru_cache(maxsize=2048)
+def names_given(kind: type) -> frozenset[str]:
+    """Return the names of what the constructors of a class and of its bases take."""
+    bases = [one for one in kind.__mro__[:-1] if "__init__" in vars(one)]
+    return frozenset(name for one in bases for name in _taken_by(one))
 
 
 @lru_cache(maxsize=1024)
@@ -373,11 +387,20 @@ def changes(
                     continue  # an earlier version wrote none, or its name has changed already
                 if before is None and name in _NOT_ALWAYS_WRITTEN:
                     continue
+                if part in _NOTED and not _is_compared(part, before, here):
+                    continue
                 same_script = begun.get(owner, {}).get(name, before) == here
                 if before == here or (same_script and after.get(owner, {}).get(name) == before):
                     continue
                 holds = _holds(part, owner, name, fresh)
                 yield Change(owner, name, before, here, holds, part)
+
+
+def _is_compared(part: str, before: str | None, here: str | None) -> bool:
+    """Whether it is told that what a script has made differs. Other versions of libraries have other attributes."""
+    if CHANGES in (before, here):
+        return False
+    return part == "script" or (before is not None and here is not None)
 
 
 def given_by_scripts(
@@ -435,6 +458,10 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
         return f"The checkpoint's holds; for the script's say fit(..., fresh=({which!r},))."
     if part == "modes":
         return "The checkpoint's holds; for the script's set it after `start`, or load only the weights."
+    if part == "code":
+        return "The script's holds; code is in no checkpoint."
+    if name == "the seed":
+        return "The checkpoint's holds: generators go on where they stood. For the script's begin anew."
     if name == "seed":
         return "The random numbers of the checkpoint hold; a new run takes the script's."
     kind = owner.rpartition("(")[2].rstrip(")")
@@ -488,10 +515,27 @@ def tell_changes(found: Sequence[Change], source: object, *, ended: bool) -> Non
     """
     if all(one.is_limit for one in found) and not (found and ended):
         return
-    lines = "".join(f"\n  - {one}" for one in found)
+    lines = "".join(f"\n  - {one}" for one in _each_once(found))
     note = "\nThe run had ended and stays so: none of this lets it go on." if ended else ""
     warnings.warn(
         f"The run goes on from {source} with other settings:{lines}{note}",
         SettingsChanged,
         stacklevel=level_of_caller(),
+    )
+
+
+def _each_once(found: Sequence[Change]) -> list[str]:
+    """Return a line for each change; what was found by several paths has one, and of very many not all have."""
+    by_change: dict[object, list[Change]] = {}
+    for one in found:
+        same = (one.name, one.was, one.now) if one.part in _NOTED else (one.owner, one.name)
+        by_change.setdefault(same, []).append(one)
+    lines = [
+        f"{one}{f' (Also at {also[0].owner}.)' if also else ''}"
+        for one, *also in by_change.values()
+    ]
+    return (
+        lines
+        if len(lines) <= _MOST_LINES
+        else [*lines[:_MOST_LINES], f"and {len(lines) - _MOST_LINES} more"]
     )

@@ -15,8 +15,8 @@ from statemachine_trainer.running.reachable import Roots
 Words = tuple[str, str]
 """What a value is, in words; what to do so that it is held."""
 
-_OF_LOOPS = {"_loops", "_defaulted", "_parent", "_driver", "context"}
-_OF_MODULES = frozenset(vars(nn.Module())) | {"log"}
+OF_LOOPS = {"_loops", "_defaulted", "_parent", "_driver", "context"}
+OF_MODULES = frozenset(vars(nn.Module())) | {"log"}
 
 _IN_LOOP = "declare it as an annotated field of the class, `name: type = default`"
 IN_CALLBACK = "give the callback `state_dict` and `load_state_dict`"
@@ -52,7 +52,7 @@ def name_in_objects(roots: Roots, path: str, holder: object, name: str) -> Words
         return None
     kind = type(holder)
     if isinstance(holder, nn.Module):  # first, because a model may have hundreds
-        if name in _OF_MODULES:
+        if name in OF_MODULES:
             return None
         place = path.removeprefix("model").removeprefix(".") or "at the top of the model"
         return f"attribute {name!r} of the module {place} ({kind.__name__})", _IN_MODEL
@@ -68,7 +68,7 @@ def name_in_objects(roots: Roots, path: str, holder: object, name: str) -> Words
     root = max((one for one in roots if path.startswith(one)), key=len, default="")
     at_root = path == root
     if isinstance(holder, Loop):
-        hides = name not in holder._fields and name not in _OF_LOOPS
+        hides = name not in holder._fields and name not in OF_LOOPS
         owner = f"the {path} ({kind.__name__})" if at_root else path
         return (f"attribute {name!r} of {owner}", _IN_LOOP) if hides else None
     if root.startswith("callback "):

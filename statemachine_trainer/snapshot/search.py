@@ -142,6 +142,7 @@ class Search:
             what it has in this context.
         quiet: Whether it is not called for the attributes of what has a state of its own, and is for those
             of the modules of libraries.
+        visit: Called for each object that is visited, with its path.
         holders: Paths of the objects to keep in `holders`.
         code: Whether to look at the globals and class attributes that the code of users reads.
 
@@ -161,6 +162,7 @@ class Search:
         *,
         most: int = MOST,
         notice: Notice | None = None,
+        visit: Callable[[str, object], None] | None = None,
         quiet: bool = False,
         holders: Iterable[str] = (),
         code: bool = True,
@@ -173,6 +175,7 @@ class Search:
         self.complete = True
         self.sampled: dict[str, int] = {}
         self._notice = notice
+        self._on_visit = visit
         self._quiet = quiet
         self._wanted = frozenset(holders)
         self._code = code
@@ -208,6 +211,8 @@ class Search:
                 self._seen.add(id(thing))
                 if path in self._wanted:
                     self.holders[path] = thing
+                if self._on_visit is not None:
+                    self._on_visit(path, thing)
                 self._visit(thing, path, way)
 
     def _go_on_where_generators_lie(self) -> bool:

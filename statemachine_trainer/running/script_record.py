@@ -1,0 +1,390 @@
+"""What a script has made, as short texts: the plain values of all that a fit reaches, and its code.
+
+It is noted before training changes anything, and lies in each checkpoint. A script that goes on
+from there notes its own, and is told what differs. What the code changes in training is left out.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+import zlib
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, Final, cast
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from statemachine_trainer.data import Feed
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.machine.board import SignalBoard
+from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.machine.signals import label_of
+from statemachine_trainer.parallel.ranks import Ranks
+from statemachine_trainer.running.changing_code import METHODS, Changed, changed_by, codes_of_class
+from statemachine_trainer.running.contents import numbers
+from statemachine_trainer.running.functions import checksum_of_code, compiler, each
+from statemachine_trainer.running.reachable import Roots, roots_of_feed
+from statemachine_trainer.running.settings_record import CHANGES, Settings, names_given
+from statemachine_trainer.running.value_names import OF_LOOPS, OF_MODULES
+from statemachine_trainer.running.value_texts import Texts
+from statemachine_trainer.snapshot.kinds import (
+    attributes_of_class,
+    how_to_visit,
+    is_of_users,
+    is_users,
+    named,
+)
+from statemachine_trainer.snapshot.search import Search
+
+_MOST: Final = 1000
+"""Values that have a text of their own; those beyond have one checksum together."""
+
+_LOOKED_AT: Final = 20_000
+_MAKERS: Final = ("__init__", "__new__", "__post_init__", "__setstate__", "__set_name__")
+_CODE: Final = f"the code, for {compiler()}"
+_REST: Final = "all further values"
+_OF_RANK: Final = frozenset(
+    {"rank", "local_rank", "world_size", "num_replicas", "num_workers", "pid"}
+)
+_OF_START: Final = ("resume", "ckpt_path", "checkpoint_path", "restart")
+"""Parts of the names of what says how a script starts."""
+
+_STORES: Final = tuple(
+    dis.opmap[name]
+    for name in ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "STORE_SUBSCR", "DELETE_SUBSCR")
+)
+_BY_NAME: Final = frozenset({"setattr", "vars", "__dict__", *METHODS})
+_MOST_SEED: Final = 1 << 32
+"""Seeds from here on come from the operating system, another one in each process."""
+
+
+class ScriptRecord:
+    """Notes what the script has made of one fit, and of its data where they are first seen.
+
+    Args:
+        context: The context of the fit.
+        board: The signals of the trainer.
+        roots: Where to look for all but the data.
+        callbacks: The callbacks that have a state. What their constructors take is noted elsewhere.
+        of_model: Names of attributes of the model that are noted elsewhere.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        board: SignalBoard,
+        roots: Roots,
+        callbacks: Iterable[object],
+        of_model: Iterable[str],
+    ) -> None:
+        self.context = context
+        self._elsewhere = _Elsewhere(context, callbacks, of_model)
+        self._fit = _Walk(roots, self._elsewhere)
+        self._fit.values.update(_intervals(board))
+        self._of_data: dict[int, tuple[object, _Walk]] = {}
+        self._known: tuple[list[_Walk], dict[str, Settings]] | None = None
+
+    def settings(self) -> dict[str, Settings]:
+        """Return what was noted of the fit and of its present loaders, by part, owner and name."""
+        ranks = Ranks.here()
+        if ranks is not None and ranks.rank:
+            return {}  # each has data of its own; one of them is enough
+        walks = [self._fit, *self._walks_of_data()]
+        if self._known is None or self._known[0] != walks:
+            self._known = walks, _settings_of(walks)
+        return self._known[1]
+
+    def _walks_of_data(self) -> list[_Walk]:
+        """Return the walks of the present loaders; each is walked where it is first seen."""
+        known, self._of_data = self._of_data, {}
+        for name, feed in [("train", self.context.train), *self.context.validation]:
+            if feed is not None and id(feed.loader) not in self._of_data:
+                walked = known.get(id(feed.loader)) or (feed.loader, self._walk_of(name, feed))
+                self._of_data[id(feed.loader)] = walked
+        return [walk for _, walk in self._of_data.values()]
+
+    def _walk_of(self, name: str, feed: Feed) -> _Walk:
+        roots = roots_of_feed(name, feed)
+        of_torch = isinstance(feed.loader, DataLoader)
+        begins = f"{name}.dataset" if of_torch else name
+        told = [path for path in roots if path.startswith(begins)]
+        return _Walk(roots, self._elsewhere, told, torchs=of_torch)
+
+
+def _settings_of(walks: list[_Walk]) -> dict[str, Settings]:
+    changing = _Changing([code for one in walks for code in one.codes])
+    values: Settings = {}
+    of_libraries: Settings = {}
+    code: dict[str, str] = {}
+    rest = count = 0
+    for walk in walks:
+        code |= walk.code
+        for (owner, name), (kind, text) in walk.values.items():
+            count += 1
+            text = CHANGES if changing.has(kind, name) else text
+            if count > _MOST:
+                rest = zlib.crc32(f"{owner} {name} {text}".encode(), rest)
+                continue
+            into = values if kind is None or is_of_users(kind) else of_libraries
+            into.setdefault(owner, {})[name] = text
+    if count > _MOST:
+        values[_REST] = {"their number and checksum": f"{count - _MOST} #{rest:08x}"}
+    return {"script": values, "of libraries": of_libraries, "code": {_CODE: code}}
+
+
+class _Elsewhere:
+    """Says which values other parts of a checkpoint hold, or other parts of its settings tell."""
+
+    def __init__(
+        self, context: Context, callbacks: Iterable[object], of_model: Iterable[str]
+    ) -> None:
+        self._model = context.model
+        self._told = {id(one) for one in callbacks}
+        self._of_model = {*of_model, *_only_for_optimizers(context.model)}
+        self._layers = {id(one) for one in context.model.modules()}
+        self._layers.add(id(context.steps.given.loss))
+        self.functions = {id(context.steps.given.loss)}
+
+    def has(self, path: str, holder: Any, name: str) -> bool:
+        """Whether an attribute is noted, or held, elsewhere."""
+        kind = type(holder)
+        if name.startswith("__") or name in _OF_RANK or any(one in name for one in _OF_START):
+            return True
+        if self.is_below(path) or issubclass(
+            kind, torch.optim.Optimizer | LRScheduler | DataLoader
+        ):
+            return True
+        if holder is self._model and {name, name.lstrip("_")} & self._of_model:
+            return True
+        if issubclass(kind, nn.Module):
+            constants = getattr(kind, "__constants__", ()) if id(holder) in self._layers else ()
+            return name in OF_MODULES or name in constants
+        if issubclass(kind, Loop):
+            known = names_given(cast(Hashable, kind))
+            return name in OF_LOOPS or name in holder._fields or name.lstrip("_") in known
+        return id(holder) in self._told and name in names_given(cast(Hashable, kind))
+
+    def is_below(self, path: str) -> bool:
+        """Whether a path leads through what settings of optimizers, or of loaders, tell."""
+        if path.startswith(("optimizer ", "scheduler ")):
+            return True
+        first, _, rest = path.partition(".")
+        if first == "model":
+            return rest.partition(".")[0].partition("(")[0] in self._of_model
+        return rest.startswith(("loader.collate_fn", "loader.worker_init_fn"))
+
+
+class _Walk:
+    """One walk: the values that were found, by owner and name, and the code.
+
+    Args:
+        roots: Where it begins.
+        elsewhere: What is not noted here.
+        told: Those where it begins whose class, or content, is noted too.
+        torchs: Whether the content of the data tells of the tensors and arrays of these.
+
+    Attributes:
+        values: The class of the holder, None for no object, and the text.
+        code: Checksums by the name of the function, and the methods of each class.
+        codes: The code of the functions, each with whether it only makes its object.
+    """
+
+    def __init__(
+        self, roots: Roots, elsewhere: _Elsewhere, told: Iterable[str] = (), *, torchs: bool = False
+    ) -> None:
+        self.values: dict[tuple[str, str], tuple[type | None, str]] = {}
+        self.code: dict[str, str] = {}
+        self.codes: list[types.CodeType] = []
+        self._elsewhere = elsewhere
+        self._texts = Texts()
+        self._contents = {id(roots[one]) for one in told} if torchs else set()
+        for path in told:
+            self._note(path, None, "itself", roots[path])
+        search = Search(roots, notice=self._notice, visit=self._visit)
+        for path, place in search.places.items():
+            self._note_seed(path, place.generator)
+
+    def _notice(self, path: str, holder: object, name: str, value: object) -> None:
+        """Take what users wrote, as `Search` calls it."""
+        if isinstance(holder, type) or path.startswith("global "):
+            if isinstance(value, types.FunctionType | types.MethodType | type | property):
+                return  # that is code
+            if isinstance(holder, type):
+                self._note(path, holder, name, value)
+            else:
+                self._note(f"the globals of {path.removeprefix('global ')}", None, name, value)
+        elif not self._elsewhere.has(path, holder, name) and not _is_made_later(
+            cast(Hashable, type(holder)), name
+        ):
+            self._note_attribute(path, holder, name, value)
+
+    def _visit(self, path: str, thing: object) -> None:
+        kind = type(thing)
+        if kind is types.FunctionType:
+            assert isinstance(thing, types.FunctionType)
+            if is_users(thing.__module__):
+                self.codes.append(thing.__code__)
+                if id(thing) not in self._elsewhere.functions and not self._elsewhere.is_below(
+                    path
+                ):
+                    self._note_code(thing.__qualname__, f"#{checksum_of_code(thing.__code__)}")
+        elif issubclass(kind, type):
+            assert isinstance(thing, type)
+            if is_users(thing.__module__):
+                self._note_class(thing)
+        elif not is_of_users(kind) and how_to_visit(cast(Hashable, kind))[0] in (
+            "_object",
+            "_module",
+        ):
+            names = names_given(cast(Hashable, kind))
+            for name, value in named(thing) if names else ():
+                if name.lstrip("_") in names and not self._elsewhere.has(path, thing, name):
+                    self._note_attribute(path, thing, name, value)
+
+    def _note_attribute(self, path: str, holder: object, name: str, value: object) -> None:
+        inside = each(name, value).values() if id(holder) in self._contents else ()
+        if not inside or not all(
+            numbers(one, 1) for one in inside
+        ):  # the content of the data tells it
+            self._note(path, type(holder), name, value)
+
+    def _note(self, path: str, kind: type | None, name: str, value: object) -> None:
+        # The order of a set, and of what an object of C refers to, differs from process to process.
+        if len(self.values) >= _LOOKED_AT or "{...}" in path or ">." in path:
+            return
+        if (text := self._texts.of(value)) is not None:
+            self.values.setdefault((path, name), (kind, text))
+
+    def _note_seed(self, path: str, generator: object) -> None:
+        if isinstance(generator, torch.Generator):
+            seed: Any = generator.initial_seed()
+        else:
+            sequence = getattr(getattr(generator, "bit_generator", None), "seed_seq", None)
+            seed = getattr(sequence, "entropy", None)
+        if isinstance(seed, int) and seed < _MOST_SEED:
+            self.values[path, "the seed"] = (object, str(seed))
+
+    def _note_class(self, kind: type) -> None:
+        self.codes += codes_of_class(kind)
+        inside = attributes_of_class(kind).items()
+        methods = sorted(name for name, one in inside if isinstance(one, types.FunctionType))
+        self._note_code(f"the names of the methods of {kind.__qualname__}", ", ".join(methods))
+
+    def _note_code(self, name: str, text: str) -> None:
+        if name in self.code and self.code[name] != text:  # two of one name
+            text = f"#{zlib.crc32(f'{self.code[name]} {text}'.encode()):08x}"
+        self.code[name] = text
+
+
+class _Changing:
+    """Which attributes and variables some code changes after their owner was made."""
+
+    def __init__(self, codes: Iterable[types.CodeType]) -> None:
+        codes = [*dict.fromkeys(codes)]
+        making = _making(codes)
+        self._of_class: dict[str, set[str]] = {}
+        self._of_any: set[str] = set()
+        for code in codes:
+            if code in making or not _may_store(code):
+                continue
+            changed = changed_by(code)
+            self._of_any |= changed.in_place
+            if _BY_NAME & {*code.co_names}:
+                self._of_any |= changed.updated
+            owner = code.co_qualname.rpartition(".")[0]
+            for before, name in changed.stored:
+                if before == "self":
+                    self._of_class.setdefault(owner, set()).add(name)
+                else:
+                    self._of_any.add(name)
+
+    def has(self, kind: type | None, name: str) -> bool:
+        """Whether an attribute of the objects of a class, or a variable, is changed."""
+        if name in self._of_any:
+            return True
+        bases = () if kind is None else kind.__mro__
+        return any(name in self._of_class.get(base.__qualname__, ()) for base in bases)
+
+
+def _making(codes: list[types.CodeType]) -> set[types.CodeType]:
+    """Return the code that runs while an object is made: constructors, and methods that only they call."""
+    making = {code for code in codes if code.co_name in _MAKERS}
+    for _ in range(3):
+        called = {name for code in making for name in code.co_names}
+        by_others = {name for code in codes if code not in making for name in code.co_names}
+        more = {one for one in codes if one.co_name in called - by_others} - making
+        if not more:
+            break
+        making |= more
+    return making
+
+
+@functools.lru_cache(maxsize=8192)
+def _may_store(code: types.CodeType) -> bool:
+    """Whether code may change a name: most does not, and is not read in detail."""
+    operations = code.co_code[::2]
+    if _BY_NAME & {*code.co_names} or any(one in operations for one in _STORES):
+        return True
+    return any(_may_store(one) for one in code.co_consts if isinstance(one, types.CodeType))
+
+
+@functools.lru_cache(maxsize=2048)
+def _is_made_later(kind: type, name: str) -> bool:
+    """Whether an attribute is one that a library keeps in the objects of its subclasses, or a cached one."""
+    for base in kind.__mro__[:-1]:
+        if isinstance(attributes_of_class(base).get(name), functools.cached_property):
+            return True
+        if base is not nn.Module and not is_users(base.__module__) and name in _stored_by(base):
+            return True
+    return False
+
+
+@functools.lru_cache(maxsize=256)
+def _stored_by(kind: type) -> frozenset[str]:
+    inside = attributes_of_class(kind).values()
+    codes = [one.__code__ for one in inside if isinstance(one, types.FunctionType)]
+    changed = Changed().with_those_of(changed_by(one) for one in codes if _may_store(one))
+    return frozenset(name for before, name in changed.stored if before == "self")
+
+
+def _only_for_optimizers(model: nn.Module) -> set[str]:
+    """Return the names of what the model's `configure_optimizers` alone reads: settings of optimizers tell it."""
+    reads: set[str] = set()
+    others: set[str] = set()
+    for base in type(model).__mro__:
+        if not is_users(base.__module__):
+            continue
+        for name, one in attributes_of_class(base).items():
+            if not isinstance(one, types.FunctionType) or name in _MAKERS:
+                continue
+            names = _names_in(one.__code__)
+            if name == "configure_optimizers":
+                reads |= names
+            else:
+                others |= names
+    return reads - others
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
+    return {*code.co_names}.union(*map(_names_in, inner))
+
+
+def _intervals(board: SignalBoard) -> Mapping[tuple[str, str], tuple[None, str]]:
+    """Return how often each receiver of a user is called."""
+    found: dict[tuple[str, str], tuple[None, str]] = {}
+    for one in board.subscriptions:
+        owner = getattr(one.receiver, "__self__", None)
+        module = (
+            getattr(one.receiver, "__module__", None) if owner is None else type(owner).__module__
+        )
+        if is_users(module):
+            key = (f"receiver {label_of(one.receiver)} of {one.name!r}", "every")
+            while key in found:
+                key = (f"{key[0]}, and again", "every")
+            found[key] = (None, "1" if one.every is None else str(one.every))
+    return found
