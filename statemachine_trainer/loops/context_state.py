@@ -66,7 +66,7 @@ def take_handed_state() -> Any:
     return waiting.pop() if waiting else None
 
 
-def context_state(context: Context, generators: Held) -> dict[str, Any]:
+def context_state(context: Context, generators: Held, *, gradients: bool = False) -> dict[str, Any]:
     """Return the state of the context of a run, as a plain tree.
 
     Tensors are not copied: write or copy them before the run continues.
@@ -78,6 +78,7 @@ def context_state(context: Context, generators: Held) -> dict[str, Any]:
     Args:
         context: The context.
         generators: The states of the generators that only the model reaches.
+        gradients: Whether to include gradients in any case, because something reads them before that pass.
 
     Raises:
         Unwritable: A scheduler cannot say where it stands.
@@ -86,7 +87,7 @@ def context_state(context: Context, generators: Held) -> dict[str, Any]:
     tables = {"train": context.train_metrics, "validation": context.validation_metrics}
     logging = next((name for name, table in tables.items() if table is context.log_table), None)
     return {
-        "model": module_state(context.model, grads=context.has_gradients),
+        "model": module_state(context.model, grads=gradients or context.has_gradients),
         "generators": dict(generators),
         "torchmetrics": torchmetrics_state(context.model),
         "optimizers": list(_slot_states(context)),

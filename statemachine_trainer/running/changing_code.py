@@ -36,6 +36,11 @@ _FUNCTIONS: Final = frozenset(
 """Functions that change the container that they are given."""
 
 
+def is_in_place(name: str) -> bool:
+    """Whether a method of this name changes a tensor: `add_`, `copy_`."""
+    return name.endswith("_") and not name.startswith("_") and not name.endswith("__")
+
+
 class Changed(NamedTuple):
     """Names of what code changes.
 
@@ -153,6 +158,8 @@ class _Statements:
             self.in_place |= owners
             if name in _GROWING:
                 self._set |= owners
+        if of_owner and is_in_place(name):
+            self.in_place.add(owner)
         self._loaded.add((owner, name))
 
     def _store(self, kind: str, name: str) -> None:

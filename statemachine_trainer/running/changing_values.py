@@ -12,10 +12,11 @@ plotted later is no state. A dict that only got more keys is taken for a cache.
 
 from __future__ import annotations
 
+import os
 import types
 import warnings
 from collections.abc import Hashable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import islice
 from typing import Final, cast
 
@@ -28,7 +29,11 @@ from statemachine_trainer.running.audit import NotHeld
 from statemachine_trainer.running.changing_code import Changed, changed_by, codes_of, codes_of_class
 from statemachine_trainer.running.plain_values import Reader, Seen, address, is_cache
 from statemachine_trainer.running.reachable import Roots
-from statemachine_trainer.running.value_names import name_in_objects, name_in_process
+from statemachine_trainer.running.value_names import (
+    IN_PROCESS,
+    name_in_objects,
+    name_in_process,
+)
 from statemachine_trainer.snapshot.kinds import attributes_of_class, is_of_users, is_users, named
 from statemachine_trainer.snapshot.search import Search
 
@@ -47,6 +52,17 @@ _IN_BATCH: Final = (
     "something changes it in place, such as `batch.add_(1)`; make a new tensor, `batch = batch + 1`"
 )
 
+_ENVIRONMENT: Final = frozenset({"environ", "environb", "putenv"})
+_DRAWS: Final = frozenset(
+    {
+        *("rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm"),
+        *("random", "normal", "uniform", "choice", "choices", "shuffle", "sample", "integers"),
+        *("random_", "normal_", "uniform_", "bernoulli", "bernoulli_", "multinomial", "dropout"),
+        *("gauss", "permutation", "standard_normal", "randrange", "getrandbits", "poisson"),
+    }
+)
+"""Names of functions that draw random numbers."""
+
 _Key = tuple[int, str, str]
 """Identity of the holder, what the value is called, and its name there."""
 
@@ -56,6 +72,7 @@ class ChangingValues:
 
     def __init__(self) -> None:
         self._before: dict[_Key, Seen] | None = None
+        self._of_process: dict[str, str] = {}
         self._told: set[str] = set()
 
     def begin(self) -> None:
@@ -77,15 +94,22 @@ class ChangingValues:
             NotHeld: There is such a value. The message has its name and a way out.
         """
         look = _Look({**roots, **data}, model)
-        search = Search(roots, notice=look.note, quiet=True)
-        Search(data, notice=look.note, quiet=True)
+        search = Search(roots, notice=look.note, visit=look.visit, quiet=True)
+        Search(data, notice=look.note, visit=look.visit, quiet=True)
         for path, part in data.items():
             if not path.endswith("sampler"):  # which refers to the data set
                 look.note_numbers(path, part)
+        look.note_environment()
         before, self._before = self._before, look.values
+        of_process, self._of_process = self._of_process, look.of_process
         if before is None:
             return search
         lines = []
+        for what, now_shown in look.of_process.items():
+            was_shown = of_process.get(what, now_shown)
+            if was_shown != now_shown and what not in self._told:
+                self._told.add(what)
+                lines.append(f"{what}, from {was_shown} to {now_shown}: {IN_PROCESS}")
         for key, remedy in look.remedies.items():
             (_, what, name), was, now = key, before.get(key), look.values[key]
             if was is None or what in self._told or not look.carries_over(name, was, now):
@@ -102,11 +126,13 @@ class _Look:
     Attributes:
         values: What was seen.
         remedies: What to do so that it is held.
+        of_process: What a new process begins anew, whoever changes it, in words.
     """
 
     def __init__(self, roots: Roots, model: nn.Module) -> None:
         self.values: dict[_Key, Seen] = {}
         self.remedies: dict[_Key, str] = {}
+        self.of_process: dict[str, str] = {}
         self._roots = roots
         self._reader = Reader({address(one) for one in (*model.parameters(), *model.buffers())})
         self._codes: set[types.CodeType] = {
@@ -138,6 +164,24 @@ class _Look:
         key = (id(holder), words[0], name)
         self.values[key], self.remedies[key] = seen, words[1]
 
+    def visit(self, path: str, thing: object) -> None:
+        """Take a look at a function with a `functools.cache` that draws random numbers, as `Search` calls it."""
+        if type(thing) is type(cache(len)):
+            codes = codes_of(thing.__wrapped__)
+            self._codes.update(codes)
+            if any(map(_draws, codes)):
+                what = f"the results that the cache of {path} keeps, which are drawn at random"
+                self.of_process[what] = f"{thing.cache_info().currsize} results"
+
+    def note_environment(self) -> None:
+        """Take a look at the environment variables that some code sets."""
+        for code in self._codes:
+            if _ENVIRONMENT & {*code.co_names}:
+                for name in code.co_consts:
+                    if isinstance(name, str) and name.isidentifier():
+                        value = os.environ.get(name)
+                        self.of_process[f"the environment variable {name}"] = repr(value)[:60]
+
     def note_numbers(self, path: str, part: object) -> None:
         """Take a look at the tensors of a list of batches, or of a data set of a library."""
         if is_of_users(type(part)) or isinstance(part, torch.Tensor):
@@ -165,7 +209,18 @@ class _Look:
             names & self._changed.in_place or (now.has_methods and "self" in self._changed.in_place)
         )
         decides = in_place or names & self._changed.updated
-        return bool(decides and names & self._changed.read) and not is_cache(was, now)
+        if not (decides and names & self._changed.read):
+            return False
+        return not is_cache(was, now) or self._is_drawn(names)
+
+    def _is_drawn(self, names: set[str]) -> bool:
+        """Whether some code that names a cache draws random numbers: a new process draws others."""
+        return any(names & {*code.co_names} and _draws(code) for code in self._codes)
+
+
+def _draws(code: types.CodeType) -> bool:
+    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
+    return bool(_DRAWS & {*code.co_names}) or any(map(_draws, inner))
 
 
 def _numbers_in(value: object, path: str, depth: int = 3) -> Iterator[tuple[str, object]]:

@@ -126,12 +126,13 @@ class FitState:
         search = self._search(context)
         generators = states_found(search)
         of_model = {path: one for path, one in generators.items() if lies_within(one, "model")}
+        script = self._script_of(context)
         return {
             "machine": self._driver.state_dict(),
-            "context": context_state(context, of_model),
-            "settings": settings
-            | {"content": self._contents.of(context)}
-            | self._script_of(context).settings(),
+            "context": context_state(
+                context, of_model, gradients=script.reads_gradients_between_steps
+            ),
+            "settings": settings | {"content": self._contents.of(context)} | script.settings(),
             "given": others_than(self._given, settings),
             "fresh": list(self._fresh),
             "stopped_by": [type(one).__qualname__ for one in self._who_asks_to_stop()],

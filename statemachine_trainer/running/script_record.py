@@ -24,11 +24,17 @@ from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.machine.signals import label_of
 from statemachine_trainer.parallel.ranks import Ranks
-from statemachine_trainer.running.changing_code import METHODS, Changed, changed_by, codes_of_class
+from statemachine_trainer.running.changing_code import (
+    METHODS,
+    Changed,
+    changed_by,
+    codes_of_class,
+    is_in_place,
+)
 from statemachine_trainer.running.contents import numbers
 from statemachine_trainer.running.functions import checksum_of_code, compiler, each
 from statemachine_trainer.running.reachable import Roots, roots_of_feed
-from statemachine_trainer.running.settings_record import CHANGES, Settings, names_given
+from statemachine_trainer.running.settings_record import CHANGES, ITS_CLASS, Settings, names_given
 from statemachine_trainer.running.value_names import OF_LOOPS, OF_MODULES
 from statemachine_trainer.running.value_texts import Texts
 from statemachine_trainer.snapshot.kinds import (
@@ -53,11 +59,17 @@ _OF_RANK: Final = frozenset(
 _OF_START: Final = ("resume", "ckpt_path", "checkpoint_path", "restart")
 """Parts of the names of what says how a script starts."""
 
+_PARTS: Final = ("data_source", "dataset", "sampler")
+"""What objects of torch take that is a part of the loader itself, with a path of its own."""
+
 _STORES: Final = tuple(
     dis.opmap[name]
     for name in ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "STORE_SUBSCR", "DELETE_SUBSCR")
 )
 _BY_NAME: Final = frozenset({"setattr", "vars", "__dict__", *METHODS})
+_AFTER_BACKWARD: Final = ("backward", "optimizer_step", "clip", "zero_grad", "batch_end")
+"""Parts of the names of hooks, and of optimizers' methods, that are called where checkpoints hold gradients."""
+
 _MOST_SEED: Final = 1 << 32
 """Seeds from here on come from the operating system, another one in each process."""
 
@@ -98,6 +110,11 @@ class ScriptRecord:
             self._known = walks, _settings_of(walks)
         return self._known[1]
 
+    @property
+    def reads_gradients_between_steps(self) -> bool:
+        """Whether some code may read the gradients of a step before the next backward pass."""
+        return any(_reads_gradients(code) for code in self._fit.codes)
+
     def _walks_of_data(self) -> list[_Walk]:
         """Return the walks of the present loaders; each is walked where it is first seen."""
         known, self._of_data = self._of_data, {}
@@ -109,8 +126,11 @@ class ScriptRecord:
 
     def _walk_of(self, name: str, feed: Feed) -> _Walk:
         roots = roots_of_feed(name, feed)
-        of_torch = isinstance(feed.loader, DataLoader)
+        loader: Any = feed.loader
+        of_torch = isinstance(loader, DataLoader)
         begins = f"{name}.dataset" if of_torch else name
+        if of_torch and loader.batch_size is not None:  # what the loader made by its settings
+            self._elsewhere.whole.add(id(loader.batch_sampler))
         told = [path for path in roots if path.startswith(begins)]
         return _Walk(roots, self._elsewhere, told, torchs=of_torch)
 
@@ -148,14 +168,17 @@ class _Elsewhere:
         self._layers = {id(one) for one in context.model.modules()}
         self._layers.add(id(context.steps.given.loss))
         self.functions = {id(context.steps.given.loss)}
+        self.whole: set[int] = set()
 
     def has(self, path: str, holder: Any, name: str) -> bool:
         """Whether an attribute is noted, or held, elsewhere."""
         kind = type(holder)
         if name.startswith("__") or name in _OF_RANK or any(one in name for one in _OF_START):
             return True
-        if self.is_below(path) or issubclass(
-            kind, torch.optim.Optimizer | LRScheduler | DataLoader
+        if (
+            id(holder) in self.whole
+            or self.is_below(path)
+            or issubclass(kind, torch.optim.Optimizer | LRScheduler | DataLoader)
         ):
             return True
         if holder is self._model and {name, name.lstrip("_")} & self._of_model:
@@ -242,6 +265,8 @@ class _Walk:
         ):
             names = names_given(cast(Hashable, kind))
             for name, value in named(thing) if names else ():
+                if name in _PARTS:
+                    continue
                 if name.lstrip("_") in names and not self._elsewhere.has(path, thing, name):
                     self._note_attribute(path, thing, name, value)
 
@@ -256,8 +281,11 @@ class _Walk:
         # The order of a set, and of what an object of C refers to, differs from process to process.
         if len(self.values) >= _LOOKED_AT or "{...}" in path or ">." in path:
             return
-        if (text := self._texts.of(value)) is not None:
-            self.values.setdefault((path, name), (kind, text))
+        if (text := self._texts.of(value)) is None:
+            return
+        self.values.setdefault((path, name), (kind, text))
+        if kind is not None:
+            self.values.setdefault((path, ITS_CLASS), (kind, kind.__qualname__))
 
     def _note_seed(self, path: str, generator: object) -> None:
         if isinstance(generator, torch.Generator):
@@ -329,7 +357,24 @@ def _may_store(code: types.CodeType) -> bool:
     operations = code.co_code[::2]
     if _BY_NAME & {*code.co_names} or any(one in operations for one in _STORES):
         return True
+    if any(map(is_in_place, code.co_names)):
+        return True
     return any(_may_store(one) for one in code.co_consts if isinstance(one, types.CodeType))
+
+
+@functools.lru_cache(maxsize=8192)
+def _reads_gradients(code: types.CodeType) -> bool:
+    """Whether code reads `.grad` of something, at another time than after a backward pass."""
+    if code.co_name == "step" or any(one in code.co_name for one in _AFTER_BACKWARD):
+        return False
+    if "getattr" in code.co_names and "grad" in code.co_consts:
+        return True
+    before = ""
+    for one in dis.get_instructions(code) if "grad" in code.co_names else ():
+        if one.opname == "LOAD_ATTR" and one.argval == "grad" and before != "autograd":
+            return True
+        before = str(one.argval)
+    return any(_reads_gradients(one) for one in code.co_consts if isinstance(one, types.CodeType))
 
 
 @functools.lru_cache(maxsize=2048)

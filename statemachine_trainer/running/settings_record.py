@@ -71,6 +71,9 @@ _CODE: Final = f" (code in {compiler()})"
 CHANGES: Final = "what training makes of it"
 """The text of what is not compared, since the code changes it."""
 
+ITS_CLASS: Final = "its class"
+"""The name of the class of an owner: what refers to one of another class tells so."""
+
 _MISSING: Final = object()
 _MOST_LINES: Final = 30
 _SHOWN: Final = 4
@@ -381,6 +384,8 @@ def changes(
         theirs, begun, after = was.get(part, {}), given.get(part, {}), loaded.get(part, {})
         for owner in (one for one in ours if one in theirs):
             names = [*dict.fromkeys([*theirs[owner], *ours[owner]])]
+            if part in _NOTED and theirs[owner].get(ITS_CLASS) != ours[owner].get(ITS_CLASS):
+                names = ["itself"]
             for name in names:
                 before, here = theirs[owner].get(name), ours[owner].get(name)
                 if name.endswith(_CODE) and (before is None or here is None):
@@ -462,7 +467,7 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
         return "The script's holds; code is in no checkpoint."
     if name == "the seed":
         return "The checkpoint's holds: generators go on where they stood. For the script's begin anew."
-    if name == "seed":
+    if name == "seed" and part == "trainer":
         return "The random numbers of the checkpoint hold; a new run takes the script's."
     kind = owner.rpartition("(")[2].rstrip(")")
     if part == "loops" and name in _SETTLED.get(kind, ()):

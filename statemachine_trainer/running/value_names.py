@@ -25,17 +25,17 @@ _IN_FUNCTION = "keep it in a callback object with `state_dict` and `load_state_d
 _IN_MODEL = "make it a buffer, or give the module `get_extra_state` and `set_extra_state`"
 _IN_TENSOR = "make it a buffer of a module, or keep it in an object with a state of its own"
 _IN_DATA = "give it `state_dict` and `load_state_dict`, or let it follow from the index and epoch"
-_IN_PROCESS = "a new process begins it anew; keep it in an object with a state of its own"
+IN_PROCESS = "a new process begins it anew; keep it in an object with a state of its own"
 
 
 def name_in_process(_roots: Roots, path: str, holder: object, name: str) -> Words | None:
     """Name a global or an attribute of a class; None for anything else."""
     if path.startswith("global ") and type(holder) is not dict:
-        return f"attribute {name!r} of the {path}", _IN_PROCESS
+        return f"attribute {name!r} of the {path}", IN_PROCESS
     if path.startswith("global "):
-        return f"global {name!r} of the module {path.removeprefix('global ')}", _IN_PROCESS
+        return f"global {name!r} of the module {path.removeprefix('global ')}", IN_PROCESS
     if isinstance(holder, type):
-        return f"attribute {name!r} of the {path}", _IN_PROCESS
+        return f"attribute {name!r} of the {path}", IN_PROCESS
     return None
 
 
@@ -64,7 +64,7 @@ def name_in_objects(roots: Roots, path: str, holder: object, name: str) -> Words
     if issubclass(kind, torch.Tensor):
         return f"attribute {name!r} of the tensor {path}", _IN_TENSOR
     if kind is threading.local:
-        return f"attribute {name!r} of {path} (threading.local)", _IN_PROCESS
+        return f"attribute {name!r} of {path} (threading.local)", IN_PROCESS
     root = max((one for one in roots if path.startswith(one)), key=len, default="")
     at_root = path == root
     if isinstance(holder, Loop):

@@ -5,6 +5,8 @@ Large values are read at places that are spread over them. No code of users runs
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 import tempfile
 import time
@@ -38,6 +40,7 @@ _PLAIN: Final = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _RANDOM_NAME: Final = re.compile(r"tmp[a-z0-9_]{8}")
 _UNIQUE: Final = re.compile(r"\b[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}\b|\b0x[0-9a-f]{8,}\b")
 _DATES: Final = ("%Y-%m-%d", "%Y%m%d", "%Y_%m_%d", "%y%m%d", "%d-%m-%Y", "%b %d")
+_JOBS: Final = ("SLURM_JOB_ID", "SLURM_JOBID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 _A_TIME: Final = "a time"
 
 
@@ -55,6 +58,8 @@ class Texts:
         dates = [time.strftime(form, day) for form in _DATES for day in days]
         self._dates = re.compile("|".join(map(re.escape, dates)))
         self._temporary = tempfile.gettempdir()
+        jobs = [os.environ.get(name, "") for name in _JOBS]
+        self._of_machine = [one for one in (platform.node(), *jobs) if len(one) > 3]
 
     def of(self, value: object) -> str | None:
         """Return the text of a value; None if it has none that other processes would have too."""
@@ -70,11 +75,13 @@ class Texts:
         return _kind(value)
 
     def _lasting(self, text: str) -> str:
-        """Leave out what differs from start to start: random names, dates of today."""
+        """Leave out what differs from start to start: random names, dates of today, the name of the machine."""
         if "-" in text or len(text) >= 32 or "0x" in text:
             text = _UNIQUE.sub("...", text)
         if self._temporary in text:
-            text = _RANDOM_NAME.sub("tmp...", text)
+            text = _RANDOM_NAME.sub("tmp...", text.replace(self._temporary, "/tmp"))
+        for one in self._of_machine:
+            text = text.replace(one, "...")
         return self._dates.sub("...", text) if len(text) > 6 else text
 
     def _numbers(self, value: object, most: int) -> str | None:

@@ -153,7 +153,8 @@ SETTINGS: dict[str, tuple[object, object, str]] = {
     "arrays in a dict": (
         {"x": np.zeros(3)}, {"x": np.ones(3)}, "was a dict of 1 #",
     ),
-    "another class": (Scaling(1.0), Clipping(1.0), "was Scaling, is Clipping now"),
+    "another class": (Scaling, Clipping, "was Scaling, is Clipping now"),
+    "an object of another class": (Order(1), Stream(1), "was Order, is Stream now"),
     "a list of objects": ([Scaling(1.0)], [], "was a list of 1 #"),
 }  # fmt: skip
 
@@ -228,9 +229,8 @@ def test_other_data_are_told(tmp_path: Path, kind: str) -> None:
     was, now, words = DATA[kind]
     assert not fit(tmp_path, Net(), was(), until=1)
     assert not fit(tmp_path, Net(), was(), until=2)
-    told = fit(tmp_path, Net(), now(), until=3)
-    print(told)
-    assert told[0].startswith(words)
+    (told,) = fit(tmp_path, Net(), now(), until=3)
+    assert told.startswith(words)
 
 
 def test_another_attribute_of_the_model_is_told(tmp_path: Path) -> None:
