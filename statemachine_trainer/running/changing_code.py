@@ -41,6 +41,16 @@ def is_in_place(name: str) -> bool:
     return name.endswith("_") and not name.startswith("_") and not name.endswith("__")
 
 
+_OTHER_EACH_TIME: Final = frozenset(
+    {
+        *("next", "id", "uuid1", "uuid4", "getpid", "urandom", "token_hex", "mkdtemp", "mkstemp"),
+        *("time", "time_ns", "perf_counter", "monotonic", "now", "utcnow", "today", "strftime"),
+        *("gethostname", "node", "getmtime", "TemporaryDirectory", "NamedTemporaryFile"),
+    }
+)
+"""Names of functions that return something else in each process, or each time."""
+
+
 class Changed(NamedTuple):
     """Names of what code changes.
 
@@ -48,12 +58,14 @@ class Changed(NamedTuple):
         updated: It assigns to them what it computes from the same name, or if that has a certain value.
         in_place: It may change the containers that they name.
         read: It reads them for something else.
+        other_each_time: It assigns to them what differs from process to process: a time, a number of a counter.
         stored: It assigns to them, whatever; each with the name of the owner before it: ("self", "x").
     """
 
     updated: frozenset[str] = frozenset()
     in_place: frozenset[str] = frozenset()
     read: frozenset[str] = frozenset()
+    other_each_time: frozenset[str] = frozenset()
     stored: frozenset[tuple[str, str]] = frozenset()
 
     def with_those_of(self, others: Iterable[Changed]) -> Changed:
@@ -95,6 +107,7 @@ def changed_by(code: types.CodeType) -> Changed:
         frozenset(found.updated),
         frozenset(found.in_place),
         frozenset(found.read),
+        frozenset(found.other_each_time),
         frozenset(found.stored),
     )
     inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
@@ -109,6 +122,7 @@ class _Statements:
         self.in_place: set[str] = set()
         self.read: set[str] = set()
         self._carried: set[tuple[str, str]] = set()  # read, and not set yet
+        self.other_each_time: set[str] = set()
         self.stored: set[tuple[str, str]] = set()
         self._before: tuple[str, str] = ("", "")  # the instruction before, and its name
         self._begin()
@@ -168,6 +182,8 @@ class _Statements:
         of_same = place in self._loaded or place in self._carried or by_text
         if of_same or (kind == "STORE_ATTR" and name in self._augmented):
             self.updated.add(name)
+        if _OTHER_EACH_TIME & {one for _, one in self._loaded}:
+            self.other_each_time.add(name)
         self._set.add(name)
         self.stored.add(place)
 

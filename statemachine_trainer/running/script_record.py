@@ -259,16 +259,19 @@ class _Walk:
             assert isinstance(thing, type)
             if is_users(thing.__module__):
                 self._note_class(thing)
-        elif not is_of_users(kind) and how_to_visit(cast(Hashable, kind))[0] in (
-            "_object",
-            "_module",
-        ):
-            names = names_given(cast(Hashable, kind))
-            for name, value in named(thing) if names else ():
-                if name in _PARTS:
-                    continue
-                if name.lstrip("_") in names and not self._elsewhere.has(path, thing, name):
-                    self._note_attribute(path, thing, name, value)
+        elif not is_of_users(kind):
+            self._note_of_library(path, thing, kind)
+
+    def _note_of_library(self, path: str, thing: object, kind: type) -> None:
+        """Take what the constructor of a library takes; data that our own loops make follow from their state."""
+        if kind.__module__.startswith("statemachine_trainer.") and not path.startswith("callback "):
+            return
+        if how_to_visit(cast(Hashable, kind))[0] not in ("_object", "_module"):
+            return
+        names = names_given(cast(Hashable, kind)).difference(_PARTS)
+        for name, value in named(thing) if names else ():
+            if name.lstrip("_") in names and not self._elsewhere.has(path, thing, name):
+                self._note_attribute(path, thing, name, value)
 
     def _note_attribute(self, path: str, holder: object, name: str, value: object) -> None:
         inside = each(name, value).values() if id(holder) in self._contents else ()
@@ -309,7 +312,7 @@ class _Walk:
 
 
 class _Changing:
-    """Which attributes and variables some code changes after their owner was made."""
+    """Which attributes and variables some code changes after their owner was made, or differently each time."""
 
     def __init__(self, codes: Iterable[types.CodeType]) -> None:
         codes = [*dict.fromkeys(codes)]
@@ -317,9 +320,12 @@ class _Changing:
         self._of_class: dict[str, set[str]] = {}
         self._of_any: set[str] = set()
         for code in codes:
-            if code in making or not _may_store(code):
+            if not _may_store(code):
                 continue
             changed = changed_by(code)
+            self._of_any |= changed.other_each_time
+            if code in making:
+                continue
             self._of_any |= changed.in_place
             if _BY_NAME & {*code.co_names}:
                 self._of_any |= changed.updated

@@ -11,6 +11,7 @@ from statemachine_trainer.testing.pairwise import AXES, pairs, table
 from tests.data import test_changed_workers, test_loaders_made_anew
 from tests.data.own_generators import LOADERS, PLACES
 from tests.data.test_search import UNHELD
+from tests.running.test_what_a_script_made import DATA, SETTINGS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "exactness.md").read_text()
 
@@ -31,6 +32,8 @@ COUNTS = {
     "functions that make other data in other epochs": parameters(
         test_loaders_made_anew.test_a_resumed_run_makes_the_same_loaders, "maker"
     ),
+    "attributes of a data set that the next script makes otherwise": len(SETTINGS),
+    "data that the next script makes otherwise": len(DATA),
     "pairs of values of the axes below": len([*pairs()]),
 }
 
