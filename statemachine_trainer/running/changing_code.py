@@ -43,7 +43,18 @@ def is_in_place(name: str) -> bool:
 
 _OTHER_EACH_TIME: Final = frozenset(
     {
-        *("next", "id", "uuid1", "uuid4", "getpid", "urandom", "token_hex", "mkdtemp", "mkstemp"),
+        *(
+            "next",
+            "id",
+            "hash",
+            "uuid1",
+            "uuid4",
+            "getpid",
+            "urandom",
+            "token_hex",
+            "mkdtemp",
+            "mkstemp",
+        ),
         *("time", "time_ns", "perf_counter", "monotonic", "now", "utcnow", "today", "strftime"),
         *("gethostname", "node", "getmtime", "TemporaryDirectory", "NamedTemporaryFile"),
     }

@@ -35,6 +35,9 @@ _ATTRIBUTES: Final = 16
 _BYTES: Final = 1 << 16
 """Bytes of a tensor or an array that are read; of a larger array, as many spread over it."""
 
+_BITS: Final = 4096
+"""Bits of a number up to which Python writes it as decimals; with many more it refuses to."""
+
 _WEEK: Final = 7 * 24 * 60 * 60.0
 
 _ATOMS: Final = (bool, int, float, complex, str, bytes, type(None))
@@ -222,6 +225,8 @@ def is_cache(was: Seen, now: Seen) -> bool:
 def plain_text(value: Any) -> str | None:
     """Return a number, a text, a member of an enum or a date in words; None of anything else."""
     kind = type(value)
+    if kind is int and value.bit_length() > _BITS:
+        return hex(value)
     if kind in _ATOMS:
         return repr(value)
     if issubclass(kind, enum.Enum):
@@ -250,7 +255,7 @@ def is_time(value: object) -> bool:
         return False
     clocks = (time.time(), time.perf_counter(), time.monotonic())
     if isinstance(value, int):  # in nanoseconds
-        return value > 1e12 and any(0 <= clock - value * 1e-9 < _WEEK for clock in clocks)
+        return 1e12 < value < 1e20 and any(0 <= clock - value * 1e-9 < _WEEK for clock in clocks)
     return value % 1 != 0 and any(0 <= clock - value < _WEEK for clock in clocks)
 
 

@@ -33,6 +33,7 @@ from statemachine_trainer.running.changing_code import (
 )
 from statemachine_trainer.running.contents import numbers
 from statemachine_trainer.running.functions import checksum_of_code, compiler, each
+from statemachine_trainer.running.plain_values import plain_text
 from statemachine_trainer.running.reachable import Roots, roots_of_feed
 from statemachine_trainer.running.settings_record import CHANGES, ITS_CLASS, Settings, names_given
 from statemachine_trainer.running.value_names import OF_LOOPS, OF_MODULES
@@ -266,7 +267,8 @@ class _Walk:
         """Take what the constructor of a library takes; data that our own loops make follow from their state."""
         if kind.__module__.startswith("statemachine_trainer.") and not path.startswith("callback "):
             return
-        if how_to_visit(cast(Hashable, kind))[0] not in ("_object", "_module"):
+        visited = how_to_visit(cast(Hashable, kind))[0] in ("_object", "_module")
+        if not visited or plain_text(thing) is not None:
             return
         names = names_given(cast(Hashable, kind)).difference(_PARTS)
         for name, value in named(thing) if names else ():

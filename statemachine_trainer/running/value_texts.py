@@ -34,6 +34,8 @@ _OTHERS: Final = 1 << 8
 _WALKED: Final = 200_000
 """Elements of a list of whole numbers that are read; those that are passed over in a dict or a deque."""
 
+_LONG_TEXT: Final = 1 << 12
+_END_OF_TEXT: Final = 1 << 19
 _DEPTH: Final = 4
 _LONG: Final = 60
 _PLAIN: Final = frozenset({bool, int, float, complex, str, bytes, type(None)})
@@ -63,6 +65,14 @@ class Texts:
 
     def of(self, value: object) -> str | None:
         """Return the text of a value; None if it has none that other processes would have too."""
+        try:
+            return self._read(value)
+        except Exception:  # an odd class of a user is no reason to stop its run
+            return None
+
+    def _read(self, value: object) -> str | None:
+        if type(value) in (str, bytes) and len(cast(str, value)) > _LONG_TEXT:
+            return _of_long_text(cast("str | bytes", value))
         if is_time(value):
             return _A_TIME
         if (text := plain_text(value)) is not None:
@@ -134,6 +144,13 @@ class Texts:
             yield from self._pieces(inner, base, most, depth - 1)
         else:
             yield (self._numbers(one, most) or _kind(one) or "").encode()
+
+
+def _of_long_text(value: str | bytes) -> str:
+    """Return the length of a long text, and a checksum of its beginning and its end."""
+    inside = value.encode(errors="replace") if isinstance(value, str) else value
+    checksum = zlib.crc32(inside[-_END_OF_TEXT:], zlib.crc32(inside[:_END_OF_TEXT]))
+    return f"a {type(value).__name__} of {len(value)} #{checksum:08x}"
 
 
 def _written(inner: Any, base: Any) -> object:
