@@ -48,6 +48,7 @@ from statemachine_trainer.running.settings_record import (
     keep_what_holds,
     others_than,
     settings_of_run,
+    well_formed,
 )
 from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.held import lies_within, restore_own, states_found
@@ -220,7 +221,7 @@ class FitState:
         self.panel.restore(context, state["context"]["plain"].get("changes", {}))
         context.steps.expect(state["context"])
         remake_optimizers(context, driver.root, state["context"], fresh)
-        was = state.get("settings", {})  # an earlier version wrote none
+        was = well_formed(state.get("settings"))  # an earlier version wrote none
         now = self._settings(context)
         if self._modes is None or self._modes[0] is not context:
             self._modes = context, now["modes"]
@@ -251,7 +252,7 @@ class FitState:
         # Those of the data that this phase, or this epoch, has made.
         contents = {"content": self._contents.of(context)} | script.settings()
         loaded = self._settings(context) | contents
-        given = state.get("given", {})  # earlier versions wrote none
+        given = well_formed(state.get("given"))  # earlier versions wrote none
         found = [*changes(was, given, now | contents, loaded, fresh)]
         self._given = given_by_scripts(was, given, found) if was else now
         return found
@@ -264,7 +265,7 @@ class FitState:
         A script that is restarted passes the same `fresh` each time.
         """
         same = list(self._fresh) == state.get("fresh") and self._kinds() == _kinds_in(state)
-        return same and was["optimizers"] == now["optimizers"]
+        return same and was.get("optimizers") == now["optimizers"]
 
     def begin(self) -> None:
         """Note that a fit begins without a checkpoint."""

@@ -361,6 +361,21 @@ def is_plain(value: object, around: tuple[int, ...] = ()) -> bool:
 # -- Comparing ------------------------------------------------------------------------------------
 
 
+def well_formed(settings: object) -> dict[str, Settings]:
+    """Return the settings that a checkpoint holds, without what a damaged file has in their place."""
+
+    def named(thing: object) -> dict[str, Any]:
+        return thing if isinstance(thing, dict) else {}
+
+    return {
+        part: {
+            owner: {name: text for name, text in named(texts).items() if isinstance(text, str)}
+            for owner, texts in named(owners).items()
+        }
+        for part, owners in named(settings).items()
+    }
+
+
 def changes(
     was: Mapping[str, Settings],
     given: Mapping[str, Settings],

@@ -38,6 +38,17 @@ AXES: Final[Mapping[str, tuple[Any, ...]]] = {
 `limit`: of optimizer steps. `elsewhere`: the second start is in another working directory. `changed`:
 a setting that is another one at the second start."""
 
+TREES: Final[Mapping[str, tuple[Any, ...]]] = {
+    "tree": ("kfold", "active", "phases"),
+    "precision": ("32", "bf16", "fp16"),
+    "workers": ((0, None), (0, 2), (2, 0)),
+    "swap": (None, "class", "twice"),
+    "posts": ((), ("validate",), ("end_epoch",), ("stop",)),
+    "own_generators": (None, "data", "transform", "attribute", "loss", "callback", "receiver"),
+    "stateful_callback": (False, True),
+}
+"""Axes that are crossed in recipes around a fit."""
+
 CHANGES: Final[Mapping[str, tuple[Any, Any]]] = {
     "rate": (1.0, 0.1),
     "accumulate": (None, [(0, 2)]),
@@ -85,37 +96,38 @@ _OF_DATA: Final = ("data", "transform", "sampler", "collate")
 _IN_FORWARD: Final = ("model", "attribute")
 
 
-def pairs() -> Iterator[Row]:
+def pairs(axes: Mapping[str, tuple[Any, ...]] = AXES) -> Iterator[Row]:
     """Yield every pair of values of two axes that go together."""
-    for (first, ours), (second, theirs) in itertools.combinations(AXES.items(), 2):
+    for (first, ours), (second, theirs) in itertools.combinations(axes.items(), 2):
         for one, other in itertools.product(ours, theirs):
             if is_possible({first: one, second: other}):
                 yield {first: one, second: other}
 
 
-def table() -> list[Row]:
+def table(axes: Mapping[str, tuple[Any, ...]] = AXES) -> list[Row]:
     """Return rows in which all `pairs` occur; the same ones each time.
 
     Greedy: each row begins with a pair that is missing, and each further axis takes the value that
     meets most of the missing pairs.
     """
-    missing = {_key(pair): pair for pair in pairs()}
+    missing = {_key(pair): pair for pair in pairs(axes)}
     rows = []
     while missing:
         row = dict(next(iter(missing.values())))
-        for axis, values in AXES.items():
+        for axis, values in axes.items():
             if axis in row:
                 continue
             allowed = [one for one in values if is_possible({**row, axis: one})]
             row[axis] = max(allowed, key=lambda one: _gain({**row, axis: one}, axis, missing))
-        rows.append({axis: row[axis] for axis in AXES})
+        rows.append({axis: row[axis] for axis in axes})
         for met in _pairs_in(row):
             missing.pop(met, None)
     return rows
 
 
 def setup_of(row: Row) -> Setup:
-    """Return the set-up that a row describes."""
+    """Return the set-up that a row describes; axes that are not in the row have their first value."""
+    row = {**{axis: values[0] for axis, values in AXES.items()}, **row}
     before, after = row["workers"]
     changed: dict[str, Any] = {} if after is None else {"workers": after}
     given: dict[str, Any] = {"accumulate": _WINDOWS[row["accumulate"]]}
@@ -130,9 +142,10 @@ def setup_of(row: Row) -> Setup:
         later=changed or None,
         seed_samples=True if row["data"] in ("map", "sampler") else None,
         max_steps=row["limit"],
+        tree=row.get("tree"),
         compiled=row["compiled"],
         swap=row["swap"],
-        posts=[(2, event) for event in row["posts"]] or None,
+        posts=[(1 if "tree" in row else 2, event) for event in row["posts"]] or None,
         own_generators=row["own_generators"],
         sets=None if row["sets"] is None else [(3, row["sets"])],
         stateful_callback=row["stateful_callback"],
@@ -153,7 +166,7 @@ def _gain(row: Row, axis: str, missing: Mapping[Any, Row]) -> int:
 
 
 def _pairs_in(row: Row) -> Iterator[Any]:
-    for first, second in itertools.combinations(AXES, 2):
+    for first, second in itertools.combinations(row, 2):
         yield _key({first: row[first], second: row[second]})
 
 

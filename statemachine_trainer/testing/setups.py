@@ -18,8 +18,17 @@ from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import ConcatDataset, DataLoader
 
 from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
-from statemachine_trainer.loops import BatchLoop, every
+from statemachine_trainer.loops import (
+    ActiveLearningLoop,
+    BatchLoop,
+    KFoldLoop,
+    Phase,
+    PhasesLoop,
+    every,
+)
 from statemachine_trainer.loops.context_state import is_handed_state
+from statemachine_trainer.loops.default_tree import loops_of_trainer
+from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.testing import specimens
 from statemachine_trainer.trainer import Trainer
 
@@ -29,6 +38,7 @@ Schedule = Literal[
 ]
 Data = Literal["map", "sampler", "list", "stream", "stateful stream"]
 Swap = Literal["class", "instance", "twice", "nested", "nested twice"]
+Tree = Literal["kfold", "active", "phases"]
 Place = Literal[
     "data",
     "transform",
@@ -64,6 +74,7 @@ class Setup:
         later: Attributes of the set-up that are others where the run goes on, such as
             `{"workers": 2}`; None for none.
         precision: "32", "bf16" or "fp16".
+        tree: A recipe around the fit: two folds, two rounds of active learning, or two phases; None for none.
         compiled: Whether the model is compiled (by dynamo, without code of its own).
         swap: How another batch loop, or another epoch loop with another batch loop inside, takes
             the place of the usual one; None for not at all.
@@ -101,6 +112,7 @@ class Setup:
     dropout: bool = True
     later: dict[str, Any] | None = None
     precision: str = "32"
+    tree: Tree | None = None
     compiled: bool = False
     swap: Swap | None = None
     own_generators: Place | None = None
@@ -153,24 +165,26 @@ def build(**plain: Any) -> Trainer:
     if is_handed_state():
         setup = setup.where_it_goes_on
     settings = _of_checkpoints(setup)
-    trainer = Trainer(
-        callbacks=_callbacks(setup),
-        precision=setup.precision,
-        seed=setup.seed,
-        seed_samples=setup.seed_samples if setup.data in ("map", "sampler") else None,
-        progress=False,
-        max_epochs=setup.max_epochs,
-        max_steps=setup.max_steps,
-        sanity_batches=setup.sanity_batches,
-        split_steps=setup.split_steps,
-        gather_outputs=setup.gather_outputs,
+    of_fit: dict[str, Any] = {
+        "max_epochs": setup.max_epochs,
+        "max_steps": setup.max_steps,
+        "sanity_batches": setup.sanity_batches,
+        "split_steps": setup.split_steps,
+        "gather_outputs": setup.gather_outputs,
+        "validate_every": every(*setup.validate_every or [1.0, "epoch"]),
         **_of_optimization(setup),
-        **settings,
-        validate_every=every(*setup.validate_every or [1.0, "epoch"]),
-    )
-    _swap(trainer, setup.swap)
+    }
+    settings |= {
+        "callbacks": _callbacks(setup),
+        "precision": setup.precision,
+        "seed": setup.seed,
+        "seed_samples": setup.seed_samples if setup.data in ("map", "sampler") else None,
+        "progress": False,
+    }
+    trainer = _trainer(setup.tree, of_fit, settings)
+    _swap(_fit_in(trainer, setup.tree), setup.swap)
     if setup.own_generators == "receiver":
-        trainer.on("batch_end", specimens.shaking())
+        trainer.on("*.batch_end" if setup.tree else "batch_end", specimens.shaking())
     if "checkpoints" in settings:
         written = settings["checkpoints"].store.root
         weakref.finalize(trainer, shutil.rmtree, written, ignore_errors=True)
@@ -201,18 +215,45 @@ def _callbacks(setup: Setup) -> list[object]:
     return found
 
 
-def _swap(trainer: Trainer, how: Swap | None) -> None:
+def _trainer(tree: Tree | None, of_fit: dict[str, Any], settings: dict[str, Any]) -> Trainer:
+    if tree is None:
+        return Trainer(**settings, **of_fit)
+    return Trainer(_tree(tree, of_fit), **settings)
+
+
+def _tree(kind: Tree, of_fit: dict[str, Any]) -> Loop:
+    """Return a recipe around fits with these settings."""
+
+    def fit() -> Loop:
+        return loops_of_trainer(None, of_fit, Trainer)["fit"]
+
+    if kind == "kfold":
+        return KFoldLoop(2, fit=fit())
+    if kind == "active":
+        return ActiveLearningLoop(first=10, query=5, rounds=2, fit=fit())
+    return PhasesLoop(Phase("first", fit()), Phase("second", fit(), optimizer="new"))
+
+
+def _fit_in(trainer: Trainer, tree: Tree | None) -> Loop:
+    """Return the loop of a fit; of two phases the first."""
+    root: Loop = trainer.loop
+    if tree is None:
+        return root
+    return root["first" if tree == "phases" else "fit"]
+
+
+def _swap(fit: Loop, how: Swap | None) -> None:
     if how == "class":
-        trainer.loop.replace(batch=specimens.CountingBatches)
+        fit.replace(batch=specimens.CountingBatches)
     elif how == "instance":
-        trainer.loop["epoch.batch"] = specimens.CountingBatches()
+        fit["epoch.batch"] = specimens.CountingBatches()
     elif how == "twice":
-        trainer.loop.replace(batch=BatchLoop)
-        trainer.loop.replace(batch=specimens.CountingBatches)
+        fit.replace(batch=BatchLoop)
+        fit.replace(batch=specimens.CountingBatches)
     elif how in ("nested", "nested twice"):
-        trainer.loop.replace(epoch=specimens.CountingEpochs)
+        fit.replace(epoch=specimens.CountingEpochs)
         if how == "nested twice":
-            trainer.loop["epoch"].replace(batch=specimens.CountingBatches)
+            fit["epoch"].replace(batch=specimens.CountingBatches)
 
 
 def _of_checkpoints(setup: Setup) -> dict[str, Any]:
@@ -240,7 +281,8 @@ def _model(setup: Setup) -> nn.Module:
     if setup.split_steps is not None:
         return specimens.Recurrent(dropout=setup.dropout, configure=configure)
     kinds = {"two": specimens.Pair, "frequencies": specimens.Pair, "manual": specimens.ByHand}
-    return kinds.get(setup.optimization, specimens.Net)(
+    usual = specimens.Tested if setup.tree == "kfold" else specimens.Net
+    return kinds.get(setup.optimization, usual)(
         norm=setup.norm, dropout=setup.dropout, nan_at=setup.nan_at, configure=configure
     )
 

@@ -159,6 +159,12 @@ class ByHand(Net):
             optimizers[0].zero_grad()
 
 
+class Tested(Net):
+    """One that k-fold can score."""
+
+    test_step = Net.validation_step
+
+
 class Recurrent(nn.Module):
     """Labels each step of a sequence, and hands hidden states on from split to split."""
 

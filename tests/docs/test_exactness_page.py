@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from statemachine_trainer.snapshot.search import ALIKE, LARGE, MOST, TYPED
-from statemachine_trainer.testing.pairwise import AXES, pairs, table
+from statemachine_trainer.testing.pairwise import AXES, TREES, pairs, table
 from tests.data import test_changed_workers, test_loaders_made_anew
 from tests.data.own_generators import LOADERS, PLACES
 from tests.data.test_search import UNHELD
@@ -34,6 +34,7 @@ COUNTS = {
     ),
     "attributes of a data set that the next script makes otherwise": len(SETTINGS),
     "data that the next script makes otherwise": len(DATA),
+    "pairs of values in k-fold, active learning and phases": len([*pairs(TREES)]),
     "pairs of values of the axes below": len([*pairs()]),
 }
 
@@ -53,3 +54,4 @@ def test_every_axis_is_listed() -> None:
     listed = PAGE.partition("| axis | values |")[2].strip().splitlines()
     assert len([one for one in listed if one.startswith("| ")]) == len(AXES)
     assert f"{len(table())} set-ups" in PAGE
+    assert f"{len(table(TREES))} runs" in PAGE
