@@ -275,7 +275,8 @@ class FitState:
             self._given = self._settings(context)  # before training changes what the model keeps
             self._modes = context, self._given["modes"]
             self._contents.of(context)
-            self._script_of(context).settings()
+            if self._host.checkpoints is not None:
+                self._script_of(context).settings()
 
     def told(self) -> dict[str, dict[str, str]]:
         """Return all settings of the fit, and short texts that tell whether its data are those of another one."""
