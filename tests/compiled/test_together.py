@@ -104,6 +104,10 @@ def halve(trainer: Trainer) -> None:
             parameter.grad.mul_(0.5)
 
 
+def halve_by_another(trainer: Trainer) -> None:
+    halve(trainer)
+
+
 SETUPS = {
     "a learning rate set": Setup(change=set_at(4, lr=0.001)),
     "a norm set": Setup(change=set_at(4, clip_norm=0.01)),
@@ -122,6 +126,9 @@ SETUPS = {
     "gradients clipped by a callback": Setup(whole=False, callbacks=lambda: [Clipping()]),
     "gradients changed by a receiver": Setup(
         whole=False, tree=lambda trainer: trainer.on("optimizer_step", halve)
+    ),
+    "gradients changed by what a receiver calls": Setup(
+        whole=False, tree=lambda trainer: trainer.on("optimizer_step", halve_by_another)
     ),
     "gradients changed by the model": Setup(whole=False, model=Noisy),
     "losses left out": Setup(whole=False, settings={"nonfinite_loss": "skip"}, bad=(3, 5)),

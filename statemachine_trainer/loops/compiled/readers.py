@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, Final
 
 from statemachine_trainer.loops.compiled.lookups import function_of
@@ -42,19 +42,38 @@ def _reads(one: Any) -> bool:
         one = one.func
     function = function_of(one)
     if function is not None:
-        return _names_gradients(function.__code__)
+        return _names_gradients(function)
     return any(
-        _names_gradients(method.__code__)
+        _names_gradients(method)
         for kind in type(one).__mro__
         if not kind.__module__.startswith(_OURS)
         for value in vars(kind).values()
-        if (method := function_of(value)) is not None
+        for method in [function_of(value)]
+        if method is not None
     )
 
 
 _OURS: Final = f"{__name__.partition('.')[0]}."
+_OTHERS: Final = (_OURS, "torch.")
+"""Modules whose functions are not followed."""
 
 
-def _names_gradients(code: CodeType) -> bool:
-    inner = (one for one in code.co_consts if isinstance(one, CodeType))
-    return not _WORDS.isdisjoint(code.co_names) or any(map(_names_gradients, inner))
+def _names_gradients(function: FunctionType, met: set[CodeType] | None = None) -> bool:
+    """Tell whether a function names gradients, or calls one by a global name that does."""
+    met = set() if met is None else met
+    codes = [function.__code__]
+    for code in codes:  # which grows meanwhile
+        if code in met:
+            continue
+        met.add(code)
+        if not _WORDS.isdisjoint(code.co_names):
+            return True
+        codes += [one for one in code.co_consts if isinstance(one, CodeType)]
+        for name in code.co_names:
+            called = function.__globals__.get(name)
+            followed = isinstance(called, FunctionType) and not called.__module__.startswith(
+                _OTHERS
+            )
+            if followed and _names_gradients(called, met):
+                return True
+    return False
