@@ -92,7 +92,7 @@ def _read(path: Path, folder: Path, best: str | None, mode: Mode) -> RunSummary:
         run = Run(path)
         seen = run.look()
         one.status, one.changed, one.place = seen.status, run.changed(), seen.progress
-        one.metrics, one.hyperparameters = _metrics_of(run), run.hyperparameters()
+        one.metrics, one.hyperparameters = metrics_of(run), run.hyperparameters()
         one.restarts = len(run.restarts())
         one.best_by = best or _best_by(path)
         if one.best_by in one.metrics:
@@ -102,7 +102,7 @@ def _read(path: Path, folder: Path, best: str | None, mode: Mode) -> RunSummary:
     return one
 
 
-def _metrics_of(run: Run) -> dict[str, list[Point]]:
+def metrics_of(run: Run) -> dict[str, list[Point]]:
     """Return all metrics, those of validation first: a narrow terminal shows the first ones."""
     train, validation = run.metrics(part="train"), run.metrics(part="validation")
     first = {name if name not in train else f"validation/{name}" for name in validation}

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from statemachine_trainer.control.control_errors import PageError
 from statemachine_trainer.machine.errors import StateMachineError
-from statemachine_trainer.observe.comparison import RunSummary, compared, comparison, read_runs
-from statemachine_trainer.observe.run import NoRun
+from statemachine_trainer.observe.comparison import (
+    RunSummary,
+    compared,
+    comparison,
+    metrics_of,
+    read_runs,
+)
+from statemachine_trainer.observe.run import NoRun, Run
 from statemachine_trainer.page.recorded import FolderRun, curves_of
 
 
@@ -64,10 +71,12 @@ class SeveralRuns:
 
     def curves(self, keys: Collection[int]) -> dict[str, Any]:
         """The curves of some runs: for each metric, the points of each run that has it."""
+        with self._lock:
+            places = {key: path for path, key in self._keys.items() if key in keys}
         found: dict[str, dict[int, Any]] = {}
-        for key, one in self._read().items():
-            if key in keys:
-                for name, points in curves_of(one.metrics).items():
+        for key, path in places.items():
+            with suppress(StateMachineError):  # the table says what is wrong with it
+                for name, points in curves_of(metrics_of(Run(path))).items():
                     found.setdefault(name, {})[key] = points
         return found
 
