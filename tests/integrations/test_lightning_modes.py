@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 pytest.importorskip("lightning", reason="needs the extra `lightning`")
-
-from lightning.pytorch.callbacks import Callback
 
 from statemachine_trainer import Trainer
 from statemachine_trainer.integrations import lightning
@@ -72,23 +69,3 @@ def test_a_validation_that_was_stopped_goes_on_in_the_modes_of_the_module() -> N
         return trainer
 
     assert_resumable(started, examples=12, seed=0)
-
-
-def test_setup_and_teardown_get_the_stage_by_its_name() -> None:
-    class Asks(Classifier):
-        def setup(self, **named: Any) -> None:  # type: ignore[override]
-            notes.append(str(named["stage"].value))
-
-        def teardown(self, *, stage: str) -> None:  # type: ignore[override]
-            notes.append(f"module {stage == 'fit'}")
-
-    class Hears(Callback):
-        def setup(  # type: ignore[override]
-            self, trainer: Any, pl_module: Any, *, stage: str
-        ) -> None:
-            notes.append(f"callback {stage == 'fit'}")
-
-    notes: list[str] = []
-    trainer = Trainer(max_epochs=1, device="cpu", progress=False)
-    trainer.fit(lightning.module(Asks(), callbacks=[Hears()]), data(20))
-    assert notes == ["callback True", "fit", "module True"]

@@ -56,14 +56,14 @@ class HookCalls:
             step.close()
 
     def call_callbacks(
-        self, name: str, *args: Any, only: Callable[[Any], bool] | None = None, **named: Any
+        self, name: str, *args: Any, only: Callable[[Any], bool] | None = None
     ) -> None:
         """Call a hook of every callback, or of some."""
 
         def call() -> None:
             for callback in self.callbacks:
                 if only is None or only(callback):
-                    getattr(callback, name)(self.trainer, self.module, *args, **named)
+                    getattr(callback, name)(self.trainer, self.module, *args)
 
         self._within(name, call)
 
@@ -123,9 +123,8 @@ class HookCalls:
         self._call_all("teardown", stage)
 
     def _call_all(self, name: str, stage: str) -> None:
-        """Call a hook of data module, callbacks and module with the stage, as Lightning hands it over."""
-        named = {"stage": self.library.get("trainer.states:TrainerFn")(stage)}
+        """Call a hook of data module, callbacks and module with the stage."""
         if self.datamodule is not None:
-            getattr(self.datamodule, name)(**named)
-        self.call_callbacks(name, **named)
-        self.call_module(name, **named)
+            getattr(self.datamodule, name)(stage)
+        self.call_callbacks(name, stage)
+        self.call_module(name, stage)
