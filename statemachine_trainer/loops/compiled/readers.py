@@ -71,9 +71,12 @@ def _names_gradients(function: FunctionType, met: set[CodeType] | None = None) -
         codes += [one for one in code.co_consts if isinstance(one, CodeType)]
         for name in code.co_names:
             called = function.__globals__.get(name)
-            followed = isinstance(called, FunctionType) and not called.__module__.startswith(
-                _OTHERS
-            )
-            if followed and _names_gradients(called, met):
+            if not isinstance(called, FunctionType) or _is_of_others(called):
+                continue
+            if _names_gradients(called, met):
                 return True
     return False
+
+
+def _is_of_others(function: FunctionType) -> bool:
+    return str(function.__globals__.get("__name__", "")).startswith(_OTHERS)
