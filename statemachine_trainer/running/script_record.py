@@ -186,7 +186,8 @@ class _Elsewhere:
             return True
         if issubclass(kind, nn.Module):
             constants = getattr(kind, "__constants__", ()) if id(holder) in self._layers else ()
-            return name in OF_MODULES or name in constants
+            of_torch = name.startswith(("_compile", "_is_torch", "_dynamo"))  # set by its compiler
+            return of_torch or name in OF_MODULES or name in constants
         if issubclass(kind, Loop):
             known = names_given(cast(Hashable, kind))
             return name in OF_LOOPS or name in holder._fields or name.lstrip("_") in known
