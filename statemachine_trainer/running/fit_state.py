@@ -112,6 +112,7 @@ class FitState:
         self._values = ChangingValues()
         self._contents = Contents()
         self._script: ScriptRecord | None = None  # what the script has made of this fit
+        self._is_noted = False  # whether that was noted before training, and lies in checkpoints
         self._checked = False  # that all can be saved, as a fit with checkpoints begins
 
     def write(self) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class FitState:
             "context": context_state(
                 context, of_model, gradients=script.reads_gradients_between_steps
             ),
-            "settings": settings | {"content": self._contents.of(context)} | script.settings(),
+            "settings": settings | self._contents_and_script(context, script),
             "given": others_than(self._given, settings),
             "fresh": list(self._fresh),
             "stopped_by": [type(one).__qualname__ for one in self._who_asks_to_stop()],
@@ -216,12 +217,14 @@ class FitState:
             raise NotStarted("Start a fit first: start(model, loader), then load its state.")
         state = with_frozen(state, context.model)
         script = self._script_of(context)
-        script.settings()  # of the data too, before anything of them is restored
+        was = well_formed(state.get("settings"))  # an earlier version wrote none
+        self._is_noted = self._host.checkpoints is not None or "script" in was
+        if self._is_noted:
+            script.settings()  # of the data too, before anything of them is restored
         driver.load_state_dict(state["machine"])
         self.panel.restore(context, state["context"]["plain"].get("changes", {}))
         context.steps.expect(state["context"])
         remake_optimizers(context, driver.root, state["context"], fresh)
-        was = well_formed(state.get("settings"))  # an earlier version wrote none
         now = self._settings(context)
         if self._modes is None or self._modes[0] is not context:
             self._modes = context, now["modes"]
@@ -250,7 +253,7 @@ class FitState:
             )
         keep_what_holds(context, was, fresh)
         # Those of the data that this phase, or this epoch, has made.
-        contents = {"content": self._contents.of(context)} | script.settings()
+        contents = self._contents_and_script(context, script)
         loaded = self._settings(context) | contents
         given = well_formed(state.get("given"))  # earlier versions wrote none
         found = [*changes(was, given, now | contents, loaded, fresh)]
@@ -275,7 +278,8 @@ class FitState:
             self._given = self._settings(context)  # before training changes what the model keeps
             self._modes = context, self._given["modes"]
             self._contents.of(context)
-            if self._host.checkpoints is not None:
+            self._is_noted = self._host.checkpoints is not None
+            if self._is_noted:
                 self._script_of(context).settings()
 
     def told(self) -> dict[str, dict[str, str]]:
@@ -297,6 +301,10 @@ class FitState:
         return settings_of_run(
             root, self.stateful_callbacks(), context, hyperparameters, self._host.checkpoints
         )
+
+    def _contents_and_script(self, context: Context, script: ScriptRecord) -> dict[str, Settings]:
+        contents: dict[str, Settings] = {"content": self._contents.of(context)}
+        return contents | script.settings() if self._is_noted else contents
 
     def _script_of(self, context: Context) -> ScriptRecord:
         """Return what the script had made when this fit began, or went on."""
