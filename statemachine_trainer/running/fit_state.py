@@ -132,7 +132,7 @@ class FitState:
         return {
             "machine": self._driver.state_dict(),
             "context": context_state(
-                context, of_model, gradients=script.reads_gradients_between_steps
+                context, of_model, gradients=script.needs_gradients(self._driver.root)
             ),
             "settings": settings | self._contents_and_script(context, script),
             "given": others_than(self._given, settings),

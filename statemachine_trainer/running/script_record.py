@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.data import Feed
+from statemachine_trainer.loops.base import TrainingLoop, training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.loop import Loop
@@ -111,10 +112,15 @@ class ScriptRecord:
             self._known = walks, _settings_of(walks)
         return self._known[1]
 
-    @property
-    def reads_gradients_between_steps(self) -> bool:
-        """Whether some code may read the gradients of a step before the next backward pass."""
-        return any(_reads_gradients(code) for code in self._fit.codes)
+    def needs_gradients(self, root: Loop) -> bool:
+        """Whether some code may read gradients, or step with them, that no loop of this package keeps account of.
+
+        Args:
+            root: The loops.
+        """
+        if any(_reads_gradients(code) for code in self._fit.codes):
+            return True
+        return any(_goes_backward_by_itself(loop) for _, loop in training_loops(root))
 
     def _walks_of_data(self) -> list[_Walk]:
         """Return the walks of the present loaders; each is walked where it is first seen."""
@@ -384,6 +390,21 @@ def _reads_gradients(code: types.CodeType) -> bool:
             return True
         before = str(one.argval)
     return any(_reads_gradients(one) for one in code.co_consts if isinstance(one, types.CodeType))
+
+
+def _goes_backward_by_itself(loop: TrainingLoop) -> bool:
+    """Whether a loop that a user wrote from scratch has code for a backward pass."""
+    kind = type(loop)
+    bases = [base for base in kind.__mro__ if is_users(base.__module__)]
+    ours = next(base for base in kind.__mro__ if base not in bases)
+    if not bases or loop.steps_optimizers or loop.by_hand or hasattr(ours, "backward"):
+        return False
+    inside = [one for base in bases for one in attributes_of_class(base).values()]
+    return any(
+        "backward" in _names_in(one.__code__)
+        for one in inside
+        if isinstance(one, types.FunctionType)
+    )
 
 
 @functools.lru_cache(maxsize=2048)
