@@ -27,8 +27,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_stays_in_its_folder_when_the_working_directory_changes(home: Path) -> None:
+    def go_away() -> None:
+        os.chdir(home.parent / "away")
+
     one = trainer(checkpoints="runs/a", max_epochs=4)
-    one.on("epoch_end", lambda: os.chdir(home.parent / "away"), once=True)
+    one.on("epoch_end", go_away, once=True)
     trace = one.trace("trace.json")
     one.fit(Net(), batches(), until=lambda trainer: trainer.epoch == 3)
     trace.stop()

@@ -203,6 +203,11 @@ class Leaves(Logging):
             raise KeyboardInterrupt
 
 
+DOES_NOT_LEAVE = pytest.mark.filterwarnings(
+    "ignore:(?s).*leaves was True, is False now:statemachine_trainer.running.settings_record.SettingsChanged"
+)
+
+
 def leave_and_resume(folder: Path, make: Callable[[], Any]) -> list[Any]:
     loggers = []
     for leaves in (True, False):
@@ -218,6 +223,7 @@ def leave_and_resume(folder: Path, make: Callable[[], Any]) -> list[Any]:
     return loggers
 
 
+@DOES_NOT_LEAVE
 def test_the_files_of_tensorboard_count_no_step_twice_after_a_resume(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     accumulators = import_module("tensorboard.backend.event_processing.event_accumulator")
@@ -228,6 +234,7 @@ def test_the_files_of_tensorboard_count_no_step_twice_after_a_resume(tmp_path: P
     assert [one.step for one in read.Scalars("val_epoch")] == [5, 11]
 
 
+@DOES_NOT_LEAVE
 @pytest.mark.parametrize("version", [None, 0])
 def test_rows_of_the_csv_logger_never_go_back(version: int | None, tmp_path: Path) -> None:
     for logger in leave_and_resume(tmp_path, lambda: CSVLogger(tmp_path, version=version)):

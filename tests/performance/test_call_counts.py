@@ -122,13 +122,18 @@ def operations(train: Train, batches: int, kind: type[Classifier] = Classifier) 
 
 
 class Batches:
-    """An iterable that makes no Python call of its own for a batch."""
+    """An iterable that makes no Python call of its own for a batch.
+
+    It holds as many batches whatever is asked for: a fit with checkpoints looks at them once, as it starts.
+    """
 
     def __init__(self, count: int) -> None:
-        self._made = [(torch.randn(8, 32), torch.randint(10, (8,))) for _ in range(count)]
+        self._count = count
+        held = max(count, LONG)
+        self._made = [(torch.randn(8, 32), torch.randint(10, (8,))) for _ in range(held)]
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._made)
+        return iter(self._made[: self._count])
 
 
 def per_step(count: Callable[[int], Counter[str]]) -> dict[str, float]:
