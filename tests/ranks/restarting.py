@@ -55,7 +55,7 @@ class Killed:
                     self()
                 flush(number)
 
-            os.fsync = fsync
+            os.fsync = fsync  # type: ignore[assignment]
         elif self.place:
             trainer.on(self.place, self)
 
