@@ -1,4 +1,4 @@
-"""`TrainerCallback`s of transformers, unmodified, in this trainer.
+"""Callbacks of transformers (`TrainerCallback`), unmodified, in this trainer.
 
     from transformers import EarlyStoppingCallback, TrainingArguments
     from statemachine_trainer import Trainer
