@@ -9,6 +9,7 @@ be made smaller (`shrink`) and kept as a test. All is computed with 64 bits: rou
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import warnings
@@ -164,7 +165,8 @@ def _alike(one: Any, other: Any, tolerance: float) -> bool:
             one.double(), other.double(), rtol=tolerance, atol=tolerance, equal_nan=True
         )
     if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) <= tolerance * max(1.0, abs(one)) or one != one
+        are_nan = math.isnan(one) and math.isnan(other)
+        return are_nan or math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
     return bool(one == other)
 
 
