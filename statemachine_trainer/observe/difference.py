@@ -90,11 +90,7 @@ class Parting:
         )
 
     def __str__(self) -> str:
-        shown = self.names[:_NAMES_SHOWN]
-        more = len(self.names) - len(shown)
-        names = ", ".join(shown) + (f" and {more} more of {self.of}" if more else "")
-        what = _WORDS.get(self.kind, "{}").format(names)
-        text = f"{self.look.where}, {self.phase}: {what}"
+        text = f"{self.look.where}, {self.phase}: {in_words(self.kind, self.names, self.of)}"
         if self.also:
             text += f"; {_listed(self.also)} too"
         if self.equal_before:
@@ -353,6 +349,14 @@ def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> dict[str, Va
 
 def _shown(value: object) -> str:
     return "(nothing)" if value is None else f"{value}"
+
+
+def in_words(kind: str, names: Sequence[str], of: int) -> str:
+    """Return what differs: the first names, and how many more there are of so many."""
+    shown = names[:_NAMES_SHOWN]
+    more = len(names) - len(shown)
+    text = ", ".join(shown) + (f" and {more} more of {of}" if more else "")
+    return _WORDS.get(kind, "{}").format(text)
 
 
 def _were(names: Sequence[str], when: str) -> str:

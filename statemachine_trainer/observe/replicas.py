@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from statemachine_trainer.observe.difference import NoFingerprints, by_place, names_of
+from statemachine_trainer.observe.difference import NoFingerprints, by_place, in_words, names_of
 from statemachine_trainer.observe.fingerprint_file import FingerprintFile, Look, read_fingerprints
 from statemachine_trainer.observe.run import Run
 
-_NAMES_SHOWN: Final = 3
 _SHARED: Final = ("weights", "optimizer")
 """What replicas have in common. Batches, generators, losses and buffers are each rank's own."""
 
@@ -40,11 +39,7 @@ class ReplicaParting:
     before: Look | None
 
     def __str__(self) -> str:
-        shown = ", ".join(self.names[:_NAMES_SHOWN])
-        if len(self.names) > _NAMES_SHOWN:
-            shown += f" and {len(self.names) - _NAMES_SHOWN} more of {self.of}"
-        what = f"weight {shown}" if self.kind == "weights" else f"optimizer: {shown}"
-        text = f"{self.look}: {what}. "
+        text = f"{self.look}: {in_words(self.kind, self.names, self.of)}. "
         ranks = f"rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}"
         if self.how:
             return f"{text}It is another one at {ranks}: {self.how}"

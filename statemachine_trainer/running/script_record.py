@@ -118,9 +118,14 @@ class ScriptRecord:
         Args:
             root: The loops.
         """
-        if any(_reads_gradients(code) for code in self._fit.codes):
+        if self._reads_gradients_between_steps:
             return True
         return any(_goes_backward_by_itself(loop) for _, loop in training_loops(root))
+
+    @functools.cached_property
+    def _reads_gradients_between_steps(self) -> bool:
+        # Each checkpoint asks, and the code was read once.
+        return any(_reads_gradients(code) for code in self._fit.codes)
 
     def _walks_of_data(self) -> list[_Walk]:
         """Return the walks of the present loaders; each is walked where it is first seen."""
@@ -221,7 +226,7 @@ class _Walk:
     Attributes:
         values: The class of the holder, None for no object, and the text.
         code: Checksums by the name of the function, and the methods of each class.
-        codes: The code of the functions, each with whether it only makes its object.
+        codes: The code of the functions.
     """
 
     def __init__(
@@ -394,10 +399,16 @@ def _reads_gradients(code: types.CodeType) -> bool:
 
 def _goes_backward_by_itself(loop: TrainingLoop) -> bool:
     """Whether a loop that a user wrote from scratch has code for a backward pass."""
-    kind = type(loop)
+    if loop.steps_optimizers or loop.by_hand:
+        return False
+    return _has_backward_of_a_user(cast(Hashable, type(loop)))
+
+
+@functools.lru_cache(maxsize=256)
+def _has_backward_of_a_user(kind: type) -> bool:
     bases = [base for base in kind.__mro__ if is_users(base.__module__)]
     ours = next(base for base in kind.__mro__ if base not in bases)
-    if not bases or loop.steps_optimizers or loop.by_hand or hasattr(ours, "backward"):
+    if hasattr(ours, "backward"):
         return False
     inside = [one for base in bases for one in attributes_of_class(base).values()]
     return any(
