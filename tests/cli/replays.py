@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
 from statemachine_trainer.cli import app
+from tests.cli.sandbox import clean_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +30,23 @@ def replay(run: str, *arguments: str, line: str | None = None) -> Result:
     return CliRunner().invoke(app, ["replay", run, *arguments], input=line)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+@contextmanager
+def left_alone(home: Path, watched: str = "runs", but_for: str | None = None) -> Iterator[None]:
+    """Work in a folder; within the block nothing may be written into the one that is watched.
+
+    Args:
+        home: The folder to work in.
+        watched: Which one below it is watched.
+        but_for: A name of folders that may be written into.
+    """
+    before = contents(home / watched, but_for)
+    with chdir(home), clean_imports():
+        yield
+    assert contents(home / watched, but_for) == before
+
+
+def contents(folder: Path, but_for: str | None = None) -> dict[str, bytes]:
     """What is in a folder, but for the files that SQLite makes as a journal is read."""
     files = [one for one in sorted(folder.rglob("*")) if one.is_file()]
-    return {str(one): one.read_bytes() for one in files if "sqlite-" not in one.name}
+    files = [one for one in files if "sqlite-" not in one.name and but_for not in one.parts]
+    return {str(one): one.read_bytes() for one in files}

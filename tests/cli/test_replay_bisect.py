@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from statemachine_trainer.cli.bisecting import _middle
-from tests.cli.replays import contents, replay, train
-from tests.cli.sandbox import clean_imports
+from tests.cli.replays import left_alone, replay, train
 
 TRAIN = """
 import torch
@@ -77,12 +76,9 @@ def commit(folder: Path, message: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(folder)
-    before = contents(folder / "runs")
-    with clean_imports():
+def _there(folder: Path) -> Iterator[None]:
+    with left_alone(folder):
         yield
-    assert contents(folder / "runs") == before
     index = subprocess.run(["git", "status", "--short", "-uno"], cwd=folder, capture_output=True)
     assert not index.stdout
 

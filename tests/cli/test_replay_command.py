@@ -10,8 +10,7 @@ from typer.testing import Result
 
 from statemachine_trainer.cli.places import Place
 from tests.cli import replays
-from tests.cli.replays import contents, train
-from tests.cli.sandbox import clean_imports
+from tests.cli.replays import left_alone, train
 
 TRAIN = """
 import torch
@@ -88,12 +87,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(folder)
-    before = contents(folder / "runs")
-    with clean_imports():
+def _there(folder: Path) -> Iterator[None]:
+    with left_alone(folder):
         yield
-    assert contents(folder / "runs") == before  # nothing is written
 
 
 def replay(*arguments: str, line: str | None = None) -> Result:

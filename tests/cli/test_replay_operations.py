@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.replays import contents, replay, train
-from tests.cli.sandbox import clean_imports
+from tests.cli.replays import left_alone, replay, train
 
 TRAIN = """
 import torch
@@ -58,13 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(folder)
-    before = contents(folder)
-    with clean_imports():
+def _there(folder: Path) -> Iterator[None]:
+    with left_alone(folder, watched=".", but_for="__pycache__"):
         yield
-    left = {name: one for name, one in contents(folder).items() if "__pycache__" not in name}
-    assert left == {name: one for name, one in before.items() if "__pycache__" not in name}
 
 
 def test_a_batch_of_a_run_is_done_twice() -> None:

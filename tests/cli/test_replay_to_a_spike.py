@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from statemachine_trainer.loops.spikes import LEAST, WINDOW, why_spike, with_loss
-from tests.cli.replays import contents, replay, train
-from tests.cli.sandbox import clean_imports
+from tests.cli.replays import left_alone, replay, train
 
 TRAIN = """
 import sys
@@ -67,12 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(folder)
-    before = contents(folder / "runs")
-    with clean_imports():
+def _there(folder: Path) -> Iterator[None]:
+    with left_alone(folder):
         yield
-    assert contents(folder / "runs") == before
 
 
 def test_a_recorded_spike_is_reached_from_the_checkpoint_before_it() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from tests.compiled.differential import draw, mistakes, shrink
 from tests.compiled.subjects import Plan
@@ -42,14 +39,7 @@ CORPUS = {
 CHUNK = 50
 
 
-@pytest.fixture(autouse=True)
-def _exact() -> Iterator[None]:
-    threads, kind = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(kind)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 @pytest.mark.parametrize("plan", CORPUS.values(), ids=CORPUS.keys())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -21,12 +21,7 @@ Batch = tuple[Tensor, Tensor]
 Patch = pytest.MonkeyPatch
 
 
-@pytest.fixture(autouse=True)
-def _exact() -> Iterator[None]:
-    kind = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(kind)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def helper(inputs: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,7 @@ from statemachine_trainer.machine.swap import LostSettings
 Batch = tuple[Tensor, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _exact() -> Iterator[None]:
-    threads, kind = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(kind)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 class Line(nn.Module):

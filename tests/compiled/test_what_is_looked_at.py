@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,12 +18,7 @@ from statemachine_trainer.trainer import Trainer
 Batch = tuple[Tensor, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _exact() -> Iterator[None]:
-    kind = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(kind)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 class Line(nn.Module):
