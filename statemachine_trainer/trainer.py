@@ -47,6 +47,7 @@ from statemachine_trainer.running.arguments import (
 from statemachine_trainer.running.audit import Audit
 from statemachine_trainer.running.control_panel import SET
 from statemachine_trainer.running.drivers import Drivers, context_of
+from statemachine_trainer.running.evaluations import Evaluations
 from statemachine_trainer.running.fit_state import FitState, Fresh
 from statemachine_trainer.running.hyperparameters import Hyperparameters, settings_of_equipment
 from statemachine_trainer.running.quick_checks import QuickChecks
@@ -54,6 +55,7 @@ from statemachine_trainer.running.replaying import as_replayed
 from statemachine_trainer.running.served import ServedPage
 from statemachine_trainer.running.session import Session
 from statemachine_trainer.running.subscribing import subscribe
+from statemachine_trainer.running.surroundings import Surroundings
 from statemachine_trainer.running.switches import Deterministic, MatmulPrecision, Switches
 from statemachine_trainer.running.weights import Checkpoint
 
@@ -180,9 +182,11 @@ class Trainer:
         if recorder is not None:
             recorder.told = self._state.told
             self._state.panel.note = recorder.settings_changed
+        around = self._surroundings = Surroundings(self, drivers, recorder, shown, owner, switches)
         self._session = Session(
-            self, drivers, equipment, self._state, recorder, shown, owner, quick, switches
+            self, drivers, equipment, self._state, recorder, shown, quick, around
         )
+        self._evaluations = Evaluations(self, drivers, equipment, quick, around)
         self._debugger = Debugger(drivers.fit, self.state_dict, self.load_state_dict)
         self._debugger.recorder = recorder
         self._profile: Profile | None = None
@@ -419,7 +423,7 @@ class Trainer:
             NotACheckpoint: The folder holds no checkpoint.
         """
         check_arguments("validate", unknown, _EVALUATION)
-        return self._session.measure(
+        return self._evaluations.measure(
             "validate",
             "validation_step",
             model,
@@ -440,7 +444,7 @@ class Trainer:
     ) -> dict[str, float]:
         """Evaluate a model with its `test_step`; return the metrics. Arguments are those of `validate`."""
         check_arguments("test", unknown, _EVALUATION)
-        return self._session.measure(
+        return self._evaluations.measure(
             "test", "test_step", model, data, PlainParts(loss, metrics=metrics), checkpoint
         )
 
@@ -462,7 +466,7 @@ class Trainer:
             `Predictions`, which reads them as they are asked for.
         """
         check_arguments("predict", unknown, (*_EVALUATION[:3], "to"))
-        return self._session.predict(model, data, checkpoint, to)
+        return self._evaluations.predict(model, data, checkpoint, to)
 
     def run(self, until: Until = None) -> str | None:
         """Continue what was started, to the end or up to `until`.
@@ -594,7 +598,7 @@ class Trainer:
         """
         driver = self._drivers.fit
         driver.check_at_rest("rewind")
-        with self._session.in_charge(driver):
+        with self._surroundings.in_charge(driver):
             rewound = self._debugger.rewind(transitions)
         self._drivers.active = driver
         return rewound

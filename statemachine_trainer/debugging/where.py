@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from statemachine_trainer.intervals import epoch_in_words
-from statemachine_trainer.machine.verify import END
+from statemachine_trainer.machine.plan import END
 
 if TYPE_CHECKING:
     from statemachine_trainer.debugging.breakpoints import Breakpoint

@@ -16,8 +16,8 @@ from statemachine_trainer.machine.declaration import (
     read_transitions,
 )
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.plan import LoopPlan
 from statemachine_trainer.machine.signals import ENTER, EXIT, Subscription
-from statemachine_trainer.machine.verify import LoopPlan
 
 
 def extract(chart: Chart, receivers: Receivers) -> tuple[GraphState, tuple[GraphEdge, ...]]:

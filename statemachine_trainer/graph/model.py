@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from statemachine_trainer.machine.errors import StateMachineError as StateMachineError
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.loop import SEPARATOR as SEPARATOR
-from statemachine_trainer.machine.verify import END as END
+from statemachine_trainer.machine.plan import END as END
 
 Kind = Literal["state", "loop", "final"]
 Receivers = Mapping[str, Sequence[str]]

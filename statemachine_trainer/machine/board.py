@@ -17,6 +17,7 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.loop import SEPARATOR
+from statemachine_trainer.machine.plan import END
 from statemachine_trainer.machine.signals import (
     ENTER,
     ERROR,
@@ -26,7 +27,6 @@ from statemachine_trainer.machine.signals import (
     Subscription,
     label_of,
 )
-from statemachine_trainer.machine.verify import END
 
 F = TypeVar("F", bound=Callable[..., Any])
 Signals = Mapping[str, Signal]

@@ -10,7 +10,8 @@ from transitions.extensions.nesting import HierarchicalMachine, NestedState, Nes
 
 from statemachine_trainer.machine.declaration import Guard
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
-from statemachine_trainer.machine.verify import END, LoopPlan, plan_tree
+from statemachine_trainer.machine.plan import END, LoopPlan
+from statemachine_trainer.machine.verify import plan_tree
 
 
 class ChartState(NestedState):

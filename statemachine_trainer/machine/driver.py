@@ -18,11 +18,11 @@ from statemachine_trainer.machine.errors import (
 )
 from statemachine_trainer.machine.failures import Failure
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.plan import END
 from statemachine_trainer.machine.program import Edge, Probe, Program, wire
 from statemachine_trainer.machine.signals import ERROR, ErrorMoment, Moment
 from statemachine_trainer.machine.tree_state import check_state, state_of_loops
 from statemachine_trainer.machine.until import Goal, Moments, Until
-from statemachine_trainer.machine.verify import END
 
 __all__ = ["Driver", "Posting", "Until"]
 

@@ -16,8 +16,8 @@ from statemachine_trainer.machine.declaration import is_transient
 from statemachine_trainer.machine.failures import Undos, undoing
 from statemachine_trainer.machine.fields import RUN, UNSET, Field
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
+from statemachine_trainer.machine.plan import END, POSTED_EVENTS, LoopPlan
 from statemachine_trainer.machine.signals import ENTER, EXIT, Call, Moment, Receiver, Signal
-from statemachine_trainer.machine.verify import END, POSTED_EVENTS, LoopPlan
 
 Action = Callable[[], None]
 Work = Callable[[], object]

@@ -1,46 +1,31 @@
-"""The session of a trainer: starts fits, runs them, and evaluates models."""
+"""The session of a trainer: starts fits and runs them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
-from statemachine_trainer.callbacks.finding import (
-    find_checkpoint,
-    state_of_rank,
-    tell_of_others,
-)
-from statemachine_trainer.control.ownership import FolderInUse, Ownership
-from statemachine_trainer.loops.assembly import Equipment, assemble_evaluation, assemble_fit, go_on
-from statemachine_trainer.loops.base import (
-    abandon_loops,
-    take_limits,
-)
+from statemachine_trainer.callbacks.finding import find_checkpoint, state_of_rank, tell_of_others
+from statemachine_trainer.loops.assembly import Equipment, assemble_fit, go_on
+from statemachine_trainer.loops.base import abandon_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import take_handed_state
-from statemachine_trainer.loops.evaluation import undisturbed
 from statemachine_trainer.loops.guest import goes_on_from
 from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
-from statemachine_trainer.loops.metrics.log import log, logging_to
-from statemachine_trainer.loops.plain import NOTHING_GIVEN, PlainParts
-from statemachine_trainer.loops.ranks_compared import check_environment
 from statemachine_trainer.loops.settings_checks import flags
-from statemachine_trainer.loops.steps import Steps, hooks_of
+from statemachine_trainer.loops.steps import Steps
 from statemachine_trainer.loops.total import total_steps
-from statemachine_trainer.machine.driver import Driver, Until
+from statemachine_trainer.machine.driver import Until
 from statemachine_trainer.machine.errors import NotStarted
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder
-from statemachine_trainer.parallel import numbers_needed_on
-from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
 from statemachine_trainer.running.audit import Audit
@@ -51,7 +36,6 @@ from statemachine_trainer.running.limits import (
     refuse_endless,
     refuse_to_do_nothing,
 )
-from statemachine_trainer.running.predictions import Predictions, PredictionWriter
 from statemachine_trainer.running.quick_checks import QuickChecks
 from statemachine_trainer.running.rehearsal import (
     audit_unstarted,
@@ -60,16 +44,10 @@ from statemachine_trainer.running.rehearsal import (
 )
 from statemachine_trainer.running.replaying import ReplayOver, replay
 from statemachine_trainer.running.settings_record import tell_changes
-from statemachine_trainer.running.subscribing import (
-    subscribe,
-    tell_of_error,
-    tell_of_halt,
-    tell_of_return,
-)
-from statemachine_trainer.running.switches import Switches
-from statemachine_trainer.running.weights import BestInModel, Checkpoint, the_rule, weights_of
+from statemachine_trainer.running.subscribing import samples_are_counted, subscribe_model
+from statemachine_trainer.running.surroundings import Surroundings
+from statemachine_trainer.running.weights import BestInModel, the_rule
 from statemachine_trainer.snapshot import Loaded
-from statemachine_trainer.snapshot.ranked import do_together
 from statemachine_trainer.snapshot.rng import seed_everything
 
 
@@ -77,8 +55,7 @@ class Session:
     """Runs the loops of one trainer.
 
     `start` prepares a fit, up to the boundary before its first state. `run`, `step` and `moments`
-    continue the active machine. `measure` and `predict` evaluate a model. They may do so while a
-    fit is paused, and do not change it.
+    continue the active machine.
 
     Args:
         host: The trainer.
@@ -87,9 +64,8 @@ class Session:
         state: Saves and restores the state of its fit.
         recorder: Records runs; None to record nothing.
         progress: Shows runs; False to show nothing.
-        owner: The lock on the folder of the run; None if there is no folder.
         quick: What quick checks change.
-        switches: Those of torch that are on while something runs.
+        surroundings: What surrounds each run.
     """
 
     def __init__(
@@ -100,9 +76,8 @@ class Session:
         state: FitState,
         recorder: Recorder | None,
         progress: Progress | Literal[False],
-        owner: Ownership | None,
         quick: QuickChecks,
-        switches: Switches,
+        surroundings: Surroundings,
     ) -> None:
         self._host = host
         self._drivers = drivers
@@ -111,14 +86,11 @@ class Session:
         self._state = state
         self._recorder = recorder
         self._progress = progress
-        self._owner = owner
         self._quick = quick
-        self._switches = switches
+        self._surroundings = surroundings
         self._listening: Steps | None = None
         self._best: BestInModel | None = None
         self._rehearsed: Audit | None = None
-        # By an error, or a state was loaded: callbacks are told when the fit goes on.
-        self._halted = False
 
     def fit(self, given: Given, until: Until) -> Mapping[str, float]:
         """Start a fit and run it; see `start` and `run`. Returns the metrics known at the end.
@@ -175,7 +147,7 @@ class Session:
         self._fit.check_at_rest("start")
         check_loss(given.parts.loss)
         anew = known is None or given.restart or given.resume is not None
-        with self._naming_lost_ranks(), self._taking_folder(anew=anew):
+        with self._surroundings.naming_lost_ranks(), self._surroundings.taking_folder(anew=anew):
             self._start(given, known)
         if replayed is not None:
             replayed.has_started(self._host)
@@ -246,7 +218,7 @@ class Session:
             self._best.put_back()
             self._best = None
         go_on(context, given.train, given.validation, given.parts)
-        with self.in_charge(self._fit):
+        with self._surroundings.in_charge(self._fit):
             self._fit.start()
         if self._recorder is not None:
             self._recorder.go_on()
@@ -267,7 +239,7 @@ class Session:
             noting.try_to_write()  # before torch imports its compiler, which looks for a temporary folder
         context = self._assemble(model, given, epoch_of_data(state, self._fit.root))
         refuse_device_without_numbers(context, checkpoints=self._host.checkpoints is not None)
-        self._best, self._halted = None, False
+        self._best, self._surroundings.halted = None, False
         if noting is not None and not given.restart:
             noting.check_folder(loaded)
         if self._recorder is not None:
@@ -275,7 +247,7 @@ class Session:
         self._share(context)
         if self._host.checkpoints is not None:
             self._host.checkpoints.know_base(context.model)
-        with self.in_charge(self._fit):
+        with self._surroundings.in_charge(self._fit):
             if loaded is not None:
                 state = state_of_rank(loaded, context)
             if state is not None:
@@ -327,26 +299,11 @@ class Session:
     def _share(self, context: Context) -> None:
         """Give the loops of the fit a new context, and subscribe its model."""
         abandon_loops(self._fit.root)
-        if self._samples_are_counted():
+        if samples_are_counted(self._host):
             context.count_samples()
         self._fit.share(context)
-        self._listen(context.steps)
-
-    def _listen(self, steps: Steps) -> None:
-        """Subscribe the `on_<state>` methods of a model, and unsubscribe those of the previous model."""
-        before, self._listening = self._listening, steps
-        if before is not None and not (steps.foreign and before.model is steps.model):
-            self._host.board.off(before.receiver())
-        if not steps.subscribe(self._host) and hooks_of(steps.model):
-            subscribe(self._host.board, steps.model)
-
-    def _samples_are_counted(self) -> bool:
-        intervals: list[object] = [one.every for one in self._host.board.subscriptions]
-        intervals.append(self._host.checkpoints)
-        if any(getattr(getattr(i, "every", None), "unit", None) == "sample" for i in intervals):
-            return True
-        owners = (getattr(one.receiver, "__self__", None) for one in self._host.board.subscriptions)
-        return any(getattr(owner, "counts_samples", False) is True for owner in owners)
+        before, self._listening = self._listening, context.steps
+        subscribe_model(context.steps, before, self._host)
 
     def _load(self, state: Mapping[str, Any], fresh: tuple[Fresh, ...], source: object) -> None:
         """Restore a state, and warn of settings that have changed.
@@ -364,7 +321,7 @@ class Session:
         except BaseException:
             driver.share(None)  # a fit with half a state cannot continue
             raise
-        self._halted = True
+        self._surroundings.halted = True
         if driver.path is None and self._may_go_on(state):
             driver.start()
         tell_changes(found, source, ended=driver.path is None)
@@ -397,7 +354,7 @@ class Session:
     def load_state_dict(self, state: Any) -> None:
         """Restore a state of the fit."""
         self._state.read(state)
-        self._best, self._halted = None, True
+        self._best, self._surroundings.halted = None, True
 
     def _may_go_on(self, state: Mapping[str, Any]) -> bool:
         """Return whether the present settings would not have ended this fit."""
@@ -416,15 +373,8 @@ class Session:
             The outcome; None if the machine paused or rests.
         """
         driver, checkpoints = self._drivers.active, self._host.checkpoints
-        listening = nullcontext() if checkpoints is None else checkpoints.listening()
-        with (
-            self._owning(driver),
-            self.in_charge(driver),
-            self._recording(),
-            listening,
-            self._showing(),
-            self._naming_lost_ranks(),  # within `listening`, so that a signal does not come first
-        ):
+        listening = None if checkpoints is None else checkpoints.listening()
+        with self._surroundings.of_run(driver, listening):
             outcome = driver.run(until)
             if driver.resting and driver is self._fit and checkpoints is not None:
                 checkpoints.write()  # the process may end while the fit waits
@@ -433,7 +383,7 @@ class Session:
     def step(self) -> Moment | None:
         """Make one transition and return it; None if the state rests."""
         driver = self._drivers.active
-        with self._making_transitions(driver):
+        with self._surroundings.of_transition(driver):
             return driver.step()
 
     def moments(self, until: Until = None) -> Iterator[Moment]:
@@ -441,274 +391,11 @@ class Session:
         transitions = self._drivers.active.moments(until)
         while True:
             driver = self._drivers.active
-            with self._making_transitions(driver):
+            with self._surroundings.of_transition(driver):
                 moment = next(transitions, None)
             if moment is None:
                 return
             yield moment
-
-    # -- evaluating ------------------------------------------------------------------------------
-
-    def measure(
-        self,
-        name: str,
-        step: str,
-        model: nn.Module | None,
-        data: Any,
-        parts: PlainParts,
-        checkpoint: Checkpoint | None = None,
-    ) -> dict[str, float]:
-        """Run the loop of "validate" or "test" to its end and return the metrics.
-
-        Args:
-            name: The name of the loop.
-            step: The step of the model that it calls.
-            model: The model; None for that of the last run.
-            data: One loader or several.
-            parts: What a plain model is given: its loss and metrics.
-            checkpoint: Evaluate with the weights of this checkpoint.
-
-        Raises:
-            NotStarted: There is no model.
-            AlreadyRunning: An evaluation of this name is running.
-            NothingToDo: There are no data.
-        """
-        return self._evaluate(name, step, model, data, parts, checkpoint).read_metrics()
-
-    def predict(
-        self,
-        model: nn.Module | None,
-        data: Any,
-        checkpoint: Checkpoint | None = None,
-        to: str | Path | None = None,
-    ) -> Any:
-        """Run the loop of "predict" to its end and return the predictions; see `measure`.
-
-        Returns:
-            The predictions by batch; with several loaders a list of such lists. `Predictions` if a folder was named.
-        """
-        if to is not None:
-            return self._predict_into(to, model, data, checkpoint)
-        self._evaluate("predict", "predict_step", model, data, NOTHING_GIVEN, checkpoint)
-        predictions: list[Any] = getattr(self._drivers["predict"].root, "predictions", [])
-        return predictions[0] if len(predictions) == 1 else predictions
-
-    def _predict_into(
-        self, folder: str | Path, model: nn.Module | None, data: Any, checkpoint: Checkpoint | None
-    ) -> Predictions:
-        """Predict, and hand each prediction to a file instead of keeping it."""
-        driver = self._drivers["predict"]
-        writer = PredictionWriter(folder)
-        root: Any = driver.root
-        kept = getattr(root, "keep", None)
-        writing = subscribe(self._host.board, "predict_step:exit", writer.add)
-        if kept is not None:
-            root.keep = False
-        try:
-            context = self._evaluate(
-                "predict", "predict_step", model, data, NOTHING_GIVEN, checkpoint
-            )
-        finally:
-            writing.cancel()
-            if kept is not None:
-                root.keep = kept
-        if driver.path is not None:
-            raise SettingError(
-                f"predict(to={str(folder)!r}) was paused. Predictions are written in one go: leave out the pause."
-            )
-        return writer.finish([name for name, _ in context.validation])
-
-    def _evaluate(
-        self,
-        name: str,
-        step: str,
-        model: nn.Module | None,
-        data: Any,
-        parts: PlainParts,
-        checkpoint: Checkpoint | None,
-    ) -> Context:
-        """Evaluate a model. A paused fit and its checkpoints are not changed."""
-        driver, before = self._drivers[name], self._drivers.active
-        checkpoint = self._quick.checkpoint(checkpoint)
-        if self._quick.dev_batches:
-            self._quick.shorten(driver.root)
-        model = self._drivers.context.model if model is None else model
-        check_loss(parts.loss)
-        driver.check_at_rest("start")
-        paused = context_of(before) if before.path is not None else None
-        context = self._assemble_evaluation(driver, step, model, data, parts)
-        context.of_checkpoint = checkpoint is not None
-        self._drivers.active = driver
-        try:
-            with (
-                undisturbed(paused),
-                weights_of(context.model, checkpoint, self._host.checkpoints),
-                self._owning(driver),
-                self.in_charge(driver),
-                self._recording(),
-                self._showing(),
-                self._naming_lost_ranks(),
-            ):
-                driver.start()
-                driver.run()
-                if checkpoint is not None and driver.path is not None:
-                    raise SettingError(
-                        f"{name}(checkpoint={checkpoint!r}) was paused. The weights of a checkpoint are in the "
-                        "model for one evaluation as a whole: load_weights(model, ...) loads them for good."
-                    )
-            return context
-        except BaseException:
-            if checkpoint is not None:
-                abandon_loops(driver.root)  # nothing to go on with: the model has its own weights
-                driver.share(None)
-            if paused is not None:
-                abandon_loops(driver.root)
-                self._drivers.active = before
-            raise
-        finally:
-            if paused is not None and driver.path is None:
-                self._drivers.active = before
-
-    def _assemble_evaluation(
-        self, driver: Driver, step: str, model: nn.Module, data: Any, parts: PlainParts
-    ) -> Context:
-        """Give the loops of an evaluation a new context."""
-        abandon_loops(driver.root)
-        context = assemble_evaluation(self._equipment, self._host, model, data, step, parts)
-        context.steps.subscribe(self._host)
-        driver.share(context)
-        return context
-
-    # -- around every run ------------------------------------------------------------------------
-
-    @contextmanager
-    def in_charge(self, driver: Driver) -> Iterator[None]:
-        """Context manager around every run: logging, gradients, switches of torch, clock and limits.
-
-        Within the block `log` writes to the run, also as `self.log` in a model without such a
-        method. Gradients are on, and the clock of the run is running. The limits are read from the
-        loops, because they may have changed in a pause.
-
-        Args:
-            driver: The driver of the machine.
-
-        Raises:
-            NotStarted: Nothing was started.
-        """
-        context = _begun(driver)
-        lends = not hasattr(context.model, "log")
-        if lends:
-            context.model.__dict__["log"] = log
-        take_limits(driver.root, driver.path, context)
-        context.start_clock()
-        try:
-            if self._halted and driver is self._fit:
-                self._halted = False
-                tell_of_return(self._host.board, self._host)
-            needed = numbers_needed_on(context.equipment.device)
-            with needed, logging_to(context), torch.enable_grad(), self._switches.on():
-                yield
-        except BaseException as error:
-            context.steps.failed(error)
-            tell_of_error(self._host.board, error)
-            if driver is self._fit:
-                self._halted = True
-                tell_of_halt(self._host.board, self._host)
-            raise
-        finally:
-            context.stop_clock()
-            if lends:
-                context.model.__dict__.pop("log", None)
-
-    @contextmanager
-    def _taking_folder(self, *, anew: bool) -> Iterator[None]:
-        """Lock the folder of the run. The lock stays after the block, unless it fails or nothing is left to run."""
-        owner = self._owner
-        check_environment(Ranks.here(), self._host)  # before a folder is made
-        held, done = owner is not None and owner.held, False
-        try:
-            # A collective even if this rank has no folder, because another rank may have one.
-            do_together(Ranks.here(), lambda: self._take_folder(anew))
-            yield
-            done = True
-        finally:
-            if owner is not None and not done and not held:
-                owner.give_back()
-            elif owner is not None and self._fit.path is None:
-                owner.release()
-
-    def _take_folder(self, anew: bool) -> None:
-        if (
-            self._recorder is not None and self._host.checkpoints is None
-        ):  # which look for themselves
-            self._recorder.check_writable()
-        if self._owner is not None:
-            self._owner.take(anew=anew)
-
-    @contextmanager
-    def _owning(self, driver: Driver) -> Iterator[None]:
-        """Lock the folder of the run from the start of a fit until it has ended.
-
-        If another run has locked the folder, an evaluation runs without it and is not recorded.
-
-        Raises:
-            FolderInUse: Another run has locked the folder, or had meanwhile.
-        """
-        _begun(driver)  # else nothing is to be locked
-        owner, fit = self._owner, self._fit
-        if owner is None:
-            yield
-            return
-        try:
-            owner.take()
-        except FolderInUse:
-            if driver is fit:
-                raise
-        try:
-            yield
-        finally:
-            if fit.path is None:
-                owner.release()
-
-    def _recording(self) -> AbstractContextManager[None]:
-        if self._recorder is None:
-            return nullcontext()
-        return self._recorder.recording(self._drivers.active)
-
-    @contextmanager
-    def _making_transitions(self, driver: Driver) -> Iterator[None]:
-        with (
-            self._owning(driver),
-            self.in_charge(driver),
-            self._recording(),
-            self._naming_lost_ranks(),
-        ):
-            yield
-
-    def _naming_lost_ranks(self) -> AbstractContextManager[None]:
-        if not Ranks.are_up():
-            return nullcontext()
-        from statemachine_trainer.running.lost_ranks import naming_lost_ranks
-
-        return naming_lost_ranks(None if self._recorder is None else self._recorder.folder.path)
-
-    def _showing(self) -> AbstractContextManager[None]:
-        return self._progress.showing(self._host) if self._progress else nullcontext()
-
-
-def _begun(driver: Driver) -> Context:
-    """Return the context of a driver that is about to run.
-
-    Raises:
-        NotStarted: Nothing was started.
-    """
-    refuse_in_rehearsal()
-    context = context_of(driver)
-    if context is None:
-        raise NotStarted(
-            "Nothing was started: call fit(model, loader), or start(model, loader) first."
-        )
-    return context
 
 
 def _what_is_resumed(checkpoint: Path, context: Context, *, ended: bool) -> str:

@@ -1,4 +1,4 @@
-"""Subscribing to the signals of a trainer, with intervals over the counters of the run."""
+"""Who listens to a trainer: receivers, its model, and callbacks that are told of errors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 from statemachine_trainer.intervals import Every, Interval
 from statemachine_trainer.loops.foreign_names import advice_on_hooks
+from statemachine_trainer.loops.steps import Steps, hooks_of
 from statemachine_trainer.machine.board import NOT_GIVEN, SignalBoard
 from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.running.arguments import check_made
+from statemachine_trainer.running.fit_state import Host
 
 
 def subscribe(board: SignalBoard, name: Any, receiver: Any = NOT_GIVEN, /, **options: Any) -> Any:
@@ -39,6 +41,31 @@ def subscribe(board: SignalBoard, name: Any, receiver: Any = NOT_GIVEN, /, **opt
         if not advice:
             raise
         raise UnknownSignal(f"{error} {advice}") from None
+
+
+def subscribe_model(steps: Steps, before: Steps | None, trainer: Host) -> None:
+    """Subscribe the `on_<state>` methods of a model, and unsubscribe those of the previous model.
+
+    Args:
+        steps: The steps of the model.
+        before: Those of the previous model, if there was one.
+        trainer: First argument of the methods.
+    """
+    if before is not None and not (steps.foreign and before.model is steps.model):
+        trainer.board.off(before.receiver())
+    if not steps.subscribe(trainer) and hooks_of(steps.model):
+        subscribe(trainer.board, steps.model)
+
+
+def samples_are_counted(trainer: Host) -> bool:
+    """Return whether a receiver or the checkpoints of a trainer go by the number of samples."""
+    subscriptions = trainer.board.subscriptions
+    intervals: list[object] = [one.every for one in subscriptions]
+    intervals.append(trainer.checkpoints)
+    if any(getattr(getattr(i, "every", None), "unit", None) == "sample" for i in intervals):
+        return True
+    owners = (getattr(one.receiver, "__self__", None) for one in subscriptions)
+    return any(getattr(owner, "counts_samples", False) is True for owner in owners)
 
 
 def tell_of_error(board: SignalBoard, error: BaseException) -> None:

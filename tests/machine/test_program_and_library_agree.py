@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from statemachine_trainer.machine import Chart, Driver, Loop, Moment, SignalBoard
 from statemachine_trainer.machine.errors import UnexpectedEvent
+from statemachine_trainer.machine.plan import END
 from statemachine_trainer.machine.program import wire
-from statemachine_trainer.machine.verify import END
 from tests.machine.random_loops import EVENTS, NAME, POSTED, trees
 
 
