@@ -21,12 +21,22 @@ def diff(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page",
+            help="Serve a page with the curves of both over one another, and where they part, until Ctrl-C.",
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Say what differs between two runs, or the ranks of one.
 
     Where they part is known of runs with Trainer(fingerprints=...). The exit code is 1 if they do.
     """
+    if page:
+        _show(a, b)
+        return
     from statemachine_trainer.observe.difference import Difference, compare_runs
     from statemachine_trainer.observe.replicas import Replicas, compare_ranks
 
@@ -37,3 +47,22 @@ def diff(
         typer.echo(printable(str(found), keep="\n"))
     if found.parting is not None:
         raise typer.Exit(1)
+
+
+def _show(a: Path, b: Path | None) -> None:
+    """Serve the page that compares two runs; where they part is marked in their curves."""
+    from statemachine_trainer.cli.watch import serve
+    from statemachine_trainer.page.several import SeveralRuns
+
+    if b is None:
+        raise typer.BadParameter(
+            "The page shows two runs: smt diff RUN_A RUN_B --page. The ranks of one are told as text."
+        )
+    several = SeveralRuns([a, b])
+    serve(
+        several,
+        port=0,
+        opens=False,
+        held=several.held,
+        ticked=[several.key_of(one) for one in (a, b)],
+    )

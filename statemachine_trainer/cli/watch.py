@@ -42,7 +42,7 @@ def watch(
         from statemachine_trainer.page.several import SeveralRuns
 
         several = SeveralRuns(folders)
-        _serve(several, port, opens, several.held)
+        serve(several, port=port, opens=opens, held=several.held)
         return
     from statemachine_trainer.page.recorded import FolderRun
     from statemachine_trainer.page.server import is_answering, left_in
@@ -55,19 +55,33 @@ def watch(
             webbrowser.open(own)
         return
     shown = FolderRun(run)
-    _serve(shown, port, opens, lambda: [run] if shown.is_held() else [])
+    serve(shown, port=port, opens=opens, held=lambda: [run] if shown.is_held() else [])
 
 
-def _serve(
-    shown: FolderRun | SeveralRuns, port: int, opens: bool, held: Callable[[], Sequence[Path]]
+def serve(
+    shown: FolderRun | SeveralRuns,
+    *,
+    port: int,
+    opens: bool,
+    held: Callable[[], Sequence[Path]],
+    ticked: Sequence[int] = (),
 ) -> None:
-    """Serve a page until Ctrl-C, and say of each run that is left held how it is let go on."""
+    """Serve a page until Ctrl-C, and say of each run that is left held how it is let go on.
+
+    Args:
+        shown: The run, or several.
+        port: Port to serve on; 0 for any free one.
+        opens: Whether to open it in a browser.
+        held: Returns the runs that are held.
+        ticked: Of several runs, the numbers of those whose curves are drawn at first.
+    """
     from statemachine_trainer.page.server import Page
 
     page = Page(shown, port=port)
-    typer.echo(page.url)
+    url = f"{page.url}#{','.join(map(str, ticked))}" if ticked else page.url
+    typer.echo(url)
     if opens:
-        webbrowser.open(page.url)
+        webbrowser.open(url)
     try:
         page.wait()
     except KeyboardInterrupt:

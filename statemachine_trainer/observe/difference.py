@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -69,6 +69,7 @@ class Parting:
         equal_since: What was equal after it.
         unseen: Of all that was equal, what holds something that has no digest.
         before: The last place at which all was equal; None if there is none.
+        again: Whether the batches of one of the runs begin anew after it, as at the next fold.
     """
 
     look: Look
@@ -81,6 +82,13 @@ class Parting:
     equal_since: list[str]
     unseen: list[str]
     before: Look | None
+    again: bool = False
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The optimizer steps between which they part: the same twice, if it is one step."""
+        last = self.look.at_work or self.look.step
+        return (self.before.step if self.between and self.before is not None else last), last
 
     @property
     def between(self) -> bool:
@@ -162,22 +170,25 @@ class Difference:
             found: dict[str, Values] = getattr(self, name)
             lines.append(f"{name}: {'' if found else 'no difference known'}".rstrip())
             lines += [f"  {key}: {_shown(one.a)} | {_shown(one.b)}" for key, one in found.items()]
+        return "\n".join([*lines, self.verdict])
+
+    @property
+    def verdict(self) -> str:
+        """What their fingerprints tell, in words."""
         if self.compared is None:
-            return "\n".join([*lines, f"fingerprints: {self.why}"])
+            return f"fingerprints: {self.why}"
         parting, last = self.compared.parting, self.compared.last
         if parting is None:
             many = f"{self.compared.places} places" if self.compared.places > 1 else "one place"
-            return "\n".join([*lines, f"fingerprints: equal at {many}, up to {last}"])
+            return f"fingerprints: equal at {many}, up to {last}"
         if parting.before is None:
-            return "\n".join([*lines, f"they differ where they were first looked at: {parting}"])
+            return f"they differ where they were first looked at: {parting}"
         if parting.between:
-            lines.append(f"they part after {parting.before}, where all was equal, and before")
-            lines.append(f"  {parting}")
-            lines.append("  Fingerprints at shorter intervals tell where.")
-        else:
-            lines.append(f"they part at {parting}")
-            lines.append(f"  All was equal at {parting.before}.")
-        return "\n".join(lines)
+            return (
+                f"they part after {parting.before}, where all was equal, and before\n  {parting}\n"
+                "  Fingerprints at shorter intervals tell where."
+            )
+        return f"they part at {parting}\n  All was equal at {parting.before}."
 
 
 @refuses_unknown
@@ -242,25 +253,26 @@ def compare_looks(a: Looks, b: Looks) -> Compared:
         NoFingerprints: There is no place at which both were looked at.
         BadFingerprints: The leaves cannot be read.
     """
-    others = by_place(b.looks)
-    pairs = [(one, others[key]) for key, one in by_place(a.looks).items() if key in others]
+    mine, others = by_place(a.looks), by_place(b.looks)
+    pairs = [(key, one, others[key]) for key, one in mine.items() if key in others]
     if not pairs:
         raise NoFingerprints(
             "the two were never looked at in the same place: give both the same interval, "
             "fingerprints=every(n, 'step')."
         )
-    before = None
-    for one, other in pairs:
+    before, last = None, pairs[-1][1]
+    for key, one, other in pairs:
         parting = _parting(a, b, one, other, before)
         if parting is not None:
-            return Compared(parting, len(pairs), pairs[-1][0])
+            again = any(key[0] < [*looks][-1][0] for looks in (mine, others))
+            return Compared(replace(parting, again=again), len(pairs), last)
         before = one
-    return Compared(None, len(pairs), pairs[-1][0])
+    return Compared(None, len(pairs), last)
 
 
-def by_place(looks: Sequence[Look]) -> dict[tuple[object, ...], Look]:
+def by_place(looks: Sequence[Look]) -> dict[tuple[int, int, str, str], Look]:
     """Return looks by where they were taken. Where batches begin anew, as at each fold, a round is counted."""
-    found: dict[tuple[object, ...], Look] = {}
+    found: dict[tuple[int, int, str, str], Look] = {}
     rounds, last = 0, 0
     for one in looks:
         rounds += one.batch < last

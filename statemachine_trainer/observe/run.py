@@ -336,16 +336,21 @@ class Run(HasSettings):
 
     def _series(self, part: Part) -> dict[str, list[Point]]:
         rows = self._select(
-            "SELECT step, name, value FROM entries JOIN metrics ON entry = id WHERE kind = ? "
-            "ORDER BY id",
+            "SELECT step, name, value FROM entries LEFT JOIN metrics ON entry = id "
+            "WHERE (kind = ? AND name IS NOT NULL) OR kind = 'recovery' ORDER BY id",
             part,
         )
         found: dict[str, list[Point]] = {}
+        went_back: set[str] = set()  # by a recovery: their steps do not begin anew
         with self._reading_facts():
             for step, name, value in rows:
+                if name is None:
+                    went_back |= found.keys()
+                    continue
                 points = found.setdefault(str(name), [])
                 last = points[-1] if points else Point(-1, 0.0)
-                again = last.round + (step < last.step)
+                again = last.round + (step < last.step and name not in went_back)
+                went_back.discard(name)
                 points.append(Point(step, math.nan if value is None else float(value), again))
         return found
 

@@ -71,6 +71,9 @@ class SeveralSources(Protocol):
     def curves(self, keys: Collection[int]) -> dict[str, Any]:
         """The curves of some runs, by metric."""
 
+    def difference(self, one: int, other: int) -> dict[str, Any]:
+        """Where two of the runs part."""
+
     def run(self, key: int) -> Source:
         """One of the runs, for a page of its own, or raise a `PageError`."""
 
@@ -152,10 +155,14 @@ def _routes_of_several(shown: SeveralSources) -> list[BaseRoute]:
         keys = [int(one) for one in request.query_params.getlist("run") if one.isdecimal()]
         return _json(await run_in_threadpool(shown.curves, keys))
 
+    async def difference(request: Request) -> Response:
+        return _json(await run_in_threadpool(lambda: shown.difference(**request.path_params)))
+
     return [
         Route("/", _file("compare.html", "text/html")),
         Route("/state", state),
         Route("/curves", curves),
+        Route("/difference/{one:int}/{other:int}", difference),
         Mount(
             "/run/{key:int}",
             routes=_routes_of_one(lambda request: shown.run(request.path_params["key"])),

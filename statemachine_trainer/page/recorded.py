@@ -105,7 +105,7 @@ class FolderRun:
                 {"state": one.state, "event": after.event}
                 for one, after in pairwise(entries[-RECENT - 1 :])
             ],
-            "curves": curves_of(self._run.metrics()),
+            "curves": curves_of(self._run.metrics()) | curves_of_steps(self._run),
             "subscribers": "(the black box does not know them)",
             "changes": changes_of(self._run),
             **self._asked(look),
@@ -160,6 +160,11 @@ def curves_of(metrics: Mapping[str, Sequence[Point]]) -> dict[str, list[tuple[in
             if point.round == points[-1].round:
                 curves.add(point.step, {name: point.value})
     return curves.to_dict()
+
+
+def curves_of_steps(run: Run) -> dict[str, list[tuple[int, float | None]]]:
+    """Return the curve of each value that was written within epochs, as `step/loss`."""
+    return {f"step/{name}": points for name, points in curves_of(run.metrics(part="step")).items()}
 
 
 def _refusal(name: str, looks: dict[int, dict[str, Any]]) -> str | None:

@@ -18,8 +18,9 @@ from statemachine_trainer.observe.comparison import (
     metrics_of,
     read_runs,
 )
+from statemachine_trainer.observe.difference import compare_runs
 from statemachine_trainer.observe.run import NoRun, Run
-from statemachine_trainer.page.recorded import FolderRun, curves_of
+from statemachine_trainer.page.recorded import FolderRun, curves_of, curves_of_steps
 
 
 class SeveralRuns:
@@ -76,9 +77,51 @@ class SeveralRuns:
         found: dict[str, dict[int, Any]] = {}
         for key, path in places.items():
             with suppress(StateMachineError):  # the table says what is wrong with it
-                for name, points in curves_of(metrics_of(Run(path))).items():
+                run = Run(path)
+                for name, points in (curves_of(metrics_of(run)) | curves_of_steps(run)).items():
                     found.setdefault(name, {})[key] = points
         return found
+
+    def difference(self, one: int, other: int) -> dict[str, Any]:
+        """Where two runs part, as `smt diff` says it.
+
+        Returns:
+            "verdict" and "text" in words; in "steps" between which steps of their curves they part, or None if
+            they do not, as far as it is known.
+
+        Raises:
+            PageError: There is no such run.
+            NoRun, BadRecord, BadJournal, BadFingerprints: One of them cannot be read.
+        """
+        found = compare_runs(self._place_of(one), self._place_of(other))
+        parting = found.parting
+        # Of a run whose steps begin anew the curves are those of the last round.
+        drawn = parting is not None and not parting.again
+        return {
+            "verdict": found.verdict,
+            "text": str(found).removesuffix(found.verdict).rstrip(),
+            "steps": [*parting.steps] if parting is not None and drawn else None,
+        }
+
+    def key_of(self, folder: Path) -> int:
+        """Return the number that a run has here.
+
+        Raises:
+            NoRun: No run is recorded in the folder itself.
+        """
+        wanted = Run(folder).path.resolve()
+        with self._lock:
+            for path, key in self._keys.items():
+                if path.resolve() == wanted:
+                    return key
+        raise NoRun(f"No run is recorded in {folder}.")
+
+    def _place_of(self, key: int) -> Path:
+        with self._lock:
+            path = next((path for path, known in self._keys.items() if known == key), None)
+        if path is None:
+            raise PageError(f"There is no run {key} here. Go back to the list of runs.")
+        return path
 
     def run(self, key: int) -> FolderRun:
         """One of the runs.
@@ -87,10 +130,8 @@ class SeveralRuns:
             PageError: There is no such run, or its graph is not recorded.
             NoRun: It is there no longer.
         """
+        path = self._place_of(key)
         with self._lock:
-            path = next((path for path, known in self._keys.items() if known == key), None)
-            if path is None:
-                raise PageError(f"There is no run {key} here. Go back to the list of runs.")
             if key not in self._pages:
                 self._pages[key] = FolderRun(path)
             return self._pages[key]

@@ -17,6 +17,7 @@ from statemachine_trainer.callbacks.averages import EMA
 from statemachine_trainer.loops import BatchLoop, EpochLoop, FitLoop, OptimizerLoop, log
 from statemachine_trainer.loops.loop_errors import NotRecovered, SettingError
 from statemachine_trainer.loops.recipes.recover import RecoverLoop
+from statemachine_trainer.observe.recorder import RunFolder
 from statemachine_trainer.observe.run import Run
 from statemachine_trainer.snapshot.written import Written
 from statemachine_trainer.testing import assert_resumable
@@ -371,6 +372,17 @@ def test_what_was_passed_over_is_in_the_journal_of_the_run(tmp_path: Path) -> No
     Trainer(loop, run=tmp_path / "run").fit(Net(), data({3: NAN}, 6))
     (found,) = [one for one in Run(tmp_path / "run").history() if one.what == "recovery"]
     assert found.facts == {"first": 3, "last": 3, "reason": "the loss is nan", "epoch": 0}
+
+
+def test_steps_that_went_back_do_not_begin_anew(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    loop = FitLoop(max_epochs=1, epoch=EpochLoop(batch=RecoverLoop(back=2)))
+    run = RunFolder(tmp_path / "run", log_every=1)
+    Trainer(loop, run=run).fit(Net(), data({5: NAN}, 12))
+    points = Run(tmp_path / "run").metrics("loss", part="step")
+    steps = [one.step for one in points]
+    assert steps != sorted(steps)
+    assert {one.round for one in points} == {0}
 
 
 def test_a_batch_that_went_in_pieces_is_in_the_journal_of_the_run(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ let sorting = { name: null, isUp: true };
 let shown = ""; // what the table was drawn from
 let runs = null; // what the server told last
 let curves = {};
+let marks = []; // where two runs part
 
 function styleOf(key) {
   const place = places.get(key);
@@ -129,19 +130,41 @@ function showCurves() {
       element("curves").append(figures.get(name).element);
     }
     const lines = runs.runs.filter(({ key }) => key in byRun && places.has(key));
-    figures.get(name).show(lines.map((run) => ({ key: run.key, name: run.name, points: byRun[run.key], style: styleOf(run.key) })), isLog);
+    figures.get(name).show(lines.map((run) => ({ key: run.key, name: run.name, points: byRun[run.key], style: styleOf(run.key) })), isLog, marks);
   }
 }
 
 async function askForCurves() {
-  const wanted = [...places.keys()].map((key) => `run=${key}`).join("&");
+  const ticked = () => [...places.keys()].map((key) => `run=${key}`).join("&");
+  const wanted = ticked();
   try {
-    const found = await (await ask(`curves?${wanted}`)).json();
-    if (wanted === [...places.keys()].map((key) => `run=${key}`).join("&")) curves = found;
+    const [found, difference] = await Promise.all([(await ask(`curves?${wanted}`)).json(), askForDifference()]);
+    if (wanted !== ticked()) return;
+    curves = found;
+    showDifference(difference);
   } catch (error) {
     tell(error.message);
   }
   showCurves();
+}
+
+// Of two runs, where they part: `smt diff` on the page.
+async function askForDifference() {
+  const pair = runs.runs.filter(({ key }) => places.has(key));
+  if (pair.length !== 2) return null;
+  try {
+    return await (await ask(`difference/${pair[0].key}/${pair[1].key}`)).json();
+  } catch (error) {
+    return { verdict: error.message, text: "", steps: null };
+  }
+}
+
+function showDifference(difference) {
+  element("parting").hidden = !difference;
+  element("verdict").textContent = difference?.verdict ?? "";
+  element("differs").textContent = difference?.text ?? "";
+  element("differs").parentElement.hidden = !difference?.text;
+  marks = difference?.steps ? [{ from: difference.steps[0], to: difference.steps[1], text: difference.verdict }] : [];
 }
 
 // -- all of it --------------------------------------------------------------------------------------

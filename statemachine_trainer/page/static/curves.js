@@ -2,6 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT] = [300, 130, 44, 18, 6, 8];
+const NEAR = 4; // how far from a mark the pointer may be
 
 export const short = (value) => (value === null ? "not finite" : Number(value.toPrecision(4)).toString());
 
@@ -57,16 +58,20 @@ export class Curve {
     this.values = document.createElement("ul");
     this.values.className = "values";
     this.values.hidden = true;
-    this.element.append(caption, this.picture, this.values);
+    this.told = document.createElement("p");
+    this.told.className = "told-mark";
+    this.element.append(caption, this.picture, this.values, this.told);
     this.drawn = "";
     this.pointer = null;
   }
 
-  show(lines, wantsLog) {
-    const key = [wantsLog, ...lines.map(({ key, name, points }) => [key, name, points.length, ...(points.at(-1) ?? [])])].join(" ");
+  // A mark is `{from, to, text}`: something that happened between two steps, or at one.
+  show(lines, wantsLog, marks = []) {
+    const key = [wantsLog, JSON.stringify(marks), ...lines.map(({ key, name, points }) => [key, name, points.length, ...(points.at(-1) ?? [])])].join(" ");
     if (key === this.drawn) return;
     this.drawn = key;
     this.lines = lines;
+    this.marks = marks;
     this.redraw(wantsLog);
     this.point(undefined);
   }
@@ -84,7 +89,7 @@ export class Curve {
     const scale = isLog ? Math.log10 : (value) => value;
     const ends = (numbers) => numbers.reduce(([low, high], one) => [Math.min(low, one), Math.max(high, one)], [Infinity, -Infinity]);
     const [low, high] = ends(all.map(([, value]) => value));
-    const [first, last] = ends(all.map(([step]) => step));
+    const [first, last] = ends([...all.map(([step]) => step), ...this.marks.flatMap(({ from, to }) => [from, to])]);
     this.across = (step) => LEFT + (last > first ? ((step - first) / (last - first)) * (WIDTH - LEFT - RIGHT) : (WIDTH - LEFT) / 2);
     this.down = (value) => TOP + (high > low ? (scale(high) - scale(value)) / (scale(high) - scale(low)) : 0.5) * (HEIGHT - TOP - BOTTOM);
     const parts = [];
@@ -99,10 +104,21 @@ export class Curve {
       parts.push(draw("text", { x: this.across(step), y: HEIGHT - 4, "text-anchor": anchor }, step.toLocaleString("en")));
     }
     parts.push(draw("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM }));
+    for (const mark of this.marks) parts.push(this.drawMark(mark));
     for (const line of this.lines) parts.push(...this.drawLine(line));
     this.picture.replaceChildren(...parts);
     const named = this.lines.length > 1 ? `${this.lines.length} runs, ` : "";
     this.picture.setAttribute("aria-label", `${this.name}, ${named}from ${short(low)} to ${short(high)}, steps ${first} to ${last}`);
+  }
+
+  drawMark({ from, to }) {
+    const [left, right] = [this.across(from), this.across(to)];
+    return draw("rect", { class: "mark", x: left - 0.5, width: right - left + 1, y: TOP, height: HEIGHT - BOTTOM - TOP });
+  }
+
+  // What happened where the pointer is, or less than a few pixels away.
+  marksAt(x) {
+    return this.marks.filter(({ from, to }) => this.across(from) - NEAR <= x && x <= this.across(to) + NEAR);
   }
 
   // A value that is not finite leaves a gap.
@@ -128,6 +144,7 @@ export class Curve {
     this.picture.querySelectorAll(".cursor").forEach((one) => one.remove());
     const lines = this.across ? this.lines.filter(({ points }) => points.length) : [];
     this.values.hidden = !this.pointer || !lines.length || !lines[0].name;
+    this.told.textContent = "";
     if (!this.pointer || !lines.length) {
       const [only] = this.lines?.length === 1 ? this.lines : [];
       this.value.textContent = only?.points.length ? short(only.points.at(-1)[1]) : "";
@@ -135,6 +152,7 @@ export class Curve {
     }
     const box = this.picture.getBoundingClientRect();
     const x = ((this.pointer.x - box.left) / box.width) * WIDTH;
+    this.told.textContent = this.marksAt(x).map(({ text }) => text).join("\n");
     const nearest = (points) => points.reduce((best, one) => (Math.abs(this.across(one[0]) - x) < Math.abs(this.across(best[0]) - x) ? one : best));
     const read = lines.map((line) => ({ line, at: nearest(line.points) }));
     const [step] = nearest(read.map(({ at }) => at));
