@@ -62,6 +62,7 @@ class Agreement:
         self.clock = self._meetings.clock
         self._steps_before: int | None = None
         self._sync = sync = context.steps.sync
+        sync.objector = self._objector
         # At the first batch only, because it costs a look into the batch.
         self._compares = [*self._first(f"{driver.name}*.fetch:fetched", self._compare_batches)]
         self._subscriptions = [
@@ -83,6 +84,7 @@ class Agreement:
     def leave(self) -> None:
         """End the agreement: another fit is assembled."""
         self._meetings.leave()
+        vars(self._sync).pop("objector", None)
         for one in self._subscriptions:
             one.cancel()
 
@@ -109,6 +111,12 @@ class Agreement:
         for one in self._compares:
             one.cancel()
         compare_batches(self._ranks, self._driver.context)
+
+    def _objector(self, fine: bool) -> int | None:
+        found = self._ranks.objector(fine)
+        if found is not None:
+            self._sync.settle()  # there was a forward pass, and no backward pass follows it
+        return found
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -149,8 +157,8 @@ def agree(ranks: Ranks, trainer: Any, context: Context) -> Agreement:
         SettingError: A setting would make one rank act alone.
     """
     warn_of_restarts(ranks.rank)
+    check_same(ranks, trainer, context)  # first: the next one may raise at one rank alone
     check_alone(ranks, trainer, context)
-    check_same(ranks, trainer, context)
     context.steps.sync.prepare()
     agreement = Agreement(ranks, trainer, context)
     context.clock = agreement.clock

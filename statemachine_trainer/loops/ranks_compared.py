@@ -7,12 +7,17 @@ with the same data would repeat the work of one.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
+import torch
 from torch import nn
 
+from statemachine_trainer.intervals import Every
 from statemachine_trainer.loops.base import training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
@@ -42,6 +47,7 @@ class RestartsFail(UserWarning):
 _ADVICE: Final = {
     "the loops": "Give all of them the same settings and loops.",
     "the parameters": "Build the same model at each.",
+    "what averages the gradients": "Wrap the model at each of them, or at none.",
     "the numbers of training batches": "A DistributedSampler gives all of them the same number.",
     "the validation loaders": "Give each of them validation data, all or a part of them.",
     "the numbers of validation batches": (
@@ -51,6 +57,8 @@ _ADVICE: Final = {
     "the folders of checkpoints": (
         "Give all of them the same; rank 0 writes there, with the state of each."
     ),
+    "the settings": "Give all of them the same.",
+    "the optimizers": "Give all of them the same, with the same settings.",
 }
 """What must be the same on all ranks, and what to do about it."""
 
@@ -120,9 +128,11 @@ def check_same(ranks: Ranks, trainer: Any, context: Context) -> None:
     for rank, other in enumerate(told):
         for name, value in told[0].items():
             if other[name] != value:
+                here, there = _where_they_differ(value, other[name])
+                differ = "differs" if name.startswith("what") else "differ"
                 raise RanksDiffer(
-                    f"The ranks of a run have to make the same transitions, and {name} differ: "
-                    f"{_short(value)} at rank 0, {_short(other[name])} at rank {rank}. "
+                    f"The ranks of a run have to make the same transitions, and {name} {differ}: "
+                    f"{_short(here)} at rank 0, {_short(there)} at rank {rank}. "
                     f"{_ADVICE[name]}"
                 )
 
@@ -132,12 +142,76 @@ def _facts(trainer: Any, context: Context) -> dict[str, Json]:
     facts: tuple[Json, ...] = (
         sorted(trainer.driver.program.nodes),
         [name for name, _ in PlainNames(context.model).parameters()],
+        context.steps.sync.by,
         None if context.train is None else context.train.length,
         [name for name, _ in context.validation],
         _evaluated_together(context),
         None if checkpoints is None else str(checkpoints.store.root),
+        _settings(trainer, context),
+        [_optimizer(slot.optimizer) for slot in context.slots],
     )
     return dict(zip(_ADVICE, facts, strict=True))
+
+
+def _settings(trainer: Any, context: Context) -> dict[str, Json]:
+    """Return the settings by which a rank does more or less than another one, as texts."""
+    found: dict[str, Json] = {"precision": context.precision.name}
+    for path, loop in training_loops(trainer.loop, trainer.driver.name):
+        _, *asked = inspect.signature(type(loop).__init__).parameters.values()
+        for one in asked:
+            value = loop._setting(one)
+            if _is_plain(value):
+                found[f"{path}.{one.name}"] = repr(value)
+    checkpoints = trainer.checkpoints
+    for name in () if checkpoints is None else ("every", "at_end", "background", "parameters"):
+        found[f"Checkpoints.{name}"] = repr(getattr(checkpoints, name))
+    if checkpoints is not None:
+        found["Checkpoints.retention"] = repr(checkpoints.store.retention)
+    return found
+
+
+def _optimizer(optimizer: torch.optim.Optimizer) -> list[Json]:
+    groups: list[Json] = [
+        {
+            "parameters": len(group["params"]),
+            **{name: repr(value) for name, value in group.items() if _is_plain(value)},
+        }
+        for group in optimizer.param_groups
+    ]
+    return [type(optimizer).__name__, *groups]
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether the text of a value is the same at each rank that was given it."""
+    if isinstance(value, Mapping):
+        return all(_is_plain(one) for pair in value.items() for one in pair)
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | timedelta | Every)
+
+
+def _where_they_differ(one: Json, other: Json) -> tuple[Json, Json]:
+    """Return the parts in which two values differ, as far as they are of the same form."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+        return _named(one, names), _named(other, names)
+    if _are_names(one) and _are_names(other):
+        return [name for name in one if name not in other], [
+            name for name in other if name not in one
+        ]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = [pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]]
+        if len(pairs) == 1:
+            return _where_they_differ(*pairs[0])
+    return one, other
+
+
+def _are_names(value: Json) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _named(values: dict[str, Json], names: list[str]) -> Json:
+    return ", ".join(f"{name}={values.get(name, 'none')}" for name in names)
 
 
 def _evaluated_together(context: Context) -> Json:
@@ -148,8 +222,8 @@ def _evaluated_together(context: Context) -> Json:
 
 
 def _short(value: Json) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    text = value if isinstance(value, str) and value else repr(value)
+    return text if len(text) <= 90 else f"{text[:87]}..."
 
 
 def _check_loops(root: Loop, *, cut_up: bool) -> None:

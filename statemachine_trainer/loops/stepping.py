@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -26,6 +27,8 @@ from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.parallel.containers import detach
 from statemachine_trainer.parallel.gradient_sync import clip_over_meshes
 
+_log = logging.getLogger("statemachine_trainer.recovery")
+
 NonFinite = Literal["ignore", "raise", "skip"]
 
 
@@ -40,7 +43,8 @@ class SteppingLoop(TrainingLoop):
         clip_norm: Largest 2-norm of the gradients of an optimizer.
         clip_value: Largest absolute value of a gradient.
         nonfinite_loss: What to do with a NaN or infinite loss: "ignore" (no check, so no waiting
-            for the device), "raise", or "skip" (no backward pass for it).
+            for the device), "raise", or "skip" (no backward pass for it; at no rank, if there are
+            several).
 
     Raises:
         SettingError: A setting out of its range.
@@ -94,14 +98,6 @@ class SteppingLoop(TrainingLoop):
         size = next((size for start, size in self._sizes if start <= epoch), 1)
         return -(-batches // size)  # what is left at the end of an epoch makes a step too
 
-    def why_alone(self) -> str | None:
-        if self.nonfinite_loss != "skip":
-            return None
-        return (
-            "has nonfinite_loss='skip', by which a rank would leave out a batch alone, and the others "
-            "wait for its gradients for ever. Use 'raise' or 'ignore'."
-        )
-
     # -- turns -----------------------------------------------------------------------------------
 
     def _take_turn(self) -> OptimizerSlot:
@@ -138,11 +134,34 @@ class SteppingLoop(TrainingLoop):
         context = self.context
         loss, hiddens = read_output(output, context.steps.takes_hiddens, context.model)
         context.loss = loss
-        if loss is not None and self.nonfinite_loss != "ignore" and not self._is_finite(loss):
-            return False
+        usable = loss is not None
+        if self.nonfinite_loss != "ignore":
+            usable = self._is_usable(loss)
+            if loss is not None and not usable:
+                return False
         if hiddens is not None:
             context.keep_hiddens(detach(hiddens))
-        return loss is not None
+        return usable
+
+    def _is_usable(self, loss: torch.Tensor | None) -> bool:
+        """Return whether to go backward from a loss. With "skip" the ranks agree on it: all do, or none.
+
+        Raises:
+            NonFiniteLoss: It is not finite, and that is to be an error.
+        """
+        finite = loss is not None and self._is_finite(loss)
+        if self.nonfinite_loss != "skip":
+            return finite
+        rank = self.context.steps.sync.objector(finite)
+        if rank is not None and finite:  # the other ranks know it of themselves
+            counts = self.context.counts
+            _log.warning(
+                "left out batch %d of epoch %d, as all ranks do: rank %d has no finite loss for it.",
+                self.context.batch_idx + 1,
+                counts.epoch + 1,
+                rank,
+            )
+        return rank is None
 
     def _is_finite(self, loss: torch.Tensor) -> bool:
         if bool(torch.isfinite(loss)):

@@ -39,6 +39,8 @@ class GradientSync:
         several_meshes: Whether parameters are cut up over several meshes.
         averages: Called before each training step: whether its backward pass averages gradients. If
             not, they add up at each rank until one does.
+        objector: Called with what this rank thinks of a batch. Returns the first rank that objects to
+            it, None if none does. A collective where there are several ranks.
     """
 
     by = ""
@@ -47,6 +49,7 @@ class GradientSync:
     data_ranks: list[int] | None = None
     several_meshes = False
     averages: Callable[[], bool] = staticmethod(lambda: True)
+    objector: Callable[[bool], int | None] = staticmethod(lambda fine: None if fine else 0)
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

@@ -83,6 +83,11 @@ class Ranks:
 
         return answer
 
+    def objector(self, fine: bool) -> int | None:
+        """Return the first rank that says no; None if all say yes."""
+        (found,) = self.largest([0 if fine else self.size - self.rank])
+        return self.size - int(found) if found else None
+
     def from_first(self, value: Json) -> Json:
         """Return the value of rank 0; the values of other ranks are ignored."""
         data = bytearray(json.dumps(value).encode() if self.rank == 0 else b"")

@@ -320,10 +320,6 @@ def yielding_losses_inside() -> Any:
     return refusal(lambda: fit.fit(InsideYielding(), loader()))
 
 
-def leaving_batches_out() -> Any:
-    return refusal(lambda: trainer(nonfinite_loss="skip").fit(wrapped(), loader()))
-
-
 def a_compiled_step() -> Any:
     fit = trainer()
     fit.loop.replace(optimizer=CompiledStep)
@@ -470,7 +466,6 @@ def main() -> None:
         optimizing_by_hand,
         yielding_losses,
         yielding_losses_inside,
-        leaving_batches_out,
         a_compiled_step,
         an_environment_that_says_otherwise,
         an_event_that_nobody_takes,

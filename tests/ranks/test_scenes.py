@@ -129,7 +129,6 @@ def test_a_distributed_sampler_gives_each_epoch_another_order(found: Found) -> N
         ("checkpoints_at_one_rank", "folders of checkpoints differ"),
         ("optimizing_by_hand", "Wrap the networks inside of it instead"),
         ("yielding_losses", "Wrap the networks inside of it instead"),
-        ("leaving_batches_out", "Use 'raise' or 'ignore'"),
         ("a_compiled_step", "Use OptimizerLoop with several ranks"),
         ("an_environment_that_says_otherwise", "RANK=5, WORLD_SIZE=2"),
         ("a_state_that_one_rank_cannot_write", "Unwritable: a[1]: "),

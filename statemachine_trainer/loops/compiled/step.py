@@ -139,7 +139,7 @@ class CompiledStep(CompilingLoop):
             self.stepped = True
             return "stepped"
         assert context.loss is not None
-        if self.nonfinite_loss != "ignore" and not self._is_finite(context.loss):
+        if self.nonfinite_loss != "ignore" and not self._is_usable(context.loss):
             return self._turn_done()
         done.keep_gradients()
         slot.size = self._window_size(slot)

@@ -44,6 +44,8 @@ class RecoverLoop(BatchLoop):
     bad batch. So the run is, to the bit, one whose step leaves out these batches (unless the loader itself draws
     from the global generators in this process: it has drawn for them).
 
+    Several ranks go back together, where the batch of any of them is bad.
+
     Judging reads the loss, which waits for the device. Keeping a boundary costs the time and the
     memory of a copy of weights and optimizer state, on the CPU, and as much in each checkpoint:
     `keep_every` makes it rarer. The counters of subscriptions (`every=`) are not taken back.
@@ -122,11 +124,8 @@ class RecoverLoop(BatchLoop):
         self.keep_every = whole_number(self, "keep_every", keep_every, 1)
         self.most = whole_number(self, "most", most, 1)
 
-    def why_alone(self) -> str | None:
-        return (
-            "goes back where its own batch does harm, and the other ranks would go on without it. Use "
-            "BatchLoop, and resume from a checkpoint."
-        )
+    def why_whole(self) -> str | None:
+        return "keeps copies of whole parameters. Use BatchLoop, and resume from a checkpoint."
 
     @property
     def reads_gradients(self) -> bool:
@@ -160,7 +159,9 @@ class RecoverLoop(BatchLoop):
             self.abandon()
         loss = None if self.context.loss is None else self.context.loss.item()
         self.reason = self._why_bad(loss)
-        if self.reason:
+        rank = self.context.steps.sync.objector(not self.reason)
+        if rank is not None:
+            self.reason = self.reason or f"it does harm at rank {rank}"
             return "bad"
         if loss is not None and self.spike is not None:
             self.losses = with_loss(self.losses, loss)

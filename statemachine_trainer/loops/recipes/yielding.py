@@ -185,8 +185,8 @@ class YieldingLoop(SteppingLoop):
         loss = self._read(yielded)
         if loss is not None:
             context.output = yielded if isinstance(yielded, Mapping) else loss
-            if self.nonfinite_loss != "ignore" and not self._is_finite(loss):
-                loss = None
+        if self.nonfinite_loss != "ignore" and not self._is_usable(loss):
+            loss = None
         context.loss = loss
         self._step_in_hand = step
         if loss is None:
