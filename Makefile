@@ -94,7 +94,7 @@ site: setup ## Build the site from pages, notebooks and docstrings, into build/s
 
 # Not the peers: they need the network and 2.6 GB for environments of their own.
 bench: setup ## Run the benchmarks, one after the other
-	@set -e; for script in $(filter-out $(addprefix benchmarks/,peers.py on_gpu.py long.py),$(wildcard benchmarks/[!_]*.py)); do \
+	@set -e; for script in $(filter-out $(addprefix benchmarks/,peers.py on_gpu.py on_nccl.py long.py gpt_on_ranks.py),$(wildcard benchmarks/[!_]*.py)); do \
 		echo "$$script"; $(BIN)/python "$$script"; \
 	done
 
