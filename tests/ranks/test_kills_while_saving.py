@@ -43,7 +43,7 @@ class Phase:
     Attributes:
         rank: Whose call it is.
         call: Its name, as Python's audit hooks tell it; "write" and "fsync" beside.
-        path: Which path it is given; NEW and OLD stand for the numbers of the checkpoints.
+        path: Which path it is given; NEW and OLD stand for the numbers of the checkpoints, PID for that of the rank.
         number: The how manieth of these.
         committed: Whether the new checkpoint is there, whoever is killed.
         goes_on: Whether this rank commits it if only the other one is killed.
@@ -59,7 +59,7 @@ class Phase:
 
 PHASES = {
     "after it has its name": Phase(0, "open", r"@latest$", committed=True),
-    "before the folder is made": Phase(0, "os.mkdir", r"/\.tmp@[^/]*@NEW-[^/]*$"),
+    "before the folder is made": Phase(0, "os.mkdir", r"/\.tmp@[^@/]*@PID@[^@/]*@NEW-[^/]*$"),
     "before the part of rank 0": Phase(0, "open", r"@NEW-.*/shard-0\."),
     "before the part of rank 1": Phase(1, "open", r"@NEW-.*/shard-1\."),
     "within the part of rank 0": Phase(0, "write", r"@NEW-.*/shard-0\.", 2),
@@ -68,7 +68,9 @@ PHASES = {
     "after the part of rank 1": Phase(1, "fsync", r"@NEW-.*/shard-1\."),
     "before the manifest": Phase(0, "open", r"@NEW-.*/manifest\.json$", goes_on=True),
     "within the manifest": Phase(0, "fsync", r"@NEW-.*/manifest\.json$", goes_on=True),
-    "before it has its name": Phase(0, "os.rename", r"/\.tmp@[^/]*@NEW-[^/]*$", goes_on=True),
+    "before it has its name": Phase(
+        0, "os.rename", r"/\.tmp@[^@/]*@PID@[^@/]*@NEW-[^/]*$", goes_on=True
+    ),
     "before the older one is set aside": Phase(0, "os.rename", r"/OLD-[^/]*$", committed=True),
     "while the older one is deleted": Phase(0, "os.remove", r"/\.trash@OLD-", 3, committed=True),
     "as the older one is gone": Phase(0, "os.rmdir", r"/\.trash@OLD-", committed=True),
@@ -81,7 +83,7 @@ class Killer:
     def __init__(self, phase: Phase, victims: Victims, here: int, newest: int) -> None:
         self._phase = phase
         path = phase.path.replace("NEW", f"{newest + 1:06d}").replace("OLD", f"{newest:06d}")
-        self._path = re.compile(path)
+        self._path = re.compile(path.replace("PID", f"{os.getpid()}"))
         self._victims = {"the rank itself": [0], "the other one": [1], "both": [1, 0]}[victims]
         self._seen = 0
         if here == phase.rank:
