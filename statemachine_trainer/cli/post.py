@@ -205,7 +205,8 @@ def _print_settings(looks: dict[int, dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     look = looks[min(looks)]
     for name, one in look.get("settings", {}).items():
-        says = one["refusal"] or f"{one['kind']}; {one['value']!r} now"
+        unit = f" ({one['unit']})" if one.get("unit") else ""  # of an older version there is none
+        says = one["refusal"] or f"{one['kind']}{unit}; {one['value']!r} now"
         style = "dim" if one["refusal"] else "bold"
         table.add_row(Text(printable(name), style=style), Text(printable(says)))
     console_for().print(table)

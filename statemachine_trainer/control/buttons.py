@@ -33,12 +33,21 @@ class Writer(Protocol):
         """The newest one that was written; None if there is none yet."""
 
 
+class Kind(Protocol):
+    """What a setting may be; its text says so."""
+
+    @property
+    def unit(self) -> str:
+        """What it is a number of; "" if nobody has said."""
+        ...
+
+
 class Changeable(Protocol):
     """A setting that may be changed."""
 
     @property
-    def kind(self) -> object:
-        """What it may be; its text says so."""
+    def kind(self) -> Kind:
+        """What it may be."""
 
     @property
     def value(self) -> float | None:
@@ -177,7 +186,12 @@ class Buttons:
             "events": sorted(driver.program.postable),
             "buttons": self.refusals(),
             "settings": {
-                name: {"value": one.value, "kind": str(one.kind), "refusal": one.refusal}
+                name: {
+                    "value": one.value,
+                    "kind": str(one.kind),
+                    "unit": one.kind.unit,
+                    "refusal": one.refusal,
+                }
                 for name, one in self._trainer.changeable().items()
             },
         }

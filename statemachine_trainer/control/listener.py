@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from statemachine_trainer.control.buttons import Buttons, Steered
 from statemachine_trainer.control.hold import Hold
 from statemachine_trainer.control.processes import (
+    asking,
+    at_the_other_end,
     describe_process,
     is_alive,
     rank_of_process,
@@ -156,7 +158,9 @@ class Listener:
             line = receive_line(connection, LONGEST, _PATIENCE)
             driver = self._driver()
             if driver is not None:
-                connection.sendall(json.dumps(_answer_to(line, driver)).encode() + b"\n")
+                with asking(at_the_other_end(connection)):
+                    answer = _answer_to(line, driver)
+                connection.sendall(json.dumps(answer).encode() + b"\n")
         except OSError as error:  # whoever asked is gone
             _log.debug("A request was cut short: %s.", error)
         except Exception:

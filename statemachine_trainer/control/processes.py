@@ -1,12 +1,18 @@
-"""Who a process is, so that another one can tell later whether it still lives."""
+"""Who a process is, so that another one can tell later whether it still lives; and who asks a run for something."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_BY: ContextVar[str] = ContextVar("asked_by", default="")
+_CREDENTIALS: Final = struct.Struct("3i")
 
 
 def rank_of_process() -> int:
@@ -67,3 +73,33 @@ def _begun(pid: int) -> str | None:
         return None
     dead = fields[0] in ("Z", "X")
     return None if dead else f"{boot}:{fields[19]}"
+
+
+# -- who asks --------------------------------------------------------------------------------------
+
+
+def asked_by() -> str:
+    """Return who asks for what is being done, such as "the page"; "" if it is the program itself."""
+    return _BY.get()
+
+
+@contextmanager
+def asking(who: str) -> Iterator[None]:
+    """Let `asked_by` tell somebody within the block."""
+    token = _BY.set(who)
+    try:
+        yield
+    finally:
+        _BY.reset(token)
+
+
+def at_the_other_end(connection: socket.socket) -> str:
+    """Return which process is at the other end of a connection, as far as the system tells."""
+    option = getattr(socket, "SO_PEERCRED", None)  # Linux
+    if option is None:
+        return "another process"
+    try:
+        found = connection.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
+        return f"process {_CREDENTIALS.unpack(found)[0]}"
+    except (OSError, struct.error):
+        return "another process"

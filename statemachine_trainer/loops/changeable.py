@@ -31,6 +31,7 @@ class Changeable:
         above: Whether it must be larger than that.
         none: Whether it may be None, for none.
         done: The counter that it has to be larger than, such as "step".
+        unit: What it counts, or what it is a number of; "" if nobody has said.
     """
 
     whole: bool = False
@@ -38,11 +39,17 @@ class Changeable:
     above: bool = False
     none: bool = False
     done: str = ""
+    unit: str = ""
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
         text = f"{kind} {'above' if self.above else 'from'} {self.least:g}"
         return f"{text}, or None" if self.none else text
+
+    @property
+    def with_unit(self) -> str:
+        """What it may be, and its unit."""
+        return f"{self} ({self.unit})" if self.unit else str(self)
 
     def check(self, name: str, value: object) -> Value:
         """Return a value as it is set.
@@ -64,7 +71,10 @@ class Changeable:
 
 
 _LARGEST: Final = 2**53
-_OF_GROUPS: Final = {"lr": Changeable(), "weight_decay": Changeable()}
+_OF_GROUPS: Final = {
+    "lr": Changeable(unit="times the update"),
+    "weight_decay": Changeable(unit="times the weight"),
+}
 
 _SCALED: Final = (
     lr_scheduler.LambdaLR,

@@ -106,8 +106,8 @@ class FitLoop(TrainingLoop):
     @property
     def changeable(self) -> Mapping[str, Changeable]:
         return {
-            "max_epochs": Changeable(whole=True, least=1, done="epoch"),
-            "max_steps": Changeable(whole=True, least=1, done="step"),
+            "max_epochs": Changeable(whole=True, least=1, done="epoch", unit="epochs"),
+            "max_steps": Changeable(whole=True, least=1, done="step", unit="optimizer steps"),
         }
 
     def limits(self) -> Limits:

@@ -87,8 +87,10 @@ class SteppingLoop(TrainingLoop):
 
     @property
     def changeable(self) -> Mapping[str, Changeable]:
-        positive = Changeable(above=True, none=True)
-        return {"clip_norm": positive, "clip_value": positive}
+        return {
+            "clip_norm": Changeable(above=True, none=True, unit="norm of all gradients"),
+            "clip_value": Changeable(above=True, none=True, unit="size of a gradient's entry"),
+        }
 
     @property
     def steps_optimizers(self) -> bool:

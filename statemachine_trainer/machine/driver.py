@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -214,6 +215,8 @@ class Driver(Engine):
                 f"{suggest(str(event), self.program.postable)}"
             )
         if event not in self._posted:
+            if self._owner == threading.get_ident():
+                self._posted_inside.add(plain_text(event))
             self._posted.append(plain_text(event))
         self._attention = True
 

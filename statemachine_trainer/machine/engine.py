@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from statemachine_trainer.machine.errors import (
     AlreadyRunning,
@@ -22,6 +22,9 @@ from statemachine_trainer.machine.errors import (
 )
 from statemachine_trainer.machine.failures import Failure, Undos
 from statemachine_trainer.machine.program import NO_ANSWER, Calls, Edge, Emission, Node, Step
+
+_MOST_POSTED: Final = 1000
+"""Events posted by receivers that are taken without the work of a state in between."""
 
 
 class Engine:
@@ -53,6 +56,10 @@ class Engine:
         self._pausing = False
         self._met = False  # whether `until` was met on the way to this boundary
         self._posted: list[str] = []
+        self._posted_inside: set[str] = set()  # by receivers and states
+        self._taken: list[
+            Edge
+        ] = []  # such events that were taken since a state last worked, in `_step`
         self._requests: list[Callable[[], None]] = []
         self._pending: list[Step] = []  # what is left of a transition, the next step last
         self._busy = threading.Lock()
@@ -160,7 +167,12 @@ class Engine:
         if self._node is None:  # what was left of the last transition has just been delivered
             return None
         self._serve_requests()
-        edge = self._posted_edge() or self._edge_by_work(self._node)
+        edge = self._posted_edge()
+        if edge is not None:
+            self._note_taken(self._taken, edge)
+        else:
+            self._taken.clear()
+            edge = self._edge_by_work(self._node)
         if edge is not None:
             self._take(edge)
         if self._node is None:
@@ -253,6 +265,7 @@ class Engine:
         # Cleared first: if another thread or a handler posts from here on, it is set again.
         # Clearing it later would undo that, and the event would wait until the next one is posted.
         self._attention = False
+        taken: list[Edge] = []
         try:
             while self._node is not None:
                 self._serve_requests()
@@ -261,11 +274,29 @@ class Engine:
                 edge = self._posted_edge()
                 if edge is None:
                     break
+                self._note_taken(taken, edge)
                 self._take(edge)
         finally:
             if self._posted or self._requests or self._pausing:
                 self._attention = True
         return False
+
+    def _note_taken(self, taken: list[Edge], edge: Edge) -> None:
+        """Count the edges of events that receivers have posted since a state last worked.
+
+        Raises:
+            EndlessPosting: There are too many: each time a receiver posts the next one.
+        """
+        event = f"{edge.moment.event}"
+        if event not in self._posted_inside:
+            return
+        self._posted_inside.discard(event)
+        taken.append(edge)
+        if len(taken) > _MOST_POSTED:
+            # Imported here, because most programs never need it.
+            from statemachine_trainer.machine.endless import endless
+
+            raise endless(taken)
 
     def _serve_requests(self) -> None:
         if not self._requests or (self._node is not None and self._node.transient):

@@ -98,6 +98,10 @@ class TooManyErrors(StateMachineError):
     """A state raised again and again, and each time an error edge led back to it."""
 
 
+class EndlessPosting(StateMachineError):
+    """Receivers post events to each other again and again at one boundary, so that no state works."""
+
+
 class NotUndone(StateMachineError):
     """A state raised, and what it had changed could not be put back. No error edge is taken then."""
 

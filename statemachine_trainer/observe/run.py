@@ -205,8 +205,42 @@ class Run(HasSettings):
         """
         record = self.record()
         events = [_event_of(one) for one in (record.history if record else ())]
-        events += self._noted("checkpoint", "error", "recovery", "set", RESTART)
+        events += self.noted("checkpoint", "error", "recovery", "set", RESTART)
         return sorted(events, key=lambda event: event.at)
+
+    def noted(self, *kinds: str) -> list[Event]:
+        """Return the entries of some kinds in the journal, such as "set", in their order.
+
+        Raises:
+            BadJournal: The journal cannot be read.
+        """
+        places = ", ".join("?" * len(kinds))
+        rows = self._select(
+            f"SELECT at, kind, facts, step FROM entries WHERE kind IN ({places}) ORDER BY id",
+            *kinds,
+        )
+        with self._reading_facts():
+            return [
+                Event(
+                    datetime.fromtimestamp(at, UTC), str(kind), dict(parse_json(facts)), int(step)
+                )
+                for at, kind, facts, step in rows
+            ]
+
+    def begun_anew(self) -> datetime:
+        """Return since when the steps have been counted as they are: at each fold they begin anew.
+
+        Raises:
+            BadJournal: The journal cannot be read.
+        """
+        # What a recovery has gone back over is not begun anew.
+        rows = self._select(
+            "SELECT max(at) FROM (SELECT at, kind, step, lag(step) OVER (ORDER BY id) AS before "
+            "FROM entries WHERE kind IN ('train', 'validation', 'step', 'recovery')) "
+            "WHERE step < before AND kind != 'recovery'"
+        )
+        with self._reading_facts():
+            return datetime.fromtimestamp((rows[0][0] if rows else None) or 0.0, UTC)
 
     def restarts(self) -> list[Event]:
         """Return how often, and why, `torchrun` has started the ranks of the run again.
@@ -214,7 +248,7 @@ class Run(HasSettings):
         Raises:
             BadJournal: The journal cannot be read.
         """
-        return self._noted(RESTART)
+        return self.noted(RESTART)
 
     def record(self) -> Record | None:
         """Return how the run was started; None if that is not recorded."""
@@ -299,21 +333,6 @@ class Run(HasSettings):
         return next(iter(told.values()))
 
     # -- parts -----------------------------------------------------------------------------------
-
-    def _noted(self, *kinds: str) -> list[Event]:
-        """Return the entries of some kinds."""
-        places = ", ".join("?" * len(kinds))
-        rows = self._select(
-            f"SELECT at, kind, facts, step FROM entries WHERE kind IN ({places}) ORDER BY id",
-            *kinds,
-        )
-        with self._reading_facts():
-            return [
-                Event(
-                    datetime.fromtimestamp(at, UTC), str(kind), dict(parse_json(facts)), int(step)
-                )
-                for at, kind, facts, step in rows
-            ]
 
     def _status(self, rings: list[Ring]) -> Status:
         found = [ring.status for ring in rings]

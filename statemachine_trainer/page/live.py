@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from statemachine_trainer.control.buttons import Buttons, Steered
 from statemachine_trainer.control.hold import Hold
-from statemachine_trainer.control.processes import ranks_of_run
+from statemachine_trainer.control.processes import asking, ranks_of_run
 from statemachine_trainer.graph.extraction import receivers_on
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.machine.driver import Driver
@@ -102,7 +102,8 @@ class LiveRun:
             NotNow: The run stands still.
             SettingError: There is no such setting, or it cannot have this value.
         """
-        return self._buttons.set(values)
+        with asking("the page"):
+            return self._buttons.set(values)
 
     def state(self) -> dict[str, Any]:
         """All that changes, as data that JSON can hold."""
@@ -110,7 +111,7 @@ class LiveRun:
         return {
             **look,
             "settings": shown(look["settings"]),
-            "changes": self._changes.read(look["settings"]),
+            **self._changes.read(look["settings"]),
             "graph": self._number_of_graph(),
             "counts": self._counts(),
             "progress": self._progress(),

@@ -107,7 +107,7 @@ class FolderRun:
             ],
             "curves": curves_of(self._run.metrics()) | curves_of_steps(self._run),
             "subscribers": "(the black box does not know them)",
-            "changes": changes_of(self._run),
+            **changes_of(self._run),
             **self._asked(look),
         }
 

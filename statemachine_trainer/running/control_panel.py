@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from statemachine_trainer.control.processes import asked_by, asking
 from statemachine_trainer.loops.base import take_limits
 from statemachine_trainer.loops.changeable import Setting, Value, named, settings_of
 from statemachine_trainer.loops.context import Context
@@ -65,8 +66,8 @@ class ControlPanel:
                 "'set' was posted to one of several ranks, and all have to change at the same step. Stop "
                 "the run, and go on with other settings in its script."
             )
-        checked = self._checked(values, context)
-        driver.at_boundary(lambda: self._take(checked))
+        checked, by = self._checked(values, context), asked_by()
+        driver.at_boundary(lambda: self._take(checked, by))
 
     def restore(self, context: Context, changes: Mapping[str, Change]) -> None:
         """Set the settings of the loops as a state of the fit has them.
@@ -98,7 +99,8 @@ class ControlPanel:
     def set_again(self, values: Mapping[str, object]) -> None:
         """Set what was set after the checkpoint that the run goes on from."""
         try:
-            self.post(values)
+            with asking("the resumed run"):
+                self.post(values)
         except (SettingError, NotStarted) as error:
             _log.warning("What was set after the checkpoint is not set again: %s", error)
             return
@@ -108,7 +110,7 @@ class ControlPanel:
     # -- parts -----------------------------------------------------------------------------------
 
     def _told(self) -> str:
-        return " ".join(f"{name}: {one.kind}." for name, one in self.settings().items())
+        return " ".join(f"{name}: {one.kind.with_unit}." for name, one in self.settings().items())
 
     def _checked(self, values: Mapping[str, object], context: Context) -> dict[str, Value]:
         settings = self.settings()
@@ -117,7 +119,7 @@ class ControlPanel:
             for name, value in values.items()
         }
 
-    def _take(self, values: Mapping[str, Value]) -> None:
+    def _take(self, values: Mapping[str, Value], by: str) -> None:
         driver, settings = self._driver, self.settings()
         context: Context = driver.context
         changed: dict[str, Any] = {}
@@ -132,7 +134,7 @@ class ControlPanel:
                 change: Change = (value, self._given.setdefault(name, one.value))
                 context.changes = {**context.changes, name: change}
             one.put(value)
-            changed[name] = {"from": one.value, "to": value}
+            changed[name] = {"from": one.value, "to": value, **({"by": by} if by else {})}
         if driver.path is not None:
             take_limits(driver.root, driver.path, context)
         if changed and self.note is not None:

@@ -100,8 +100,8 @@ def test_settings_are_changed_and_listed(run: Run, folder: Path) -> None:
     told = {
         line.split()[0]: " ".join(line.split()[1:]) for line in answer(folder, "set").splitlines()
     }
-    assert told["lr"] == "a number from 0; 0.001 now"
-    assert told["clip_norm"] == "a number above 0, or None; None now"
+    assert told["lr"] == "a number from 0 (times the update); 0.001 now"
+    assert told["clip_norm"] == "a number above 0, or None (norm of all gradients); None now"
 
 
 def test_a_setting_that_cannot_be_changed_so_is_refused(folder: Path) -> None:

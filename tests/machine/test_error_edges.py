@@ -304,6 +304,18 @@ def test_a_state_that_raises_for_ever_surfaces_in_the_end() -> None:
     assert driver.context["path"].count("mend") == 100
 
 
+def test_states_that_fail_in_turns_surface_in_the_end() -> None:
+    class InTurns(Raising):
+        errors: ClassVar[Any] = [[ValueError, "work", "mend"], [KeyError, "mend", "work"]]
+
+        def mend(self) -> Literal["mended"]:
+            raise KeyError("mend")
+
+    errors = [ValueError(f"number {n}") for n in range(300)]
+    with pytest.raises(TooManyErrors, match=r"'fit.inner.work' raised 100 times"):
+        driver_of(*errors, loop=Around(inner=InTurns())).run()
+
+
 def test_a_state_that_has_worked_is_counted_anew() -> None:
     class Twice(Raising):
         most_errors = 1

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,14 @@ import pytest
 import torch
 from torch import nn
 
-from statemachine_trainer import Trainer
+from statemachine_trainer import RecoverLoop, RunFolder, Trainer
 from statemachine_trainer.control.control_errors import NotNow, PageError
 from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.page import Page
 from statemachine_trainer.page.live import LiveRun
 from statemachine_trainer.page.recorded import FolderRun
 from statemachine_trainer.page.settings import LONGEST, values_of
+from tests.observe.recorded import Net, batches, trainer
 from tests.page.runs import Run, until
 
 
@@ -29,13 +35,19 @@ def test_a_live_run_tells_its_settings_changes_them_and_what_was_changed(run: Ru
     assert live.state()["settings"] == {}
     run.begin()
     told = live.state()["settings"]["lr"]
-    assert told == {"value": 0.1, "kind": "a number from 0", "refusal": ""}
+    assert told == {
+        **{"value": 0.1, "kind": "a number from 0", "unit": "times the update"},
+        "refusal": "",
+    }
     assert live.state()["changes"] == []
     assert "It is set at the next boundary" in live.set({"lr": 0.01})
     until(lambda: rate(run) == 0.01, "that it is set")
     until(lambda: live.state()["changes"], "that it is in the journal")
     (change,) = live.state()["changes"]
-    assert {**change, "step": 0} == {"step": 0, "name": "lr", "from": 0.1, "to": 0.01}
+    assert change.items() >= {"name": "lr", "from": 0.1, "to": 0.01, "by": "the page"}.items()
+    assert datetime.fromisoformat(change["at"]) <= datetime.now(UTC)
+    (mark,) = live.state()["marks"]
+    assert (mark["step"], mark["text"]) == (change["step"], "lr 0.1 → 0.01, by the page")
     with pytest.raises(SettingError, match="it is a number from 0"):
         live.set({"lr": -1})
     live.close()
@@ -52,6 +64,7 @@ def test_a_run_is_changed_through_its_folder(run: Run, tmp_path: Path) -> None:
     ended = page.state()
     assert ended.get("settings", {}) == {}
     assert [one["name"] for one in ended["changes"]] == ["lr", "max_epochs"]
+    assert {one["by"] for one in ended["changes"]} == {f"process {os.getpid()}"}
 
 
 def test_a_run_that_stands_still_is_not_changed() -> None:
@@ -89,4 +102,63 @@ def test_a_field_of_the_page_sets_and_shows_what_it_may_be(shown: Any, run: Run)
     until(lambda: rate(run) == 0.001, "that it is set")
     api.expect(message).to_have_text("It is set at the next boundary that can be written down.")
     api.expect(shown.locator("#changes li").first).to_contain_text("lr 0.1 → 0.001")
+    api.expect(shown.locator("#changes li").first).to_contain_text("by the page")
+    api.expect(shown.locator("#about-setting-max_epochs")).to_have_text(
+        "a whole number from 1 (epochs)"
+    )
     api.expect(field).to_have_value("0.001")
+
+
+# -- beside the curves ------------------------------------------------------------------------------
+
+
+def recorded(folder: Path, change: Callable[[Trainer], None], **fit: Any) -> FolderRun:
+    """A run that changes something of itself while it goes on, as the page reads it from its folder."""
+    mine = trainer(run=RunFolder(folder, log_every=1), **fit)
+    mine.on("batch_end", lambda: change(mine))
+    mine.fit(Net(), batches())
+    return FolderRun(folder)
+
+
+def slower_at_3(mine: Trainer) -> None:
+    if mine.steps == 3:
+        mine.post("set", lr=0.05, clip_norm=1.0)
+
+
+def test_a_change_is_a_mark_at_its_step_in_the_curves(browser: Any, tmp_path: Path) -> None:
+    api = pytest.importorskip("playwright.sync_api")
+    with Page(recorded(tmp_path / "run", slower_at_3, max_epochs=1)) as page:
+        tab = browser.new_page()
+        tab.goto(page.url)
+        figure = tab.locator("figure").filter(has=tab.locator('svg[aria-label^="step/loss,"]'))
+        api.expect(figure.locator(".mark")).to_have_count(2)
+        box = figure.locator(".mark").first.bounding_box()
+        tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        told = figure.locator(".told-mark")
+        api.expect(told).to_contain_text("step 3, ")
+        api.expect(told).to_contain_text("lr 0.1 → 0.05, by the program")
+        api.expect(told).to_contain_text("clip_norm none → 1.0, by the program")
+        tab.close()
+
+
+def test_a_recovery_is_a_mark_too(tmp_path: Path) -> None:
+    mine = trainer(run=RunFolder(tmp_path / "run", log_every=1), max_epochs=1)
+    mine.loop.replace(batch=RecoverLoop(when=lambda one: one.context.counts.batch == 4))
+    mine.fit(Net(), batches())
+    (mark,) = FolderRun(tmp_path / "run").state()["marks"]
+    assert mark["step"] == 3
+    assert mark["text"] == "went back, and passed over batch 4: <lambda> says so"
+
+
+def test_what_was_set_in_a_fold_that_is_not_drawn_is_no_mark(tmp_path: Path) -> None:
+    journal = tmp_path / "run" / "journal.sqlite"
+    state = recorded(tmp_path / "run", slower_at_3, max_epochs=1).state()
+    assert len(state["marks"]) == 2
+    with sqlite3.connect(journal) as file:  # as the next fold begins: its steps begin anew
+        file.execute(
+            "INSERT INTO entries (at, kind, epoch, step, facts) "
+            "VALUES ((SELECT max(at) + 1 FROM entries), 'train', 0, 1, '{}')"
+        )
+    file.close()
+    state = FolderRun(tmp_path / "run").state()
+    assert (len(state["changes"]), state["marks"]) == (2, [])

@@ -3,7 +3,7 @@
 import { ask, element, make, tell } from "./asking.js";
 import { Canvas } from "./canvas.js";
 import { Curve } from "./curves.js";
-import { showSettings } from "./settings.js";
+import { showSettings, when } from "./settings.js";
 
 const INTERVAL = 250;
 const closed = new Set(); // paths of the loops that are closed
@@ -209,14 +209,15 @@ function showReceivers(text) {
   folded.querySelector("pre").textContent = inner.join("\n");
 }
 
-function showCurves(all) {
+function showCurves({ curves: all, marks }) {
+  const happened = (marks ?? []).map(({ step, at, text }) => ({ from: step, to: step, text: `step ${step.toLocaleString("en")}, ${when(at)}: ${text}` }));
   const isLog = element("log").checked;
   for (const [name, points] of Object.entries(all)) {
     if (!curves.has(name)) {
       curves.set(name, new Curve(name));
       element("curves").append(curves.get(name).element);
     }
-    curves.get(name).show([{ points }], isLog);
+    curves.get(name).show([{ points }], isLog, happened);
   }
 }
 
@@ -311,7 +312,7 @@ function show(run) {
   showRanks(run.ranks ?? []);
   showTimes(run.states);
   showRecent(run.recent);
-  showCurves(run.curves);
+  showCurves(run);
   showSettings(run, show);
   showReceivers(run.subscribers);
   showAbout(run);
@@ -338,7 +339,7 @@ element("open-all").addEventListener("click", () => {
   if (latest) show(latest);
 });
 element("search").addEventListener("input", search);
-element("log").addEventListener("change", () => latest && showCurves(latest.curves));
+element("log").addEventListener("change", () => latest && showCurves(latest));
 element("about-close").addEventListener("click", () => choose(null));
 element("follow").addEventListener("change", () => latest?.state && element("follow").checked && canvas.bring(latest.state, true));
 watch();

@@ -7,6 +7,12 @@ let names = "";
 // How a value is written, and read again: JSON, but for none.
 const written = (value) => (value === null ? "none" : `${value}`);
 
+// The time of day, with the day if it was another one.
+export function when(at) {
+  const time = new Date(at);
+  return time.toDateString() === new Date().toDateString() ? time.toLocaleTimeString() : time.toLocaleString();
+}
+
 function read(text) {
   const trimmed = text.trim();
   if (trimmed.toLowerCase() === "none") return null;
@@ -23,7 +29,7 @@ export function showSettings(run, shown) {
     rows.clear();
     element("settings").replaceChildren(...Object.keys(settings).map((name) => row(name, shown)));
   }
-  for (const [name, { value, kind, refusal }] of Object.entries(settings)) {
+  for (const [name, { value, kind, unit, refusal }] of Object.entries(settings)) {
     const { field, button, hint } = rows.get(name);
     const why = refusal || (run.buttons.stop !== null && !run.running ? "The run stands still." : "");
     if (field.dataset.value !== written(value)) {
@@ -33,10 +39,11 @@ export function showSettings(run, shown) {
     }
     field.disabled = button.disabled = Boolean(why);
     field.title = button.title = why;
-    hint.textContent = kind;
+    hint.textContent = unit ? `${kind} (${unit})` : kind;
+    hint.dataset.kind = kind;
   }
   element("changes").replaceChildren(...(run.changes ?? []).slice().reverse().map((one) =>
-    make("li", `step ${one.step.toLocaleString("en")}: ${one.name} ${written(one.from)} → ${written(one.to)}`)));
+    make("li", `step ${one.step.toLocaleString("en")}: ${one.name} ${written(one.from)} → ${written(one.to)}, ${when(one.at)}, by ${one.by || "the program"}`)));
 }
 
 function row(name, shown) {
@@ -49,11 +56,13 @@ function row(name, shown) {
   field.inputMode = "decimal";
   const button = make("button", "set");
   const hint = make("small");
+  hint.id = `about-${field.id}`;
+  field.setAttribute("aria-describedby", hint.id);
   form.append(label, field, button, hint);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const value = read(field.value);
-    if (value === undefined) return tell(`${name} is ${hint.textContent}, and not “${field.value}”.`);
+    if (value === undefined) return tell(`${name} is ${hint.dataset.kind}, and not “${field.value}”.`);
     try {
       const body = JSON.stringify({ [name]: value });
       const run = await (await ask("set", { method: "POST", body })).json();
