@@ -13,8 +13,9 @@ which three are kept. After each epoch is noted, in the run itself:
 
     python benchmarks/long.py [--steps 1000000] [--minutes 10] [--write docs/performance]
 
-It ends with an error if memory, objects or the cost of a step have grown by a tenth from the first
-quarter of the run (without its first epoch) to the last.
+Each epoch goes to the standard error as it ends. The command ends with an error if memory, objects or
+the cost of a step have grown by a tenth from the first quarter of the run (without its first epoch)
+to the last.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import argparse
 import gc
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -126,6 +128,7 @@ def train(folder: Path, steps: int, seconds: float) -> list[Noted]:
             taken = time.process_time() - begun
             gc.collect()
             noted.append(look(trainer, folder, taken))
+            print(noted[-1], file=sys.stderr, flush=True)
             if time.monotonic() > end:
                 trainer.stop()
             begun = time.process_time()
@@ -138,7 +141,8 @@ def train(folder: Path, steps: int, seconds: float) -> list[Noted]:
 def look(trainer: Trainer, folder: Path, seconds: float) -> Noted:
     """Note how the run is."""
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE / 2**20
-    paths = [path for path in folder.rglob("*") if path.is_file()]
+    # A checkpoint is written meanwhile; `os.walk` passes over a folder that was renamed since it was listed.
+    paths = [Path(where, name) for where, _, names in os.walk(folder) for name in names]
     return Noted(
         steps=trainer.steps,
         us_per_step=seconds / EPOCH * 1e6,

@@ -308,6 +308,10 @@ class Driver(Engine):
         for _, loop in self.root.walk():
             loop.context = context
 
+    def loops(self) -> Iterator[tuple[str, Loop]]:
+        """Yield `(path, loop)` for all loops of the tree, as `Loop.walk` finds them, outer ones first."""
+        return ((path, loop) for path, loop, _ in self._tree)
+
     def check_replaceable(self, owner: Loop, place: str) -> None:
         """Refuse to replace a loop while one of its states is running.
 
@@ -334,7 +338,7 @@ class Driver(Engine):
             "path": self.path,
             "outcome": self.outcome,
             "posted": list(self._posted),
-            "loops": state_of_loops(self.root, self.name),
+            "loops": state_of_loops(self.loops()),
             "fired": self.board.state_dict(),
             **({"failures": dict(self._failures)} if self._failures else {}),
             **({} if self.failure is None else {"failure": self.failure.state_dict()}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from statemachine_trainer.machine.errors import StateMismatch
@@ -11,12 +11,9 @@ from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.machine.program import Program
 
 
-def state_of_loops(root: Loop, name: str) -> dict[str, dict[str, Any]]:
+def state_of_loops(loops: Iterable[tuple[str, Loop]]) -> dict[str, dict[str, Any]]:
     """Return the class and the fields of every loop, by path."""
-    return {
-        path: {"loop": _saved_as(loop), "fields": loop.state_dict()}
-        for path, loop in root.walk(name)
-    }
+    return {path: {"loop": _saved_as(loop), "fields": loop.state_dict()} for path, loop in loops}
 
 
 def _saved_as(loop: Loop) -> str:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves, parts
+from statemachine_trainer.parallel.containers import leaves, leaves_with_paths, map_leaves, parts
 from statemachine_trainer.parallel.device import numbers_needed_on, resolve_device, to_device
 from statemachine_trainer.parallel.parallel_errors import (
     CannotMove,
@@ -31,6 +31,7 @@ __all__ = [
     "UnsupportedWrapper",
     "ddp",
     "fsdp",
+    "leaves",
     "leaves_with_paths",
     "map_leaves",
     "numbers_needed_on",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import torch
 
@@ -42,6 +43,29 @@ def parts(tree: object) -> Iterable[object] | None:
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return [getattr(tree, field.name) for field in dataclasses.fields(tree)]
     return None
+
+
+def leaves(tree: object) -> list[object]:
+    """Return every leaf of nested containers, in no order."""
+    found: list[object] = []
+    left = [tree]
+    while left:
+        one = left.pop()
+        kind = type(one)
+        if kind is dict or kind is OrderedDict:
+            left += cast(dict[object, object], one).values()
+        elif kind is list or kind is tuple:
+            left += cast(list[object], one)
+        elif kind in _NO_CONTAINERS or (inside := parts(one)) is None:
+            found.append(one)
+        else:
+            left += inside
+    return found
+
+
+_NO_CONTAINERS: Final = frozenset(
+    {str, bytes, int, float, bool, type(None), torch.Tensor, torch.nn.Parameter}
+)
 
 
 def leaves_with_paths(

@@ -63,6 +63,9 @@ _DRAWS: Final = frozenset(
 )
 """Names of functions that draw random numbers."""
 
+_CACHED: Final = type(cache(len))
+"""The class of functions with a `functools.cache`."""
+
 _Key = tuple[int, str, str]
 """Identity of the holder, what the value is called, and its name there."""
 
@@ -166,7 +169,7 @@ class _Look:
 
     def visit(self, path: str, thing: object) -> None:
         """Take a look at a function with a `functools.cache` that draws random numbers, as `Search` calls it."""
-        if type(thing) is type(cache(len)):
+        if type(thing) is _CACHED:
             codes = codes_of(thing.__wrapped__)
             self._codes.update(codes)
             if any(map(_draws, codes)):

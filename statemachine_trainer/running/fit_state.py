@@ -124,7 +124,8 @@ class FitState:
         context = context_of(self._driver)
         if context is None:
             raise NotStarted("There is no state before the first fit.")
-        checkpoints, settings = self._host.checkpoints, self._settings(context)
+        checkpoints, callbacks = self._host.checkpoints, self.stateful_callbacks()
+        settings = self._settings(context, callbacks)
         search = self._search(context)
         generators = states_found(search)
         of_model = {path: one for path, one in generators.items() if lies_within(one, "model")}
@@ -132,19 +133,20 @@ class FitState:
         return {
             "machine": self._driver.state_dict(),
             "context": context_state(
-                context, of_model, gradients=script.needs_gradients(self._driver.root)
+                context,
+                of_model,
+                gradients=script.needs_gradients(one for _, one in self._driver.loops()),
             ),
             "settings": settings | self._contents_and_script(context, script),
             "given": others_than(self._given, settings),
             "fresh": list(self._fresh),
-            "stopped_by": [type(one).__qualname__ for one in self._who_asks_to_stop()],
+            "stopped_by": [type(one).__qualname__ for one in callbacks if _asks_to_stop(one)],
             "callbacks": [
-                {"kind": type(one).__qualname__, "state": one.state_dict()}
-                for one in self.stateful_callbacks()
+                {"kind": type(one).__qualname__, "state": one.state_dict()} for one in callbacks
             ],
             "checkpoints": None if checkpoints is None else checkpoints.state_dict(),
             "generators": {p: one for p, one in generators.items() if p not in of_model},
-            "modules": self._outside.state(search, self._held_elsewhere(context)),
+            "modules": self._outside.state(search, self._held_elsewhere(context, callbacks)),
         }
 
     def _search(self, context: Context) -> Search:
@@ -191,9 +193,17 @@ class FitState:
         roots: Roots = {"model": context.model}
         return roots | roots_besides_model_and_data(self._host.board, self._driver, context)
 
-    def _held_elsewhere(self, context: Context) -> list[object]:
-        """Return the modules that are no modules outside of the model, with all that are in them."""
-        return [context.model, context.steps.whole, *self.stateful_callbacks()]
+    def _held_elsewhere(
+        self, context: Context, callbacks: Sequence[object] | None = None
+    ) -> list[object]:
+        """Return the modules that are no modules outside of the model, with all that are in them.
+
+        Args:
+            context: The context.
+            callbacks: Those that have a state, if they are known already.
+        """
+        callbacks = self.stateful_callbacks() if callbacks is None else callbacks
+        return [context.model, context.steps.whole, *callbacks]
 
     def read(self, state: Mapping[str, Any], fresh: Sequence[Fresh] = ()) -> list[Change]:
         """Restore a state in a fit that was started with the same model and data.
@@ -293,13 +303,18 @@ class FitState:
 
     def still_stopped(self, state: Mapping[str, Any]) -> bool:
         """Return whether a callback would end the fit of this state again."""
-        return not state.get("stopped_by") or bool(self._who_asks_to_stop())
+        return not state.get("stopped_by") or any(map(_asks_to_stop, self.stateful_callbacks()))
 
-    def _settings(self, context: Context) -> dict[str, Settings]:
-        root = self._driver.root.walk(self._driver.name)
+    def _settings(
+        self, context: Context, callbacks: Sequence[object] | None = None
+    ) -> dict[str, Settings]:
         hyperparameters = self._hyperparameters.record(context)
         return settings_of_run(
-            root, self.stateful_callbacks(), context, hyperparameters, self._host.checkpoints
+            self._driver.loops(),
+            self.stateful_callbacks() if callbacks is None else callbacks,
+            context,
+            hyperparameters,
+            self._host.checkpoints,
         )
 
     def _contents_and_script(self, context: Context, script: ScriptRecord) -> dict[str, Settings]:
@@ -322,28 +337,24 @@ class FitState:
             )
         return self._script
 
-    def _who_asks_to_stop(self) -> list[Any]:
-        return [one for one in self.stateful_callbacks() if getattr(one, "asks_to_stop", False)]
-
     def stateful_callbacks(self) -> list[Any]:
         """Return the callbacks that have a state: given ones first, then in the order of subscription.
 
         The trainer, its checkpoints and the model are saved elsewhere in the state.
         """
         host, context = self._host, context_of(self._driver)
-        elsewhere = [
-            host,
-            host.checkpoints,
-            *(context.model.modules() if context is not None else ()),
-        ]
         owners = [*self._callbacks]
         owners += [getattr(one.receiver, "__self__", None) for one in host.board.subscriptions]
-        found: dict[int, Any] = {}
-        for owner in owners:
-            stateful = hasattr(owner, "state_dict") and hasattr(owner, "load_state_dict")
-            if stateful and not any(owner is other for other in elsewhere):
-                found.setdefault(id(owner), owner)
-        return list(found.values())
+        found = {id(owner): owner for owner in owners}
+        for other in (host, host.checkpoints, None):
+            found.pop(id(other), None)
+        for module in context.model.modules() if context is not None else ():
+            found.pop(id(module), None)
+        return [
+            owner
+            for owner in found.values()
+            if hasattr(owner, "state_dict") and hasattr(owner, "load_state_dict")
+        ]
 
     def _read_callbacks(self, saved: Sequence[Mapping[str, Any]]) -> None:
         ours, kinds = self.stateful_callbacks(), self._kinds()
@@ -358,6 +369,10 @@ class FitState:
 
     def _kinds(self) -> list[str]:
         return [type(one).__qualname__ for one in self.stateful_callbacks()]
+
+
+def _asks_to_stop(callback: object) -> bool:
+    return bool(getattr(callback, "asks_to_stop", False))
 
 
 def _flat(sections: Iterable[Settings]) -> dict[str, str]:

@@ -5,20 +5,22 @@ No code of users runs: containers and numbers of their own classes are read as t
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import enum
 import time
 import weakref
-import zlib
 from collections import ChainMap, OrderedDict, UserDict, UserList, UserString, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
+from functools import lru_cache
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
+from statemachine_trainer.snapshot.checkpoint_folder import crc32
 from statemachine_trainer.snapshot.kinds import HEAP, is_of_users, named
 from statemachine_trainer.snapshot.tensor_file import plain_bytes
 
@@ -111,7 +113,7 @@ class Reader:
         if (text := plain_text(value)) is not None:
             shown = text if len(text) <= 60 else f"{text[:57]}..."
             return Seen(text, shown, is_time=is_time(value))
-        if _is_numbers(kind):
+        if _is_numbers(cast(Hashable, kind)):
             content = self._numbers(value)
             if content is None:
                 return None
@@ -120,9 +122,9 @@ class Reader:
         if f"{kind.__module__}.{kind.__name__}" in _RAW:
             content = memoryview(value).tobytes()
             shown = f"a {kind.__name__} of {len(content)} bytes"
-            return Seen((len(content), zlib.crc32(content)), shown, of_many=True)
+            return Seen((len(content), crc32(content)), shown, of_many=True)
         inner = inside_of(value)
-        if (base := base_of(type(inner))) is not None:
+        if (base := base_of(cast(Hashable, type(inner)))) is not None:
             return self._container(kind, inner, base)
         return self._object(value) if is_of_users(kind) and not issubclass(kind, type) else None
 
@@ -157,13 +159,13 @@ class Reader:
                 return value.shape, self._elements(inside, list)
             step = max(1, value.nbytes // _BYTES)
             flat = value.reshape(-1) if value.flags.c_contiguous else value.flat
-            return value.shape, zlib.crc32(np.ascontiguousarray(flat[::step]).tobytes())
+            return value.shape, crc32(np.ascontiguousarray(flat[::step]).tobytes())
         with torch._C.DisableTorchFunctionSubclass():
             where = address(value)
             if where is None or where in self._held or value.grad_fn is not None:
                 return None
             if value.device.type == "cpu" and value.nbytes <= _BYTES:
-                return value.shape, zlib.crc32(plain_bytes(value))
+                return value.shape, checksum(value, where)
             return value.shape, where, value._version
 
     def _elements(self, value: Any, base: Any, depth: int = _DEPTH) -> object:
@@ -191,16 +193,29 @@ class Reader:
 
     def _element(self, value: Any, depth: int = _DEPTH, *, few: bool = False) -> object:
         kind = type(value)
+        if _is_numbers(cast(Hashable, kind)):
+            return self._numbers(value)
         if (text := plain_text(value)) is not None:
             return text
-        if _is_numbers(kind):
-            return self._numbers(value)
-        base = base_of(kind)
+        base = base_of(cast(Hashable, kind))
         if not depth:
             return kind
         if base is not None:
             return self._elements(value, base, depth - 1) if base.__len__(value) <= _FEW else kind
         return _Object(value, self._attributes(value)) if few and is_of_users(kind) else kind
+
+
+def checksum(tensor: torch.Tensor, where: int) -> int:
+    """Return a checksum of the numbers of a plain tensor on the CPU, in the order of its elements.
+
+    Args:
+        tensor: The tensor.
+        where: What `address` returned of it.
+    """
+    if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
+        # Many small tensors are looked at; to make a view of each takes longer than to read it.
+        return crc32((ctypes.c_char * tensor.nbytes).from_address(where))
+    return crc32(plain_bytes(tensor))
 
 
 def address(tensor: torch.Tensor) -> int | None:
@@ -229,17 +244,36 @@ def plain_text(value: Any) -> str | None:
         return hex(value)
     if kind in _ATOMS:
         return repr(value)
+    put = _how_to_put(cast(Hashable, kind))
+    return None if put is None else put(value)
+
+
+# What only depends on the class is worked out once for each: every checkpoint asks for every value.
+
+
+@lru_cache(maxsize=4096)
+def _how_to_put(kind: type) -> Callable[[Any], str] | None:
+    """Return what puts the objects of a class in words; None if they are not plain."""
     if issubclass(kind, enum.Enum):
-        inside = object.__getattribute__(value, "__dict__")
-        return f"{kind.__name__}.{inside.get('_name_') or inside.get('_value_')!r}"
+        return _member
     if issubclass(kind, np.generic) and not kind.__flags__ & HEAP:
-        return value.tobytes().hex() if kind is np.void else str(value)
+        return _of_void if kind is np.void else str
     for base in _BASES:
         if issubclass(kind, base):
-            return str(base.__repr__(value))
-    return repr(value) if kind.__module__ in _STANDARD or kind in _FIXED else None
+            return cast(Callable[[Any], str], base.__repr__)
+    return repr if kind.__module__ in _STANDARD or kind in _FIXED else None
 
 
+def _member(value: Any) -> str:
+    inside = object.__getattribute__(value, "__dict__")
+    return f"{type(value).__name__}.{inside.get('_name_') or inside.get('_value_')!r}"
+
+
+def _of_void(value: Any) -> str:
+    return str(value.tobytes().hex())
+
+
+@lru_cache(maxsize=4096)
 def _is_numbers(kind: type) -> bool:
     """Whether objects of a class are tensors or arrays that lie in memory, and are read like any other."""
     if issubclass(kind, torch.Tensor):
@@ -268,6 +302,7 @@ def inside_of(value: object) -> object:
     return value
 
 
+@lru_cache(maxsize=4096)
 def base_of(kind: type) -> Any:
     """Return the class of Python that the objects of a class are read as."""
     return next((one for one in _CONTAINERS if issubclass(kind, one)), None)

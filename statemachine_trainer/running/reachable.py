@@ -28,7 +28,7 @@ def roots_besides_model_and_data(board: SignalBoard, driver: Driver, context: Co
     """
     found: list[tuple[str, object]] = [
         *_listeners(board, context),
-        *((f"loop {path}", loop) for path, loop in driver.root.walk(driver.name)),
+        *((f"loop {path}", loop) for path, loop in driver.loops()),
         *_schedulers(context),
     ]
     for name, source in zip(("train", "validation"), context.sources, strict=True):

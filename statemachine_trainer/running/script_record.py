@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.data import Feed
-from statemachine_trainer.loops.base import TrainingLoop, training_loops
+from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.loop import Loop
@@ -112,15 +112,17 @@ class ScriptRecord:
             self._known = walks, _settings_of(walks)
         return self._known[1]
 
-    def needs_gradients(self, root: Loop) -> bool:
+    def needs_gradients(self, loops: Iterable[Loop]) -> bool:
         """Whether some code may read gradients, or step with them, that no loop of this package keeps account of.
 
         Args:
-            root: The loops.
+            loops: All loops of the fit.
         """
         if self._reads_gradients_between_steps:
             return True
-        return any(_goes_backward_by_itself(loop) for _, loop in training_loops(root))
+        return any(
+            isinstance(loop, TrainingLoop) and _goes_backward_by_itself(loop) for loop in loops
+        )
 
     @functools.cached_property
     def _reads_gradients_between_steps(self) -> bool:

@@ -78,7 +78,7 @@ class Texts:
         if (text := plain_text(value)) is not None:
             return _shortened(self._lasting(text))
         inner = inside_of(value)
-        if (base := base_of(type(inner))) is not None:
+        if (base := base_of(cast(Hashable, type(inner)))) is not None:
             return self._of_container(type(value), inner, base)
         if (text := self._numbers(value, _NUMBERS)) is not None:
             return text
@@ -136,7 +136,7 @@ class Texts:
 
     def _piece(self, one: object, most: int, depth: int) -> Iterator[bytes]:
         inner = inside_of(one)
-        base = base_of(type(inner))
+        base = base_of(cast(Hashable, type(inner)))
         text = None if is_time(one) else plain_text(one)
         if text is not None:
             yield self._lasting(text).encode()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import NoneType
 from typing import TypeAlias
 
 import numpy as np
@@ -43,6 +44,8 @@ MapLocation: TypeAlias = "str | torch.device | Callable[[str], str | torch.devic
 _DEPTH = 100
 """Levels of nesting; with the wrappers of `$tuple` and the like this stays far within the
 recursion of the JSON parser."""
+
+_LONG = 2**63  # integers below it, and not below its negative, are numbers of JSON
 
 _MODULE_METADATA = "_metadata"  # where `nn.Module.state_dict` keeps the versions of its modules
 
@@ -186,10 +189,24 @@ class _Encoder:
 
     def _dict(self, value: object, path: tuple[Key, ...]) -> Json:
         assert isinstance(value, dict)
-        if all(type(key) is str and not key.startswith("$") for key in value):
-            encoded = {key: self.encode(item, (*path, (key, True))) for key, item in value.items()}
-            if not any(map(has_surrogates, value)):
-                return encoded
+        encoded: dict[str, Json] = {}
+        for key, item in value.items():
+            if type(key) is not str or key[:1] == "$":
+                break
+            if not key.isascii() and has_surrogates(key):
+                break
+            kind = type(item)
+            if (
+                kind is bool
+                or kind is NoneType
+                or (kind is str and item.isascii())
+                or (kind is int and -_LONG <= item < _LONG)
+            ):
+                encoded[key] = item  # as `encode` returns it: most values are of these kinds
+            else:
+                encoded[key] = self.encode(item, (*path, (key, True)))
+        else:
+            return encoded
         return {
             "$dict": [
                 [self._hashable(key, path), self.encode(item, (*path, (key, True)))]

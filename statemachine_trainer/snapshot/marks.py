@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import torch
 
-from statemachine_trainer.parallel import leaves_with_paths, map_leaves
+from statemachine_trainer.parallel import leaves, leaves_with_paths, map_leaves
 from statemachine_trainer.parallel.gradient_sync import is_cut_up
 
 _KEYS: Final = frozenset({"cut_up", "shape", "placements"})
@@ -43,9 +43,7 @@ def take_out(tree: Any) -> tuple[Any, dict[str, Any]]:
 
 def whole(tree: Any) -> Any:
     """Return a tree with whole tensors where they are cut up among ranks of which there is one only."""
-    if not any(
-        isinstance(one, torch.Tensor) and is_cut_up(one) for _, one in leaves_with_paths(tree)
-    ):
+    if not any(isinstance(one, torch.Tensor) and is_cut_up(one) for one in leaves(tree)):
         return tree
 
     def gathered(leaf: Any) -> Any:
