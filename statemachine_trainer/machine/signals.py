@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import blinker
 
@@ -107,9 +107,11 @@ class Signal(blinker.Signal):
     Attributes:
         name: Full name, such as "fit.epoch.fetch:enter".
         same_for_all: The receivers to call, in order, if they do not depend on the sender; else None.
+        changes: How often the receivers of any signal of this process have changed.
     """
 
     set_class = OrderedSet
+    changes: ClassVar[int] = 0
     _muted = False
 
     def __init__(self, name: str) -> None:
@@ -183,6 +185,7 @@ class Signal(blinker.Signal):
             self.same_for_all = ()
         else:
             self.same_for_all = tuple(self.receivers_for(blinker.ANY)) if held and for_all else None
+        Signal.changes += 1
         for changed in self._watchers:
             changed()
 

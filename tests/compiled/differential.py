@@ -89,6 +89,7 @@ def run(plan: Plan, *, compiled: bool, backend: Backend = "eager") -> Result:
                 done.add(number)
                 CHANGES[name](trainer, model, trainer.context.slots[0].optimizer)
 
+    change.reads_gradients = False  # type: ignore[attr-defined]  # its changes may name them
     trainer.on("batch_end", change)
     generator = torch.Generator().manual_seed(0)
     batches = [

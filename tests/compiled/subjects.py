@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -357,6 +358,19 @@ def _patch_step(trainer: Trainer, model: Subject, optimizer: Any) -> None:
     optimizer.step = halved
 
 
+def _patch_method(trainer: Trainer, model: Subject, optimizer: Any) -> None:
+    optimizer._init_group = lambda *_, **__: False
+
+
+def _halve_gradients(trainer: Trainer, model: Subject, optimizer: Any) -> None:
+    def halve() -> None:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(0.5)
+
+    trainer.on("optimizer_step", halve)
+
+
 def _work_less(self: Block, inputs: Tensor) -> Tensor:
     outputs: Tensor = self.inner(inputs) * 0.5
     return outputs
@@ -434,6 +448,11 @@ CHANGES: dict[str, Change] = {
     "hook_backward": lambda t, m, o: m.one.register_full_backward_hook(_halve_all),
     "hook_step": _hook_step,
     "patch_step": _patch_step,
+    "patch_method": _patch_method,
+    "patch_optim": lambda t, m, o: _patch(
+        sys.modules["torch.optim.sgd"], "sgd", lambda *_, **__: None
+    ),
+    "subscribe": _halve_gradients,
     "patch_object": lambda t, m, o: setattr(m.one, "work", lambda x: m.one.inner(x) * 0.5),
     "patch_class": lambda t, m, o: setattr(Block, "work", _work_less),
     "factor": _set("factor", 0.5),

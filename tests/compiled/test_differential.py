@@ -33,6 +33,9 @@ CORPUS = {
     "an optimizer that counts": Plan(optimizer="counting"),
     "an optimizer that gives parameters other memory": Plan(optimizer="replacing"),
     "a step of an optimizer replaced": Plan(changes=((4, "patch_step"),)),
+    "a method that it calls replaced": Plan(optimizer="adam", changes=((4, "patch_method"),)),
+    "a function that it calls replaced": Plan(changes=((4, "patch_optim"),)),
+    "a receiver that halves gradients, subscribed later": Plan(changes=((4, "subscribe"),)),
 }
 """What was found once."""
 

@@ -42,6 +42,7 @@ class Special(Tool):
 @dataclass
 class Options:
     weight: float = 1.0
+    module: ModuleType = math
 
 
 def local_tool() -> Tool:
@@ -180,6 +181,18 @@ CHANGES: dict[str, tuple[More | None, Change]] = {
     "what a module had not": (
         lambda m, x: x * getattr(math, "missing", 1.0),
         lambda p, m: p.setattr(math, "missing", 0.5, raising=False),
+    ),
+    "what a module had not, by a name that is computed": (
+        lambda m, x: x * getattr(m.options.module, "".join(["mis", "sing"]), 1.0),
+        lambda p, m: p.setattr(math, "missing", 0.5, raising=False),
+    ),
+    "what a function had not, by a name that is computed": (
+        lambda m, x: x * getattr(helper, "".join(["we", "ight"]), 1.0),
+        lambda p, m: p.setattr(helper, "weight", 0.5, raising=False),
+    ),
+    "a function of a name that is computed": (
+        lambda m, x: getattr(F, "".join(["re", "lu"]))(x),
+        lambda p, m: p.setattr(F, "relu", halve),
     ),
     "what a function had not": (
         lambda m, x: x * getattr(helper, "weight", 1.0),

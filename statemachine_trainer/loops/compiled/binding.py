@@ -37,6 +37,7 @@ class Binding:
     Args:
         optimizer: The optimizer.
         model: The module that it trains.
+        before: What was known before; None for the first time.
 
     Attributes:
         optimizer: The optimizer.
@@ -51,9 +52,11 @@ class Binding:
         NotCapturable: There is a parameter whose gradients cannot be found by a program.
     """
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
+    def __init__(
+        self, optimizer: Optimizer, model: nn.Module, before: Binding | None = None
+    ) -> None:
         self.optimizer = optimizer
-        self.code = SteppingCode(optimizer)
+        self.code: SteppingCode = SteppingCode(optimizer, None if before is None else before.code)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         _check_parameters(self.parameters)
         self.find_nodes()

@@ -165,7 +165,8 @@ def capture(arguments: Arguments, model: nn.Module) -> Capture:
     graph = found.graph if found.graph is not None and _has_loss(found.graph) else None
     if graph is not None:
         _check_graph(graph)
-    return Capture(function, found, graph, Watch(found.read, found.bare, found.kinds, model))
+    watch = Watch(found.read, found.bare, found.kinds, model, found.asked)
+    return Capture(function, found, graph, watch)
 
 
 def captured_step(

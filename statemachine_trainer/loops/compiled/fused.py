@@ -37,6 +37,8 @@ class FusedStep:
         autocast: Type of device and data type of mixed precision; None for none.
         clean: Whether the parameters are known to have no gradients between two windows.
         shows_gradients: Whether somebody looks at the gradients after the backward pass.
+        asked: How often receivers of signals had changed when somebody was last asked about it.
+        above: The loop around this one, at that time.
         stale: How often a program met other parameters than its own.
     """
 
@@ -52,6 +54,8 @@ class FusedStep:
         )
         self.clean = False
         self.shows_gradients = False
+        self.asked = -1
+        self.above: object = None
         self.stale = 0
         self._options = options
         self._captures: list[Capture] = []
@@ -99,7 +103,7 @@ class FusedStep:
     def bind(self) -> Binding:
         """Look at the optimizer anew; programs are compiled anew where its settings are others."""
         before = self.binding
-        now = self.binding = Binding(self.optimizer, self.model)
+        now = self.binding = Binding(self.optimizer, self.model, before)
         if before is None:
             return now
         same_ones = before.holds_for_gradients()

@@ -8,7 +8,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 import torch
@@ -26,6 +26,7 @@ class Watch:
         bare: Dictionaries of hooks that were empty.
         kinds: The classes of the objects that were met.
         model: The module whose step it is.
+        asked: Modules and functions that were met.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class Watch:
         bare: Sequence[Mapping[Any, Any]],
         kinds: Iterable[type],
         model: nn.Module,
+        asked: Iterable[ModuleType | FunctionType],
     ) -> None:
         # Each once; those for hooks with keywords are filled with these.
         self._bare = [*{id(one): one for one in bare if isinstance(one, OrderedDict)}.values()]
         files = {getattr(module, "__file__", None): module for module in list(sys.modules.values())}
         named = {kind for code in read if (kind := _class_of(code, files))}
-        self._lookups = Lookups(read or named_by_steps(model), {*named, *kinds}, model)
+        self._lookups = Lookups(read or named_by_steps(model), {*named, *kinds}, model, asked)
 
     def holds(self) -> bool:
         """Tell whether names stand for what they stood for, and there is no new hook."""

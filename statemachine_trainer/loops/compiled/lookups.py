@@ -46,6 +46,13 @@ _TRACED: Final = (
 )  # fmt: skip
 """The modules of torch whose functions are followed further: they compute on tensors."""
 
+_CLIPPING: Final = (
+    "clip_grad_norm_", "clip_grad_value_", "get_total_norm", "clip_grads_with_norm_",
+    "_get_total_norm", "_clip_grads_with_norm_",
+)  # fmt: skip
+
+_ASKING: Final = {"getattr", "hasattr"}
+
 _OWN: Final = str(Path(__file__).parents[2])
 """Where the code of this library lies, which is part of each step."""
 
@@ -54,93 +61,21 @@ _OF_PYTHON: Final = tuple({str(Path(dis.__file__).parent), "<frozen"})
 _code: Final = attrgetter("__code__")
 
 
-class Lookups:
-    """The names that a captured step looks up, and what they stood for.
+class Names:
+    """Names in dictionaries, and what they stand for."""
 
-    Args:
-        read: The code that was read; empty if that is not known.
-        kinds: The classes of the objects that were met.
-        model: The module whose step it is.
-    """
-
-    def __init__(self, read: Sequence[CodeType], kinds: Iterable[type], model: nn.Module) -> None:
-        self._wanted = set(read)
+    def __init__(self) -> None:
         self._named: dict[int, tuple[Space, dict[str, Any]]] = {}
-        self._classes: dict[int, tuple[Space, _Outline]] = {}
-        self._kinds: set[type] = set()
-        self._followed: set[CodeType] = set()
-        self._functions: dict[int, FunctionType] = {}
-        self._look_at_classes([Tensor, nn.Parameter, Optimizer, *map(type, model.modules())])
-        self._look_at_classes(one for one in kinds if not _is_of_torch(one.__module__))
-        self._look_at(vars(torch.autograd), {"backward", "grad"})
-        self._look_at(vars(nn.utils), {"clip_grad_norm_", "clip_grad_value_"})
-        spaces = _spaces_of_files({code.co_filename for code in read} - {""})
-        for code in read:
-            if (space := spaces.get(code.co_filename)) is not None:
-                self._follow(code, space)
-        self._read = (*self._functions.values(),)
-        self._codes = [*map(_code, self._read)]
+        self._outlines: dict[int, tuple[Space, _Outline]] = {}
         self._changes: dict[int, int] = {}
-        self._arm()
 
     def hold(self) -> bool:
         """Tell whether all names stand for what they stood for."""
-        if [*map(_code, self._read)] != self._codes:
-            return False
         if self._restless and not all(self._is_alike(space) for space in self._restless):
             return False
         return self._unchanged() or self._look_again()
 
-    # -- looking at them -------------------------------------------------------------------------
-
-    def _look_at_classes(self, kinds: Iterable[type]) -> None:
-        for kind in dict.fromkeys(base for one in kinds for base in one.__mro__):
-            if kind in self._kinds or _is_settled(kind.__module__) or kind.__flags__ & _IMMUTABLE:
-                continue
-            # Of a class, `vars` is a view of the dictionary that has the version.
-            space = next((d for d in gc.get_referents(vars(kind)) if type(d) is dict), None)
-            if space is None:
-                continue
-            self._kinds.add(kind)
-            self._classes[id(space)] = space, _Outline(space)
-            foreign = not _is_of_torch(kind.__module__)
-            for name, value in [*space.items()]:
-                function = function_of(value)
-                if function is None or not (foreign or name == "forward" or self._wanted):
-                    continue
-                if function.__code__ in self._wanted or not self._wanted:
-                    self._functions[id(function)] = function
-                    self._follow(function.__code__, function.__globals__)
-
-    def _follow(self, code: CodeType, space: Space) -> None:
-        """Look at the names of a piece of code, and of the functions that these stand for."""
-        if code in self._followed or code.co_filename.startswith(_OWN):
-            return
-        self._followed.add(code)
-        looked_up, imported, inner = _names(code)
-        found = self._look_at(space, looked_up)
-        missing = {name for name in looked_up if name not in space}
-        self._look_at(vars(builtins), missing)
-        found += self._look_at(sys.modules, imported)
-        names, foreign = _words(code), not code.co_filename.startswith(torch.__path__[0])
-        met: set[int] = set()
-        for value in found:  # which grows meanwhile
-            if id(value) in met:
-                continue
-            met.add(id(value))
-            if isinstance(value, ModuleType) and (foreign or not _is_settled(value.__name__)):
-                found += self._look_at(vars(value), names)
-            elif isinstance(value, FunctionType):
-                if _is_followed(value):
-                    self._follow(value.__code__, value.__globals__)
-                    if not _is_of_torch(value.__module__):
-                        self._look_at(vars(value), names)
-            elif isinstance(value, type) and not _is_of_torch(value.__module__):
-                self._look_at_classes([value])
-        for one in inner:
-            self._follow(one, space)
-
-    def _look_at(self, space: Space, names: Iterable[str]) -> list[Any]:
+    def look_at(self, space: Space, names: Iterable[str]) -> list[Any]:
         """Remember what names stand for in a dictionary; returns what may be followed."""
         found: list[Any] = []
         names = [*names]
@@ -154,11 +89,25 @@ class Lookups:
                 found.append(value)
         return found
 
+    def look_at_all(self, space: Space) -> None:
+        """Remember all that is called in a dictionary, and which names there are."""
+        self._outlines[id(space)] = space, _Outline(space)
+
+    def look_at_class(self, kind: type) -> Space | None:
+        """Remember the methods of a class; returns its dictionary, None for one that cannot change."""
+        if kind.__flags__ & _IMMUTABLE:
+            return None
+        # Of a class, `vars` is a view of the dictionary that has the version.
+        space = next((d for d in gc.get_referents(vars(kind)) if type(d) is dict), None)
+        if space is not None:
+            self.look_at_all(space)
+        return space
+
     # -- comparing -------------------------------------------------------------------------------
 
-    def _arm(self) -> None:
+    def arm(self) -> None:
         """Remember the versions of all dictionaries, but for those that change all the time."""
-        spaces = [space for space, _ in (*self._named.values(), *self._classes.values())]
+        spaces = [space for space, _ in (*self._named.values(), *self._outlines.values())]
         steady = [one for one in spaces if self._changes.get(id(one), 0) <= _OFTEN]
         self._restless = [one for one in spaces if self._changes.get(id(one), 0) > _OFTEN]
         self._versions = private_names.versions(steady)
@@ -174,14 +123,114 @@ class Lookups:
             for space, old, new in zip(self._steady, self._versions, now, strict=True):
                 if old != new:
                     self._changes[id(space)] = self._changes.get(id(space), 0) + 1
-            self._arm()
+            self.arm()
         return True
 
     def _is_alike(self, space: Space) -> bool:
-        named = self._named.get(id(space))
-        if named is not None:
-            return all(_sign(space.get(name, _ABSENT)) is sign for name, sign in named[1].items())
-        return self._classes[id(space)][1].is_of(space)
+        _, named = self._named.get(id(space), (space, {}))
+        _, outline = self._outlines.get(id(space), (space, None))
+        return all(_sign(space.get(name, _ABSENT)) is sign for name, sign in named.items()) and (
+            outline is None or outline.is_of(space)
+        )
+
+
+class Lookups(Names):
+    """The names that a captured step looks up, and what they stood for.
+
+    Args:
+        read: The code that was read; empty if that is not known.
+        kinds: The classes of the objects that were met.
+        model: The module whose step it is.
+        asked: Modules and functions that were met.
+    """
+
+    def __init__(
+        self,
+        read: Sequence[CodeType],
+        kinds: Iterable[type],
+        model: nn.Module,
+        asked: Iterable[ModuleType | FunctionType] = (),
+    ) -> None:
+        super().__init__()
+        self._wanted = set(read)
+        self._computes = any(map(_computes_names, read))
+        self._kinds: set[type] = set()
+        self._followed: set[CodeType] = set()
+        self._functions: dict[int, FunctionType] = {}
+        self._look_at_classes([Tensor, nn.Parameter, Optimizer, *map(type, model.modules())])
+        self._look_at_classes(one for one in kinds if not _is_of_torch(one.__module__))
+        self.look_at(vars(torch.autograd), {"backward", "grad"})
+        self.look_at(vars(nn.utils), _CLIPPING)
+        self.look_at(vars(sys.modules["torch.nn.utils.clip_grad"]), _CLIPPING)
+        for one in asked if self._computes else ():
+            self._look_at_whole(one)
+        spaces = _spaces_of_files({code.co_filename for code in read} - {""})
+        for code in read:
+            if (space := spaces.get(code.co_filename)) is not None:
+                self._follow(code, space)
+        self._read = (*self._functions.values(),)
+        self._codes = [*map(_code, self._read)]
+        self.arm()
+
+    def hold(self) -> bool:
+        """Tell whether all names stand for what they stood for."""
+        if [*map(_code, self._read)] != self._codes:
+            return False
+        return super().hold()
+
+    # -- looking at them -------------------------------------------------------------------------
+
+    def _look_at_classes(self, kinds: Iterable[type]) -> None:
+        for kind in dict.fromkeys(base for one in kinds for base in one.__mro__):
+            if kind in self._kinds or _is_settled(kind.__module__):
+                continue
+            space = self.look_at_class(kind)
+            if space is None:
+                continue
+            self._kinds.add(kind)
+            foreign = not _is_of_torch(kind.__module__)
+            for name, value in [*space.items()]:
+                function = function_of(value)
+                if function is None or not (foreign or name == "forward" or self._wanted):
+                    continue
+                if function.__code__ in self._wanted or not self._wanted:
+                    self._functions[id(function)] = function
+                    self._follow(function.__code__, function.__globals__)
+
+    def _follow(self, code: CodeType, space: Space) -> None:
+        """Look at the names of a piece of code, and of the functions that these stand for."""
+        if code in self._followed or code.co_filename.startswith(_OWN):
+            return
+        self._followed.add(code)
+        looked_up, imported, inner = _names(code)
+        found = self.look_at(space, looked_up)
+        missing = {name for name in looked_up if name not in space}
+        self.look_at(vars(builtins), missing)
+        found += self.look_at(sys.modules, imported)
+        names, foreign = words(code), not code.co_filename.startswith(torch.__path__[0])
+        met: set[int] = set()
+        for value in found:  # which grows meanwhile
+            if id(value) in met:
+                continue
+            met.add(id(value))
+            if foreign and self._computes and isinstance(value, ModuleType | FunctionType):
+                self._look_at_whole(value)
+            if isinstance(value, ModuleType) and (foreign or not _is_settled(value.__name__)):
+                found += self.look_at(vars(value), names)
+            elif isinstance(value, FunctionType):
+                if _is_followed(value):
+                    self._follow(value.__code__, value.__globals__)
+                    if not _is_of_torch(value.__module__):
+                        self.look_at(vars(value), names)
+            elif isinstance(value, type) and not _is_of_torch(value.__module__):
+                self._look_at_classes([value])
+        for one in inner:
+            self._follow(one, space)
+
+    def _look_at_whole(self, one: ModuleType | FunctionType) -> None:
+        """Look at all names of something that is asked for a name that does not stand in the code."""
+        if isinstance(one, ModuleType) or not _is_of_torch(one.__module__):
+            self.look_at_all(vars(one))
 
 
 def _never() -> bool:
@@ -243,7 +292,14 @@ def _names(code: CodeType) -> tuple[set[str], set[str], list[CodeType]]:
     return looked_up, imported, [one for one in code.co_consts if isinstance(one, CodeType)]
 
 
-def _words(code: CodeType) -> set[str]:
+def _computes_names(code: CodeType) -> bool:
+    """Tell whether code of users may ask for attributes whose names do not stand in it."""
+    return not _ASKING.isdisjoint(code.co_names) and not code.co_filename.startswith(
+        (_OWN, torch.__path__[0], *_OF_PYTHON)
+    )
+
+
+def words(code: CodeType) -> set[str]:
     """Return all names in a piece of code, those that are given to `getattr` too."""
     texts = {one for one in code.co_consts if isinstance(one, str) and one.isidentifier()}
     return {*code.co_names, *texts}

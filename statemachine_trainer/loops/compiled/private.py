@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 import torch
@@ -167,6 +167,7 @@ class Captured:
         read: The code of all Python functions that were read.
         bare: The dictionaries of hooks of all modules that were read, as far as these are empty.
         kinds: The classes of the objects that were read, as far as they are known.
+        asked: Modules and functions that were read, as far as they are known.
         cached: Whether one of these is a function whose results `functools` keeps.
         grads: Whether the gradient of a parameter was looked at.
     """
@@ -180,6 +181,7 @@ class Captured:
     read: Sequence[CodeType]
     bare: Sequence[Any]
     kinds: Sequence[type]
+    asked: Sequence[ModuleType | FunctionType]
     cached: bool
     grads: bool
 
@@ -212,6 +214,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
     inputs: list[Any] = []
     bare: list[Any] = []
     kinds: dict[type, None] = {}
+    asked: list[ModuleType | FunctionType] = []
     seen: list[Any] = []
     # Dynamo says only once in a process that it looks through `functools.lru_cache`.
     said: Any = getattr(utils, "warn_once_cache", set())
@@ -232,6 +235,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
         kinds.update(
             (one.value if isinstance(one.value, type) else type(one.value), None) for one in guards
         )
+        asked.extend(one.value for one in guards if type(one.value) in (ModuleType, FunctionType))
         return [one.guard_type != _SAVING for one in guards]
 
     options: Any = {"guard_filter_fn": keep} if _FILTERS else None
@@ -264,6 +268,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
             read=read,
             bare=bare,
             kinds=[*kinds],
+            asked=asked,
             cached=any("lru_cache" in text for text in said),
             grads=any(one.value is None or isinstance(one.value, Tensor) for one in seen)
             or (not _FILTERS and bool(_GRAD.search(str(entries[0].guard_manager)))),

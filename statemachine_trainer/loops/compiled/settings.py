@@ -10,6 +10,7 @@ from statemachine_trainer.loops.compiled.capture import LogRecorder
 from statemachine_trainer.loops.compiled.compiled_errors import NotCompiled
 from statemachine_trainer.loops.compiled.compiling import Backend
 from statemachine_trainer.loops.compiled.fused import FusedStep
+from statemachine_trainer.loops.compiled.readers import Readers
 from statemachine_trainer.loops.compiled.wording import place_of_step
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.optimizer import OptimizerLoop
@@ -91,10 +92,11 @@ class CompilingLoop(OptimizerLoop):
         self.most_graphs = whole_number(self, "most_graphs", most_graphs, 1)
         self._fused: dict[int, FusedStep] = {}
         self._recorder = LogRecorder()
+        self._readers = Readers()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies compile for themselves."""
-        return {**super().__getstate__(), "_fused": {}}
+        return {**super().__getstate__(), "_fused": {}, "_readers": Readers()}
 
     # -- going without ---------------------------------------------------------------------------
 

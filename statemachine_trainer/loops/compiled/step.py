@@ -22,11 +22,12 @@ from statemachine_trainer.loops.compiled.compiled_errors import (
 from statemachine_trainer.loops.compiled.compiling import Compiled, Options
 from statemachine_trainer.loops.compiled.fused import FusedStep
 from statemachine_trainer.loops.compiled.joint import Recipe
-from statemachine_trainer.loops.compiled.readers import gradients_are_read
+from statemachine_trainer.loops.compiled.readers import Readers
 from statemachine_trainer.loops.compiled.settings import CompilingLoop, Mode, warn
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.slots import OptimizerSlot, step_schedulers
 from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.machine.signals import Signal
 from statemachine_trainer.parallel.containers import detach
 
 __all__ = ["CompiledStep", "NotCompiled"]
@@ -118,6 +119,8 @@ class CompiledStep(CompilingLoop):
         fused = self._fused.get(index)
         if fused is None or not fused.is_of(slot, context.model):
             fused = self._fuse(index, slot)
+        elif fused.asked != Signal.changes or fused.above is not self._parent:
+            self._ask(fused)
         closes = slot.window + 1 >= self._window_size(slot)
         # The first step gives the optimizer its state.
         if not slot.steps or slot.takes_closure or fused is None:
@@ -182,9 +185,16 @@ class CompiledStep(CompilingLoop):
             if self.eager is None:
                 self._give_up(str(error))
             return None
-        fused.shows_gradients = gradients_are_read(self._around(), context.trainer)
+        self._readers = Readers()  # another run may have had others
+        self._ask(fused)
         self._fused[index] = fused
         return fused
+
+    def _ask(self, fused: FusedStep) -> None:
+        """Ask who reads gradients, also those who are subscribed later."""
+        fused.asked, fused.above = Signal.changes, self._parent
+        schedulers = (one.scheduler for one in fused.slot.schedulers)
+        fused.shows_gradients = self._readers.ask(self._around(), self.context.trainer, schedulers)
 
     def _around(self) -> Iterator[Loop]:
         above = self._parent

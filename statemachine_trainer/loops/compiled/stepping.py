@@ -9,6 +9,7 @@ their code names, are compared.
 from __future__ import annotations
 
 import random
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from statemachine_trainer.loops.compiled.compiled_errors import NotTraceable
+from statemachine_trainer.loops.compiled.lookups import Names, function_of, words
 
 Step = Callable[[Optimizer], object]
 
@@ -48,20 +50,30 @@ class SteppingCode:
 
     Args:
         optimizer: The optimizer.
+        before: What it did earlier in the run; None if that is not known.
 
     Attributes:
         refused: Why it cannot be traced; None if it may be tried.
         surroundings: As text, what the code reads besides groups and state.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, before: SteppingCode | None = None) -> None:
         self._optimizer = optimizer
         self._of_class = type(optimizer).step
+        self._methods = _methods(optimizer)
+        self._names = _names_of_torch(optimizer)
+        self._replaced: bool = before is not None and (
+            before._replaced or not before.is_untouched()
+        )
         self.refused: str | None = None
         self.surroundings = ""
         self._foreign = False
         self._function: Step | None = None
         try:
+            if self._replaced:
+                raise NotTraceable(
+                    "a function that its step calls was replaced after the first compiled step"
+                )
             self._function = plain_step(optimizer)
             _check_state(optimizer)
             self._foreign = not _is_of_torch(optimizer, self._function)
@@ -75,14 +87,21 @@ class SteppingCode:
         step = vars(self._optimizer).get("step")
         if type(self._optimizer).step is not self._of_class:
             return False
-        if step is not None and self.refused is None and not _is_counting(step):
-            return False
+        if self.refused is None:
+            if step is not None and not _is_counting(step):
+                return False
+            if not self._methods.isdisjoint(vars(self._optimizer)) or not self._names.hold():
+                return False
         if not self._foreign or self.refused is not None:
             return True
         try:
             return self._read(self._optimizer) == self.surroundings
         except NotTraceable:
             return False
+
+    def is_untouched(self) -> bool:
+        """Tell whether the functions of torch that it calls are those that they were."""
+        return self._names.hold()
 
     def run(self, double: Optimizer) -> None:
         """Let a copy of the optimizer step.
@@ -129,7 +148,34 @@ def plain_step(optimizer: Optimizer) -> Step:
         raise NotTraceable("its step is no function")
     if type(optimizer).zero_grad is not Optimizer.zero_grad or "zero_grad" in vars(optimizer):
         raise NotTraceable("it clears gradients in a way of its own")
+    replaced = _methods(optimizer).intersection(vars(optimizer))
+    if replaced:
+        raise NotTraceable(f"its {min(replaced)} was replaced")
     return of_class
+
+
+def _methods(optimizer: Optimizer) -> frozenset[str]:
+    """Return the names of the methods of an optimizer; `step`, which is often wrapped, is not there."""
+    kind = type(optimizer)
+    return frozenset(n for n in dir(kind) if n != "step" and callable(getattr(kind, n, None)))
+
+
+def _names_of_torch(optimizer: Optimizer) -> Names:
+    """Return what an optimizer looks up in the modules of torch; the code of others is read."""
+    found = Names()
+    for kind in type(optimizer).__mro__:
+        if not kind.__module__.startswith("torch."):
+            continue
+        found.look_at_class(kind)
+        space = vars(sys.modules[kind.__module__])
+        found.look_at_all(space)
+        functions = [
+            one for one in map(function_of, [*space.values(), *vars(kind).values()]) if one
+        ]
+        named = set().union(*(words(one.__code__) for one in functions))
+        found.look_at(vars(torch), named.intersection(vars(torch)))
+    found.arm()
+    return found
 
 
 def _is_counting(step: Any) -> bool:
