@@ -89,9 +89,9 @@ class _GuestSteps(Steps):
     def _call_through(self, sync: GradientSync) -> None:
         """Do nothing yet: the guest has to arrive first."""
 
-    def _goes_backward_itself(self) -> bool:
+    def _goes_backward_itself(self) -> str:
         # A guest that optimizes by hand brings what averages its gradients.
-        return False if self.by_hand else super()._goes_backward_itself()
+        return "" if self.by_hand else super()._goes_backward_itself()
 
     def optimizer_loop(self, loop: Loop) -> Loop:
         return self.model.optimizer_loop(cast(OptimizerLoop, loop))

@@ -58,6 +58,7 @@ class ManualLoop(TrainingLoop):
                 scaler = context.precision.scaler
                 stack.enter_context(stepping_through(scaler, context.optimizers))
             stack.enter_context(context.precision.context())
+            stack.enter_context(steps.sync.averaging())
             output = steps.training(context.split, context.batch_idx)
         context.output = output
         context.loss, hiddens = read_manual_output(output, steps.takes_hiddens)

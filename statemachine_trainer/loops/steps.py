@@ -236,17 +236,21 @@ class Steps:
     def _call_through(self, sync: GradientSync) -> None:
         """Let the steps of a model of several ranks be called through what averages its gradients."""
         own = {name for name in STEPS if callable(getattr(self.model, name, None))}
-        if "training_step" in self._found and not self._goes_backward_itself():
-            step = sync.through(self.training, own="training_step" in own)
+        if "training_step" in self._found:
+            kind = self._goes_backward_itself()
+            if kind:
+                step = sync.by_itself(self.training, kind)
+            else:
+                step = sync.through(self.training, own="training_step" in own)
             self.training = self._found["training_step"] = step
         for name in self._found.keys() - {"training_step"}:
             self._found[name] = sync.evaluated(self._found[name], own=name in own)
 
-    def _goes_backward_itself(self) -> bool:
-        """Return whether backward passes begin within the training step, and not after it.
+    def _goes_backward_itself(self) -> str:
+        """Return what the training step does if backward passes begin within it, or from what it yields; else "".
 
         Raises:
-            ModelError: They do, and their gradients would not be averaged.
+            ModelError: It yields losses, and it cannot be seen which one is whose.
         """
         yields = inspect.isgeneratorfunction(getattr(self.model, "training_step", None))
         kind, sync = type(self.model).__name__, self.sync
@@ -256,13 +260,9 @@ class Steps:
                 "it cannot be seen which loss is whose. Return one loss, or optimize by hand "
                 "(automatic_optimization = False)."
             )
-        if (self.by_hand or yields) and not sync.sees_all:
-            how = "yields its losses" if yields else "optimizes by hand"
-            raise ModelError(
-                f"{kind} {how} in training_step, and {sync.by} around it cannot average the gradients there. "
-                "Wrap the networks inside of it instead: self.net = DistributedDataParallel(net)."
-            )
-        return self.by_hand or yields
+        if yields:
+            return f"{kind} yields its losses in training_step"
+        return f"{kind} optimizes by hand" if self.by_hand else ""
 
     def _missing_training_step(self, _batch: Any, _batch_idx: int) -> Any:
         return self.get("training_step")

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from statemachine_trainer.parallel.averaging import average, averaging, check_averaged_here
 
 T = TypeVar("T")
 
@@ -69,6 +71,19 @@ class GradientSync:
         """
         return step
 
+    def by_itself(self, step: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        """Return a training step within which, or after which, backward passes begin that nothing here sees.
+
+        Args:
+            step: The step.
+            kind: What it does, for messages.
+        """
+        return step
+
+    def averaging(self) -> AbstractContextManager[None]:
+        """Within the block, each backward pass averages gradients, if the step is one of `by_itself`."""
+        return nullcontext()
+
     def evaluated(self, step: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
         """Return a step of an evaluation that finds whole parameters, and leaves none."""
         return step
@@ -118,6 +133,7 @@ class Ddp(GradientSync):
     def __init__(self, wrapper: DistributedDataParallel) -> None:
         super().__init__(wrapper.module)
         self.wrapper = wrapper
+        self._averages_itself = False
 
     @property
     def device(self) -> torch.device | None:
@@ -154,21 +170,29 @@ class Ddp(GradientSync):
 
         return call
 
+    def by_itself(self, step: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        """Return the step, which begins with the buffers of rank 0 as a call of the wrapper does.
+
+        Raises:
+            UnsupportedWrapper: The wrapper does more with gradients than to average them.
+        """
+        check_averaged_here(self.wrapper, kind)
+        self._averages_itself = True
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            self.share_buffers()
+            return step(*arguments, **named)
+
+        return call
+
+    def averaging(self) -> AbstractContextManager[None]:
+        return averaging(self.wrapper) if self._averages_itself else nullcontext()
+
     def _wrappers(self) -> Iterator[DistributedDataParallel]:
         yield self.wrapper
 
     def average_open(self, parameters: Iterable[nn.Parameter]) -> None:
-        # A parameter that no rank used stays without a gradient.
-        ours = list(parameters)
-        group = self.wrapper.process_group
-        used = torch.tensor([one.grad is not None for one in ours], device=self.device).int()
-        dist.all_reduce(used, dist.ReduceOp.MAX, group=group)
-        for parameter, is_used in zip(ours, used.tolist(), strict=True):
-            if is_used:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad, group=group)
-                parameter.grad /= dist.get_world_size(group)
+        average(self.wrapper, list(parameters))
 
     def share_buffers(self) -> None:
         """Give all ranks the buffers of rank 0, as the wrapper does before each training step.

@@ -73,10 +73,6 @@ class Task(nn.Module):
         self.epochs_heard += 1
 
 
-class ByHand(Task):
-    automatic_optimization = False
-
-
 class Inside(Task):
     """Has the wrapper in it, and optimizes by hand."""
 
@@ -301,14 +297,6 @@ def checkpoints_at_one_rank() -> Any:
     return refusal(lambda: trainer(checkpoints=folder).fit(wrapped(), loader()))
 
 
-def optimizing_by_hand() -> Any:
-    return refusal(lambda: trainer().fit(wrapped(ByHand()), loader()))
-
-
-def yielding_losses() -> Any:
-    return refusal(lambda: trainer().fit(wrapped(Yielding()), loader()))
-
-
 def yielding_losses_inside() -> Any:
     class InsideYielding(Yielding):
         def __init__(self) -> None:
@@ -463,8 +451,6 @@ def main() -> None:
         our_group_waits_as_long_as_the_users,
         validation_at_one_rank,
         checkpoints_at_one_rank,
-        optimizing_by_hand,
-        yielding_losses,
         yielding_losses_inside,
         a_compiled_step,
         an_environment_that_says_otherwise,

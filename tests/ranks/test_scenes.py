@@ -127,8 +127,6 @@ def test_a_distributed_sampler_gives_each_epoch_another_order(found: Found) -> N
         ("everybody_shuffles_all_for_itself", "sampler=DistributedSampler(data)"),
         ("validation_at_one_rank", "validation loaders differ: ['validation'] at rank 0, [] at"),
         ("checkpoints_at_one_rank", "folders of checkpoints differ"),
-        ("optimizing_by_hand", "Wrap the networks inside of it instead"),
-        ("yielding_losses", "Wrap the networks inside of it instead"),
         ("a_compiled_step", "Use OptimizerLoop with several ranks"),
         ("an_environment_that_says_otherwise", "RANK=5, WORLD_SIZE=2"),
         ("a_state_that_one_rank_cannot_write", "Unwritable: a[1]: "),
@@ -151,7 +149,7 @@ def test_ranks_may_shuffle_parts_of_their_own(found: Found) -> None:
     assert both(found, "everybody_shuffles_a_part_of_its_own") is None
 
 
-def test_what_an_error_advises_for_steps_that_yield_works(found: Found) -> None:
+def test_steps_that_yield_may_call_wrappers_inside_of_the_model(found: Found) -> None:
     assert both(found, "yielding_losses_inside") is None
 
 

@@ -128,13 +128,14 @@ class YieldingLoop(SteppingLoop):
         """Run the backward pass, to the parameters of the optimizer."""
         slot = self._slot
         loss = self._begin_backward(slot)
-        if slot.others:
-            own = [one for one in slot.parameters if one.requires_grad]
-            if own:  # torch takes an empty list for a mistake
-                loss.backward(inputs=own)
-            self._check_gradients(slot)
-        else:
-            loss.backward()
+        with self.context.steps.sync.averaging():
+            if slot.others:
+                own = [one for one in slot.parameters if one.requires_grad]
+                if own:  # torch takes an empty list for a mistake
+                    loss.backward(inputs=own)
+                self._check_gradients(slot)
+            else:
+                loss.backward()
         slot.window += 1
         return "backward_done" if self._is_full(slot) else "accumulated"
 
