@@ -124,10 +124,10 @@ def warn_of_misspelt_settings(root: Loop) -> None:
         if is_users(kind.__module__):
             continue  # what it reads is known to its author alone
         for name in vars(loop):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
-            if not near or name in known or name.startswith("_") or hasattr(kind, name):
+            if name in known or name.startswith("_") or hasattr(kind, name):
                 continue
-            if name not in _attributes_of_new(kind):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
+            if near and name not in _attributes_of_new(kind):
                 _warn(
                     f"The {kind.__name__} at {path!r} has an attribute {name!r}, which it does not read. Did you mean "
                     f"{near[0]!r}?",

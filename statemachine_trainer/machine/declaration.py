@@ -202,7 +202,7 @@ def _refuse_enum(name: object, where: str, error: type[Exception]) -> None:
 def _parts(where: str, entry: Declared, keys: Sequence[str] = _KEYS) -> Sequence[Any]:
     """Return event (or type of error), source, dest, conditions and unless of an entry."""
     form = "[type, source, dest]" if keys is _ERROR_KEYS else "[event, source, dest]"
-    if isinstance(entry, Mapping):
+    if not isinstance(entry, list | tuple) and isinstance(entry, Mapping):
         if extra := sorted(set(entry) - set(keys)):
             raise MalformedTransition(
                 f"{where}: unknown key {extra[0]!r}. Known are {', '.join(keys)}; for callbacks "
@@ -231,7 +231,9 @@ def declared_names(declared: Iterable[Any], initial: str | None) -> list[str]:
     """Return the names of states in `transitions`, the initial one first, without checking them."""
     names: dict[str, None] = {plain_text(initial): None} if isinstance(initial, str) else {}
     for entry in declared if isinstance(declared, Iterable) else ():
-        if isinstance(entry, Mapping):
+        if isinstance(entry, list | tuple) and len(entry) >= 3:  # nearly all are; quick to tell
+            source, dest = entry[1], entry[2]
+        elif isinstance(entry, Mapping):
             source, dest = entry.get("source"), entry.get("dest")
         elif isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) >= 3:
             source, dest = entry[1], entry[2]

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partialmethod
+from functools import cached_property, lru_cache, partialmethod
 from typing import Any, Final
 
 from statemachine_trainer.machine.errors import (
@@ -59,10 +59,10 @@ def check_class(cls: type[Loop], path: str) -> None:
 
 def _check_attribute(cls: type[Loop], base: type, name: str, value: object, where: str) -> None:
     if isinstance(value, str | Sequence | dict):
-        near = difflib.get_close_matches(name, _DECLARATIONS, n=1, cutoff=0.85)
-        if near and not (near[0] == "errors" and isinstance(value, str)):
+        near = _declaration_near(name)
+        if near is not None and not (near == "errors" and isinstance(value, str)):
             raise LoopDefinitionError(
-                f"{where} has an attribute {name!r} that nobody reads. Did you mean `{near[0]}`?"
+                f"{where} has an attribute {name!r} that nobody reads. Did you mean `{near}`?"
             )
     container = type(value) in (list, dict, set)
     if container and name.islower() and name not in inspect.get_annotations(base):
@@ -72,6 +72,14 @@ def _check_attribute(cls: type[Loop], base: type, name: str, value: object, wher
             f"snapshot would hold. Write `{name}: {kind} = field(factory={kind})` if it changes in "
             "the course of a run, and a tuple or a name in capitals if it does not."
         )
+
+
+# Each tree has loops of the same classes, and comparing names takes longer than most of what is checked.
+@lru_cache(maxsize=1024)
+def _declaration_near(name: str) -> str | None:
+    """Return the declaration that a name was probably meant to be."""
+    near = difflib.get_close_matches(name, _DECLARATIONS, n=1, cutoff=0.85)
+    return near[0] if near else None
 
 
 def check_called_states(cls: type[Loop], path: str, states: Sequence[str]) -> None:
@@ -92,6 +100,8 @@ def check_called_states(cls: type[Loop], path: str, states: Sequence[str]) -> No
 
 def _check_called(cls: type[Loop], name: str, value: object, where: str) -> None:
     owner, declared = _declared_first(cls, name)
+    if _have_same_arguments(value, declared):
+        return
     if isinstance(declared, property):
         form = f"`{name}` as a property"
         fits = isinstance(value, property | cached_property | bool)
@@ -112,6 +122,16 @@ def _declared_first(cls: type[Loop], name: str) -> tuple[str, Any]:
     """Return the class that declares a name first, and what it declares."""
     owner = next(one for one in reversed(cls.__mro__) if name in vars(one))
     return owner.__name__, vars(owner)[name]
+
+
+def _have_same_arguments(one: object, other: object) -> bool:
+    """Whether both are plain functions whose arguments have the same names; says it without a signature."""
+    if not (inspect.isfunction(one) and inspect.isfunction(other)):
+        return False
+    codes = (one.__code__, other.__code__)
+    first, second = (code.co_varnames[: code.co_argcount] for code in codes)
+    variable = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+    return first == second and not any(c.co_flags & variable or c.co_kwonlyargcount for c in codes)
 
 
 def _takes(function: Callable[..., object], arguments: Sequence[str]) -> bool:

@@ -188,7 +188,10 @@ class Loop(HasSettings):
     @classmethod
     def is_place(cls, name: str) -> bool:
         """Return whether the class has a place of this name."""
-        return isinstance(inspect.getattr_static(cls, name, None), Place)
+        for base in cls.__mro__:
+            if name in vars(base):
+                return isinstance(vars(base)[name], Place)
+        return False
 
     @classmethod
     def declared(cls, name: str) -> Callable[[], Loop] | None:

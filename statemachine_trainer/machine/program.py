@@ -8,7 +8,7 @@ the machine's own tables, and keeps edges: the state to run next and what to cal
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from statemachine_trainer.machine.chart import Chart, Condition, leads_inside
@@ -397,8 +397,9 @@ class Program:
             posted: Plans of the loops by path, to find the edges for posted events; None for those
                 that an answer takes.
         """
-        for event in self._chart.events:
-            if event in self._error_names:
+        around = _inwards(leaf)
+        for event, declared in self._chart.events.items():
+            if event in self._error_names or declared.transitions.keys().isdisjoint(around):
                 continue
             edge = self._edge(leaf, event, posted)
             if edge is not None:
@@ -525,10 +526,11 @@ def _plain(function: Any) -> Callable[[], object]:
     return function.test if isinstance(function, Condition) else function
 
 
-def _inwards(path: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def _inwards(path: str) -> tuple[str, ...]:
     """Return the path of a state and those of the loops around it, outer ones first."""
     names = path.split(SEPARATOR)
-    return [SEPARATOR.join(names[: depth + 1]) for depth in range(len(names))]
+    return tuple(SEPARATOR.join(names[: depth + 1]) for depth in range(len(names)))
 
 
 def _kept(leaf: list[str], dest: list[str]) -> int:
