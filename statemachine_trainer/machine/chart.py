@@ -79,7 +79,9 @@ class Chart(HierarchicalMachine):
             send_event=True,
             name=name,
         )
-        for plan in self.plan.walk():
+        plans = list(self.plan.walk())
+        self._first_inside = {plan.path: f"{plan.path}{SEPARATOR}{plan.states[0]}" for plan in plans}
+        for plan in plans:
             self._connect(plan)
         for outcome in root.outcomes:
             self.add_transition(outcome, name, END)
@@ -124,10 +126,8 @@ class Chart(HierarchicalMachine):
 
     def initial_leaf(self, path: str) -> str:
         """Follow the initial states from `path` down to a leaf."""
-        state = self.get_state(path)
-        while state.initial:
-            path = f"{path}{SEPARATOR}{state.initial}"
-            state = self.get_state(path)
+        while path in self._first_inside:
+            path = self._first_inside[path]
         return path
 
     def target_of(self, transition: Any, leaf: str) -> str:

@@ -91,14 +91,15 @@ class Recording:
             self.digests.append(None)
             if boundary.transient:
                 continue
+            state = run.trainer.state_dict()
             try:
-                document = run.document()
+                document = Written.of(state)
             except Unwritable as error:
                 if not error.where.startswith("context.in_flight"):
                     raise
                 self.unwritable.append(number)
                 continue
-            self.digests[number] = digest(run.state())
+            self.digests[number] = digest(comparable(state))
             size += document.size
             if size < _KEPT:
                 self._documents[number] = document

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ class ScaledUpdates(CustomLoop):
 # -- data and model ------------------------------------------------------------------------------
 
 
+@functools.cache
 def digits() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
     """Digits to learn from, to scale the updates by, and to test on."""
     inputs, labels = (torch.tensor(one) for one in load_digits(return_X_y=True))
