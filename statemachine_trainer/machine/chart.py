@@ -80,7 +80,9 @@ class Chart(HierarchicalMachine):
             name=name,
         )
         plans = list(self.plan.walk())
-        self._first_inside = {plan.path: f"{plan.path}{SEPARATOR}{plan.states[0]}" for plan in plans}
+        self._first_inside = {
+            plan.path: f"{plan.path}{SEPARATOR}{plan.states[0]}" for plan in plans
+        }
         for plan in plans:
             self._connect(plan)
         for outcome in root.outcomes:

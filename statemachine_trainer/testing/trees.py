@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Set
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ Leaf = tuple[str, bytes, object]
 """Where a value lies, its bytes, and the value."""
 
 _CLOCKS = ("seconds", "seconds_in_epoch")
+_BY_TEXT: Final = frozenset({int, str, bool, type(None)})
+_PLAIN: Final = _BY_TEXT | {float, bytes, torch.Tensor}
 
 
 def comparable(state: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +89,9 @@ def differences(expected: object, found: object) -> list[str]:
 
 def leaves(tree: object, path: str = "") -> Iterator[Leaf]:
     """Yield every value of a tree that is no container, depth first; empty containers too."""
-    if isinstance(tree, Mapping):
+    if type(tree) in _PLAIN:  # nearly all are, and this is quick to tell
+        yield path, _bytes(tree), tree
+    elif isinstance(tree, Mapping):
         yield path, f"{len(tree)} keys".encode(), f"a dict of {len(tree)}"
         for key, one in tree.items():
             if key not in READINGS:  # of the clock and the memory: two equal runs differ there
@@ -124,6 +128,8 @@ def _bytes(value: object) -> bytes:
     """Return the type and the bits of a value."""
     if isinstance(value, torch.Tensor):
         return _tensor_bytes(value)
+    if type(value) in _BY_TEXT:
+        return f"{type(value).__name__} {value!r}".encode()
     if isinstance(value, np.ndarray | np.generic):
         return f"numpy {value.dtype} {value.shape} ".encode() + value.tobytes()
     if isinstance(value, float):
