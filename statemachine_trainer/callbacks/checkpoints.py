@@ -526,9 +526,11 @@ class Checkpoints(HasSettings):
             try:
                 yield
                 stop.finish(written_at_end=self.at_end)
-                self.store.wait()
+                do_together(Ranks.here() if self.background else None, self.store.wait)
             except BaseException as error:
                 self._note_end("failed", error=f"{type(error).__name__}: {error}"[:500])
+                if isinstance(error, Exception) and Ranks.are_up():
+                    self.store.rest()  # other ranks may wait for what this one writes
                 if isinstance(error, Exception):  # a second Ctrl-C waits for nothing
                     with suppress(WriteFailed):  # the log has it
                         self._send_rest()

@@ -252,13 +252,13 @@ def _check_model(ranks: Ranks, trainer: Any, context: Context) -> Layout:
     if layout.data_size < layout.size:
         sync.data_ranks = cast("list[int]", ranks.from_all(layout.data_rank))
     checkpoints = trainer.checkpoints
-    if layout.cut_up and checkpoints is not None:
-        for name, value in (("background", False), ("parameters", "all")):
-            if getattr(checkpoints, name) != value:
-                raise SettingError(
-                    f"The parameters of {type(model).__name__} are cut up among the ranks by {layout.by}, and "
-                    f"checkpoints of them are not written with {name}={getattr(checkpoints, name)!r}. Leave it out."
-                )
+    if layout.cut_up and checkpoints is not None and checkpoints.parameters != "all":
+        by = layout.by or "tensor parallelism"
+        raise SettingError(
+            f"The parameters of {type(model).__name__} are cut up among the ranks by {by}, and Checkpoints(parameters="
+            f"{checkpoints.parameters!r}) compares whole ones with those of the script. Leave it out: each rank writes "
+            "its parts of all parameters."
+        )
     return layout
 
 

@@ -43,8 +43,18 @@ class Ranks:
         # Weak: a group that outlives `destroy_process_group` aborts the interpreter as it exits.
         self._world = ref(dist.group.WORLD)
         self._own_group = ref(dist.new_group(backend="gloo", timeout=_timeout()))
+        self._beside: Ranks | None = None
         mine: Json = {"pid": os.getpid(), "host": socket.gethostname()}
         self.processes = cast("list[dict[str, Any]]", self.from_all(mine))
+
+    def of_threads(self) -> Ranks:
+        """Return the same ranks with a group of their own, for a thread beside the one that trains.
+
+        The first call is a collective.
+        """
+        if self._beside is None:
+            self._beside = Ranks()
+        return self._beside
 
     @classmethod
     def here(cls) -> Ranks | None:

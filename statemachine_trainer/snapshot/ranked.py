@@ -11,6 +11,7 @@ among ranks go their own way: each rank writes its parts into a file beside; see
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -22,8 +23,9 @@ from torch import nn
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves
 from statemachine_trainer.parallel.gradient_sync import is_cut_up
 from statemachine_trainer.parallel.ranks import Json, Ranks
-from statemachine_trainer.snapshot import codec, strictjson, tensor_file
+from statemachine_trainer.snapshot import checkpoint_folder, codec, strictjson, tensor_file
 from statemachine_trainer.snapshot.checkpoint_folder import FileEntry
+from statemachine_trainer.snapshot.filesystem import LocalFileSystem
 from statemachine_trainer.snapshot.marks import is_mark, take_out
 from statemachine_trainer.snapshot.snapshot_errors import (
     SnapshotError,
@@ -67,45 +69,77 @@ def save_together(
         AnotherRankFailed: Something else went wrong at another rank.
     """
     tree, cut = take_out(tree)
-    beside = _Beside(ranks, cut) if cut else None
     error: Exception | None = None  # told to the others, who would wait for ever
     digests: dict[str, str] = {}
     part, path = b"", None
     try:
+        store.wait()  # all of them heard of what went wrong in the background
         digests = _digests(tree) if ranks.rank == 0 else {}
     except Exception as problem:
         error = problem
     digests = cast("dict[str, str]", ranks.from_first(cast(Json, digests)))
     try:
-        part = _part(tree, digests) if ranks.rank > 0 else b""
+        part = _part(tree, digests) if ranks.rank > 0 and error is None else b""
     except Exception as problem:
         error = problem
     _raise_first(ranks, error)
+    beside = _Beside.of(ranks, store, cut) if cut else None
     parts = ranks.to_first(part)
     if ranks.rank == 0:
         try:
             whole = {**tree, _RANKS: [None, *map(_read, parts[1:])]}
-            path = store.save(whole, name=name, metadata=metadata, beside=beside)
+            run = None if beside is None else beside.run
+            path = store.save(whole, name=name, metadata=metadata, beside=beside, run=run)
         except Exception as problem:
             error = problem
-    if beside is not None:
+    if beside is not None and not beside.later:
         error = beside.take_part() or error
     _raise_first(ranks, error)
+    if beside is not None and beside.later and ranks.rank > 0:
+        store.take_part(beside.run)
     return Path(cast(str, ranks.from_first(None if path is None else str(path))))
 
 
 class _Beside:
     """Writes the parts of all ranks into the folder that rank 0 has made, within its `Store.save`.
 
+    In the background it is a thread of each rank that writes a copy of its parts. These threads talk to each other in a
+    group of their own.
+
     Args:
-        ranks: The ranks.
-        cut: Tensors of this rank that are cut up, by their paths.
+        ranks: The ranks, in the group of those that call it.
+        parts: What this rank writes.
+        later: Whether it is written in the background.
     """
 
-    def __init__(self, ranks: Ranks, cut: dict[str, torch.Tensor]) -> None:
+    def __init__(self, ranks: Ranks, parts: Mapping[str, torch.Tensor], *, later: bool) -> None:
+        self.later = later
         self._ranks = ranks
-        self._cut = cut
+        self._parts = parts
         self._done = False
+
+    @classmethod
+    def of(cls, ranks: Ranks, store: Store, cut: dict[str, torch.Tensor]) -> _Beside:
+        """Plan what each rank writes, and copy it for the background. A collective.
+
+        Args:
+            ranks: The ranks.
+            store: Where rank 0 writes.
+            cut: Tensors of this rank that are cut up, by their paths.
+        """
+        from statemachine_trainer.snapshot.shards import parts_of
+
+        parts: Mapping[str, torch.Tensor] = parts_of(ranks, cut)
+        staging = store.staging_of_parts
+        if staging is None:
+            return cls(ranks, parts, later=False)
+        error: Exception | None = None
+        try:
+            parts = staging.copy(parts)
+        except Exception as problem:  # there is too little memory
+            error = problem
+        _raise_first(ranks, error)
+        return cls(ranks.of_threads(), parts, later=True)
 
     def __call__(self, folder: Path) -> dict[str, FileEntry]:
         """Write, at rank 0. The others call `take_part`."""
@@ -121,22 +155,52 @@ class _Beside:
             return error
         return None
 
-    def _write(self, folder: Path | None) -> dict[str, FileEntry]:
-        from torch.distributed.checkpoint.api import CheckpointException
+    def run(self, write: Callable[[], None] | None = None) -> None:
+        """Write in the background, at each rank; where it fails at one, all of them raise.
 
-        from statemachine_trainer.snapshot.shards import failures_of, write_shards
+        Args:
+            write: At rank 0, what writes the checkpoint.
+        """
+        error: Exception | None = None
+        try:
+            if write is not None:
+                write()
+        except Exception as problem:
+            error = problem
+        error = self.take_part() or error
+        _raise_first(self._ranks, error)
+
+    def _write(self, folder: Path | None) -> dict[str, FileEntry]:
+        from statemachine_trainer.snapshot.shards import file_of
 
         self._done = True
-        path = self._ranks.from_first(None if folder is None else str(folder))
+        ranks = self._ranks
+        path = ranks.from_first(None if folder is None else str(folder))
         if path is None:
             return {}
+        file = Path(cast(str, path)) / file_of(ranks.rank)
+        mine: Json = None
+        error: Exception | None = None
         try:
-            return write_shards(self._ranks, Path(cast(str, path)), self._cut)
-        except CheckpointException as error:
-            first = failures_of(error)[0]
-            if isinstance(first, OSError):
-                raise first from None  # the store says what to do about the disk
-            raise AnotherRankFailed(f"Parts of tensors were not written: {first}") from error
+            if self._parts:
+                tensors = {name: one.cpu().contiguous() for name, one in self._parts.items()}
+                entry = checkpoint_folder.write_tensors(LocalFileSystem(), file, tensors)
+                mine = [entry.size, entry.checksum]
+        except Exception as problem:
+            error = problem
+            number = problem.errno if isinstance(problem, OSError) else None
+            mine = {**_told(problem), "number": number}
+        told = cast("list[Any]", ranks.from_all(mine))
+        if error is not None:
+            raise error
+        for rank, one in enumerate(told):
+            if isinstance(one, dict):
+                # As an error of the disk here, of which the store says what to do about it.
+                number = one["number"]
+                if number is None:
+                    raise _as_error(rank, one)
+                raise OSError(number, f"{os.strerror(number)} (at rank {rank})")
+        return {file_of(rank): FileEntry(*one) for rank, one in enumerate(told) if one is not None}
 
 
 def do_together(ranks: Ranks | None, act: Callable[[], object]) -> None:

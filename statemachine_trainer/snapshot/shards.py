@@ -16,7 +16,6 @@ from typing import Any, Final, cast
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -31,10 +30,9 @@ from torch.futures import Future
 
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves
 from statemachine_trainer.parallel.gradient_sync import is_cut_up
-from statemachine_trainer.parallel.ranks import Json, Ranks
+from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot import checkpoint_folder
-from statemachine_trainer.snapshot.checkpoint_folder import FileEntry
 from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
 from statemachine_trainer.snapshot.marks import is_mark
 from statemachine_trainer.snapshot.snapshot_errors import Damaged, SnapshotMismatch
@@ -42,27 +40,24 @@ from statemachine_trainer.snapshot.snapshot_errors import Damaged, SnapshotMisma
 _PART: Final = re.compile(r"(.*)@([\d,]*)", re.DOTALL)
 
 
-def write_shards(ranks: Ranks, folder: Path, cut: dict[str, Any]) -> dict[str, FileEntry]:
-    """Write the parts of this rank into the folder of a checkpoint. A collective.
+def parts_of(ranks: Ranks, cut: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the parts that this rank writes, by the names that they have in its file. A collective.
 
-    Returns:
-        The files of all ranks, with their sizes and checksums.
+    Ranks tell each other shapes and places, and no numbers. The parts share the memory of the tensors.
 
-    Raises:
-        CheckpointException: It failed at a rank.
+    Args:
+        ranks: The ranks.
+        cut: Tensors of this rank that are cut up, by their paths.
     """
-    writer = _Writer(folder, ranks.rank)
+    writer = _Planned()
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     save(cut, storage_writer=writer, planner=planner, process_group=ranks.group)
-    entry = writer.entry
-    mine: Json = None if entry is None else [entry.size, entry.checksum]
-    told = cast("list[tuple[int, str] | None]", ranks.from_all(mine))
-    return {_file_of(rank): FileEntry(*one) for rank, one in enumerate(told) if one is not None}
+    return writer.parts
 
 
-def failures_of(error: CheckpointException) -> list[BaseException]:
-    """Return what went wrong at the ranks at which something did."""
-    return [one[0] for one in error.failures.values()]
+def file_of(rank: int) -> str:
+    """Return the name of the file with the parts that a rank has written."""
+    return f"shard-{rank}.safetensors"
 
 
 def with_parts(tree: Any, folder: Path, model: nn.Module) -> Any:
@@ -215,34 +210,24 @@ def _empty(mark: Mapping[str, Any], dtype: torch.dtype, owner: Any, like: Any) -
 # -- Files -----------------------------------------------------------------------------------------
 
 
-def _file_of(rank: int) -> str:
-    return f"shard-{rank}.safetensors"
-
-
 def _name_of(path: str, offsets: Iterable[int]) -> str:
     return f"{path}@{','.join(map(str, offsets))}"
 
 
-class _Writer(StorageWriter):
-    """Writes the parts that a plan gives this rank into one file."""
+class _Planned(StorageWriter):
+    """Writes nothing, and keeps the parts that a plan gives this rank."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        self._folder = folder
-        self._rank = rank
-        self.entry: FileEntry | None = None
+    def __init__(self) -> None:
+        self.parts: dict[str, torch.Tensor] = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        tensors, results = {}, []
+        results = []
         for item in plan.items:
             part = planner.resolve_data(item)
             assert isinstance(part, torch.Tensor)
-            name = _name_of(item.index.fqn, item.index.offset or ())
-            tensors[name] = part.detach().cpu().contiguous()
+            self.parts[_name_of(item.index.fqn, item.index.offset or ())] = part.detach()
             size = part.numel() * part.element_size()
-            results.append(WriteResult(item.index, size, _file_of(self._rank)))
-        if tensors:
-            path = self._folder / _file_of(self._rank)
-            self.entry = checkpoint_folder.write_tensors(LocalFileSystem(), path, tensors)
+            results.append(WriteResult(item.index, size, None))
         found: Future[list[WriteResult]] = Future()
         found.set_result(results)
         return found
@@ -251,7 +236,7 @@ class _Writer(StorageWriter):
         """Nothing is kept from one checkpoint to the next."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Rank 0 has made the folder."""
+        """Nothing is written here."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -115,6 +116,7 @@ class Store:
 
     Attributes:
         owned: makes a context around each write, in which the folder is that of this process
+        staging_of_parts: copies what goes beside a checkpoint in the background; None in the foreground
         check_owned: called before each step of a write that others see; raises where the folder has become
             that of another run
 
@@ -142,6 +144,7 @@ class Store:
         self.settled: Callable[[], object] = _nobody_asks
         self._files = files or LocalFileSystem()
         self._staging = Staging() if background else None
+        self.staging_of_parts = Staging() if background else None
         self._background = Background()
         self._writing = Lock()
         self.versions = {
@@ -160,6 +163,7 @@ class Store:
         name: str,
         metadata: Mapping[str, object] | None = None,
         beside: Callable[[Path], Mapping[str, checkpoint_folder.FileEntry]] | None = None,
+        run: Callable[[Callable[[], None]], None] | None = None,
     ) -> Path:
         """Write a checkpoint; one of the same name is replaced once this one is safe.
 
@@ -168,8 +172,8 @@ class Store:
             name: letters, digits and ``._=+-``
             metadata: a plain tree without tensors that `list` shows. Retention looks at ``step``,
                 ``epoch`` and ``metrics``, a dict of numbers.
-            beside: writes further files into the folder before it appears, and returns what they are;
-                in the foreground only
+            beside: writes further files into the folder before it appears, and returns what they are
+            run: in the background, calls what it is given, which writes
 
         Returns:
             The folder: in the foreground it is there, in the background it will be.
@@ -193,8 +197,13 @@ class Store:
             self._write(draft, target)
         else:
             copied = replace(draft, tensors=self._staging.copy(draft.tensors))
-            self._background.start(lambda: self._write(copied, target))
+            write = partial(self._write, copied, target)
+            self._background.start(write if run is None else partial(run, write))
         return target
+
+    def take_part(self, job: Callable[[], None]) -> None:
+        """Do in the background what the process that writes to this folder waits for."""
+        self._background.start(job)
 
     def try_to_write(self) -> None:
         """Make the folder if need be, write a byte in it, and take that away.
@@ -518,8 +527,9 @@ class Store:
         try:
             self.wait()
         finally:
-            if self._staging is not None:
-                self._staging.release()
+            for one in (self._staging, self.staging_of_parts):
+                if one is not None:
+                    one.release()
 
     def __enter__(self) -> Store:
         return self

@@ -334,8 +334,8 @@ def refusal(act: Callable[[], object]) -> str | None:
     return None
 
 
-def checkpoints_in_the_background() -> Any:
-    writer = Checkpoints(FOLDER / "background", background=True)
+def checkpoints_of_what_is_trained() -> Any:
+    writer = Checkpoints(FOLDER / "trainable", parameters="trainable")
     fit = trainer(run=None, checkpoints=writer)
     return refusal(lambda: fit.fit(cut_up(Task()), *loaders()))
 
@@ -413,7 +413,7 @@ OF_FOUR: list[Callable[[], Any]] = [
 ]
 TOLD: list[Callable[[], Any]] = [
     sizes_of_files,
-    checkpoints_in_the_background,
+    checkpoints_of_what_is_trained,
     a_disk_that_fails_at_one_rank,
     sharpness,
     losses_that_are_yielded,

@@ -132,7 +132,7 @@ def foreign_parts(opened: list[str]) -> list[str]:
     return [one for one in opened if OTHERS.search(one) and not any(map(one.__contains__, ours))]
 
 
-def train(folder: Path, rank: int) -> dict[str, Any]:
+def train(folder: Path, rank: int, *, background: bool = False) -> dict[str, Any]:
     """Train as one of two ranks, from where the folder stands."""
     opened: list[str] = []
 
@@ -148,7 +148,9 @@ def train(folder: Path, rank: int) -> dict[str, Any]:
     inputs = torch.randn(6 * BATCHES, 8)
     data = TensorDataset(inputs, inputs[:, :3].argmax(1))
     torch.manual_seed(rank)
-    keeping = Checkpoints(folder, every=1, retention=Retention(last=1), at_end=False)
+    keeping = Checkpoints(
+        folder, every=1, retention=Retention(last=1), at_end=False, background=background
+    )
     trainer = Trainer(max_epochs=1, device="cpu", progress=False, checkpoints=keeping)
     began: list[int] = []
     trainer.on("batch_start", lambda: began.append(trainer.context.counts.batch))
@@ -173,9 +175,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return one["weights"]
 
 
-@pytest.mark.parametrize("victims", [["the rank itself"], ["the other one", "both"]])
+@pytest.mark.parametrize(
+    "victims, background",
+    [
+        (["the rank itself"], False),
+        (["the other one", "both"], False),
+        (["the rank itself", "both"], True),
+    ],
+)
 def test_kills_in_all_phases_leave_whole_checkpoints_and_the_run_ends_with_the_same_bits(
-    victims: list[Victims], tmp_path: Path, undisturbed: Any
+    victims: list[Victims], background: bool, tmp_path: Path, undisturbed: Any
 ) -> None:
     """One start after the other, each of which is killed as it writes its first checkpoint."""
     run, number = tmp_path / "run", 0
@@ -185,7 +194,7 @@ def test_kills_in_all_phases_leave_whole_checkpoints_and_the_run_ends_with_the_s
             rank: int, phase: Phase = phase, who: Victims = who, number: int = number
         ) -> Any:
             Killer(phase, who, rank, number)
-            return train(run, rank)
+            return train(run, rank, background=background)
 
         ended = in_ranks(2, tmp_path, killed)
         dead = {"the rank itself": {phase.rank}, "the other one": {1 - phase.rank}}
@@ -195,7 +204,7 @@ def test_kills_in_all_phases_leave_whole_checkpoints_and_the_run_ends_with_the_s
         newest = Store(run).newest()  # a damaged one would be told, which is an error here
         assert newest is not None
         assert newest.path.name.startswith(f"{number:06d}-"), name
-    for rank in in_ranks(2, tmp_path, lambda rank: train(run, rank)):
+    for rank in in_ranks(2, tmp_path, lambda rank: train(run, rank, background=background)):
         assert rank["began"] == [number + 1]
         assert rank["foreign"] == []
         assert rank["weights"] == undisturbed

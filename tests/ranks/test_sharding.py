@@ -150,11 +150,14 @@ def test_parts_may_be_repeated_along_another_axis(
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("checkpoints_in_the_background", "not written with background=True"),
+        (
+            "checkpoints_of_what_is_trained",
+            "Checkpoints(parameters='trainable') compares whole ones",
+        ),
         ("a_disk_that_fails_at_one_rank", "The checkpoints before it are untouched"),
         ("sharpness", "the loop 'epoch.batch.optimizer' climbs along gradients"),
         ("losses_that_are_yielded", "optimize by hand (automatic_optimization = False)"),
-        ("evaluations_of_different_lengths", "numbers of validation batches differ: [2] at rank 0"),
+        ("evaluations_of_different_lengths", "numbers of validation batches differ: 2 at rank 0"),
         ("the_same_data_at_all_ranks", "SameBatches: All 2 ranks read the same batch"),
     ],
 )
