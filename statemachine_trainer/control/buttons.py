@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from statemachine_trainer.control.hold import Hold
     from statemachine_trainer.machine.driver import Driver
 
-HOLDING = ("pause", "step", "continue")
-"""Those that hold a run, or let it go."""
-
 AT_STATES = ("break", "clear", "until")
 """Those that are said with the path of a state: hold before it whenever it comes, no longer, or once."""
 
@@ -120,7 +117,12 @@ class Buttons:
             raise NotNow(why)
         if name in BUTTONS and name not in POSTED:
             action, told = {
-                "pause": (self._hold.hold, "The run is held after its next boundary."),
+                "pause": (
+                    self._hold.hold,
+                    "All ranks are held where they meet next."
+                    if self._together
+                    else "The run is held after its next boundary.",
+                ),
                 "step": (self._hold.step, "The run does the work of one state."),
                 "continue": (self._hold.go_on, "The run goes on."),
                 "checkpoint": (
@@ -142,7 +144,7 @@ class Buttons:
         if word == "clear":
             self._hold.clear(path)
             return f"The run is no longer held before {path}."
-        if (why := self._unheld()) is not None:
+        if (why := self._unheld(alone=True)) is not None:
             raise NotNow(why)
         if word == "break":
             self._hold.break_at(path)
@@ -201,14 +203,20 @@ class Buttons:
         if name not in BUTTONS and name not in driver.program.postable:
             known = (*BUTTONS, *driver.program.postable)
             return f"There is no button or event {name!r}. {suggest(name, known)}"
-        if (why := self._unheld() if name in HOLDING else self._idle()) is not None:
+        if (why := self._unheld(alone=name == "step")) is not None:
             return why
         if name == "pause":
             return "The run is held already." if hold.asked_for else None
         if name == "step":
             return None if hold.held else "Only a run that is held can be stepped."
         if name == "continue":
-            return None if hold.asked_for else "The run is going on."
+            meeting = self._together and hold.asked_for and not hold.held
+            going = (
+                "The ranks have not met yet: say it when they are held."
+                if meeting
+                else "The run is going on."
+            )
+            return None if hold.asked_for and not meeting else going
         if name == "checkpoint":
             writes = self._trainer.checkpoints is not None
             return None if writes else "This trainer writes no checkpoints."
@@ -221,15 +229,14 @@ class Buttons:
         ended = "The run has ended." if self._driver.path is None else "The run stands still."
         return f"{ended} It is in the hands of the program that began it."
 
-    def _unheld(self) -> str | None:
-        """Say why the run cannot be held."""
-        if (why := self._idle()) is not None:
+    def _unheld(self, *, alone: bool = False) -> str | None:
+        """Say why the run cannot be held; `alone` for what one of several ranks cannot do without the others."""
+        if (why := self._idle()) is not None or not (alone and self._together):
             return why
-        together = (
-            "Of several ranks one that is held leaves the others waiting for it. `stop` ends all at one boundary, "
-            "and the run can be resumed there."
+        return (
+            "Several ranks are held where they meet, once a batch, and not at a state of one's choice: one alone would "
+            "leave the others waiting. `pause` holds all, `continue` lets all go on."
         )
-        return together if self._together else None
 
     @property
     def _together(self) -> bool:

@@ -46,7 +46,8 @@ class Hold:
     @property
     def held(self) -> str | None:
         """Path of the state before which the run is held; None if it is not."""
-        return self._held
+        together = self._driver.post_to
+        return self._held if together is None else self._held or together.held
 
     @property
     def stepping(self) -> bool:
@@ -56,7 +57,8 @@ class Hold:
     @property
     def asked_for(self) -> bool:
         """Whether the run is held, or will be before one of its next states."""
-        return self._holding
+        together = self._driver.post_to
+        return self._holding or (together is not None and together.asked_to_hold)
 
     @property
     def stops(self) -> list[str]:
@@ -69,7 +71,11 @@ class Hold:
         return self._until
 
     def hold(self) -> None:
-        """Hold the run before the state that follows its next boundary."""
+        """Hold the run before the state that follows its next boundary; of several ranks all, where they meet next."""
+        together = self._driver.post_to
+        if together is not None:
+            together.hold()
+            return
         with self._turn:
             if self._holding:
                 return
@@ -105,6 +111,9 @@ class Hold:
         with self._turn:
             self._holding, self._steps = False, 0
             self._turn.notify_all()
+        together = self._driver.post_to
+        if together is not None:
+            together.let_go()
 
     def let_go(self) -> None:
         """Let the run go on and hold it nowhere: nobody is left who could let it go."""

@@ -6,6 +6,7 @@ or a network in the memory of one process, in which a test simulates many ranks.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -15,6 +16,9 @@ from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.loop import SEPARATOR
 
 _NONE_ASKED: Final = (0, False)
+
+_GLANCE: Final = 0.2
+"""Seconds between two checks whether ranks that are held may go on."""
 
 
 class Transport(Protocol):
@@ -27,6 +31,11 @@ class Transport(Protocol):
             A function that waits until the result has come, and returns it. It raises an error where a rank
             was lost, or does not answer in time.
         """
+        ...
+
+    def begin_hold(self) -> Callable[[bool], bool]:
+        """Begin to stand still, as all ranks do; see `Ranks.begin_hold`."""
+        ...
 
 
 class Stoppable(Protocol):
@@ -60,6 +69,12 @@ class Meetings:
         self._checkpoints = checkpoints
         self._wishes: set[str] = set()
         self._pausing = False
+        self._holding = False  # whether a hold was asked for here
+        self._to_hold = False  # whether one was agreed on
+        self._unwanted = False  # whether it is to end as it begins
+        self._hold: Callable[[bool], bool] | None = None
+        self._woken = threading.Event()
+        self._heard = _NONE_ASKED
         self._asked: tuple[list[str], Callable[[], list[float]]] | None = None
         self._on_the_way: list[str] = []
         self._path = ""
@@ -91,6 +106,29 @@ class Meetings:
         if self._driver.path is not None:
             self._pausing = True
 
+    def hold(self) -> None:
+        """Hold the machines of all ranks before the state at which they meet next. May be called from other threads."""
+        if self._driver.path is not None:
+            self._holding, self._unwanted = True, False
+
+    def let_go(self) -> None:
+        """Let the ranks that are held go on. May be called from other threads."""
+        hold = self._hold
+        self._unwanted = self._holding and hold is None  # it may be on its way
+        if hold is not None:
+            hold(True)
+            self._woken.set()
+
+    @property
+    def held(self) -> str | None:
+        """Path of the state before which the ranks are held; None if they are not."""
+        return None if self._hold is None else self._path
+
+    @property
+    def asked_to_hold(self) -> bool:
+        """Whether the ranks are held, or will be where they meet next, as far as this rank has heard."""
+        return self._holding or self._to_hold
+
     def waiting(self) -> list[str]:
         """Return the events that were posted here and not agreed on yet."""
         return [*self._on_the_way, *self._wishes]
@@ -113,20 +151,26 @@ class Meetings:
         self._ask()
         if not again or stands:  # nothing is to be under way while the ranks stand still
             self._take()
+        if self._to_hold:
+            self._stand_still()
 
     # -- parts -----------------------------------------------------------------------------------
 
     def _ask(self) -> None:
         """Begin an exchange with the other ranks, and send the events of this rank."""
         checkpoints = self._checkpoints()
-        asked = _NONE_ASKED if checkpoints is None else checkpoints.asked()
+        if checkpoints is not None:
+            self._hear(checkpoints)
+        asked, self._heard = self._heard, _NONE_ASKED
         events = sorted(self._driver.program.postable)
         wishes = [event in self._wishes for event in events]
         self._on_the_way = [event for event, wished in zip(events, wishes, strict=True) if wished]
         for event in self._on_the_way:  # remove only these: a thread may have just posted others
             self._wishes.discard(event)
         pausing, self._pausing = self._pausing, False
-        answer = self._transport.begin_largest([self._read_clock(), *asked, pausing, *wishes])
+        # Kept until it is agreed on, so that whoever asks for it hears that it is on its way.
+        numbers = [self._read_clock(), *asked, pausing, self._holding, *wishes]
+        answer = self._transport.begin_largest(numbers)
         self._asked = events, answer
 
     def _take(self) -> bool:
@@ -134,7 +178,7 @@ class Meetings:
         if self._asked is None:
             return False
         (events, answer), self._asked = self._asked, None
-        self._seconds, signum, written, pausing, *wishes = answer()
+        self._seconds, signum, written, pausing, holding, *wishes = answer()
         for event, wished in zip(events, wishes, strict=True):
             if wished:
                 self._wishes.discard(event)  # all ranks may wish it, some a bit later
@@ -146,7 +190,35 @@ class Meetings:
         if pausing:
             self._pausing = False  # all ranks may wish it, some a bit later
             self._driver.pause()
-        return bool(signum or pausing)
+        ends = bool(signum or pausing)
+        self._to_hold = not ends and (bool(holding) or self._to_hold)
+        if ends:
+            self._holding = False
+        return bool(ends or holding)
+
+    def _hear(self, checkpoints: Stoppable) -> None:
+        """Note what this rank is asked for, until it can be told to the others."""
+        signum, wanted = checkpoints.asked()
+        self._heard = (signum or self._heard[0], wanted or self._heard[1])
+
+    def _stand_still(self) -> None:
+        """Wait until any rank is told to go on, or hears of a signal, which stops all where they meet next.
+
+        The ranks wait in no collective meanwhile, so that it may take as long as somebody likes.
+        """
+        self._woken.clear()
+        hold = self._hold = self._transport.begin_hold()
+        checkpoints = self._checkpoints()
+        ended = False
+        try:
+            while not ended:
+                if checkpoints is not None:
+                    self._hear(checkpoints)
+                ended = hold(self._unwanted or bool(self._heard[0])) or self._woken.wait(_GLANCE)
+        finally:
+            self._hold, self._holding, self._to_hold, self._unwanted = None, False, False, False
+            hold(True)  # whatever has ended it here: one alone would wait for the others
+            self._read_at = time.monotonic()
 
     def _read_clock(self) -> float:
         """Return the seconds that this rank has run; time between two runs does not count."""

@@ -41,6 +41,21 @@ class Posting(Protocol):
     def pause(self) -> None:
         """Pause all of them at one boundary."""
 
+    def hold(self) -> None:
+        """Hold all of them before one state, until they are let go."""
+
+    def let_go(self) -> None:
+        """Let all of them go on, if they are held."""
+
+    @property
+    def held(self) -> str | None:
+        """Path of the state before which they are held; None if they are not."""
+
+    @property
+    def asked_to_hold(self) -> bool:
+        """Whether they are held, or will be where they meet next."""
+        ...
+
 
 class Driver(Engine):
     """Runs the machine of a loop tree.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -46,6 +47,9 @@ class Ranks:
         self._beside: Ranks | None = None
         mine: Json = {"pid": os.getpid(), "host": socket.gethostname()}
         self.processes = cast("list[dict[str, Any]]", self.from_all(mine))
+        # Keys in the store outlive the group: those of another one are not to be read.
+        self._name = self.from_first(secrets.token_hex(8))
+        self._holds = 0
 
     def of_threads(self) -> Ranks:
         """Return the same ranks with a group of their own, for a thread beside the one that trains.
@@ -97,6 +101,24 @@ class Ranks:
         """Return the first rank that says no; None if all say yes."""
         (found,) = self.largest([0 if fine else self.size - self.rank])
         return self.size - int(found) if found else None
+
+    def begin_hold(self) -> Callable[[bool], bool]:
+        """Begin to stand still, as all ranks do, without waiting in a collective, which ends in time.
+
+        Returns:
+            A function that tells whether any rank has ended this; called with True it ends it for all. It may be called
+            from other threads.
+        """
+        self._holds += 1
+        store = _default_store()
+        key = f"statemachine_trainer/{self._name}/let-go-{self._holds}"
+
+        def ended(end: bool) -> bool:
+            if end:
+                store.set(key, "")
+            return end or store.check([key])
+
+        return ended
 
     def from_first(self, value: Json) -> Json:
         """Return the value of rank 0; the values of other ranks are ignored."""
@@ -151,6 +173,11 @@ class Ranks:
         found = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(found, mine, group=self._group)
         return [int(one) for one in found]
+
+
+def _default_store() -> Any:
+    """Return the store by which the ranks have found each other."""
+    return cast(Any, dist.distributed_c10d)._get_default_store()
 
 
 def _timeout() -> timedelta | None:

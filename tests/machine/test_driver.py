@@ -208,6 +208,8 @@ def test_events_go_to_who_keeps_several_machines_together_until_that_hands_them_
 
     class Together:
         events: list[str] = []
+        held = None
+        asked_to_hold = False
 
         def post(self, event: str) -> None:
             self.events.append(event)
@@ -217,6 +219,8 @@ def test_events_go_to_who_keeps_several_machines_together_until_that_hands_them_
 
         def pause(self) -> None:
             raise NotImplementedError
+
+        hold = let_go = pause
 
     driver.post_to = together = Together()
     driver.post("stop")

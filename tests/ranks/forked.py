@@ -24,7 +24,12 @@ LONGEST = 200.0
 
 
 def in_ranks(
-    size: int, folder: Path, act: Callable[[int], Any], *, longest: float = LONGEST
+    size: int,
+    folder: Path,
+    act: Callable[[int], Any],
+    *,
+    longest: float = LONGEST,
+    meanwhile: Callable[[], object] | None = None,
 ) -> list[Any]:
     """Do something in ranks over gloo, and wait for their ends.
 
@@ -33,6 +38,7 @@ def in_ranks(
         folder: Where they meet.
         act: What each does with its number. What it returns has to fit into JSON.
         longest: Seconds after which all of them are ended.
+        meanwhile: What is done here while they work.
 
     Returns:
         What each returned; "NAME: TEXT" of an error that it raised; None where it was killed.
@@ -44,6 +50,8 @@ def in_ranks(
     found: dict[int, bytes] = {reading: b"" for _, reading in started}
     end, waiting = time.monotonic() + longest, set(found)
     try:
+        if meanwhile is not None:
+            meanwhile()
         while waiting:
             ready, _, _ = select.select([*waiting], [], [], max(0.0, end - time.monotonic()))
             assert ready, "the ranks hang"

@@ -256,6 +256,10 @@ class Rank:
 
     # -- what the meetings ask for
 
+    def begin_hold(self) -> Callable[[bool], bool]:
+        """Nobody is here who would let them go."""
+        return lambda _: True
+
     def begin_largest(self, values: Sequence[float]) -> Callable[[], list[float]]:
         """Exchange numbers, as `Transport` says."""
         return self._begin("meeting", values)

@@ -131,7 +131,7 @@ def test_a_disk_that_fails_at_one_rank_is_told_at_all_and_leaves_nothing(
 ) -> None:
     every = 2 if when == "in the middle" else 6
 
-    def no_room(files: Any, path: Path, *_: object) -> Any:
+    def no_room(files: Any, path: Path, tensors: Any) -> Any:
         path.write_bytes(b"a part of it")
         raise OSError(28, "No space left on device")
 
