@@ -150,6 +150,11 @@ def _run_command(root: Path, code: Code) -> None:
         with _arguments([str(script), *arguments[1:]] if code != AS_IT_IS else arguments):
             sys.path.insert(0, str(script.resolve().parent))
             runpy.run_path(sys.argv[0], run_name="__main__")
+    elif arguments and arguments[0].endswith(".py"):
+        raise CannotReplay(
+            f"The run {root} was started by the script {arguments[0]}, and there is no such file in {folder} any "
+            "more. Name a function that starts its trainer, wherever it is now: --from FILE:FUNCTION."
+        )
     else:
         raise CannotResume(
             f"The run {root} was started by `{' '.join(command)}`, which is neither a script nor a module. Name a "

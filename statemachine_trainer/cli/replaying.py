@@ -19,6 +19,7 @@ from statemachine_trainer.cli.places import (
     nearest_checkpoint,
     recorded_spike,
 )
+from statemachine_trainer.cli.set_again import set_again
 from statemachine_trainer.intervals import Every
 from statemachine_trainer.loops.spikes import why_spike, with_loss
 from statemachine_trainer.machine.errors import StateMachineError, UnknownSignal
@@ -107,6 +108,7 @@ class Replay:
             prints.append(Fingerprints(trainer.driver, EACH_BATCH, self._sink))
         removers = [one.attach() for one in prints]
         try:
+            removers += set_again(trainer, self.run)
             self._run(trainer)
         finally:
             for remove in removers:

@@ -6,6 +6,7 @@ And what it becomes with `on_oom="split"`.
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -16,12 +17,14 @@ from torch import Tensor
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.loops.metrics.sizes import batch_size_of
 from statemachine_trainer.loops.outputs import gather
-from statemachine_trainer.loops.samples import cut, why_not_cut, within_memory
+from statemachine_trainer.loops.samples import cut, why_not_cut, why_not_weighted, within_memory
 from statemachine_trainer.loops.settings_checks import function, one_of, whole_number
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.loops.stepping import NonFinite, SteppingLoop
 from statemachine_trainer.loops.verbs import count_step
 from statemachine_trainer.machine.declaration import transient
+
+_log = logging.getLogger(__name__)
 
 
 class OptimizerLoop(SteppingLoop):
@@ -346,6 +349,8 @@ class SplittingLoop(OptimizerLoop):
     def smaller_pieces(self) -> Literal["smaller"]:
         """Note that so many samples do not fit: what is left of the batch goes in pieces of half as many."""
         context = self.context
+        if context.piece_size is None:
+            self._tell_of_sums()
         start, stop, _ = self._piece()
         context.piece_size = (stop - start + 1) // 2
         context.piece_since = context.counts.step
@@ -426,6 +431,17 @@ class SplittingLoop(OptimizerLoop):
             )
         return part / whole if whole else (stop - start) / samples
 
+    def _tell_of_sums(self) -> None:
+        for path, part in self.context.model.named_modules():
+            why = why_not_weighted(part)
+            if why is not None:
+                _log.warning(
+                    "on_oom='split' weights the loss of a piece by its share of the batch, as a mean over samples "
+                    "asks for. %s: %s. If the training step returns it undivided, its gradients are too small: "
+                    "divide it by the number of samples.",
+                    *(path, why),
+                )
+
     def _refuse_what_is_not_cut(self) -> None:
         context = self.context
         around: Any = self._parent
@@ -435,6 +451,8 @@ class SplittingLoop(OptimizerLoop):
             what = "has an optimizer that evaluates the loss itself"
         elif getattr(around, "split_steps", None) is not None and around.time_dim == 0:
             what = "has time, not samples, along the first dimension (time_dim=0)"
+        elif (why := why_not_weighted(context.steps.given.loss)) is not None:
+            what = f"has a loss whose pieces do not count by their share: {why}"
         else:
             return
         raise SettingError(

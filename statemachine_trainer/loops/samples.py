@@ -50,6 +50,16 @@ def cut(batch: Any, start: int, stop: int) -> Any:
     return map_leaves(piece, batch, is_leaf=_is_listed)
 
 
+def why_not_weighted(loss: object) -> str | None:
+    """Return why a loss does not count by shares of a batch: it is a sum over samples, and says so; else None."""
+    keywords = getattr(loss, "keywords", None)  # of a functools.partial
+    found = keywords.get("reduction") if isinstance(keywords, dict) else None
+    if "sum" not in (found, getattr(loss, "reduction", None)):
+        return None
+    name = getattr(getattr(loss, "func", None), "__name__", type(loss).__name__)
+    return f"{name}(reduction='sum') is a sum over samples, and not a mean"
+
+
 def _is_array(leaf: object) -> bool:
     return type(leaf).__module__ == "numpy" and hasattr(leaf, "shape")
 

@@ -134,7 +134,10 @@ class ControlPanel:
                 change: Change = (value, self._given.setdefault(name, one.value))
                 context.changes = {**context.changes, name: change}
             one.put(value)
-            changed[name] = {"from": one.value, "to": value, **({"by": by} if by else {})}
+            changed[name] = {"from": one.value, "to": value}
+            if by:  # where a replay sets it again, which nobody asks from outside
+                at = {"before": driver.path, "batch": context.counts.batch}
+                changed[name] |= {"by": by, **at}
         if driver.path is not None:
             take_limits(driver.root, driver.path, context)
         if changed and self.note is not None:

@@ -315,6 +315,7 @@ def test_splits_along_time_are_undone_with_their_batch() -> None:
         {"lr_scale": 0},
         {"lr_scale": 1.5},
         {"lr_steps": 0},
+        {"lr_steps": 5},
     ],
 )
 def test_a_wrong_setting_is_refused(settings: dict[str, Any]) -> None:

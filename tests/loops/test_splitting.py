@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -337,6 +338,33 @@ def test_batches_of_many_forms_are_cut() -> None:
     assert piece["x"].tolist() == [[3, 4, 5], [6, 7, 8]]
     assert (piece["text"], piece["length"], piece["name"]) == (["b", "c"], (2, 3), "train")
     assert (piece["scale"].item(), piece["inner"][0].tolist()) == (2.0, [1, 2])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.MSELoss(reduction="sum"), partial(nn.functional.mse_loss, reduction="sum")],
+)
+def test_a_loss_that_is_a_sum_is_refused(loss: Any) -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(max_epochs=1, on_oom="split")
+    with pytest.raises(SettingError, match=r"\(reduction='sum'\) is a sum over samples"):
+        trainer.fit(model, [(torch.ones(4, 3), torch.ones(4, 1))], loss=loss, optimizer=optimizer)
+
+
+def test_a_sum_within_the_model_is_told_when_a_batch_is_cut(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Summed(Short):
+        def __init__(self, fits: int, where: str) -> None:
+            super().__init__(fits, where)
+            self.criterion = nn.MSELoss(reduction="sum")
+
+    trained(loop=lambda: OptimizerLoop(on_oom="split"), make=Summed)
+    assert "criterion" not in caplog.text
+    trained(3, make=Summed)
+    (told,) = [one.getMessage() for one in caplog.records if "criterion" in one.getMessage()]
+    assert "criterion: MSELoss(reduction='sum') is a sum over samples" in told
 
 
 def test_what_cannot_go_in_pieces_is_refused() -> None:

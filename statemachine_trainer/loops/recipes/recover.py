@@ -114,6 +114,8 @@ class RecoverLoop(BatchLoop):
         if lr_scale is not None and number(self, "lr_scale", lr_scale) > 1:
             refuse(self, "lr_scale", lr_scale, "use a fraction: at most 1. None leaves the rate.")
         self.lr_scale = lr_scale
+        if lr_scale is None and "lr_steps" in self._given:
+            refuse(self, "lr_steps", lr_steps, "say lr_scale, too: without it the rate stays.")
         self.lr_steps = whole_number(self, "lr_steps", lr_steps, 1)
         self._slower: SlowerSteps | None = None
         self.nonfinite = nonfinite
