@@ -201,7 +201,7 @@ class Windows:
         if loop is not None and loop.window_size() is not None:
             for slot in self._context.slots:
                 if slot.window:
-                    self._sync.average_open(slot.parameters)
+                    self._sync.average(slot.parameters)
 
     def _loop(self) -> TrainingLoop | None:
         """Return the only loop that steps the optimizers; None if there are several."""

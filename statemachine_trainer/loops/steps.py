@@ -60,6 +60,7 @@ class Steps:
         sync: How its gradients are averaged over the ranks.
         whole: The module as it was given, in its wrappers.
         training: The training step.
+        bare: The training step without what averages its gradients.
         takes_hiddens: Whether it has a parameter `hiddens`.
         given: What a plain model was given: its loss, optimizer, scheduler and metrics.
         metrics: Those metrics of each kind of step; None if there are none.
@@ -108,6 +109,7 @@ class Steps:
         elif not self._found and finds_own_loss(model):
             self._found.update(own_loss_steps(model))
         self.training = self._found.get("training_step", self.training)
+        self.bare = self.training
         self._found.setdefault("predict_step", lambda batch, _batch_idx: model(inputs_of(batch)))
         if self.sync.by:
             self._call_through(self.sync)

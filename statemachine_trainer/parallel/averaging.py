@@ -112,12 +112,13 @@ def averaging(wrapper: DistributedDataParallel) -> Iterator[None]:
             one.remove()
 
 
-def check_averaged_here(wrapper: DistributedDataParallel, who: str) -> None:
+def check_averaged_here(wrapper: DistributedDataParallel, who: str, instead: str) -> None:
     """Refuse wrappers that do more with gradients than to average them.
 
     Args:
         wrapper: The wrapper.
         who: What goes backward in a way that the wrapper cannot see, for messages.
+        instead: What to do instead, for messages.
 
     Raises:
         UnsupportedWrapper: It has a communication hook, or a precision of its own.
@@ -131,6 +132,5 @@ def check_averaged_here(wrapper: DistributedDataParallel, who: str) -> None:
         return
     raise UnsupportedWrapper(
         f"{who}, so its gradients are averaged by the trainer and not by DistributedDataParallel. That wrapper "
-        f"{what}, which would have no effect. Leave it out, or wrap the networks inside of the model instead: "
-        "self.net = DistributedDataParallel(net)."
+        f"{what}, which would have no effect. Leave it out, or {instead}."
     )

@@ -106,8 +106,23 @@ class GradientSync:
             if isinstance(one, DistributedDataParallel):
                 yield one
 
-    def average_open(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average the gradients of an open window over the ranks, if it was not done before. A collective."""
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients over the ranks that no backward pass has averaged. A collective."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Within the block, call training steps without what averages their gradients; `average` does it then."""
+        return nullcontext()
+
+    def check_aside(self, who: str, instead: str) -> None:
+        """Check that `average` does all that the backward pass would have done.
+
+        Args:
+            who: What leaves it aside, for messages.
+            instead: What to do instead, for messages.
+
+        Raises:
+            UnsupportedWrapper: It does not.
+        """
 
     def share_buffers(self) -> None:
         """Give all ranks the buffers of rank 0. A collective."""
@@ -133,7 +148,7 @@ class Ddp(GradientSync):
     def __init__(self, wrapper: DistributedDataParallel) -> None:
         super().__init__(wrapper.module)
         self.wrapper = wrapper
-        self._averages_itself = False
+        self._averages_itself = self._aside = False
 
     @property
     def device(self) -> torch.device | None:
@@ -149,6 +164,8 @@ class Ddp(GradientSync):
         module: nn.Module = wrapper.module  # what the wrapper calls, compiled or not
 
         def call(*arguments: Any, **named: Any) -> Any:
+            if self._aside:
+                return step(*arguments, **named)
             before = vars(module).get("forward", _NONE)
 
             def put_back() -> None:
@@ -176,7 +193,8 @@ class Ddp(GradientSync):
         Raises:
             UnsupportedWrapper: The wrapper does more with gradients than to average them.
         """
-        check_averaged_here(self.wrapper, kind)
+        instead = "wrap the networks inside of the model: self.net = DistributedDataParallel(net)"
+        self.check_aside(kind, instead)
         self._averages_itself = True
 
         def call(*arguments: Any, **named: Any) -> Any:
@@ -191,7 +209,18 @@ class Ddp(GradientSync):
     def _wrappers(self) -> Iterator[DistributedDataParallel]:
         yield self.wrapper
 
-    def average_open(self, parameters: Iterable[nn.Parameter]) -> None:
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        before, self._aside = self._aside, True
+        try:
+            yield
+        finally:
+            self._aside = before
+
+    def check_aside(self, who: str, instead: str) -> None:
+        check_averaged_here(self.wrapper, who, instead)
+
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
         average(self.wrapper, list(parameters))
 
     def share_buffers(self) -> None:

@@ -27,7 +27,6 @@ from torchmetrics import MeanMetric
 
 from statemachine_trainer import Trainer, log, parallel
 from statemachine_trainer.callbacks import Checkpoints
-from statemachine_trainer.loops.compiled import CompiledStep
 from statemachine_trainer.loops.recipes import YieldingLoop
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import Best, Retention, Store
@@ -308,12 +307,6 @@ def yielding_losses_inside() -> Any:
     return refusal(lambda: fit.fit(InsideYielding(), loader()))
 
 
-def a_compiled_step() -> Any:
-    fit = trainer()
-    fit.loop.replace(optimizer=CompiledStep)
-    return refusal(lambda: fit.fit(wrapped(), loader()))
-
-
 def an_environment_that_says_otherwise() -> Any:
     os.environ["RANK"] = "5"
     try:
@@ -452,7 +445,6 @@ def main() -> None:
         validation_at_one_rank,
         checkpoints_at_one_rank,
         yielding_losses_inside,
-        a_compiled_step,
         an_environment_that_says_otherwise,
         an_event_that_nobody_takes,
         parts_of_a_checkpoint,

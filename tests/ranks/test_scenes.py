@@ -127,7 +127,6 @@ def test_a_distributed_sampler_gives_each_epoch_another_order(found: Found) -> N
         ("everybody_shuffles_all_for_itself", "sampler=DistributedSampler(data)"),
         ("validation_at_one_rank", "validation loaders differ: ['validation'] at rank 0, [] at"),
         ("checkpoints_at_one_rank", "folders of checkpoints differ"),
-        ("a_compiled_step", "Use OptimizerLoop with several ranks"),
         ("an_environment_that_says_otherwise", "RANK=5, WORLD_SIZE=2"),
         ("a_state_that_one_rank_cannot_write", "Unwritable: a[1]: "),
         ("a_disk_that_takes_nothing", "could not be written to"),

@@ -57,6 +57,32 @@ def test_steps_of_their_own_end_with_the_bits_of_wrappers_within_the_model(
     assert ours["steps"] == by_hand["steps"]
 
 
+@pytest.mark.parametrize(
+    "scene",
+    [
+        "a_compiled_step",
+        "a_compiled_step_that_leaves_batches_out",
+        "a_step_that_cannot_be_compiled_at_one_rank",
+    ],
+)
+def test_a_compiled_step_ends_with_the_bits_of_the_wrapper(found: Found, scene: str) -> None:
+    ours, plain = both(found, scene)
+    assert ours["weights"] == plain["weights"]
+    assert ours["steps"] == plain["steps"]
+
+
+def test_compiled_steps_may_add_up(found: Found) -> None:
+    assert both(found, "a_compiled_step_in_windows") == [4]
+
+
+def test_a_compiled_step_in_a_wrapper_that_does_more_than_to_average_is_refused(
+    found: Found,
+) -> None:
+    text = both(found, "a_compiled_step_in_a_wrapper_with_a_hook")
+    assert text.startswith("UnsupportedWrapper: CompiledStep compiles the step")
+    assert text.endswith("use OptimizerLoop in its place.")
+
+
 def test_yielded_losses_may_add_up(found: Found) -> None:
     assert both(found, "yielding_losses_in_windows") == [4, 4]
 

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import timedelta
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from statemachine_trainer import RecoverLoop, Trainer, YieldingLoop
 from statemachine_trainer.callbacks import Checkpoints
+from statemachine_trainer.loops.compiled import CompiledStep
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import Retention
@@ -67,8 +69,8 @@ class Task(nn.Module):
         return torch.optim.Adam(self.parameters(), lr=0.05)
 
 
-def loader() -> DataLoader[Any]:
-    return DataLoader(DATA, BATCH, sampler=DistributedSampler(DATA))
+def loader(data: Any = DATA) -> DataLoader[Any]:
+    return DataLoader(data, BATCH, sampler=DistributedSampler(data))
 
 
 def batches() -> Iterator[tuple[int, list[Any]]]:
@@ -93,13 +95,14 @@ def fitted(name: str, make: Callable[[], nn.Module], **settings: Any) -> dict[st
     """Fit, and go on from each of its checkpoints; what all of them came to, if that is the same."""
     loop = settings.pop("loop", dict)
     wrapper = settings.pop("wrapper", {})
+    data = settings.pop("data", DATA)
 
     def fit(resume: Path | None) -> dict[str, Any]:
         every = Checkpoints(FOLDER / name, every=1, retention=Retention(last=99))
         one = trainer(checkpoints=every if resume is None else None, **settings)
         one.loop.replace(**loop())
         model = make()
-        one.fit(DistributedDataParallel(model, **wrapper), loader(), resume=resume)
+        one.fit(DistributedDataParallel(model, **wrapper), loader(data), resume=resume)
         slots = [slot.steps for slot in one.context.slots]
         return {"weights": trained(model), "steps": slots, "batches": one.context.counts.batch}
 
@@ -350,6 +353,65 @@ def a_wrapper_with_a_hook() -> Any:
     return refused(model)
 
 
+def compiled(name: str, make: Callable[[], nn.Module], **settings: Any) -> Any:
+    """Fit with a compiled step, and without; how much was left out by the compiler."""
+    loops: list[CompiledStep] = []
+    for_loop = {name: value for name, value in settings.items() if name != "data"}
+
+    def loop() -> Any:
+        loops.append(CompiledStep(backend="eager", differs="raise", **for_loop))
+        return {"optimizer": loops[-1]}
+
+    data = settings.get("data", DATA)
+    ours = fitted(name, make, loop=loop, data=data)
+    assert all(one.graphs and one.eager is None for one in loops), "nothing was compiled"
+    return [ours, fitted(f"{name}-plain", make, **settings)]
+
+
+class Plain(Task):
+    """Looks at nothing but its batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:  # type: ignore[override]
+        return self.loss(batch)
+
+
+def a_compiled_step() -> Any:
+    return compiled("compiled", lambda: Plain({}))
+
+
+def a_compiled_step_that_leaves_batches_out() -> Any:
+    """One sample has no target, so that in each epoch one batch of one rank has no finite loss."""
+    targets = INPUTS.sum(1, keepdim=True)
+    targets[5] = math.nan
+    settings = {"data": TensorDataset(INPUTS, targets), "nonfinite_loss": "skip"}
+    return compiled("compiled-skip", lambda: Plain({}), **settings)
+
+
+def a_compiled_step_in_windows() -> Any:
+    return compiled("compiled-windows", lambda: Plain({}), accumulate=3)[0]["steps"]
+
+
+def a_step_that_cannot_be_compiled_at_one_rank() -> Any:
+    class Awkward(Task):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:  # type: ignore[override]
+            loss = self.loss(batch)
+            return loss * 1.0 if RANK == 0 or loss.item() < math.inf else loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loop = {"optimizer": CompiledStep(backend="eager")}
+        ours = fitted("awkward", lambda: Awkward({}), loop=lambda: loop)
+    return [ours, by_hand({})]
+
+
+def a_compiled_step_in_a_wrapper_with_a_hook() -> Any:
+    model = DistributedDataParallel(Plain({}))
+    model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    fit = trainer()
+    fit.loop.replace(optimizer=CompiledStep(backend="eager"))
+    return refusal(lambda: fit.fit(model, loader()))
+
+
 class Recurrent(nn.Module):
     """Hands its hidden state on from one piece of a sequence to the next."""
 
@@ -399,13 +461,18 @@ def backpropagating_through_pieces_of_time() -> Any:
 # -- Ranks that would part -------------------------------------------------------------------------
 
 
-def refused(model: nn.Module, **settings: Any) -> str:
-    """What a fit says that cannot begin."""
+def refusal(act: Callable[[], object]) -> str:
+    """What is said by something that cannot be done."""
     try:
-        trainer(**settings).fit(model, loader())
+        act()
     except StateMachineError as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def refused(model: nn.Module, **settings: Any) -> str:
+    """What a fit says that cannot begin."""
+    return refusal(lambda: trainer(**settings).fit(model, loader()))
 
 
 def skipping_at_one_rank() -> Any:
@@ -462,6 +529,11 @@ SCENES = [
     parts_that_one_rank_uses,
     a_wrapper_with_a_hook,
     backpropagating_through_pieces_of_time,
+    a_compiled_step,
+    a_compiled_step_that_leaves_batches_out,
+    a_compiled_step_in_windows,
+    a_step_that_cannot_be_compiled_at_one_rank,
+    a_compiled_step_in_a_wrapper_with_a_hook,
     skipping_at_one_rank,
     cutting_batches_at_one_rank,
     more_epochs_at_one_rank,

@@ -82,7 +82,7 @@ class FusedStep:
             NotCapturable: It cannot be.
         """
         for name, module in self.model.named_modules():
-            if isinstance(module, DistributedDataParallel | DataParallel):
+            if isinstance(module, DistributedDataParallel | DataParallel | nn.SyncBatchNorm):
                 raise NotCapturable(f"{name or 'the model'} is a {type(module).__name__}")
         with private.LOCK:
             made = capture(arguments, self.model)

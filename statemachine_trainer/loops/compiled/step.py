@@ -26,6 +26,7 @@ from statemachine_trainer.loops.compiled.readers import Readers
 from statemachine_trainer.loops.compiled.settings import CompilingLoop, Mode, warn
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.slots import OptimizerSlot, step_schedulers
+from statemachine_trainer.machine.declaration import transient
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.machine.signals import Signal
 from statemachine_trainer.parallel.containers import detach
@@ -53,6 +54,9 @@ class CompiledStep(CompilingLoop):
     optimizers that evaluate the loss themselves, or have hooks; with fp16 or a check of the loss,
     the optimizer steps outside of the compiled call. LightningModules, and models that optimize by
     hand, are trained by the loops that they have without it.
+
+    Within `DistributedDataParallel` forward and backward pass are compiled. Then the trainer averages the gradients
+    itself, in one exchange, and the optimizer steps outside of the compiled call.
 
     Args:
         accumulate: Backward passes per step, as are the next three, see `OptimizerLoop`.
@@ -106,9 +110,12 @@ class CompiledStep(CompilingLoop):
         self,
     ) -> Literal["stepped", "backward_done", "next_optimizer", "optimized", "uncompiled"]:
         """Do forward, backward and, at the end of a window, clipping and the optimizer's step."""
+        context = self.context
+        sync = context.steps.sync
+        if sync.by:
+            sync.share_buffers()
         if self.eager is not None:
             return "uncompiled"
-        context = self.context
         slots = context.slots
         if len(slots) > 1:
             self._take_turn()
@@ -145,9 +152,28 @@ class CompiledStep(CompilingLoop):
         if self.nonfinite_loss != "ignore" and not self._is_usable(context.loss):
             return self._turn_done()
         done.keep_gradients()
+        if sync.by:
+            sync.average(slot.parameters)
         slot.size = self._window_size(slot)
         slot.window += 1
         return "backward_done" if closes else self._turn_done()
+
+    def forward(self) -> Literal["forward_done", "closure", "next_optimizer", "optimized"]:
+        """Call the training step without the compiler."""
+        sync = self.context.steps.sync
+        if not sync.by:
+            return super().forward()
+        with sync.aside():
+            return super().forward()
+
+    @transient
+    def backward(self) -> Literal["backward_done", "next_optimizer", "optimized"]:
+        """Run its backward pass."""
+        context = self.context
+        event = super().backward()
+        if context.steps.sync.by:
+            context.steps.sync.average(context.slots[context.optimizer_idx].parameters)
+        return event
 
     def optimizer_step(self) -> Literal["next_optimizer", "optimized", "next_window", "flushed"]:
         """Count the step and step the schedulers; do the step, where it was not compiled."""
@@ -168,16 +194,16 @@ class CompiledStep(CompilingLoop):
         warn(f"Nothing is compiled: {why}, so its own loop trains it and not CompiledStep.")
         return True
 
-    def why_alone(self) -> str | None:
-        return (
-            f"is a {type(self).__name__}, whose compiled call averages no gradients. Use OptimizerLoop "
-            "with several ranks."
-        )
+    def why_whole(self) -> str | None:
+        return f"is a {type(self).__name__}, which compiles whole parameters. Use OptimizerLoop."
 
     # -- the compiled call -----------------------------------------------------------------------
 
     def _fuse(self, index: int, slot: OptimizerSlot) -> FusedStep | None:
         context = self.context
+        context.steps.sync.check_aside(
+            f"{type(self).__name__} compiles the step", "use OptimizerLoop in its place"
+        )
         try:
             options = {**_settings_of(self.mode, context.device), **self.options}
             fused = FusedStep(context, slot, Options(options, self.same_random, self.backend))
@@ -218,7 +244,7 @@ class CompiledStep(CompilingLoop):
         table = context.log_table
         steps = context.steps
         arguments: Arguments = {
-            "training": steps.training,
+            "training": steps.bare,
             "split": context.split,
             "batch_idx": context.batch_idx,
             "takes_hiddens": steps.takes_hiddens,
@@ -295,7 +321,9 @@ class CompiledStep(CompilingLoop):
     ) -> Compiled:
         """Return the program that does what is to be done; compile it where it is the first time."""
         scaled = self.context.precision.scaler is not None
-        updates = closes and not scaled and self.nonfinite_loss == "ignore"
+        # Gradients have to be averaged before a step.
+        alone = closes and not self.context.steps.sync.by
+        updates = alone and not scaled and self.nonfinite_loss == "ignore"
         updates = updates and index not in self.apart and not fused.is_watched()
         binding = fused.binding
         if binding is None or not (binding.holds() if updates else binding.holds_for_gradients()):
@@ -430,8 +458,9 @@ class CompiledStep(CompilingLoop):
         Raises:
             CompiledDiffers: They differ, and that is to be an error.
         """
-        slot = fused.slot
-        event: Step = super().forward()  # type: ignore[assignment]
+        slot, sync = fused.slot, self.context.steps.sync
+        with sync.aside():
+            event: Step = super().forward()  # type: ignore[assignment]
         if event != "forward_done":  # type: ignore[comparison-overlap]
             return event
         event = super().backward()
@@ -451,6 +480,8 @@ class CompiledStep(CompilingLoop):
                     f"{what[0].upper()}{what[1:]}. Use OptimizerLoop in this place."
                 )
             self._give_up(what)
+        if event != "stepped":
+            sync.average(slot.parameters)
         return event
 
 
