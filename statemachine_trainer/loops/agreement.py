@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any, Final, cast
 
+import torch
+import torch.distributed as dist
+
 from statemachine_trainer.loops.base import TrainingLoop, training_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.meetings import Meetings, meeting_points
@@ -63,6 +66,7 @@ class Agreement:
         self._steps_before: int | None = None
         self._sync = sync = context.steps.sync
         sync.objector = self._objector
+        sync.mean = self._mean
         # At the first batch only, because it costs a look into the batch.
         self._compares = [*self._first(f"{driver.name}*.fetch:fetched", self._compare_batches)]
         self._subscriptions = [
@@ -84,7 +88,8 @@ class Agreement:
     def leave(self) -> None:
         """End the agreement: another fit is assembled."""
         self._meetings.leave()
-        vars(self._sync).pop("objector", None)
+        for name in ("objector", "mean"):
+            vars(self._sync).pop(name, None)
         for one in self._subscriptions:
             one.cancel()
 
@@ -101,7 +106,7 @@ class Agreement:
             self._steps_before = context.counts.step
         if 0 <= self._steps_before < context.counts.step:
             self._steps_before = _COMPARED
-            compare_weights(self._ranks, context.model)
+            compare_weights(self._ranks, context.model, self._sync)
 
     def _compare_batches(self) -> None:
         """Check once, at the first batch, that each rank reads different data."""
@@ -117,6 +122,11 @@ class Agreement:
         if found is not None:
             self._sync.settle()  # there was a forward pass, and no backward pass follows it
         return found
+
+    def _mean(self, loss: torch.Tensor) -> torch.Tensor:
+        mean = loss.detach() / self._ranks.size
+        dist.all_reduce(mean)
+        return mean
 
     # -- evaluation ------------------------------------------------------------------------------
 

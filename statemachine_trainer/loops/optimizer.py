@@ -207,7 +207,7 @@ class OptimizerLoop(SteppingLoop):
             slot.optimizer.zero_grad()
             loss.backward()
             self._clip(slot)
-            return loss
+            return context.steps.sync.mean(loss)
 
         try:
             with slot.others_frozen():

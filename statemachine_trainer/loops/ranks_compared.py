@@ -23,7 +23,7 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError, level_of_caller
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.parallel.gradient_sync import is_cut_up
+from statemachine_trainer.parallel.gradient_sync import GradientSync, is_cut_up
 from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.ranked import digest
@@ -265,17 +265,25 @@ def _check_model(ranks: Ranks, trainer: Any, context: Context) -> Layout:
 # -- While it runs --------------------------------------------------------------------------------
 
 
-def compare_weights(ranks: Ranks, model: nn.Module) -> None:
+def compare_weights(ranks: Ranks, model: nn.Module, sync: GradientSync) -> None:
     """Warn if ranks have different weights. A collective."""
     weights = {
-        name: digest(one) or "" for name, one in model.named_parameters() if not is_cut_up(one)
+        name: digest(one) or ""
+        for name, one in model.named_parameters()
+        if not is_cut_up(one) and name not in sync.left_to_each_rank
     }
     whole = hashlib.sha256(repr(weights).encode()).hexdigest()
     if len(set(cast("list[str]", ranks.from_all(whole)))) > 1:
+        why = (
+            f"{sync.by} averages their gradients, so they have begun with different ones. Leave "
+            "init_sync at True, or load the same weights at each rank; let no code write weights at one rank alone."
+            if sync.by
+            else "their gradients are not averaged. Give fit DistributedDataParallel(model), or call fully_shard on "
+            "the model as a whole after its parts; let loops of your own call the training step by "
+            "context.steps.training."
+        )
         warnings.warn(
-            "After the first step each rank has weights of its own: their gradients are not "
-            "averaged. Give fit DistributedDataParallel(model), or call fully_shard on the model as a whole "
-            "after its parts; let loops of your own call the training step by context.steps.training.",
+            f"After the first step each rank has weights of its own: {why}",
             WeightsDiffer,
             stacklevel=level_of_caller(),
         )

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Final, TypeVar, cast
@@ -43,6 +43,8 @@ class GradientSync:
             not, they add up at each rank until one does.
         objector: Called with what this rank thinks of a batch. Returns the first rank that objects to
             it, None if none does. A collective where there are several ranks.
+        mean: Called with the loss that an optimizer evaluates itself. Returns the mean over the ranks,
+            so that all of them decide alike. A collective where there are several ranks.
     """
 
     by = ""
@@ -52,6 +54,7 @@ class GradientSync:
     several_meshes = False
     averages: Callable[[], bool] = staticmethod(lambda: True)
     objector: Callable[[bool], int | None] = staticmethod(lambda fine: None if fine else 0)
+    mean: Callable[[torch.Tensor], torch.Tensor] = staticmethod(lambda loss: loss)
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -60,6 +63,11 @@ class GradientSync:
     def device(self) -> torch.device | None:
         """The device that the model has to stay on; None if it may be moved."""
         return None
+
+    @property
+    def left_to_each_rank(self) -> Collection[str]:
+        """The names of parameters whose gradients are not averaged on purpose."""
+        return ()
 
     def through(self, step: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
         """Return a training step that is run so that its gradients are averaged.
@@ -153,6 +161,11 @@ class Ddp(GradientSync):
     @property
     def device(self) -> torch.device | None:
         return next((one.device for one in self.module.parameters()), None)
+
+    @property
+    def left_to_each_rank(self) -> Collection[str]:
+        found: set[str] = cast(Any, self.wrapper).parameters_to_ignore
+        return found
 
     def through(self, step: Callable[..., Any], *, own: bool = True) -> Callable[..., Any]:
         """Return a function that runs a step through the wrapper.

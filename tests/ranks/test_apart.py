@@ -9,7 +9,7 @@ import pytest
 
 from tests.ranks.launching import launch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 Found = list[dict[str, Any]]
 """What came of the scenes, by rank."""

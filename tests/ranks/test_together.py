@@ -9,7 +9,7 @@ import pytest
 
 from tests.ranks.launching import launch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 Found = list[dict[str, Any]]
 """What came of the scenes, by rank."""
@@ -42,6 +42,25 @@ def test_a_batch_that_is_bad_at_one_rank_is_as_if_no_rank_had_it(found: Found, s
     assert ours["weights"] == by_hand["weights"]
     assert ours["steps"] == by_hand["steps"]
     assert ours["checkpoints"] == 8  # from some of which it has gone on, to the same end
+
+
+@pytest.mark.parametrize(
+    "scene", ["an_optimizer_that_evaluates_the_loss_itself", "the_same_by_its_own_loop"]
+)
+def test_an_optimizer_that_evaluates_the_loss_decides_alike_at_all_ranks(
+    found: Found, scene: str
+) -> None:
+    assert both(found, scene) == [8]
+
+
+def test_parameters_that_the_wrapper_ignores_may_differ(found: Found) -> None:
+    assert both(found, "a_parameter_that_the_wrapper_ignores") == []
+
+
+def test_ranks_that_have_begun_with_other_weights_are_told_so(found: Found) -> None:
+    (text,) = both(found, "ranks_that_begin_with_other_weights")
+    assert text.startswith("WeightsDiffer: ")
+    assert "so they have begun with different ones. Leave init_sync at True" in text
 
 
 def test_with_a_scaler_ranks_leave_out_the_same_batches(found: Found) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import timedelta
@@ -22,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from statemachine_trainer import RecoverLoop, Trainer
+from statemachine_trainer import ClosureLoop, RecoverLoop, Trainer
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.parallel.ranks import Ranks
@@ -219,6 +220,56 @@ def the_rank_is_told() -> Any:
     return told
 
 
+class Searching(Task):
+    """Has an optimizer that searches along a line, by the loss at its points."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(
+            self.parameters(), lr=0.3, max_iter=6, line_search_fn="strong_wolfe"
+        )
+
+
+def an_optimizer_that_evaluates_the_loss_itself() -> Any:
+    return fitted("searches", lambda: Searching({}))["steps"]
+
+
+def the_same_by_its_own_loop() -> Any:
+    loop = {"optimizer": ClosureLoop()}
+    return fitted("searches-by-loop", lambda: Searching({}), loop=lambda: loop)["steps"]
+
+
+class WithItsOwn(Task):
+    """Has a parameter that the wrapper leaves to each rank."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.own = nn.Parameter(torch.zeros(1))
+        names = {"own"}
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:  # type: ignore[override]
+        return self.loss(batch) + RANK * self.own.sum()
+
+
+def warned(model: nn.Module, **settings: Any) -> list[str]:
+    """What a fit warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer().fit(DistributedDataParallel(model, **settings), loader())
+    return [f"{one.category.__name__}: {one.message}" for one in caught]
+
+
+def a_parameter_that_the_wrapper_ignores() -> Any:
+    return warned(WithItsOwn())
+
+
+def ranks_that_begin_with_other_weights() -> Any:
+    model = Task({})
+    with torch.no_grad():
+        next(model.parameters()).add_(RANK)
+    return warned(model, init_sync=False)
+
+
 # -- Ranks that would part -------------------------------------------------------------------------
 
 
@@ -284,6 +335,10 @@ SCENES = [
     one_of_two_optimizers_is_left_out,
     the_rank_is_told,
     all_go_back_where_one_rank_does_harm,
+    an_optimizer_that_evaluates_the_loss_itself,
+    the_same_by_its_own_loop,
+    a_parameter_that_the_wrapper_ignores,
+    ranks_that_begin_with_other_weights,
     skipping_at_one_rank,
     cutting_batches_at_one_rank,
     more_epochs_at_one_rank,

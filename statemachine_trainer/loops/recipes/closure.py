@@ -135,7 +135,7 @@ class ClosureLoop(SteppingLoop):
             loss.backward()
         self._clip(slot)
         grads = [None if one.grad is None else one.grad.clone() for one in slot.parameters]
-        self.answers.append((loss.detach(), grads))
+        self.answers.append((context.steps.sync.mean(loss.detach()), grads))
         return "evaluated"
 
     def optimizer_step(self) -> Literal["next_optimizer", "optimized"]:
