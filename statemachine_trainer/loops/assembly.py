@@ -31,7 +31,6 @@ from statemachine_trainer.loops.mistakes import (
 )
 from statemachine_trainer.loops.optimizer import OptimizerLoop, SplittingLoop
 from statemachine_trainer.loops.plain import PlainParts
-from statemachine_trainer.loops.ranks_compared import check_environment
 from statemachine_trainer.loops.steps import Steps
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel import Precision, resolve_device, to_device
@@ -211,7 +210,6 @@ def assemble_fit(
 def _agree(equipment: Equipment, trainer: Any, context: Context) -> None:
     """Let the ranks agree on what each of them does from now on, if there are several."""
     ranks = Ranks.here()
-    check_environment(ranks, trainer)
     agreement = None
     if ranks is not None:
         from statemachine_trainer.loops.agreement import agree  # most runs have one process

@@ -15,6 +15,7 @@ from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.running.reachable import (
     Roots,
+    Searches,
     feeds_of,
     roots_besides_model_and_data,
     roots_of_feed,
@@ -22,6 +23,7 @@ from statemachine_trainer.running.reachable import (
 from statemachine_trainer.snapshot import encode
 from statemachine_trainer.snapshot.generators import kind_of
 from statemachine_trainer.snapshot.marks import take_out
+from statemachine_trainer.snapshot.sampling import OF_ONE_TYPE
 from statemachine_trainer.snapshot.search import Search
 
 Verdict = Literal["held", "reseeded", "not held"]
@@ -94,7 +96,11 @@ class Audit:
 
 
 def audit(
-    board: SignalBoard, driver: Driver, context: Context, search: Search | None = None
+    board: SignalBoard,
+    driver: Driver,
+    context: Context,
+    search: Search | None = None,
+    of_data: Searches | None = None,
 ) -> Audit:
     """Search all objects that a fit uses.
 
@@ -103,11 +109,13 @@ def audit(
         driver: The driver of the fit.
         context: The context of the fit.
         search: What was found of the model and of all else but the data, if somebody has looked already.
+        of_data: What was found in data sets, likewise.
     """
     found = Audit()
     seen: set[int] = set()
     for name, feed in feeds_of(context):
-        _of_feed(found, name, feed, seen)
+        known = (of_data or {}).get((name, id(feed.loader)))
+        _of_feed(found, name, feed, seen, known)
     if search is None:
         rest: Roots = {"model": context.model}
         search = Search(rest | roots_besides_model_and_data(board, driver, context))
@@ -120,9 +128,9 @@ def audit(
 
 
 def tell_what_is_not_held(
-    board: SignalBoard, driver: Driver, context: Context, search: Search
+    board: SignalBoard, driver: Driver, context: Context, search: Search, of_data: Searches
 ) -> None:
-    """Warn, once for a fit, of all objects that its checkpoints cannot hold.
+    """Warn, once for a fit, of all objects that its checkpoints cannot hold; see `audit`.
 
     Warns:
         NotHeld: There is such an object. The message has its path and a way out.
@@ -130,7 +138,7 @@ def tell_what_is_not_held(
     ranks = Ranks.here()
     if ranks is not None and ranks.rank:
         return  # one of them is enough
-    found = audit(board, driver, context, search)
+    found = audit(board, driver, context, search, of_data)
     told = [f"{one.path} is {one.what}: {one.why}" for one in found.of("not held")]
     told += [one for one in found.unfinished if one.startswith("The search")]
     if not told:
@@ -166,9 +174,11 @@ def check_writable(driver: Driver, context: Context, callbacks: list[Any]) -> No
     encode(tree if Ranks.here() is None else take_out(tree)[0])
 
 
-def _of_feed(found: Audit, name: str, feed: Feed, seen: set[int]) -> None:
+def _of_feed(
+    found: Audit, name: str, feed: Feed, seen: set[int], search: Search | None = None
+) -> None:
     roots = roots_of_feed(name, feed)
-    search = Search(roots)
+    search = search or Search(roots)
     inside = (f"{name}.dataset", f"{name}.loader")
     read = {path: thing for path, thing in roots.items() if path.startswith(inside)}
     where = feed.draws_in
@@ -209,5 +219,9 @@ def _finish(found: Audit, search: Search) -> None:
         )
     found.unfinished += [
         f"Of the {count} elements of {path} the first of each type were looked at."
-        for path, count in search.sampled.items()
+        for path, count in search.sampling.partly.items()
+    ]
+    found.unfinished += [
+        f"Of all objects {kind.__qualname__} in containers {OF_ONE_TYPE} were looked at."
+        for kind in search.sampling.passed_over()
     ]

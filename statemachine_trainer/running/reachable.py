@@ -16,9 +16,13 @@ from statemachine_trainer.data.own_generators import parts_of
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.snapshot.search import Search
 
 Roots = dict[str, object]
 """Objects, each with the name that begins the paths of what it reaches."""
+
+Searches = dict[tuple[str, int], Search]
+"""What was found in data, by the name of the feed and the identity of its loader."""
 
 
 def roots_besides_model_and_data(board: SignalBoard, driver: Driver, context: Context) -> Roots:

@@ -35,7 +35,7 @@ from statemachine_trainer.running.changing_code import (
 from statemachine_trainer.running.contents import numbers
 from statemachine_trainer.running.functions import checksum_of_code, compiler, each
 from statemachine_trainer.running.plain_values import plain_text
-from statemachine_trainer.running.reachable import Roots, roots_of_feed
+from statemachine_trainer.running.reachable import Roots, Searches, roots_of_feed
 from statemachine_trainer.running.settings_record import CHANGES, ITS_CLASS, Settings, names_given
 from statemachine_trainer.running.value_names import OF_LOOPS, OF_MODULES
 from statemachine_trainer.running.value_texts import Texts
@@ -98,6 +98,7 @@ class ScriptRecord:
         self.context = context
         self._elsewhere = _Elsewhere(context, callbacks, of_model)
         self._fit = _Walk(roots, self._elsewhere)
+        self._fit.walk(roots)
         self._fit.values.update(_intervals(board))
         self._of_data: dict[int, tuple[object, _Walk]] = {}
         self._known: tuple[list[_Walk], dict[str, Settings]] | None = None
@@ -129,16 +130,30 @@ class ScriptRecord:
         # Each checkpoint asks, and the code was read once.
         return any(_reads_gradients(code) for code in self._fit.codes)
 
-    def _walks_of_data(self) -> list[_Walk]:
+    def walk_data(self) -> Searches:
+        """Walk over the present loaders; return what was found of those that had not been walked over before."""
+        found: Searches = {}
+        ranks = Ranks.here()
+        if ranks is None or not ranks.rank:
+            self._walks_of_data(found)
+        return found
+
+    def _walks_of_data(self, found: Searches | None = None) -> list[_Walk]:
         """Return the walks of the present loaders; each is walked where it is first seen."""
         known, self._of_data = self._of_data, {}
         for name, feed in [("train", self.context.train), *self.context.validation]:
-            if feed is not None and id(feed.loader) not in self._of_data:
-                walked = known.get(id(feed.loader)) or (feed.loader, self._walk_of(name, feed))
-                self._of_data[id(feed.loader)] = walked
+            if feed is None or id(feed.loader) in self._of_data:
+                continue
+            walked = known.get(id(feed.loader))
+            if walked is None:
+                walk, search = self._walk_of(name, feed)
+                walked = feed.loader, walk
+                if found is not None:
+                    found[name, id(feed.loader)] = search
+            self._of_data[id(feed.loader)] = walked
         return [walk for _, walk in self._of_data.values()]
 
-    def _walk_of(self, name: str, feed: Feed) -> _Walk:
+    def _walk_of(self, name: str, feed: Feed) -> tuple[_Walk, Search]:
         roots = roots_of_feed(name, feed)
         loader: Any = feed.loader
         of_torch = isinstance(loader, DataLoader)
@@ -146,7 +161,8 @@ class ScriptRecord:
         if of_torch and loader.batch_size is not None:  # what the loader made by its settings
             self._elsewhere.whole.add(id(loader.batch_sampler))
         told = [path for path in roots if path.startswith(begins)]
-        return _Walk(roots, self._elsewhere, told, torchs=of_torch)
+        walk = _Walk(roots, self._elsewhere, told, torchs=of_torch)
+        return walk, walk.walk(roots)
 
 
 def _settings_of(walks: list[_Walk]) -> dict[str, Settings]:
@@ -242,9 +258,13 @@ class _Walk:
         self._contents = {id(roots[one]) for one in told} if torchs else set()
         for path in told:
             self._note(path, None, "itself", roots[path])
+
+    def walk(self, roots: Roots) -> Search:
+        """Walk, and return what was found."""
         search = Search(roots, notice=self._notice, visit=self._visit)
         for path, place in search.places.items():
             self._note_seed(path, place.generator)
+        return search
 
     def _notice(self, path: str, holder: object, name: str, value: object) -> None:
         """Take what users wrote, as `Search` calls it."""

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 
 from statemachine_trainer.running.contents import numbers
 from statemachine_trainer.running.plain_values import base_of, inside_of, is_time, plain_text
-from statemachine_trainer.snapshot.kinds import ATOMS, how_to_visit
+from statemachine_trainer.snapshot.kinds import ATOMS, how_to_visit, is_of_users
 
 _NUMBERS: Final = 1 << 14
 """Elements of a tensor that are read, spread over it; of a list of tensors, of all together."""
@@ -55,6 +55,7 @@ class Texts:
 
     def __init__(self, room: int = 1 << 18) -> None:
         self._room = room
+        self._of_kinds: dict[type, bytes] = {}  # the texts of objects that tell their class alone
         # A name with the date of today is another one tomorrow, in the same script.
         days = [time.localtime(time.time() - day * 86_400) for day in (0, 1)]
         dates = [time.strftime(form, day) for form in _DATES for day in days]
@@ -131,6 +132,10 @@ class Texts:
             return  # their order differs from process to process
         else:
             taken = taken[:: -(-len(taken) // _OTHERS)]
+            kinds = {*map(type, taken)}
+            if len(kinds) == 1 and (known := self._of_kinds.get(kinds.pop())) is not None:
+                yield known * len(taken)
+                return
             for one in taken:
                 yield from self._piece(one, max(16, most // len(taken)), depth)
 
@@ -143,7 +148,11 @@ class Texts:
         elif base is not None and depth:
             yield from self._pieces(inner, base, most, depth - 1)
         else:
-            yield (self._numbers(one, most) or _kind(one) or "").encode()
+            numbers_in_it = self._numbers(one, most)
+            text_of_it = (numbers_in_it or _kind(one) or "").encode()
+            if numbers_in_it is None and is_of_users(type(one)) and not callable(one):
+                self._of_kinds[type(one)] = text_of_it
+            yield text_of_it
 
 
 def _of_long_text(value: str | bytes) -> str:

@@ -7,9 +7,7 @@ The walk runs no code of users: it reads instance dictionaries, slots, container
 defaults, class attributes and module globals as they are. It calls no property, no `__getattr__`
 and no `__iter__`, and imports nothing.
 
-It is bounded. It visits at most `MOST` objects. Of a container with more than `LARGE` elements it
-visits the first `ALIKE` of each type among the first `TYPED`, and the rest only if a generator lay
-in one of those.
+It is bounded. It visits at most `MOST` objects, and few of each type in containers (`sampling.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import gc
+import itertools
 import random
 import threading
 import types
@@ -24,7 +23,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
@@ -47,18 +46,18 @@ from statemachine_trainer.snapshot.kinds import (
     is_users,
     named,
 )
+from statemachine_trainer.snapshot.sampling import (
+    INSIDE,
+    LARGE,
+    TYPED,
+    Element,
+    Group,
+    Sampling,
+    copied,
+)
 
 MOST: Final = 50_000
 """Objects that one walk visits at most."""
-
-LARGE: Final = 400
-"""Elements above which a container is not visited whole."""
-
-ALIKE: Final = 100
-"""Elements of one type that are visited in a large container."""
-
-TYPED: Final = 200_000
-"""Elements of one container whose types are looked at."""
 
 
 class Step(NamedTuple):
@@ -115,11 +114,13 @@ class _Way(NamedTuple):
         lent: Whether nothing is told because a library holds it. It writes down what is its own, and
             knows nothing of what lies in a function that a user gave it, such as the function of a
             `LambdaLR` or a hook.
+        through: The types of the elements of containers through which it was reached.
     """
 
     told: bool = True
     ordered: bool = True
     lent: bool = False
+    through: frozenset[type] = frozenset()
 
 
 _OF_SYSTEM = "use `random.Random(seed)`"
@@ -153,7 +154,7 @@ class Search:
         holders: The objects at the paths asked for.
         visited: Objects visited.
         complete: Whether the walk came to its end before `most`.
-        sampled: Large containers that were not visited whole: path and number of elements.
+        sampling: What of large containers was not visited.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class Search:
         self.holders: dict[str, object] = {}
         self.visited = 0
         self.complete = True
-        self.sampled: dict[str, int] = {}
+        self.sampling = Sampling()
         self._notice = notice
         self._on_visit = visit
         self._quiet = quiet
@@ -185,7 +186,6 @@ class Search:
         self._found: dict[int, Place] = {}
         self._now: deque[tuple[object, str, Step, _Way]] = deque()
         self._later: deque[tuple[object, str, Step, _Way]] = deque()
-        self._rest: list[tuple[str, Callable[[], Iterator[tuple[object, str, Step]]], _Way]] = []
         for path, root in roots.items():
             self._now.append((root, path, Step("", "other", path), _Way()))
         self._walk()
@@ -216,17 +216,14 @@ class Search:
                 self._visit(thing, path, way)
 
     def _go_on_where_generators_lie(self) -> bool:
-        """Visit large containers whole if a generator was found in one of the elements visited."""
-        rest, self._rest = self._rest, []
-        for path, items, way in rest:
-            elements = (f"{path}[", f"{path}{{")
-            if any(found.startswith(elements) for found in self.places):
-                self.sampled.pop(path, None)
-                for thing, at, step in items():
-                    if len(self._now) > self._most:
-                        self.complete = False
-                        break
-                    self._offer(thing, at, step, way)
+        """Visit containers whole if a generator was found in one of the elements visited."""
+        for group in self.sampling.further(self.places):
+            for thing, mark in group.items():
+                if len(self._now) > self._most:
+                    self.complete = False
+                    break
+                if type(thing) not in ATOMS:
+                    self._offer(thing, *group.at(mark), group.way)
         return bool(self._now)
 
     def _find(self, generator: Generator, path: str, step: Step, way: _Way) -> None:
@@ -241,6 +238,7 @@ class Search:
             return
         if not way.ordered:
             return self._tell(path, "a generator in a set", _SET, _Way())
+        self.sampling.leads |= way.through
         place = Place(path, generator, step)
         self._found[identity_of(generator)] = self.places[path] = place
         if isinstance(generator, random.Random) and type(generator) is not random.Random:
@@ -339,43 +337,52 @@ class Search:
     # -- containers --------------------------------------------------------------------------------
 
     def _mapping(self, thing: dict[Any, Any], path: str, way: _Way) -> None:
-        if kinds := _kinds(lambda: dict.values(thing)):
+        count = dict.__len__(thing)
+        if kinds := self.sampling.kinds(count, lambda: dict.values(thing), TYPED):
 
-            def items() -> Iterator[tuple[object, str, Step]]:
-                for place, (key, value) in enumerate(_copied(dict.items(thing))):
-                    if type(key) in _KEYS:
-                        yield value, f"{path}[{key!r}]", Step(path, "item", key)
-                    else:
-                        yield value, f"{path}[#{place}]", Step(path, "other", place)
+            def items() -> Iterator[Element]:
+                return ((one[1][1], one) for one in enumerate(copied(dict.items(thing))))
 
-            self._elements(len(thing), items, kinds, path, way)
-        if _kinds(lambda: dict.keys(thing)):
-            for place, key in enumerate(islice(_copied(dict.keys(thing)), LARGE)):
+            def at(mark: Any) -> tuple[str, Step]:
+                place, (key, _) = mark
+                if type(key) in _KEYS:
+                    return f"{path}[{key!r}]", Step(path, "item", key)
+                return f"{path}[#{place}]", Step(path, "other", place)
+
+            self._elements(Group(path, count, items, at, kinds, way))
+        if self.sampling.kinds(count, lambda: dict.keys(thing), INSIDE):
+            for place, key in enumerate(islice(copied(dict.keys(thing)), LARGE)):
                 self._offer(key, f"{path}.key[{place}]", Step(path, "other", None), way)
         self._own_attributes(thing, dict, path, way)
 
     def _sequence(self, thing: Any, path: str, way: _Way) -> None:
         base: Any = next(one for one in (list, tuple, deque) if isinstance(thing, one))
-        if kinds := _kinds(lambda: base.__iter__(thing)):
+        count = base.__len__(thing)
+        if kinds := self.sampling.kinds(count, lambda: base.__iter__(thing), TYPED):
             how = "other" if base is tuple else "item"
 
-            def items() -> Iterator[tuple[object, str, Step]]:
-                for index, value in enumerate(_copied(base.__iter__(thing))):
-                    yield value, f"{path}[{index}]", Step(path, how, index)
+            def items() -> Iterator[Element]:
+                return zip(copied(base.__iter__(thing)), itertools.count(), strict=False)
 
-            self._elements(len(thing), items, kinds, path, way)
+            def at(mark: Any) -> tuple[str, Step]:
+                return f"{path}[{mark}]", Step(path, how, mark)
+
+            self._elements(Group(path, count, items, at, kinds, way))
         self._own_attributes(thing, base, path, way)
 
     def _set(self, thing: Any, path: str, way: _Way) -> None:
         base: Any = set if isinstance(thing, set) else frozenset
-        if kinds := _kinds(lambda: base.__iter__(thing)):
-            below = way if len(thing) == 1 else way._replace(ordered=False)
+        count = base.__len__(thing)
+        if kinds := self.sampling.kinds(count, lambda: base.__iter__(thing), INSIDE):
+            below = way if count == 1 else way._replace(ordered=False)
 
-            def items() -> Iterator[tuple[object, str, Step]]:
-                for value in _copied(base.__iter__(thing)):
-                    yield value, f"{path}{{...}}", Step(path, "other", None)
+            def items() -> Iterator[Element]:
+                return ((one, None) for one in copied(base.__iter__(thing)))
 
-            self._elements(len(thing), items, kinds, path, below)
+            def at(_: Any) -> tuple[str, Step]:
+                return f"{path}{{...}}", Step(path, "other", None)
+
+            self._elements(Group(path, count, items, at, kinds, below))
         self._own_attributes(thing, base, path, way)
 
     def _array(self, thing: np.ndarray[Any, Any], path: str, way: _Way) -> None:
@@ -390,32 +397,12 @@ class Search:
         if type(thing) is not base and type(thing).__flags__ & HEAP:
             self._attributes(thing, path, way)
 
-    def _elements(
-        self,
-        count: int,
-        items: Callable[[], Iterator[tuple[object, str, Step]]],
-        kinds: set[type],
-        path: str,
-        way: _Way,
-    ) -> None:
-        if count <= LARGE:
-            for value, at, step in items():
-                self._offer(value, at, step, way)
-            return
-        left = dict.fromkeys(kinds, ALIKE)
-        for value, at, step in islice(items(), TYPED):
-            kind = type(value)
-            if kind not in left:
-                continue
-            self._offer(value, at, step, way)
-            left[kind] -= 1
-            if left[kind] == 0:
-                del left[kind]
-                if not left:
-                    break
-        if len(left) < len(kinds) or count > TYPED:
-            self.sampled[path] = count
-            self._rest.append((path, items, way))
+    def _elements(self, group: Group) -> None:
+        ways = {
+            kind: group.way._replace(through=group.way.through | {kind}) for kind in group.kinds
+        }
+        for value, mark in self.sampling.chosen(group):
+            self._offer(value, *group.at(mark), ways[type(value)])
 
     # -- functions and classes -----------------------------------------------------------------------
 
@@ -571,37 +558,3 @@ def _names_in(code: types.CodeType) -> tuple[str, ...]:
         if isinstance(constant, types.CodeType):
             names |= dict.fromkeys(_names_in(constant))
     return tuple(names)
-
-
-def _kinds(elements: Callable[[], Iterable[Any]]) -> set[type]:
-    """Return the types of the elements that are to be looked into, of the first `TYPED` elements.
-
-    Nothing is to be looked into where all are sequences, or all are dicts, of plain values: batches,
-    annotations. That is found out here, for all of them at once, without a Python call for each.
-    """
-    try:
-        kinds = set(map(type, islice(elements(), TYPED)))
-        below: Iterable[Any] | None = None
-        if kinds and kinds <= _SEQUENCES:
-            below = chain.from_iterable(islice(elements(), TYPED))
-        elif kinds == _DICTS:
-            below = chain.from_iterable(map(dict.values, islice(elements(), TYPED)))
-        if below is not None and set(map(type, islice(below, TYPED))) <= ATOMS:
-            return set()
-        return kinds - ATOMS
-    except RuntimeError:  # another thread changed it meanwhile
-        return set()
-
-
-_SEQUENCES: Final[frozenset[type]] = frozenset({list, tuple})
-_DICTS: Final[frozenset[type]] = frozenset({dict})
-
-
-def _copied(elements: Iterable[Any]) -> Iterator[Any]:
-    """Iterate in pieces that are read at once; end where another thread changes the container."""
-    left = iter(elements)
-    try:
-        while piece := [*islice(left, LARGE)]:
-            yield from piece
-    except RuntimeError:
-        return

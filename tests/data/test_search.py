@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from statemachine_trainer.snapshot.search import ALIKE, LARGE, MOST, Search
+from statemachine_trainer.snapshot.sampling import ALIKE, LARGE
+from statemachine_trainer.snapshot.search import MOST, Search
 from tests.data.own_generators import Behind, Noisy
 
 
@@ -188,7 +189,7 @@ def test_a_million_objects_cost_no_more_than_the_first_of_each_type() -> None:
     search = Search({"dataset": Thing(samples=samples)})
     assert search.visited <= ALIKE + 10
     assert search.complete
-    assert search.sampled == {"dataset.samples": 1_000_000}
+    assert search.sampling.partly == {"dataset.samples": 1_000_000}
 
 
 def test_a_million_plain_values_cost_one_object() -> None:
@@ -221,7 +222,7 @@ def test_a_generator_beside_a_large_container_is_not_taken_for_one_in_it() -> No
     things = [Thing() for _ in range(LARGE + 200)]
     search = Search({"data": Thing(things=things, things_rng=random.Random(0))})
     assert [*search.places] == ["data.things_rng"]
-    assert search.sampled == {"data.things": LARGE + 200}
+    assert search.sampling.partly == {"data.things": LARGE + 200}
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from statemachine_trainer.snapshot.search import ALIKE, LARGE, MOST, TYPED
+from statemachine_trainer.snapshot.sampling import ALIKE, LARGE, TYPED
+from statemachine_trainer.snapshot.search import MOST
 from statemachine_trainer.testing.pairwise import AXES, TREES, pairs, table
 from tests.data import test_changed_workers, test_loaders_made_anew
 from tests.data.own_generators import LOADERS, PLACES
