@@ -62,6 +62,17 @@ _OTHER_EACH_TIME: Final = frozenset(
 """Names of functions that return something else in each process, or each time."""
 
 
+DRAWS: Final = frozenset(
+    {
+        *("rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm"),
+        *("random", "normal", "uniform", "choice", "choices", "shuffle", "sample", "integers"),
+        *("random_", "normal_", "uniform_", "bernoulli", "bernoulli_", "multinomial", "dropout"),
+        *("gauss", "permutation", "standard_normal", "randrange", "getrandbits", "poisson"),
+    }
+)
+"""Names of functions that draw random numbers."""
+
+
 class Changed(NamedTuple):
     """Names of what code changes.
 

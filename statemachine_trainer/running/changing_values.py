@@ -26,7 +26,13 @@ from torch import nn
 
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.running.audit import NotHeld
-from statemachine_trainer.running.changing_code import Changed, changed_by, codes_of, codes_of_class
+from statemachine_trainer.running.changing_code import (
+    DRAWS,
+    Changed,
+    changed_by,
+    codes_of,
+    codes_of_class,
+)
 from statemachine_trainer.running.plain_values import Reader, Seen, address, is_cache
 from statemachine_trainer.running.reachable import Roots
 from statemachine_trainer.running.value_names import (
@@ -53,16 +59,6 @@ _IN_BATCH: Final = (
 )
 
 _ENVIRONMENT: Final = frozenset({"environ", "environb", "putenv"})
-_DRAWS: Final = frozenset(
-    {
-        *("rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm"),
-        *("random", "normal", "uniform", "choice", "choices", "shuffle", "sample", "integers"),
-        *("random_", "normal_", "uniform_", "bernoulli", "bernoulli_", "multinomial", "dropout"),
-        *("gauss", "permutation", "standard_normal", "randrange", "getrandbits", "poisson"),
-    }
-)
-"""Names of functions that draw random numbers."""
-
 _CACHED: Final = type(cache(len))
 """The class of functions with a `functools.cache`."""
 
@@ -223,7 +219,7 @@ class _Look:
 
 def _draws(code: types.CodeType) -> bool:
     inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
-    return bool(_DRAWS & {*code.co_names}) or any(map(_draws, inner))
+    return bool(DRAWS & {*code.co_names}) or any(map(_draws, inner))
 
 
 def _numbers_in(value: object, path: str, depth: int = 3) -> Iterator[tuple[str, object]]:

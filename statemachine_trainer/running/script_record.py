@@ -10,7 +10,7 @@ import dis
 import functools
 import types
 import zlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from typing import Any, Final, cast
 
 import torch
@@ -23,7 +23,6 @@ from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.machine.signals import label_of
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.running.changing_code import (
     METHODS,
@@ -36,6 +35,7 @@ from statemachine_trainer.running.contents import numbers
 from statemachine_trainer.running.functions import checksum_of_code, compiler, each
 from statemachine_trainer.running.plain_values import plain_text
 from statemachine_trainer.running.reachable import Roots, Searches, roots_of_feed
+from statemachine_trainer.running.receivers_record import receivers_noted
 from statemachine_trainer.running.settings_record import CHANGES, ITS_CLASS, Settings, names_given
 from statemachine_trainer.running.value_names import OF_LOOPS, OF_MODULES
 from statemachine_trainer.running.value_texts import Texts
@@ -99,7 +99,7 @@ class ScriptRecord:
         self._elsewhere = _Elsewhere(context, callbacks, of_model)
         self._fit = _Walk(roots, self._elsewhere)
         self._fit.walk(roots)
-        self._fit.values.update(_intervals(board))
+        self._fit.values.update(receivers_noted(board, context.model.modules()))
         self._of_data: dict[int, tuple[object, _Walk]] = {}
         self._known: tuple[list[_Walk], dict[str, Settings]] | None = None
 
@@ -480,19 +480,3 @@ def _only_for_optimizers(model: nn.Module) -> set[str]:
 def _names_in(code: types.CodeType) -> set[str]:
     inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
     return {*code.co_names}.union(*map(_names_in, inner))
-
-
-def _intervals(board: SignalBoard) -> Mapping[tuple[str, str], tuple[None, str]]:
-    """Return how often each receiver of a user is called."""
-    found: dict[tuple[str, str], tuple[None, str]] = {}
-    for one in board.subscriptions:
-        owner = getattr(one.receiver, "__self__", None)
-        module = (
-            getattr(one.receiver, "__module__", None) if owner is None else type(owner).__module__
-        )
-        if is_users(module):
-            key = (f"receiver {label_of(one.receiver)} of {one.name!r}", "every")
-            while key in found:
-                key = (f"{key[0]}, and again", "every")
-            found[key] = (None, "1" if one.every is None else str(one.every))
-    return found

@@ -74,6 +74,9 @@ CHANGES: Final = "what training makes of it"
 ITS_CLASS: Final = "its class"
 """The name of the class of an owner: what refers to one of another class tells so."""
 
+RECEIVERS: Final = "receivers and callbacks that may change the training"
+"""The owner of the names of these, by signal."""
+
 _MISSING: Final = object()
 _MOST_LINES: Final = 30
 _SHOWN: Final = 4
@@ -480,6 +483,8 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
         return "The checkpoint's holds; for the script's set it after `start`, or load only the weights."
     if part == "code":
         return "The script's holds; code is in no checkpoint."
+    if owner == RECEIVERS:
+        return "The script's are called from here on; what was done up to here stays."
     if name == "the seed":
         return "The checkpoint's holds: generators go on where they stood. For the script's begin anew."
     if name == "seed" and part == "trainer":
