@@ -251,8 +251,9 @@ def test_what_the_run_itself_has_frozen_is_not_told(tmp_path: Path) -> None:
     first.on("batch_start", freeze)
     first.fit(Net(), BATCHES, until="epoch_end")
     first.checkpoint()
-    net = Net()
-    make_trainer(tmp_path).start(net, BATCHES, resume="auto")
+    net, second = Net(), make_trainer(tmp_path)
+    second.on("batch_start", freeze)
+    second.start(net, BATCHES, resume="auto")
     assert not net.layers[0].bias.requires_grad
 
 
