@@ -22,7 +22,7 @@ from statemachine_trainer.snapshot.kinds import attributes_of_class, is_users
 Noted = Mapping[tuple[str, str], tuple[None, str]]
 
 _ACTS: Final = DRAWS | {
-    *("post", "end_epoch", "setattr", "delattr", "load_state_dict", "load_weights"),
+    *("end_epoch", "setattr", "delattr", "load_state_dict", "load_weights"),
     *("train", "eval", "backward", "zero_grad", "add_param_group", "add_module", "register_buffer"),
     *("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"),
     *("seed", "manual_seed", "setstate", "set_state", "set_rng_state", "set_epoch", "freeze"),
@@ -151,6 +151,8 @@ def _sets_items(code: types.CodeType) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _acts(code: types.CodeType) -> bool:
     names = {*code.co_names}
+    if "post" in names and "set" not in code.co_consts:  # a setting that is posted is held
+        return True
     if names & _ACTS or any(map(is_in_place, names)):
         return True
     if _sets_attributes_of_others(code):
