@@ -2,7 +2,8 @@
 
 Each part (see `_on_gpu.py`) is a process of its own with a time limit of its own. Whatever a part
 does, what it has found so far is kept, and the parts after it run. After each part two files are
-replaced: `on_gpu.json` and a page for people, `on_gpu.md`.
+replaced: `on_gpu.json` and a page for people, `on_gpu.md`. Where this process is told to end, the
+part that runs is ended too, and what it has found is written.
 
     python benchmarks/on_gpu.py --out FOLDER [--seconds 460] [--part resume] [--rehearse]
 
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HERE = Path(__file__).parent
 
@@ -45,13 +46,30 @@ _LAST = 15
 """Lines of the errors of a part that are kept."""
 
 
+class Stopped(BaseException):
+    """This process was told to end: what is known is written, and no part begins any more."""
+
+
+def end_when_told() -> None:
+    """Let SIGTERM, a hangup and Ctrl-C end the part that runs, and then this process."""
+
+    def stop(number: int, _frame: object) -> NoReturn:
+        for one in stopping:
+            signal.signal(one, signal.SIG_IGN)  # what is left takes a moment
+        raise Stopped(signal.Signals(number).name)
+
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for one in stopping:
+        signal.signal(one, stop)
+
+
 @dataclass
 class Part:
     """What came out of a part.
 
     Attributes:
         name: Its name.
-        status: "done", "no GPU", "failed", "out of time" or "not begun".
+        status: "done", "no GPU", "failed", "out of time", "stopped" or "not begun".
         seconds: What it took.
         found: What it has found, in order: `what`, `value` and, mostly, `unit`.
         errors: The last lines of its errors, if it is not done.
@@ -81,19 +99,22 @@ def run_part(
     if command is None:
         command = [sys.executable, str(HERE / "_on_gpu.py"), name, *options]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = None
         try:
             process = subprocess.Popen(
                 command, stdout=output, stderr=errors, start_new_session=True
             )
-        except OSError as error:
-            part.status, part.errors = "failed", [str(error)]
-            return part
-        try:
             part.status = "failed" if process.wait(limit) else "done"
         except subprocess.TimeoutExpired:
             part.status = "out of time"
+        except OSError as error:
+            part.status, part.errors = "failed", [str(error)]
+            return part
+        except Stopped:
+            part.status = "stopped"
         finally:
-            _end(process)
+            if process is not None:
+                _end(process)
         part.seconds = round(time.monotonic() - begun, 1)
         output.seek(0)
         part.found = _lines(output.read())
@@ -167,13 +188,17 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "/")
 
 
-def machine(limit: float, options: Sequence[str]) -> dict[str, Any]:
-    """Ask a process of its own for device and versions: a driver that hangs, hangs there."""
+def machine(limit: float, options: Sequence[str]) -> tuple[dict[str, Any], bool]:
+    """Ask a process of its own for device and versions: a driver that hangs, hangs there.
+
+    Returns:
+        What was found, and whether this process was told to end meanwhile.
+    """
     part = run_part("about", limit, options)
     found = {one["what"]: one["value"] for one in part.found}
     if part.status in ("failed", "out of time"):
         found["torch"] = f"({part.status}: {part.errors[-1] if part.errors else 'it said nothing'})"
-    return {"python": platform.python_version(), **found}
+    return {"python": platform.python_version(), **found}, part.status == "stopped"
 
 
 def main() -> None:
@@ -185,18 +210,22 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, small")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
+    end_when_told()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # products of matrices are exact
     passed = ["--rehearse"] if options.rehearse else []
     parts = [Part(name) for name in options.part or PARTS]
     about: dict[str, Any] = {}
     write(options.out, about, parts)
-    about = machine(min(60.0, options.seconds), passed)
+    about, stopped = machine(min(60.0, options.seconds), passed)
     for place, part in enumerate(parts):
+        if stopped:
+            break
         write(options.out, about, parts)
         limit = min(PARTS[part.name], end - time.monotonic())
         print(f"{part.name}: at most {max(limit, 0):.0f} s", file=sys.stderr, flush=True)
         parts[place] = run_part(part.name, limit, passed)
         print(f"{part.name}: {parts[place].status}", file=sys.stderr, flush=True)
+        stopped = parts[place].status == "stopped"
     write(options.out, about, parts)
     print((options.out / "on_gpu.md").read_text())
     if any(part.status != "done" for part in parts):

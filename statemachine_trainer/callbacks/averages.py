@@ -19,7 +19,7 @@ from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.parallel import to_device
 from statemachine_trainer.parallel.gradient_sync import exchange, settle
-from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.parallel.wrappers import KnownParameters, PlainNames
 from statemachine_trainer.snapshot.rng import isolated_rng
 
 _ROOT = "fit"
@@ -51,6 +51,7 @@ class Average(HasSettings):
         self.updates = 0
         self.average: dict[str, torch.Tensor] = {}
         self.measured: str | None = None
+        self._parameters = KnownParameters()
         self._raw: dict[str, torch.Tensor] | None = None
         self._out = False  # an error took it out in the middle of a validation of the fit
         self._put_in_by = ""
@@ -93,12 +94,15 @@ class Average(HasSettings):
         groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         with torch.no_grad():
             settle(model)
-            for name, parameter in _parameters(model):
+            for name, parameter in self._parameters.of(model):
+                if not parameter.is_floating_point():
+                    continue
                 known = self.average.get(name)
                 if known is None or not self.updates:
                     self.average[name] = parameter.detach().clone()
                     continue
-                known = self.average[name] = known.to(parameter.device)
+                if known.device != parameter.device:
+                    known = self.average[name] = known.to(parameter.device)
                 averaged, current = groups.setdefault(_kind(known), ([], []))
                 averaged.append(known)
                 current.append(parameter.detach())

@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, TypeVar, cast
 
 import torch
@@ -312,10 +313,15 @@ class FullyShard(GradientSync):
 
 def is_fully_sharded(module: nn.Module) -> bool:
     """Return whether `fully_shard` was called on a module."""
+    return _is_fully_sharded(cast(Hashable, type(module)))
+
+
+@lru_cache(maxsize=1024)
+def _is_fully_sharded(kind: type) -> bool:
     # By its name: most runs do not import FSDP.
     return any(
-        kind.__name__ == "FSDPModule" and kind.__module__.startswith("torch.distributed.fsdp")
-        for kind in type(module).__mro__
+        base.__name__ == "FSDPModule" and base.__module__.startswith("torch.distributed.fsdp")
+        for base in kind.__mro__
     )
 
 
@@ -326,6 +332,8 @@ def is_cut_up(tensor: torch.Tensor) -> bool:
 
 def settle(model: nn.Module) -> None:
     """Free the whole parameters that a forward pass of `fully_shard` may have left in a model."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        return  # whoever calls `fully_shard` imports it
     for one in model.modules():
         if is_fully_sharded(one):
             one.reshard()  # type: ignore[operator]

@@ -218,6 +218,38 @@ class PlainNames:
         return made
 
 
+class KnownParameters:
+    """The parameters of a model by plain names, for whoever asks in every batch.
+
+    Names are made when the model is first seen, and again when modules or parameters in it are others.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[object] = []
+        self._named: list[tuple[str, nn.Parameter]] = []
+
+    def __reduce__(self) -> tuple[type[KnownParameters], tuple[()]]:
+        return KnownParameters, ()  # a copy is made without the model
+
+    def of(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters, as `PlainNames.parameters` yields them."""
+        parts: list[object] = []
+        seen: set[nn.Module] = set()
+        left = [model]
+        while left:
+            module = left.pop()
+            if module in seen:
+                continue
+            seen.add(module)
+            own, inside = module._parameters, module._modules
+            parts += (module, *own, *map(id, own.values()), *inside)
+            left += [one for one in inside.values() if one is not None]
+        if parts != self._parts:
+            self._parts = parts
+            self._named = [*PlainNames(model).parameters()]
+        return self._named
+
+
 def _uncompiled(name: str) -> str:
     """Take out of a saved name what compilers had put in, in files of earlier versions."""
     return ".".join(part for part in name.split(".") if part != _KEY_OF_COMPILER)

@@ -15,10 +15,10 @@ from __future__ import annotations
 import os
 import types
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from itertools import islice
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ class _Look:
             return
         if isinstance(holder, nn.Module) and name in vars(holder).get("_defaults", ()):
             return  # a state of torchmetrics
-        if not _is_own(cast(Hashable, type(holder)), name):
+        if not _is_own(type(holder), name):  # type: ignore[arg-type]
             return
         words = name_in_objects(self._roots, path, holder, name)
         words = words or name_in_process(self._roots, path, holder, name)

@@ -11,7 +11,7 @@ import enum
 import time
 import weakref
 from collections import ChainMap, OrderedDict, UserDict, UserList, UserString, deque
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Final, NamedTuple, cast
@@ -113,7 +113,7 @@ class Reader:
         if (text := plain_text(value)) is not None:
             shown = text if len(text) <= 60 else f"{text[:57]}..."
             return Seen(text, shown, is_time=is_time(value))
-        if _is_numbers(cast(Hashable, kind)):
+        if _is_numbers(kind):  # type: ignore[arg-type]
             content = self._numbers(value)
             if content is None:
                 return None
@@ -124,7 +124,7 @@ class Reader:
             shown = f"a {kind.__name__} of {len(content)} bytes"
             return Seen((len(content), crc32(content)), shown, of_many=True)
         inner = inside_of(value)
-        if (base := base_of(cast(Hashable, type(inner)))) is not None:
+        if (base := base_of(type(inner))) is not None:  # type: ignore[arg-type]
             return self._container(kind, inner, base)
         return self._object(value) if is_of_users(kind) and not issubclass(kind, type) else None
 
@@ -193,11 +193,11 @@ class Reader:
 
     def _element(self, value: Any, depth: int = _DEPTH, *, few: bool = False) -> object:
         kind = type(value)
-        if _is_numbers(cast(Hashable, kind)):
+        if _is_numbers(kind):  # type: ignore[arg-type]
             return self._numbers(value)
         if (text := plain_text(value)) is not None:
             return text
-        base = base_of(cast(Hashable, kind))
+        base = base_of(kind)  # type: ignore[arg-type]
         if not depth:
             return kind
         if base is not None:
@@ -244,7 +244,7 @@ def plain_text(value: Any) -> str | None:
         return hex(value)
     if kind in _ATOMS:
         return repr(value)
-    put = _how_to_put(cast(Hashable, kind))
+    put = _how_to_put(kind)  # type: ignore[arg-type]
     return None if put is None else put(value)
 
 

@@ -43,7 +43,7 @@ def take_out(tree: Any) -> tuple[Any, dict[str, Any]]:
 
 def whole(tree: Any) -> Any:
     """Return a tree with whole tensors where they are cut up among ranks of which there is one only."""
-    if not any(isinstance(one, torch.Tensor) and is_cut_up(one) for one in leaves(tree)):
+    if not any(map(is_cut_up, [one for one in leaves(tree) if isinstance(one, torch.Tensor)])):
         return tree
 
     def gathered(leaf: Any) -> Any:

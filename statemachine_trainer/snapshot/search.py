@@ -21,7 +21,7 @@ import threading
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, NamedTuple, cast
@@ -201,7 +201,7 @@ class Search:
                     return
                 continue
             thing, path, step, way = waiting.popleft()
-            if how_to_visit(cast(Hashable, type(thing)))[0] == "_find":
+            if how_to_visit(type(thing))[0] == "_find":  # type: ignore[arg-type]
                 self._find(cast(Generator, thing), path, step, way)
             elif id(thing) not in self._seen:
                 if self.visited == self._most:
@@ -265,7 +265,7 @@ class Search:
     # -- what to do with an object of some type ------------------------------------------------------
 
     def _visit(self, thing: Any, path: str, way: _Way) -> None:
-        visit, told = how_to_visit(cast(Hashable, type(thing)))
+        visit, told = how_to_visit(type(thing))  # type: ignore[arg-type]
         if visit == "":
             return
         if visit == "tell":

@@ -15,6 +15,8 @@ from rich.console import Console
 
 from statemachine_trainer import Checkpoints, Monitor, Progress, every, log
 from statemachine_trainer.observe.recorder import RunFolder
+from statemachine_trainer.snapshot.codec import encode
+from statemachine_trainer.snapshot.marks import whole
 from statemachine_trainer.trainer import Trainer
 from tests.performance.test_call_counts import (
     Batch,
@@ -100,3 +102,20 @@ def test_what_people_switch_on_adds_few_python_calls_to_a_step(
     listed = "\n".join(f"{number:+g} {name}" for name, number in sorted(added.items()) if number)
     # What happens once a run may differ by a call or two from run to run.
     assert round(sum(added.values())) <= most, f"{sum(added.values()):g} calls more:\n{listed}"
+
+
+def test_the_state_of_a_fit_is_made_ready_for_its_file_by_few_python_calls(tmp_path: Path) -> None:
+    """Most of them read what training may have changed without a word, so all of it is looked at."""
+    never = Checkpoints(tmp_path, every=every(10**6, "step"), at_end=False)
+    trainer = Trainer(max_epochs=1, device="cpu", progress=False, checkpoints=never, run=False)
+    trainer.fit(Classifier(), Batches(3))
+
+    def make_ready() -> None:
+        encode(whole(trainer.state_dict()))
+
+    make_ready()  # what is kept of classes is kept from now on
+    seen: Counter[str] = Counter()
+    with counting_calls(seen):
+        make_ready()
+    listed = "\n".join(f"{number:g} {name}" for name, number in seen.most_common(20))
+    assert sum(seen.values()) <= 4200, f"{sum(seen.values())} calls, most of them of:\n{listed}"

@@ -54,6 +54,24 @@ def test_a_part_that_does_not_end_is_ended_with_what_it_started(
     assert part.status == "out of time"
 
 
+def test_what_a_part_has_found_is_kept_when_all_are_told_to_end(tmp_path: Path) -> None:
+    """In a process of its own, whose signals are changed for good."""
+    part = f"{FINDS}\nimport os, signal; os.kill(os.getppid(), signal.SIGTERM)"
+    code = f"""
+import json, sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from on_gpu import Part, end_when_told, run_part, write
+from pathlib import Path
+end_when_told()
+found = run_part("resume", 60, command=[sys.executable, "-c", {part!r}])
+write(Path(sys.argv[1]), {{}}, [found, Part("fp16")])
+"""
+    subprocess.run([*python(code), str(tmp_path)], check=True)
+    parts = json.loads((tmp_path / "on_gpu.json").read_text())["parts"]
+    assert [part["status"] for part in parts] == ["stopped", "not begun"]
+    assert [one["what"] for one in parts[0]["found"]] == ["steps"]
+
+
 def test_a_part_that_is_done_or_finds_no_gpu_says_so(on_gpu: Any) -> None:
     assert on_gpu.run_part("x", 60, command=python(FINDS)).status == "done"
     none = on_gpu.run_part("x", 60, command=python('print(\'{"what": "no GPU", "value": true}\')'))
