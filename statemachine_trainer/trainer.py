@@ -193,6 +193,11 @@ class Trainer:
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse to set a setting of a loop here, where nobody would look at it."""
+        if name == "loop":
+            raise SettingError(
+                "trainer.loop = ...: a trainer keeps its loop. Give it when you make the trainer, "
+                "`Trainer(loop)`, or replace what is inside: `trainer.loop.replace(epoch=...)`."
+            )
         if name in self.more_settings:
             raise SettingError(
                 f"trainer.{name} = ...: that is a setting of a loop. Set it there: {where_set(name)} = ..."

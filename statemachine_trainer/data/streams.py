@@ -153,7 +153,12 @@ class StreamReader(Reader):
         # A loader over an iterable data set knows whether that has ended; user code that raises
         # StopIteration while collating does not pass for it.
         fetcher = self._fetcher()
-        self._complete = not getattr(fetcher, "auto_collation", False) or bool(fetcher.ended)
+        if not getattr(fetcher, "auto_collation", False):
+            self._complete = True
+        elif hasattr(fetcher, "ended"):
+            self._complete = bool(fetcher.ended)
+        else:  # a wrapper that hands out the iterator of a loader over map-style data
+            self._complete = next(self._iterator._sampler_iter, _NOTHING) is _NOTHING
         return self._complete
 
     def failed(self, position: int) -> None:
@@ -188,7 +193,7 @@ class StreamReader(Reader):
             or not isinstance(self.loader, DataLoader)
         )
         kept = deepcopy(self._kept_by(keeper).state_dict()) if keeper and known else None
-        if inside and _is_ambiguous(kept, position):
+        if inside and (_is_ambiguous(kept, position) or _is_read_again(kept)):
             keeper = kept = None
         return {
             "own": own,
@@ -323,6 +328,15 @@ def _is_ambiguous(kept: Any, position: int) -> bool:
     except (TypeError, KeyError, AttributeError):
         return False  # not torchdata's, or without workers
     return ended or position < len(workers)
+
+
+def _is_read_again(kept: Any) -> bool:
+    """Whether torchdata, without workers, has no state of a stream, and counts what it reads again twice."""
+    try:
+        inside, reading = kept["dataset_state"], kept["fetcher_state"]["dataset_iter_state"]
+    except (TypeError, KeyError):
+        return False  # not torchdata's, or not a stream
+    return inside is None and reading is None
 
 
 def is_sequence(loader: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from torch.optim import Optimizer
 
 from statemachine_trainer.loops.slots import Scheduler
+from statemachine_trainer.snapshot.generators import GENERATORS, kind_of, make, put, state_of
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch, Unwritable
 
 _OBJECT: Final = "$object"
@@ -19,7 +20,8 @@ def scheduler_state(one: Scheduler, where: str) -> Any:
     """Return the state of a scheduler.
 
     Objects in it that have their own state are saved by that state: a warm-up, for example, holds
-    the scheduler that follows it. Optimizers are not saved here.
+    the scheduler that follows it. A generator of random numbers, as the function of a `LambdaLR`
+    may hold one, is saved as well. Optimizers are not saved here.
 
     Args:
         one: The scheduler.
@@ -58,6 +60,8 @@ def _plain(tree: Any) -> Any:
         return type(tree)(_plain(one) for one in tree)
     if isinstance(tree, Optimizer):  # it is saved by itself
         return {_OBJECT: type(tree).__qualname__}
+    if isinstance(tree, GENERATORS):
+        return {_OBJECT: kind_of(tree), _STATE: state_of(tree)}
     if _has_state(tree):
         return {_OBJECT: type(tree).__qualname__, _STATE: _plain(tree.state_dict())}
     return tree
@@ -78,12 +82,17 @@ def _like(fresh: Any, saved: Any) -> Any:
 
 
 def _object(fresh: Any, saved: Mapping[str, Any]) -> Any:
-    kind = type(fresh).__qualname__
+    is_generator = isinstance(fresh, GENERATORS)
+    kind = kind_of(fresh) if is_generator else type(fresh).__qualname__
+    if fresh is None and _STATE in saved:  # a generator that appeared on the way
+        return make(saved[_OBJECT], saved[_STATE])
     if kind != saved[_OBJECT]:
         raise SnapshotMismatch(
             f"A scheduler held a {saved[_OBJECT]} when it was saved, and holds a {kind} here. Make "
             "the same schedulers in configure_optimizers."
         )
-    if _STATE in saved:
+    if is_generator:
+        put(fresh, saved[_STATE])
+    elif _STATE in saved:
         fresh.load_state_dict(_like(fresh.state_dict(), saved[_STATE]))
     return fresh

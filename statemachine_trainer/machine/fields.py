@@ -81,11 +81,15 @@ def field(
             a cache: it gets its default when a snapshot is loaded.
 
     Raises:
-        LoopDefinitionError: Both a default and a factory, a factory that is not callable, or
+        LoopDefinitionError: Both a default and a factory, a class as default, a factory that is not callable, or
             `saved` that is neither True nor False.
     """
     if not isinstance(saved, bool):
         raise LoopDefinitionError(f"field(saved={saved!r}): use True or False.")
+    if isinstance(default, type):
+        raise LoopDefinitionError(
+            f"field({default.__name__}): a class is no value. Write field(factory={default.__name__})."
+        )
     if factory is not None and not isinstance(default, _Unset):
         raise LoopDefinitionError("field() takes a default or a factory, not both.")
     if factory is not None and not callable(factory):

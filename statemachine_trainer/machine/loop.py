@@ -204,6 +204,12 @@ class Loop(HasSettings):
         for name in self.places():
             factory = self.declared(name)
             if name not in self._loops and factory is not None:
+                if isinstance(factory, Loop):
+                    kind, here = type(factory).__name__, f"{type(self).__name__}.{name}"
+                    raise LoopDefinitionError(
+                        f"{here} is a place for a {kind} that all loops of the class would share. Write "
+                        f"`place({kind})`, or `place(lambda: {kind}(...))` for one with settings."
+                    )
                 self.put(name, factory(), declared_by=factory)
             if name in self._loops:
                 inside[name] = self._loops[name]
@@ -297,7 +303,10 @@ class Loop(HasSettings):
         here = f"The place {name!r} of {type(self).__name__}"
         if not isinstance(loop, Loop):
             kind = loop.__name__ if isinstance(loop, type) else type(loop).__name__
-            raise LoopDefinitionError(f"{here} takes a loop, not {kind}.")
+            raise LoopDefinitionError(
+                f"{here} takes a loop, not {kind}. Give an object or a class derived from Loop; call a "
+                "function or a `functools.partial` that makes one."
+            )
         if any(loop is outer for outer in self.outwards()):
             raise LoopUsedTwice(
                 f"{here} is inside the very {type(loop).__name__} that you put there. Make a "

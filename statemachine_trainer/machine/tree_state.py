@@ -32,7 +32,8 @@ def check_state(state: Mapping[str, Any], root: Loop, name: str, program: Progra
     if differences:
         raise StateMismatch(
             f"The saved state is of another loop tree: {'; '.join(differences)}. Build the same "
-            "loops, or load the weights alone."
+            "loops, or load the weights alone. A loop that the run itself put in has to be put in "
+            "again before the run goes on."
         )
 
 

@@ -129,20 +129,24 @@ def audit(
 
 def tell_what_is_not_held(
     board: SignalBoard, driver: Driver, context: Context, search: Search, of_data: Searches
-) -> None:
+) -> list[str] | None:
     """Warn, once for a fit, of all objects that its checkpoints cannot hold; see `audit`.
+
+    Returns:
+        Their paths; None at a rank that did not look.
 
     Warns:
         NotHeld: There is such an object. The message has its path and a way out.
     """
     ranks = Ranks.here()
     if ranks is not None and ranks.rank:
-        return  # one of them is enough
+        return None  # one of them is enough
     found = audit(board, driver, context, search, of_data)
+    paths = [one.path for one in found.of("not held")]
     told = [f"{one.path} is {one.what}: {one.why}" for one in found.of("not held")]
     told += [one for one in found.unfinished if one.startswith("The search")]
     if not told:
-        return
+        return paths
     more = [f"and {len(told) - _TOLD} more, which `print(trainer.audit())` lists"]
     lines = told if len(told) <= _TOLD else told[:_TOLD] + more
     warnings.warn(
@@ -151,6 +155,7 @@ def tell_what_is_not_held(
         NotHeld,
         stacklevel=level_of_caller(),
     )
+    return paths
 
 
 def check_writable(driver: Driver, context: Context, callbacks: list[Any]) -> None:

@@ -15,10 +15,11 @@ from __future__ import annotations
 import os
 import types
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterator
 from functools import cache, lru_cache
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -33,15 +34,22 @@ from statemachine_trainer.running.changing_code import (
     codes_of,
     codes_of_class,
 )
-from statemachine_trainer.running.plain_values import Reader, Seen, address, is_cache
+from statemachine_trainer.running.plain_values import Reader, Seen, address, base_of, is_cache
 from statemachine_trainer.running.reachable import Roots
 from statemachine_trainer.running.value_names import (
     IN_PROCESS,
+    has_state,
     name_in_objects,
     name_in_process,
 )
-from statemachine_trainer.snapshot.kinds import attributes_of_class, is_of_users, is_users, named
-from statemachine_trainer.snapshot.search import Search
+from statemachine_trainer.snapshot.kinds import (
+    attributes_of_class,
+    is_a,
+    is_of_users,
+    is_users,
+    named,
+)
+from statemachine_trainer.snapshot.search import Search, Unheld
 
 _MOST: Final = 20_000
 """Values that are looked at in one checkpoint."""
@@ -56,6 +64,21 @@ _BATCHES: Final = 64
 _LISTS: Final = (list, tuple, dict)
 _IN_BATCH: Final = (
     "something changes it in place, such as `batch.add_(1)`; make a new tensor, `batch = batch + 1`"
+)
+
+_OF_LIBRARY: Final = (
+    "something changes it; make the loader anew for each epoch, `fit(model, lambda epoch: ...)`, or derive "
+    "a class that has `state_dict` and `load_state_dict`"
+)
+
+_OF_TORCH: Final = (
+    torch.optim.Optimizer,
+    torch.optim.lr_scheduler.LRScheduler,
+    torch.amp.GradScaler,
+)
+_OF_TOOL: Final = (
+    "return it from `configure_optimizers`, or save its `state_dict` in `get_extra_state` of the model or in "
+    "a callback with `state_dict` and `load_state_dict`"
 )
 
 _ENVIRONMENT: Final = frozenset({"environ", "environb", "putenv"})
@@ -73,10 +96,16 @@ class ChangingValues:
         self._before: dict[_Key, Seen] | None = None
         self._of_process: dict[str, str] = {}
         self._told: set[str] = set()
+        self._unheld: set[str] | None = None
 
-    def begin(self) -> None:
-        """Forget what was seen: a fit begins, or goes on from a checkpoint."""
+    def begin(self, unheld: Collection[str] | None = None) -> None:
+        """Forget what was seen: a fit begins, or goes on from a checkpoint.
+
+        Args:
+            unheld: Paths of what no checkpoint can hold, and was told; None if nobody looked.
+        """
         self._before = None
+        self._unheld = None if unheld is None else {*unheld}
 
     def look(self, model: nn.Module, roots: Roots, data: Roots) -> Search:
         """Look at all values, and tell of those that changed since the last time, each once.
@@ -94,16 +123,16 @@ class ChangingValues:
         """
         look = _Look({**roots, **data}, model)
         search = Search(roots, notice=look.note, visit=look.visit, quiet=True)
-        Search(data, notice=look.note, visit=look.visit, quiet=True)
+        in_data = Search(data, notice=look.note, visit=look.visit, quiet=True)
         for path, part in data.items():
-            if not path.endswith("sampler"):  # which refers to the data set
-                look.note_numbers(path, part)
+            look.note_numbers(path, part, data.values())
         look.note_environment()
         before, self._before = self._before, look.values
         of_process, self._of_process = self._of_process, look.of_process
+        lines = self._appeared([*in_data.unheld, *search.unheld])
         if before is None:
+            _tell(lines)
             return search
-        lines = []
         for what, now_shown in look.of_process.items():
             was_shown = of_process.get(what, now_shown)
             if was_shown != now_shown and what not in self._told:
@@ -117,6 +146,18 @@ class ChangingValues:
             lines.append(f"{what}, from {was.shown} to {now.shown}: {remedy}")
         _tell(lines)
         return search
+
+    def _appeared(self, unheld: list[Unheld]) -> list[str]:
+        """Return what no checkpoint can hold, and was not there when the fit began, in words."""
+        known, paths = self._unheld, {one.path for one in unheld}
+        self._unheld = paths | (known or set())
+        if known is None:
+            return []
+        new = {one.path: one for one in unheld if one.path not in known}
+        return [
+            f"{path}, which was made on the way, is {one.what}: {one.remedy}"
+            for path, one in new.items()
+        ]
 
 
 class _Look:
@@ -162,15 +203,41 @@ class _Look:
             seen = seen._replace(itself=None)  # what a library changes in place is its own
         key = (id(holder), words[0], name)
         self.values[key], self.remedies[key] = seen, words[1]
+        if seen.of_many:  # code may change a tensor in it by another name
+            for _, one in islice(_numbers_in(value, ""), _BATCHES):
+                if (seen := self._reader.seen(one)) is not None:
+                    key = (id(one), words[0], name)
+                    self.values[key], self.remedies[key] = seen, words[1]
 
     def visit(self, path: str, thing: object) -> None:
-        """Take a look at a function with a `functools.cache` that draws random numbers, as `Search` calls it."""
+        """Take a look at an object that has more state than names, as `Search` calls it.
+
+        That is a function with a `functools.cache` that draws random numbers; and an optimizer, a schedule
+        or a scaler of torch that the fit does not know, and so does not save.
+        """
         if type(thing) is _CACHED:
             codes = codes_of(thing.__wrapped__)
             self._codes.update(codes)
             if any(map(_draws, codes)):
                 what = f"the results that the cache of {path} keeps, which are drawn at random"
                 self.of_process[what] = f"{thing.cache_info().currsize} results"
+        elif is_a(thing, _OF_TORCH) and path not in self._roots:
+            self._note_state(path, thing)
+
+    def _note_state(self, path: str, thing: Any) -> None:
+        owner = max((one for one in self._roots if path.startswith(one)), key=len, default="")
+        root = self._roots.get(owner)
+        if owner.startswith(("optimizer ", "scheduler ")) or any(
+            thing is one for one in self._roots.values()
+        ):
+            return
+        if has_state(root) and not isinstance(root, nn.Module):
+            return  # which writes down what is its own
+        seen = self._reader.seen(thing.state_dict())
+        if seen is not None:
+            shown = f"#{zlib.crc32(repr(seen.content).encode()):08x}"
+            key = (id(thing), f"the state of {path} ({type(thing).__name__})", "")
+            self.values[key], self.remedies[key] = seen._replace(shown=shown), _OF_TOOL
 
     def note_environment(self) -> None:
         """Take a look at the environment variables that some code sets."""
@@ -181,16 +248,29 @@ class _Look:
                         value = os.environ.get(name)
                         self.of_process[f"the environment variable {name}"] = repr(value)[:60]
 
-    def note_numbers(self, path: str, part: object) -> None:
-        """Take a look at the tensors of a list of batches, or of a data set of a library."""
+    def note_numbers(self, path: str, part: object, parts: Collection[object]) -> None:
+        """Take a look at the tensors of a list of batches; and at the numbers of a data set or a sampler of a library.
+
+        Args:
+            path: Of the list, the data set or the sampler.
+            part: It.
+            parts: All parts of the loaders: a sampler refers to its data set.
+        """
         if is_of_users(type(part)) or isinstance(part, torch.Tensor):
             return  # whose attributes are looked at; whose rows are copied
         inside = {"": part} if type(part) in _LISTS else dict(named(part))
         for name, value in inside.items():
+            if name and any(value is one for one in parts):
+                continue
+            if name and _is_of_numbers(value):
+                key, seen = (id(part), f"{path}.{name}", ""), self._reader.seen(value)
+                if seen is not None:
+                    self.values[key], self.remedies[key] = seen, _OF_LIBRARY
             for place, one in islice(_numbers_in(value, f"{path}.{name}".rstrip(".")), _BATCHES):
                 if (seen := self._reader.seen(one)) is not None:
                     key = (id(one), place, "")
-                    self.values[key], self.remedies[key] = seen, _IN_BATCH
+                    remedy = _OF_LIBRARY if path.endswith("sampler") else _IN_BATCH
+                    self.values[key], self.remedies[key] = seen, remedy
 
     def carries_over(self, name: str, was: Seen, now: Seen) -> bool:
         """Whether a value changed, and what it was decides what it became."""
@@ -198,6 +278,8 @@ class _Look:
             return False
         if now.is_time:
             return False
+        if not name:  # of a data set or a sampler of a library, which reads it
+            return True
         same = was.itself is not None and now.itself is not None and was.itself() is now.itself()
         if same:  # the attributes of an object are looked at one by one
             return not now.is_object
@@ -226,11 +308,20 @@ def _numbers_in(value: object, path: str, depth: int = 3) -> Iterator[tuple[str,
     """Yield the tensors and arrays in plain containers, by their places."""
     if isinstance(value, torch.Tensor | np.ndarray):
         yield path, value
-    elif depth and type(value) in _LISTS:
-        assert isinstance(value, list | tuple | dict)
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, one in islice(pairs, _BATCHES):
-            yield from _numbers_in(one, f"{path}[{key!r}]", depth - 1)
+        return
+    base = base_of(type(value))
+    if not depth or base is None or issubclass(base, set | frozenset):
+        return
+    pairs = base.items(value) if issubclass(base, dict) else enumerate(base.__iter__(value))
+    for key, one in islice(pairs, _BATCHES):
+        yield from _numbers_in(one, f"{path}[{key!r}]" if path else "", depth - 1)
+
+
+def _is_of_numbers(value: object) -> bool:
+    """Whether it is a list or a tuple of plain numbers, such as the indices of a `Subset`."""
+    if not isinstance(value, list | tuple):
+        return False
+    return all(type(one) in (int, float, bool) for one in islice(value, _BATCHES))
 
 
 def _tell(lines: list[str]) -> None:

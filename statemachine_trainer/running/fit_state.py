@@ -171,13 +171,14 @@ class FitState:
         context = context_of(self._driver)
         if context is not None:
             self._checked = True
-            self._values.begin()
             search = Search(self._roots(context))
             self._outside.watch(search, self._held_elsewhere(context))
             check_writable(self._driver, context, self.stateful_callbacks())
             # The walk over large data sets takes longest, so that it is shared.
             of_data = self._script_of(context).walk_data()
-            tell_what_is_not_held(self._host.board, self._driver, context, search, of_data)
+            self._values.begin(
+                tell_what_is_not_held(self._host.board, self._driver, context, search, of_data)
+            )
 
     def audit(self) -> Audit:
         """Return the list of objects that checkpoints hold, and that they do not.

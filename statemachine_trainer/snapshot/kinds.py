@@ -23,6 +23,10 @@ from statemachine_trainer.snapshot.generators import GENERATORS
 _ITERATOR = (
     "make it anew from the index or the epoch, or give its owner `state_dict` and `load_state_dict`"
 )
+_OF_LOADER = (
+    "give `fit` both loaders, `fit(model, {'labelled': one, 'unlabelled': other})`, or give its owner "
+    "`state_dict` and `load_state_dict`"
+)
 _ENGINE = "keep the number of points drawn in an object with `state_dict`, and call `fast_forward`"
 _OPEN = "open it where it is used, or give its owner `state_dict` and `load_state_dict`"
 _WAITING = "leave nothing in it over a stop, or give its owner `state_dict` and `load_state_dict`"
@@ -119,7 +123,12 @@ def named_values(thing: object) -> dict[str, object]:
 
 def behind(value: object) -> object:
     """Return what a context variable has in this context; anything else as it is."""
-    return value.get(None) if type(value) is contextvars.ContextVar else value
+    if type(value) is not contextvars.ContextVar:
+        return value
+    try:
+        return value.get()  # its default, where nothing was set
+    except LookupError:
+        return None
 
 
 def is_of_users(kind: type) -> bool:
@@ -230,6 +239,8 @@ def _unheld(kind: type) -> tuple[str, str] | None:
         return f"a {module}.{name}", _WAITING
     if top in ("socket", "_socket", "ssl", "sqlite3", "_sqlite3"):
         return ("a socket" if "socket" in top else f"a {module}.{name}"), _OPEN
+    if module == "torch.utils.data.dataloader" and name.endswith("DataLoaderIter"):
+        return "the iterator of a DataLoader", _OF_LOADER
     if not kind.__flags__ & HEAP and hasattr(kind, "__next__") and name != "repeat":
         return f"an iterator ({name})", _ITERATOR
     return None

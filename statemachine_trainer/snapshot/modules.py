@@ -28,12 +28,14 @@ def module_state(module: nn.Module, *, grads: bool) -> dict[str, Any]:
 
     Returns:
         `weights` (the module's `state_dict`), `buffers` (those that are not in it), `requires_grad`
-        and `training` by name, and `grads`. Tensors are not copied. Names are those of the module
-        without wrappers in it, such as compiled parts.
+        and `training` by name, and `grads`; and `left_out`, if a `state_dict` of the user's own
+        leaves out parameters that are trained. Tensors are not copied. Names are those of the
+        module without wrappers in it, such as compiled parts.
     """
     names = PlainNames(module)
     weights = names.state_dict()  # no dict of ours: it carries the versions of the modules
     _drop_lazy(weights)
+    left_out = _left_out(names, weights)
     _write_once(weights)
     return {
         "weights": weights,
@@ -41,6 +43,7 @@ def module_state(module: nn.Module, *, grads: bool) -> dict[str, Any]:
         "requires_grad": {name: p.requires_grad for name, p in names.parameters()},
         "training": {name: m.training for name, m in names.modules()},
         "grads": _grads(names) if grads else {},
+        **({"left_out": left_out} if left_out else {}),
     }
 
 
@@ -55,7 +58,10 @@ def load_module_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     grads = names.known(state["grads"])
     load_module_weights(module, state["weights"])
     _load_buffers(module, names.known(state["weights"]), names.known(state["buffers"]))
+    left_out = names.known(state.get("left_out", {}))
     for name, parameter in names.parameters():
+        if name in left_out:
+            _load_left_out(module, name, parameter, left_out[name])
         needs = flags.get(name, parameter.requires_grad)
         if parameter.requires_grad != needs:
             parameter.requires_grad_(needs)
@@ -204,8 +210,40 @@ def _of_another_model(module: nn.Module, differences: Sequence[str]) -> Snapshot
     shown = "; ".join(differences[:8]) + (" ..." if len(differences) > 8 else "")
     return SnapshotMismatch(
         f"The checkpoint is of another model than this {type(module).__name__}: {shown}. "
-        "Build the same model."
+        "Build the same model. What the run itself changed in it, such as layers that were added or pruned, "
+        "has to be changed before the run goes on."
     )
+
+
+def _left_out(names: PlainNames, weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the parameters that are trained, and are in the `state_dict` under no name."""
+    missing = {
+        name: one
+        for name, one in names.parameters()
+        if name not in weights and one.requires_grad and not is_lazy(one)
+    }
+    if not missing:
+        return {}
+    held = {one.data_ptr() for one in weights.values() if _lies_in_memory(one)}
+    return {
+        name: one.detach()
+        for name, one in missing.items()
+        if _lies_in_memory(one) and one.data_ptr() not in held
+    }
+
+
+def _lies_in_memory(one: object) -> bool:
+    return type(one) in (torch.Tensor, nn.Parameter, nn.Buffer) and one.layout is torch.strided  # type: ignore[attr-defined]
+
+
+def _load_left_out(
+    module: nn.Module, name: str, parameter: nn.Parameter, saved: torch.Tensor
+) -> None:
+    if parameter.shape != saved.shape or parameter.dtype != saved.dtype:
+        was, now = tuple(saved.shape), tuple(parameter.shape)
+        raise _of_another_model(module, [f"{name!r} has shape {was}, here {now}"])
+    with torch.no_grad():
+        parameter.copy_(saved)
 
 
 def _grads(names: PlainNames) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple, cast
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from statemachine_trainer.parallel.wrappers import inner_of
 from statemachine_trainer.snapshot.generators import Generator, identity_of, is_global
@@ -55,6 +56,7 @@ from statemachine_trainer.snapshot.sampling import (
     Sampling,
     copied,
 )
+from statemachine_trainer.snapshot.system_randomness import drawn_from_system
 
 MOST: Final = 50_000
 """Objects that one walk visits at most."""
@@ -124,6 +126,7 @@ class _Way(NamedTuple):
 
 
 _OF_SYSTEM = "use `random.Random(seed)`"
+_FRESH = "give it a seed, made from the index or the epoch; or make a generator once, and keep it"
 _SET = "keep it in a list or a dict: the order of a set differs from process to process"
 
 _EMPTY: Final = frozenset({dict, list, tuple, OrderedDict, set, frozenset, deque})
@@ -278,7 +281,9 @@ class Search:
         getattr(self, visit)(thing, path, way)
 
     def _object(self, thing: object, path: str, way: _Way) -> None:
-        self._attributes(thing, path, way)
+        # A loader's own iterator, of persistent workers, is begun anew with each pass.
+        without = ("_iterator",) if is_a(thing, DataLoader) else ()
+        self._attributes(thing, path, way, without)
 
     def _module(self, module: nn.Module, path: str, way: _Way) -> None:
         inner = inner_of(module)
@@ -345,8 +350,9 @@ class Search:
 
             def at(mark: Any) -> tuple[str, Step]:
                 place, (key, _) = mark
-                if type(key) in _KEYS:
+                if type(key) in _KEYS and not (type(key) is int and key in self._seen):
                     return f"{path}[{key!r}]", Step(path, "item", key)
+                # The key means nothing in another process: an object, or its `id`.
                 return f"{path}[#{place}]", Step(path, "other", place)
 
             self._elements(Group(path, count, items, at, kinds, way))
@@ -432,6 +438,10 @@ class Search:
             self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
         if self._code and is_users(function.__module__):
             self._globals(function, way)
+            if not path.endswith("worker_init_fn"):  # samples are seeded after it
+                for call in drawn_from_system(function):
+                    at = f"{path}: {call}(...)"
+                    self._tell(at, "drawn from the operating system", _FRESH, way)
 
     def _variable(
         self, function: object, path: str, name: str, value: object, step: Step, way: _Way
@@ -499,7 +509,7 @@ class Search:
     def _context_variable(
         self, variable: contextvars.ContextVar[Any], path: str, way: _Way
     ) -> None:
-        self._offer(variable.get(None), f"{path}.get()", Step(path, "other", "get"), way)
+        self._offer(behind(variable), f"{path}.get()", Step(path, "other", "get"), way)
 
     def _of_thread(self, local: threading.local, path: str, way: _Way) -> None:
         """Look at what this thread has in an object that has other attributes in each thread."""
@@ -530,6 +540,8 @@ class Search:
         if is_a(value, property):
             for one in (value.fget, value.fset):
                 self._later.append((one, f"{path}.{name}", Step(path, "other", name), way))
+        elif is_a(value, functools.cached_property):  # whose lock, up to Python 3.11, is its own
+            self._later.append((value.func, f"{path}.{name}", Step(path, "other", name), way))
         elif is_a(value, (classmethod, staticmethod)):
             self._later.append((value.__func__, f"{path}.{name}", Step(path, "other", name), way))
         elif is_a(value, types.FunctionType):

@@ -13,13 +13,14 @@ import threading
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from statemachine_trainer.snapshot.sampling import ALIKE, LARGE
 from statemachine_trainer.snapshot.search import MOST, Search
@@ -94,6 +95,25 @@ def test_a_file_in_memory_that_may_be_written_is_named(tmp_path: Path) -> None:
     np.arange(4.0).tofile(path)
     for mode, lines in (("r", 0), ("c", 0), ("r+", 1)):
         assert len(told(numbers=np.memmap(path, mode=mode))) == lines, mode  # type: ignore[call-overload]
+
+
+class Cached:
+    @cached_property
+    def rng(self) -> random.Random:
+        return random.Random(0)
+
+
+def test_the_lock_of_a_cached_property_is_its_own() -> None:
+    search = Search({"data": Cached()})
+    assert search.unheld == []
+
+
+def test_the_iterator_of_a_loader_is_named_unless_the_loader_keeps_it() -> None:
+    loader = DataLoader([1, 2])  # type: ignore[arg-type]
+    loader._iterator = iter(loader)  # as one with persistent workers does
+    assert told(loader=loader) == []
+    (line,) = told(batches=iter(loader))
+    assert line.startswith("data.batches is the iterator of a DataLoader: give `fit` both loaders")
 
 
 def test_generators_in_a_set_of_several_are_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,3 +122,20 @@ def test_a_state_taken_just_after_a_pass_does_not_lose_the_next_one() -> None:
     later.load_state_dict(feed.state_dict())
     later.begin(1)
     assert rest_of_pass(later) == whole
+
+
+class Shuffling(IterableDataset[Any]):
+    """Has no state but a generator, with which it shuffles each pass."""
+
+    def __init__(self) -> None:
+        self.rng = random.Random(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = [*range(7)]
+        self.rng.shuffle(order)
+        yield from map(torch.tensor, order)
+
+
+@pytest.mark.filterwarnings("ignore::statemachine_trainer.data.data_errors.ReplayWarning")
+def test_a_stream_that_is_read_again_draws_from_its_own_generator_as_before() -> None:
+    assert_resumes(lambda: Feed(torchdata.StatefulDataLoader(Shuffling(), batch_size=2)))

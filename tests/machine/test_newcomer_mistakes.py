@@ -6,11 +6,12 @@ What `refuse` is given are the words that somebody who reads the message needs.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import pytest
 
-from statemachine_trainer import FitLoop, Trainer
+from statemachine_trainer import EpochLoop, FitLoop, Trainer
 from statemachine_trainer.machine import Driver, Loop, field, place
 from statemachine_trainer.machine.errors import (
     LoopDefinitionError,
@@ -470,6 +471,8 @@ def test_a_place_with_an_instance() -> None:
         inner: Loop = place(Leaf())  # type: ignore[arg-type]
 
     refuse(Shared, "Shared.inner", "'walk'", "`place(Leaf)`")
+    with pytest.raises(LoopDefinitionError, match=re.escape("`place(lambda: Leaf(...))`")):
+        Shared().loops_inside()  # as a swap asks for them, before a machine is built
 
 
 def test_a_place_that_no_transition_names() -> None:
@@ -724,3 +727,24 @@ def test_other_methods_of_such_names_are_left_alone() -> None:
 
     for method in ("on_time", "before_long", "_on_enter_second", "once"):
         Driver(two_state_loop(**{method: hook})())
+
+
+def test_a_class_as_the_value_of_a_field() -> None:
+    with pytest.raises(LoopDefinitionError, match=re.escape("Write field(factory=dict).")):
+        field(dict)
+
+
+def test_a_function_that_makes_a_loop_in_the_place_of_one() -> None:
+    trainer = Trainer(max_epochs=1, progress=False)
+    with pytest.raises(
+        LoopDefinitionError, match=re.escape("call a function or a `functools.partial`")
+    ):
+        trainer.loop["epoch"] = partial(EpochLoop, limit_batches=1)
+
+
+def test_another_loop_for_a_trainer() -> None:
+    trainer = Trainer(max_epochs=1, progress=False)
+    with pytest.raises(
+        StateMachineError, match=re.escape("`Trainer(loop)`, or replace what is inside")
+    ):
+        trainer.loop = FitLoop(max_epochs=2)  # type: ignore[misc]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 
 from statemachine_trainer import Trainer
 from statemachine_trainer.callbacks import Checkpoints
@@ -337,3 +337,64 @@ def test_without_checkpoints_nothing_is_told() -> None:
     trainer = Trainer(max_epochs=2, device="cpu", progress=False)
     trainer.fit(Net(count, seen=0), [torch.ones(2, 4)] * 3)
     assert trainer.steps == 6
+
+
+class Momentum(torch.optim.SGD):
+    """Keeps its own averages by the identity of the parameters, and no checkpoint has them."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.01)
+        self.averages = {id(one): torch.zeros(4) for one in self.param_groups[0]["params"]}
+
+    def step(self, closure: Any = None) -> Any:
+        for average in self.averages.values():
+            average.mul_(0.9).add_(1)
+        return super().step(closure)
+
+
+def test_a_tensor_that_is_changed_by_another_name_is_told_by_its_container(tmp_path: Path) -> None:
+    model = Net()
+    model.configure_optimizers = lambda: Momentum(model.parameters())  # type: ignore[method-assign]
+    (line,) = told(tmp_path, model)
+    assert line.startswith("attribute 'averages' of optimizer Momentum, from a Tensor (4,)")
+
+
+def test_an_iterator_that_appears_on_the_way_is_told(tmp_path: Path) -> None:
+    def begin(model: Any, batch: torch.Tensor) -> None:
+        model.others = model.others or iter(DataLoader([1, 2]))  # type: ignore[arg-type]
+
+    (line,) = told(tmp_path, Net(begin, others=None))
+    assert line.startswith(
+        "model.others, which was made on the way, is the iterator of a DataLoader: "
+    )
+
+
+def test_a_scaler_of_one_s_own_is_told(tmp_path: Path) -> None:
+    def grow(model: Any, batch: torch.Tensor) -> None:
+        model.scaler.update(model.scaler.get_scale() * 2)
+
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(1))
+    (line,) = told(tmp_path, Net(grow, scaler=scaler))
+    assert line.startswith("the state of model.scaler (GradScaler), from #")
+    assert "get_extra_state" in line
+
+
+def test_the_weights_of_a_sampler_of_torch_are_told(tmp_path: Path) -> None:
+    sampler = WeightedRandomSampler([1.0] * 6, 6)
+    loader = DataLoader(Samples(), batch_size=2, sampler=sampler)
+    (line,) = told(tmp_path, Net(), loader, lambda trainer: sampler.weights.add_(1))
+    assert line.startswith("train.sampler.weights, from a Tensor (6,) to a Tensor (6,): something")
+
+
+def test_other_indices_of_a_subset_are_told(tmp_path: Path) -> None:
+    part = Subset(Samples(), [0, 1, 2, 3])
+
+    def turn(trainer: Trainer) -> None:
+        part.indices = [*part.indices[1:], part.indices[0]]
+
+    (line,) = told(tmp_path, Net(), DataLoader(part, batch_size=2), turn)
+    assert line.startswith("train.dataset.indices, from [0, 1, 2, 3] to [1, 2, 3, 0]: ") or (
+        line.startswith("train.dataset.indices, from a list of 4 to a list of 4: ")
+    )
+    assert "lambda epoch" in line

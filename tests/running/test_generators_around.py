@@ -34,6 +34,19 @@ def test_of_a_context_variable() -> None:
     assert paths(lambda: VARIABLE.get().random()) == [f"global {__name__}.VARIABLE.get()"]
 
 
+DEFAULT = contextvars.ContextVar("DEFAULT", default=random.Random(0))  # noqa: B039
+
+
+def test_of_the_default_of_a_context_variable() -> None:
+    assert paths(lambda: DEFAULT.get().random()) == [f"global {__name__}.DEFAULT.get()"]
+
+
+def test_under_the_identity_of_an_object_which_is_another_in_each_process() -> None:
+    module = nn.Linear(1, 1)
+    module.by_owner = {id(module): random.Random(0)}  # type: ignore[assignment]
+    assert paths(module) == ["model.by_owner[#0]"]
+
+
 def test_of_this_thread() -> None:
     LOCAL.rng = random.Random(0)
     assert paths(lambda: LOCAL.rng.random()) == [f"global {__name__}.LOCAL.rng"]
@@ -138,3 +151,28 @@ def test_an_iterator_in_a_hook_of_an_optimizer_is_told(tmp_path: Path) -> None:
 
 def _sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, 0.01)
+
+
+class Jittering:
+    """A schedule that draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.rng = random.Random(0)
+
+    def __call__(self, epoch: int) -> float:
+        return self.rng.random()
+
+
+def test_in_the_object_that_is_the_function_of_a_schedule(tmp_path: Path) -> None:
+    def rates(epochs: int, resume: str | None) -> list[float]:
+        trainer = Trainer(max_epochs=epochs, progress=False, checkpoints=tmp_path / "run")
+        trainer.fit(
+            nn.Linear(2, 1), BATCHES, loss=nn.MSELoss(), optimizer=_sgd,
+            scheduler=lambda own: LambdaLR(own, Jittering()), resume=resume,
+        )  # fmt: skip
+        return [group["lr"] for group in trainer.context.optimizers[0].param_groups]
+
+    rates(1, None)
+    expected = Jittering()
+    drawn = [expected(epoch) for epoch in range(4)]
+    assert rates(3, "auto") == [0.01 * drawn[3]]

@@ -147,7 +147,7 @@ def load_torchmetrics_state(module: nn.Module, state: Mapping[str, dict[str, obj
 
 def _torchmetrics_in(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, inside in PlainNames(module).modules(wrappers=False):
-        if hasattr(inside, "compute_groups"):
+        if hasattr(type(inside), "compute_groups"):
             # A collection updates one metric of a group of equals; asked so, it links the others.
             cast("Any", inside).values(copy_state=False)
         if isinstance(getattr(inside, "_defaults", None), dict) and is_metric(inside):
