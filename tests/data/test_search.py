@@ -109,7 +109,7 @@ def test_the_lock_of_a_cached_property_is_its_own() -> None:
 
 
 def test_the_iterator_of_a_loader_is_named_unless_the_loader_keeps_it() -> None:
-    loader = DataLoader([1, 2])  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader([1, 2])  # type: ignore[arg-type]
     loader._iterator = iter(loader)  # as one with persistent workers does
     assert told(loader=loader) == []
     (line,) = told(batches=iter(loader))
