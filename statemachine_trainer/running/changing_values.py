@@ -309,7 +309,7 @@ def _numbers_in(value: object, path: str, depth: int = 3) -> Iterator[tuple[str,
     if isinstance(value, torch.Tensor | np.ndarray):
         yield path, value
         return
-    base = base_of(cast(Hashable, type(value)))
+    base = base_of(type(value))
     if not depth or base is None or issubclass(base, set | frozenset):
         return
     pairs = base.items(value) if issubclass(base, dict) else enumerate(base.__iter__(value))
