@@ -241,16 +241,14 @@ def _along(start: Point, control: Sequence[Point]) -> Iterator[Point]:
     corners = [start, *control]
     length = sum(math.dist(a, b) for a, b in pairwise(corners))
     count = max(1, math.ceil(length / _APART))
+    if len(control) == 1:
+        (x0, y0), (x1, y1) = corners
+        for step in range(count):
+            t = step / count
+            yield x0 + t * (x1 - x0), y0 + t * (y1 - y0)
+        return
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = corners
     for step in range(count):
         t = step / count
-        if len(control) == 1:
-            yield (
-                start[0] + t * (control[0][0] - start[0]),
-                start[1] + t * (control[0][1] - start[1]),
-            )
-            continue
-        weights = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3
-        yield (
-            sum(w * p[0] for w, p in zip(weights, corners, strict=True)),
-            sum(w * p[1] for w, p in zip(weights, corners, strict=True)),
-        )
+        a, b, c, d = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3
+        yield a * x0 + b * x1 + c * x2 + d * x3, a * y0 + b * y1 + c * y2 + d * y3

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import json
 import logging
 import os
@@ -106,6 +107,7 @@ def main(folder: str, error: str, lasting: str, stride: str) -> None:
     """Sweep, and print the report."""
     root = Path(folder)
     train(root / "here")  # imports what each fork would else import for itself
+    gc.freeze()  # else each fork copies what is imported, as it looks for garbage there
     whole = failing(root / "whole" / "run", -1, 0, 0)
     assert whole is not None
     whole["checkpoints"] = sorted(path.name for path in (root / "whole" / "run").glob("0*"))

@@ -8,6 +8,7 @@ was trained. Prints what happened as JSON; what the digests say is for the calle
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -84,6 +85,7 @@ def main() -> None:
     chance = random.Random(seed)
     begun = time.monotonic()
     training.warm_up()
+    gc.freeze()  # else each fork copies what is imported, as it looks for garbage there
     run_whole([str(root / "bare"), str(root / "bare.json"), "--bare", *rest])
     whole = run_whole([str(root / "whole"), str(root / "whole.json"), *rest])
 
