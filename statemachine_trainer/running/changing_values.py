@@ -304,12 +304,12 @@ def _draws(code: types.CodeType) -> bool:
     return bool(DRAWS & {*code.co_names}) or any(map(_draws, inner))
 
 
-def _numbers_in(value: object, path: str, depth: int = 3) -> Iterator[tuple[str, object]]:
+def _numbers_in(value: Any, path: str, depth: int = 3) -> Iterator[tuple[str, object]]:
     """Yield the tensors and arrays in plain containers, by their places."""
     if isinstance(value, torch.Tensor | np.ndarray):
         yield path, value
         return
-    base = base_of(type(value))
+    base = base_of(type(value))  # type: ignore[arg-type]
     if not depth or base is None or issubclass(base, set | frozenset):
         return
     pairs = base.items(value) if issubclass(base, dict) else enumerate(base.__iter__(value))
