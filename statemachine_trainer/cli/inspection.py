@@ -25,8 +25,10 @@ from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.observe.run import BadJournal, Run, is_run
 from statemachine_trainer.run_record import Record, read_record
 from statemachine_trainer.snapshot import Best, Damaged, Info, Loaded, NotACheckpoint, Store
-from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
+from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST, dtypes_of_parts
 from statemachine_trainer.snapshot.frozen import FROZEN
+from statemachine_trainer.snapshot.marks import is_mark
+from statemachine_trainer.snapshot.ranked import ranks_of
 from statemachine_trainer.snapshot.retention import BadRetention
 
 _EVENTS = 5
@@ -224,6 +226,7 @@ def _print_checkpoint(loaded: Loaded, console: Console, name: str) -> None:
     for name, value in (
         ("versions", _versions(loaded.versions)),
         ("goes on", _position(said)),
+        ("ranks", ranks_of(loaded.tree) if ranks_of(loaded.tree) > 1 else ""),
         ("posted", ", ".join(map(str, _at(loaded.tree, "machine", "posted") or ())) or "nothing"),
         ("metrics", "  ".join(_metrics(said.get("metrics"))) or "none of this moment"),
         ("earlier", "  ".join(_metrics(said.get("earlier_metrics")))),
@@ -239,7 +242,7 @@ def _print_checkpoint(loaded: Loaded, console: Console, name: str) -> None:
             _print_fact(name, str(value), console)
     weights = _at(context, "model", "weights")
     if isinstance(weights, Mapping):
-        _print_weights(weights, console)
+        _print_weights(weights, loaded.path, console)
     else:
         console.print("It holds no weights of a model.")
 
@@ -262,20 +265,33 @@ def _optimizers(slots: Any) -> Iterator[str]:
         yield f"{_at(slot, 'kind')}, learning rate {rates}, {steps} steps{waiting}{schedulers}"
 
 
-def _print_weights(weights: Mapping[Any, Any], console: Console) -> None:
-    tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+def _print_weights(weights: Mapping[Any, Any], folder: Path, console: Console) -> None:
+    tensors: dict[Any, tuple[torch.dtype | None, tuple[int, ...]]] = {
+        name: (value.dtype, tuple(value.shape))
+        for name, value in weights.items()
+        if isinstance(value, torch.Tensor)
+    }
+    marks = {name: value for name, value in weights.items() if is_mark(value)}
+    if marks:
+        kinds = dtypes_of_parts(folder)
+        for name, mark in marks.items():
+            tensors[name] = (kinds.get(mark["cut_up"]), tuple(mark["shape"]))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("weights", "shape", "type", "size"):
         table.add_column(name, justify="right" if name == "size" else "left")
-    for name, value in tensors.items():
-        shape = " x ".join(map(str, value.shape)) or "one number"
-        kind = str(value.dtype).removeprefix("torch.")
-        table.add_row(_plain(name), _plain(shape), _plain(kind), _plain(_size(value.nbytes)))
-    numbers, size = (
-        sum(f(v) for v in tensors.values()) for f in (torch.Tensor.numel, lambda v: v.nbytes)
-    )
+    numbers = size = 0
+    for name in (name for name in weights if name in tensors):
+        kind, shape = tensors[name]
+        count = math.prod(shape)
+        taken = 0 if kind is None else count * kind.itemsize
+        numbers, size = numbers + count, size + taken
+        shown = " x ".join(map(str, shape)) or "one number"
+        said = "a part is missing" if kind is None else str(kind).removeprefix("torch.")
+        table.add_row(_plain(name), _plain(shown), _plain(said), _plain(_size(taken)))
     console.print(table)
-    console.print(f"{len(tensors)} tensors, {numbers:,} numbers, {_size(size)}", highlight=False)
+    parts = f"; {len(marks)} of them in parts" if marks else ""
+    total = f"{len(tensors)} tensors, {numbers:,} numbers, {_size(size)}{parts}"
+    console.print(total, highlight=False)
 
 
 def _print_fact(name: str, value: str, console: Console) -> None:

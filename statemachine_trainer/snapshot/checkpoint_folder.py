@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from statemachine_trainer.snapshot import codec, strictjson, tensor_file
-from statemachine_trainer.snapshot.filesystem import FileSystem, OutputFile
+from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem, OutputFile
 from statemachine_trainer.snapshot.leaves import Undecodable
 from statemachine_trainer.snapshot.snapshot_errors import (
     Damaged,
@@ -362,6 +362,19 @@ def shards_of(files: FileSystem, folder: Path) -> list[str]:
     """
     with _reading(folder):
         return sorted(read_manifest(files, folder).files.keys() - {STATE, TENSORS})
+
+
+def dtypes_of_parts(folder: Path) -> dict[str, torch.dtype]:
+    """Return the type of each tensor of which a checkpoint has parts, by the path that its parts are named after.
+
+    Raises: as `read`
+    """
+    files = LocalFileSystem()
+    found = {}
+    for file in shards_of(files, folder):
+        for name, (dtype, _) in tensors_in(files, folder / file).items():
+            found[name.rpartition("@")[0]] = dtype
+    return found
 
 
 def tensors_in(files: FileSystem, path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

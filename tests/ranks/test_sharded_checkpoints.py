@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from statemachine_trainer.cli.inspection import inspect
 from statemachine_trainer.snapshot import DamagedCheckpointWarning, Store
 from tests.ranks.launching import launch
 from tests.ranks.test_training import (
@@ -55,6 +58,16 @@ def test_a_run_in_parts_whose_folder_is_gone_goes_on_from_its_mirror(
 
 def test_one_process_checks_it_and_loads_its_weights(undisturbed: Path, tmp_path: Path) -> None:
     assert_one_process_reads_it(undisturbed, tmp_path)
+
+
+def test_the_weights_of_all_parts_are_listed_as_whole_ones(undisturbed: Path) -> None:
+    printed = StringIO()
+    newest = Store(undisturbed / "run").list()[-1]
+    inspect(newest.path, Console(file=printed, width=100))
+    lines = [line.split() for line in printed.getvalue().splitlines()]
+    assert ["ranks", "2"] in lines
+    assert ["one.weight", "16", "x", "4", "float32", "256", "B"] in lines
+    assert ["two.bias", "3", "float32", "12", "B"] in lines
 
 
 def test_a_checkpoint_with_a_damaged_part_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
