@@ -362,11 +362,13 @@ def _raise_first(ranks: Ranks, error: Exception | None) -> None:
 def _told(error: Exception) -> dict[str, Json]:
     where = error.where if isinstance(error, Unwritable) else None
     failed = isinstance(error, WriteFailed)
-    return {"where": where, "failed": failed, "text": f"{type(error).__name__}: {error}"}
+    of_another = isinstance(error, AnotherRankFailed)  # it says at which rank
+    text = f"{error}" if of_another else f"{type(error).__name__}: {error}"
+    return {"where": where, "failed": failed, "of_another": of_another, "text": text}
 
 
 def _as_error(rank: int, told: Mapping[str, Json]) -> SnapshotError:
-    text = f"At rank {rank}: {told['text']}"
+    text = f"{told['text']}" if told["of_another"] else f"At rank {rank}: {told['text']}"
     if isinstance(told["where"], str):
         return Unwritable(told["where"], text, "mend it there")
     return WriteFailed(text) if told["failed"] else AnotherRankFailed(text)
