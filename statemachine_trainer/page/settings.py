@@ -16,6 +16,9 @@ from statemachine_trainer.observe.run import NoRun, Run
 LONGEST: Final = 1 << 16
 """Bytes of a request."""
 
+_MOST: Final = 200
+"""Changes, and marks, that are shown: a script may set something in each batch."""
+
 _EVERY: Final = 5.0
 """Seconds between two readings of the journal of a run of this process."""
 
@@ -50,7 +53,8 @@ def changes_of(run: Run) -> dict[str, list[dict[str, Any]]]:
 
     Returns:
         In "changes", what was set while it went on: the step, the name, the two values, when, and by whom ("" for
-        the program itself). In "marks", what stands beside the curves: the step, when, and a text.
+        the program itself). In "marks", what stands beside the curves: the step, when, and a text. The newest of
+        each, no more than a page can show.
 
     Raises:
         BadRecord, BadJournal: The folder of the run cannot be read.
@@ -70,7 +74,7 @@ def changes_of(run: Run) -> dict[str, list[dict[str, Any]]]:
                 texts.append(f"{name} {_written(was)} → {_written(now)}, by {by or 'the program'}")
         if event.at >= since:
             marks += [{"step": step, "at": at, "text": text} for text in texts]
-    return {"changes": changes, "marks": marks}
+    return {"changes": changes[-_MOST:], "marks": marks[-_MOST:]}
 
 
 def _gone_back(facts: Mapping[str, Any]) -> str:

@@ -162,3 +162,16 @@ def test_what_was_set_in_a_fold_that_is_not_drawn_is_no_mark(tmp_path: Path) -> 
     file.close()
     state = FolderRun(tmp_path / "run").state()
     assert (len(state["changes"]), state["marks"]) == (2, [])
+
+
+def test_of_many_changes_the_newest_are_shown(tmp_path: Path) -> None:
+    recorded(tmp_path / "run", slower_at_3, max_epochs=1)
+    with sqlite3.connect(tmp_path / "run" / "journal.sqlite") as file:  # as if set in each batch
+        file.executemany(
+            "INSERT INTO entries (at, kind, epoch, step, facts) VALUES (?, 'set', 0, ?, ?)",
+            [(4e9 + n, n, json.dumps({"lr": {"from": n, "to": n + 1}})) for n in range(9, 509)],
+        )
+    file.close()
+    state = FolderRun(tmp_path / "run").state()
+    assert [one["step"] for one in state["marks"]] == [*range(309, 509)]
+    assert [one["step"] for one in state["changes"]] == [*range(309, 509)]
