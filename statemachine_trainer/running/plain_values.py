@@ -165,7 +165,7 @@ class Reader:
             if where is None or where in self._held or value.grad_fn is not None:
                 return None
             if value.device.type == "cpu" and value.nbytes <= _BYTES:
-                return value.shape, checksum(value, where)
+                return (value.shape, checksum(value, where)) if _has_memory(value) else None
             return value.shape, where, value._version
 
     def _elements(self, value: Any, base: Any, depth: int = _DEPTH) -> object:
@@ -205,11 +205,22 @@ class Reader:
         return _Object(value, self._attributes(value)) if few and is_of_users(kind) else kind
 
 
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether the memory of a plain tensor is there: some wrappers free it between steps, and keep the tensor."""
+    length = tensor.numel()
+    if not tensor.is_contiguous():
+        length = 1 + sum(
+            (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+    needed = (tensor.storage_offset() + length) * tensor.itemsize
+    return needed <= tensor.untyped_storage().nbytes()
+
+
 def checksum(tensor: torch.Tensor, where: int) -> int:
     """Return a checksum of the numbers of a plain tensor on the CPU, in the order of its elements.
 
     Args:
-        tensor: The tensor.
+        tensor: The tensor, whose memory is there.
         where: What `address` returned of it.
     """
     if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
