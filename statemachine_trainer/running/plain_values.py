@@ -98,7 +98,7 @@ class _Object:
 
 
 class Reader:
-    """Reads values.
+    """Reads values as they are at one time.
 
     Args:
         held: Where numbers lie that checkpoints hold, by `address`: tensors there are left out.
@@ -106,6 +106,7 @@ class Reader:
 
     def __init__(self, held: Collection[int | None]) -> None:
         self._held = held
+        self._read: dict[int, tuple[object, object]] = {}  # with what has the identity
 
     def seen(self, value: Any) -> Seen | None:
         """Return what a value is; None of one that is no plain value, or that checkpoints hold."""
@@ -151,7 +152,16 @@ class Reader:
         return type(value), tuple((name, self._element(one, 0)) for name, one in inside)
 
     def _numbers(self, value: Any) -> object:
-        """Return what tells whether a tensor or an array changed; None if a checkpoint holds it."""
+        """Return what tells whether a tensor or an array changed; None if a checkpoint holds it.
+
+        Each is read once, in however many places it lies.
+        """
+        known = self._read.get(id(value))
+        if known is None:
+            known = self._read[id(value)] = value, self._content(value)
+        return known[1]
+
+    def _content(self, value: Any) -> object:
         if issubclass(type(value), np.ndarray):
             value = np.ndarray.view(value, np.ndarray)
             if value.dtype.hasobject:

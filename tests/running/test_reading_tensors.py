@@ -9,11 +9,9 @@ import torch
 
 from statemachine_trainer.running.plain_values import Reader
 
-READER = Reader(())
-
 
 def content(tensor: torch.Tensor) -> object:
-    seen = READER.seen(tensor)
+    seen = Reader(()).seen(tensor)
     assert seen is not None
     return seen.content
 
@@ -61,4 +59,14 @@ def test_a_tensor_whose_memory_was_freed_is_left_out(made: str, left: int) -> No
 
     tensor.untyped_storage().resize_(left)
 
-    assert READER.seen(tensor) is None
+    assert Reader(()).seen(tensor) is None
+
+
+def test_a_tensor_in_several_places_is_read_once() -> None:
+    tensor, reader = ramp(), Reader(())
+    before = reader.seen(tensor)
+
+    tensor.zero_()
+
+    assert reader.seen(tensor) == before
+    assert content(tensor) != (before and before.content)
