@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any, Final
 
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
@@ -64,15 +66,27 @@ def renew(
 
     Raises:
         SettingError: The optimizer was given as an object, so no new one can be made.
+        ModelError: Layers get their shape from the first batch, so there are no first weights yet.
     """
     check_renewable(context)
     if weights is not None:
+        _check_shapes(context.model)
         load_module_state(context.model, weights)
     context.model.zero_grad(set_to_none=True)
     context.data_to_come = partial(equip, context, train=train, validation=validation)
     begin_fit(context)
     context.have_data()
     _renew_trainer(context, callbacks)
+
+
+def _check_shapes(model: nn.Module) -> None:
+    for name, one in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(one):
+            raise ModelError(
+                f"{name!r} of {type(model).__name__} gets its shape from the first batch, and each fit of this "
+                "loop begins with the first weights, which are not there yet. Pass a batch through the "
+                "model before you call fit, as in `model(inputs)`."
+            )
 
 
 def captured(context: Context) -> dict[str, Any]:

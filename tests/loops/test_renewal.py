@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
+from statemachine_trainer import FitLoop, KFoldLoop
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.data import BadSource, dataset_of, reloaded, targets_of
 from statemachine_trainer.intervals import Counts
 from statemachine_trainer.loops.fresh_start import captured, captured_callbacks, renew
+from statemachine_trainer.loops.loop_errors import ModelError
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, loader
 from tests.loops.outer_kit import Clock
@@ -50,6 +53,14 @@ def test_weights_and_buffers_come_back_as_often_as_wanted() -> None:
         renew(trainer.context, weights=first)
         for name, value in trainer.model.state_dict().items():
             assert torch.equal(value, before[name])
+
+
+def test_layers_that_have_no_shape_yet_are_refused_before_the_first_fold() -> None:
+    model = Net()
+    model[0] = nn.LazyLinear(6)
+    trainer = Trainer(KFoldLoop(2, fit=FitLoop(max_epochs=1)), device="cpu", progress=False)
+    with pytest.raises(ModelError, match="Pass a batch through the model before you call fit"):
+        trainer.fit(model, loader())
 
 
 def test_without_weights_the_model_stays_as_it_is() -> None:
