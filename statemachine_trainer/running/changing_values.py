@@ -296,7 +296,9 @@ class _Look:
 
     def _is_drawn(self, names: set[str]) -> bool:
         """Whether some code that names a cache draws random numbers: a new process draws others."""
-        return any(names & {*code.co_names} and _draws(code) for code in self._codes)
+        return any(
+            names & {*code.co_names, *code.co_freevars} and _draws(code) for code in self._codes
+        )
 
 
 def _draws(code: types.CodeType) -> bool:

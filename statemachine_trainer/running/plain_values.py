@@ -315,8 +315,11 @@ def is_time(value: object) -> bool:
 
 
 def inside_of(value: object) -> object:
-    """Return what a container of `collections` has inside, or the value itself."""
+    """Return what a container of `collections` has inside, or a weak one; or the value itself."""
     kind = type(value)
+    if issubclass(kind, weakref.WeakValueDictionary | weakref.WeakKeyDictionary):
+        # A copy: an element may go at any moment.
+        return dict(object.__getattribute__(value, "__dict__")["data"])
     if issubclass(kind, UserDict | UserList | UserString | ChainMap):
         name = "maps" if issubclass(kind, ChainMap) else "data"
         return object.__getattribute__(value, "__dict__").get(name)

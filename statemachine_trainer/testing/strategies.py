@@ -10,8 +10,16 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from statemachine_trainer.testing.pairwise import CHANGES
-from statemachine_trainer.testing.setups import Data, Optimization, Place, Schedule, Setup, Swap
+from statemachine_trainer.testing.pairwise import CHANGES, TREES
+from statemachine_trainer.testing.setups import (
+    Data,
+    Optimization,
+    Place,
+    Schedule,
+    Setup,
+    Swap,
+    Tree,
+)
 from statemachine_trainer.testing.testing_errors import HypothesisMissing
 
 try:
@@ -38,7 +46,12 @@ def validation_intervals() -> st.SearchStrategy[list[object] | None]:
 
 @st.composite
 def setups(
-    draw: st.DrawFn, *, workers: bool = False, compiled: bool = False, changed: bool = False
+    draw: st.DrawFn,
+    *,
+    workers: bool = False,
+    compiled: bool = False,
+    changed: bool = False,
+    trees: bool = False,
 ) -> Setup:
     """Random training set-ups: models, optimizers, schedulers, data, intervals, limits, callbacks.
 
@@ -52,12 +65,13 @@ def setups(
         compiled: Whether some have a compiled model, which is slow.
         changed: Whether each has another setting where the run goes on (`Setup.later`). Such a run is not
             the one that was never stopped: compare it to one in which the setting was made on the way.
+        trees: Whether each is in a recipe around a fit: k-fold, active learning or phases.
     """
-    kind = draw(st.sampled_from(["plain", "plain", "recurrent", "two", "manual", "lbfgs"]))
+    tree = draw(st.sampled_from(_TREES)) if trees else None
+    kinds = ["plain", "plain", "recurrent", "two", "manual", "lbfgs"] if tree is None else ["plain"]
+    kind = draw(st.sampled_from(kinds))
     optimization = draw(st.sampled_from(_OPTIMIZATIONS[kind]))
-    data: Data = draw(
-        st.sampled_from(["map", "map", "sampler", "list", "stream", "stateful stream"])
-    )
+    data: Data = draw(st.sampled_from(_DATA if tree is None else ["map"]))
     sized = data in ("map", "sampler", "list")
     interval = draw(validation_intervals())
     if interval is not None and isinstance(interval[0], float) and not sized and interval[0] < 1.0:
@@ -66,10 +80,13 @@ def setups(
     if workers and data in ("map", "sampler"):
         counts += [(2, 2), (0, 2), (2, 0)]
     before, after = draw(st.sampled_from(counts))
-    own = draw(st.sampled_from(_places(kind, data, workers=before + after > 0)))
+    places = _places(kind, data, workers=before + after > 0)
+    if tree is not None:
+        places = [one for one in places if one in TREES["own_generators"]]
+    own = draw(st.sampled_from(places))
     drawn_in_forward = own in ("model", "attribute")
     compiles = compiled and not drawn_in_forward and draw(st.integers(0, 9)) == 9
-    loaders = draw(st.sampled_from([1, 1, 0, 2]))
+    loaders = draw(st.sampled_from([1, 1, 0, 2] if tree is None else [1]))
     # An instance does not take over what the usual loop was given.
     swaps = [one for one in _SWAPS if kind != "recurrent" or one != "instance"]
     # Workers read ahead: a pass that is left early has given less than it has drawn.
@@ -88,6 +105,7 @@ def setups(
         name = draw(st.sampled_from(_changes(kind)))
         given[name], later[name] = CHANGES[name]
     return Setup(
+        tree=tree,
         optimization=optimization,
         schedule=draw(st.sampled_from(_SCHEDULES)) if kind != "manual" else "none",
         split_steps=draw(st.sampled_from([2, 4])) if kind == "recurrent" else None,
@@ -119,6 +137,8 @@ def setups(
     )
 
 
+_TREES: list[Tree] = ["kfold", "active", "phases"]
+_DATA: list[Data] = ["map", "map", "sampler", "list", "stream", "stateful stream"]
 _OPTIMIZATIONS: dict[str, list[Optimization]] = {
     "plain": ["sgd", "momentum", "adam"],
     "recurrent": ["sgd", "adam"],

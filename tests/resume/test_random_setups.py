@@ -77,12 +77,22 @@ def test_any_set_up_is_resumed_to_the_same_bits_wherever_it_is_stopped(
 
 
 @pytest.mark.slow
-@settings(relaxed, max_examples=60)
+@settings(relaxed, max_examples=54)
 @given(setups(workers=True, compiled=True), st.integers(0, 1000))
 def test_many_set_ups_are_resumed_to_the_same_bits_wherever_they_are_stopped(
     setup: Setup, seed: int
 ) -> None:
     assert_resumable(setup.make_trainer, examples=4, stops_per_run=3, seed=seed)
+
+
+@pytest.mark.slow
+@settings(relaxed, max_examples=6, derandomize=True)
+@given(setups(trees=True), st.integers(0, 1000))
+def test_any_recipe_is_resumed_to_the_same_bits_wherever_it_is_stopped(
+    setup: Setup, seed: int
+) -> None:
+    assert setup.tree is not None
+    assert_resumable(setup.make_trainer, examples=2, stops_per_run=3, seed=seed)
 
 
 @pytest.mark.slow
