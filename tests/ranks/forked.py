@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from statemachine_trainer.control.requests import endpoints_in
+
 LONGEST = 200.0
 """Seconds after which ranks hang."""
 
@@ -35,7 +37,7 @@ def in_ranks(
 
     Args:
         size: How many there are.
-        folder: Where they meet.
+        folder: Where they meet, and where their runs are.
         act: What each does with its number. What it returns has to fit into JSON.
         longest: Seconds after which all of them are ended.
         meanwhile: What is done here while they work.
@@ -67,7 +69,15 @@ def in_ranks(
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+        _remove_sockets(folder)
     return [json.loads(text) if text else None for text in found.values()]
+
+
+def _remove_sockets(folder: Path) -> None:
+    """Remove what ranks took requests by: they did not come to do it themselves."""
+    for path in {one.parent for one in folder.rglob("requests-*.json")}:
+        for endpoint in endpoints_in(path):
+            Path(endpoint.address).unlink(missing_ok=True)
 
 
 def _fork(size: int, rank: int, store: Path, act: Callable[[int], Any]) -> tuple[int, int]:
