@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Final, TypeVar, cast
 
@@ -46,19 +45,20 @@ def parts(tree: object) -> Iterable[object] | None:
 
 
 def leaves(tree: object) -> list[object]:
-    """Return every leaf of nested containers, in no order."""
+    """Return the leaves of nested containers, in no order. Each container is looked into once."""
     found: list[object] = []
+    seen: dict[int, object] = {}  # one that contains itself has an end, too
     left = [tree]
     while left:
         one = left.pop()
-        kind = type(one)
-        if kind is dict or kind is OrderedDict:
-            left += cast(dict[object, object], one).values()
-        elif kind is list or kind is tuple:
-            left += cast(list[object], one)
-        elif kind in _NO_CONTAINERS or (inside := parts(one)) is None:
+        if type(one) in _NO_CONTAINERS:
             found.append(one)
-        else:
+            continue
+        inside = parts(one)
+        if inside is None:
+            found.append(one)
+        elif id(one) not in seen:
+            seen[id(one)] = one
             left += inside
     return found
 

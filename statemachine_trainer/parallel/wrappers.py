@@ -241,7 +241,8 @@ class KnownParameters:
             if module in seen:
                 continue
             seen.add(module)
-            own, inside = module._parameters, module._modules
+            # Those of a scripted module are dicts of C, which do not iterate.
+            own, inside = dict(module._parameters.items()), dict(module._modules.items())
             parts += (module, *own, *map(id, own.values()), *inside)
             left += [one for one in inside.values() if one is not None]
         if parts != self._parts:

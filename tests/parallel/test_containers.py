@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statemachine_trainer import parallel
 from statemachine_trainer.parallel import CannotRebuild, leaves_with_paths, map_leaves, parts
 
 
@@ -117,3 +118,18 @@ def test_a_container_that_refuses_new_contents_is_named() -> None:
 
     with pytest.raises(CannotRebuild, match=r"Stubborn cannot be made again"):
         map_leaves(str, Stubborn(1, 2))
+
+
+def test_the_leaves_are_those_that_are_found_with_their_paths() -> None:
+    tensor = torch.ones(2)
+    tree = {"a": [1, (tensor, "x")], "b": UserDict(c=Pair(2, Sample(None))), "d": {}, "e": tensor}
+    by_path = [id(leaf) for _, leaf in leaves_with_paths(tree)]
+
+    assert sorted(id(leaf) for leaf in parallel.leaves(tree)) == sorted(by_path)
+
+
+def test_a_container_that_contains_itself_has_leaves_all_the_same() -> None:
+    tree: dict[str, object] = {"a": 1}
+    tree["b"] = [tree, 2]
+
+    assert sorted(map(str, parallel.leaves(tree))) == ["1", "2"]

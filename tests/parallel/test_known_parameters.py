@@ -80,3 +80,12 @@ def test_a_copy_knows_no_model() -> None:
     known.of(nn.Linear(2, 2))
 
     assert vars(copy.deepcopy(known)) == vars(KnownParameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_those_of_a_scripted_model_are_known_too() -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    known = KnownParameters()
+
+    assert [name for name, _ in known.of(model)] == ["0.weight", "0.bias"]
+    assert [name for name, _ in known.of(model)] == ["0.weight", "0.bias"]
