@@ -169,5 +169,5 @@ def _advice(folder: Path | None, *, gone: bool) -> str:
         )
     return (
         "If it was only slow, give ranks more time: init_process_group(timeout=...). Else some code "
-        f"acts at one rank alone.{look}"
+        f"acts at one rank alone, or its data has ended earlier.{look}"
     )

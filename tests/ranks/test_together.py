@@ -99,3 +99,12 @@ def test_ranks_that_would_part_are_refused_with_what_differs(
     text = both(found, scene)
     assert text.startswith("RanksDiffer: ")
     assert said in text
+
+
+def test_ranks_exchange_one_thing_more_a_batch_than_a_loop_by_hand(found: Found) -> None:
+    """And another one where they agree on each loss before the backward pass."""
+    told = both(found, "exchanges_of_a_batch")
+    of_torch = told["bare"][0]
+    assert told["bare"] == [of_torch, 0.0]
+    assert told["trainer"] == [of_torch, 1.0]
+    assert told["skip"] == [of_torch, 2.0]

@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +329,53 @@ def all_go_back_where_one_rank_does_harm() -> Any:
     return [ours, left_out]
 
 
+# -- What ranks exchange ---------------------------------------------------------------------------
+
+MORE = 10
+"""Batches by which one run is longer than another."""
+
+
+def exchanges(run: Callable[[int], object]) -> list[float]:
+    """How many collectives a batch takes: in the group of all ranks, and in the one in which ranks agree."""
+    ranks = Ranks.here()
+    assert ranks is not None
+    groups: Any = [dist.group.WORLD, ranks.group]
+    found = []
+    for size in (3, 3 + MORE):
+        before = [one._get_sequence_number_for_group() for one in groups]
+        run(size)
+        after = [one._get_sequence_number_for_group() for one in groups]
+        found.append([one - other for one, other in zip(after, before, strict=True)])
+    few, many = found
+    return [(one - other) / MORE for one, other in zip(many, few, strict=True)]
+
+
+def exchanges_of_a_batch() -> Any:
+    inputs = INPUTS.repeat(4, 1)
+    data = TensorDataset(inputs, inputs.sum(1, keepdim=True))
+
+    def by_the_trainer(size: int, **settings: Any) -> None:
+        one = trainer(max_epochs=1, max_steps=size, **settings)
+        one.fit(DistributedDataParallel(Task({})), loader(data))
+
+    def in_a_loop_of_ones_own(size: int) -> None:
+        model = Task({})
+        wrapper = DistributedDataParallel(model.net)
+        optimizer = model.configure_optimizers()
+        for inputs, targets in islice(loader(data), size):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(wrapper(inputs), targets).backward()
+            optimizer.step()
+
+    return {
+        "bare": exchanges(in_a_loop_of_ones_own),
+        "trainer": exchanges(by_the_trainer),
+        "skip": exchanges(partial(by_the_trainer, nonfinite_loss="skip")),
+    }
+
+
 SCENES = [
+    exchanges_of_a_batch,
     a_batch_that_one_rank_cannot_use_is_left_out_by_all,
     a_batch_is_left_out_of_a_window,
     a_step_that_returns_none_at_one_rank,
