@@ -6,6 +6,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
+import torch
+
+from statemachine_trainer.loops.compiled import private
 from statemachine_trainer.loops.compiled.capture import LogRecorder
 from statemachine_trainer.loops.compiled.compiled_errors import NotCompiled
 from statemachine_trainer.loops.compiled.compiling import Backend
@@ -96,7 +99,12 @@ class CompilingLoop(OptimizerLoop):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies compile for themselves."""
-        return {**super().__getstate__(), "_fused": {}, "_readers": Readers()}
+        return {
+            **super().__getstate__(),
+            "_fused": {},
+            "_readers": Readers(),
+            "_wrapped": (None, None),
+        }
 
     # -- going without ---------------------------------------------------------------------------
 
@@ -115,6 +123,16 @@ class CompilingLoop(OptimizerLoop):
 def warn(text: str) -> None:
     """Tell that something is not compiled, of the line that runs the trainer."""
     warnings.warn(" ".join(text.split()), NotCompiled, stacklevel=level_of_caller())
+
+
+def settings_of(mode: Mode, device: torch.device) -> dict[str, Any]:
+    """Return the settings of the compiler for a mode."""
+    # What the settings of the user leave open. On the CPU the calls between kernels are compiled
+    # too; shapes were looked at already.
+    settings: dict[str, Any] = {"size_asserts": False, "cpp_wrapper": device.type == "cpu"}
+    if mode != "default":
+        settings.update(private.settings_of_mode(mode))
+    return settings
 
 
 def _is_count(value: object) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 
-from statemachine_trainer.loops.compiled import private
 from statemachine_trainer.loops.compiled.capture import Arguments, Capture
 from statemachine_trainer.loops.compiled.comparing import Trial
 from statemachine_trainer.loops.compiled.compiled_errors import (
@@ -23,7 +22,7 @@ from statemachine_trainer.loops.compiled.compiling import Compiled, Options
 from statemachine_trainer.loops.compiled.fused import FusedStep
 from statemachine_trainer.loops.compiled.joint import Recipe
 from statemachine_trainer.loops.compiled.readers import Readers
-from statemachine_trainer.loops.compiled.settings import CompilingLoop, Mode, warn
+from statemachine_trainer.loops.compiled.settings import CompilingLoop, settings_of, warn
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.slots import OptimizerSlot, step_schedulers
 from statemachine_trainer.machine.declaration import transient
@@ -179,12 +178,25 @@ class CompiledStep(CompilingLoop):
         """Count the step and step the schedulers; do the step, where it was not compiled."""
         context = self.context
         index = context.optimizer_idx
+        slot = context.slots[index]
         if not self.stepped:
             for fused in self._fused.values():
                 fused.clean = False
-            return super().optimizer_step()
+            if (
+                self.eager is None
+                or context.flushing
+                or len(context.slots) > 1
+                or slot.takes_closure
+                or slot.schedulers
+                or self.clip_norm is not None
+                or self.clip_value is not None
+                or context.precision.scaler is not None
+            ):
+                return super().optimizer_step()
+            slot.optimizer.step()  # the usual case there, in no more calls
+            context.count_step(index)
+            return "optimized"
         self.stepped = False
-        slot = context.slots[index]
         context.count_step(index)
         if slot.schedulers:
             step_schedulers(slot, "step", slot.steps, context)
@@ -205,7 +217,7 @@ class CompiledStep(CompilingLoop):
             f"{type(self).__name__} compiles the step", "use OptimizerLoop in its place"
         )
         try:
-            options = {**_settings_of(self.mode, context.device), **self.options}
+            options = {**settings_of(self.mode, context.device), **self.options}
             fused = FusedStep(context, slot, Options(options, self.same_random, self.backend))
         except NotCapturable as error:
             if self.eager is None:
@@ -483,13 +495,3 @@ class CompiledStep(CompilingLoop):
         if event != "stepped":
             sync.average(slot.parameters)
         return event
-
-
-def _settings_of(mode: Mode, device: torch.device) -> dict[str, Any]:
-    """Return the settings of the compiler for a mode."""
-    # What the settings of the user leave open. On the CPU the calls between kernels are compiled
-    # too; shapes were looked at already.
-    settings: dict[str, Any] = {"size_asserts": False, "cpp_wrapper": device.type == "cpu"}
-    if mode != "default":
-        settings.update(private.settings_of_mode(mode))
-    return settings

@@ -1,0 +1,54 @@
+"""What the loop costs once it has given up: one call more than the optimizer loop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from statemachine_trainer.loops.compiled import CompiledStep
+from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.trainer import Trainer
+from tests.performance.test_call_counts import Batch, Classifier, counting_calls
+
+
+class Deciding(Classifier):
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss if loss.item() > -1 else -loss
+
+
+class Counted:
+    """Batches; counts the calls that are made from one of the later ones to another."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Batch]:
+        with ExitStack() as counting:
+            for number in range(20):
+                if number == 5:
+                    counting.enter_context(counting_calls(self.seen))
+                if number == 15:
+                    counting.close()
+                yield torch.ones(8, 32), torch.ones(8, dtype=torch.long)
+
+
+def calls_of_ten_steps(loop: OptimizerLoop) -> int:
+    trainer = Trainer(max_epochs=1, device="cpu", progress=False)
+    trainer.loop["optimizer"] = loop
+    batches = Counted()
+    trainer.fit(Deciding(), batches)
+    return batches.seen.total()
+
+
+@pytest.mark.filterwarnings("ignore:CompiledStep does as OptimizerLoop")
+def test_a_step_that_is_not_compiled_makes_one_call_more() -> None:
+    loop = CompiledStep(backend="eager")
+    # First: torch wraps methods of optimizers in a process that has compiled something.
+    calls = calls_of_ten_steps(loop)
+    assert loop.eager is not None
+    assert calls == calls_of_ten_steps(OptimizerLoop()) + 10
