@@ -15,6 +15,9 @@ from statemachine_trainer.trainer import Trainer
 from tests.performance.test_call_counts import Batch, Classifier, counting_calls
 
 
+_PACKAGE = "statemachine_trainer."
+
+
 class Deciding(Classifier):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -42,13 +45,14 @@ def calls_of_ten_steps(loop: OptimizerLoop) -> int:
     trainer.loop["optimizer"] = loop
     batches = Counted()
     trainer.fit(Deciding(), batches)
-    return batches.seen.total()
+    # Torch wraps methods of optimizers in a process that has compiled something.
+    ours = (number for name, number in batches.seen.items() if name.startswith(_PACKAGE))
+    return sum(ours)
 
 
 @pytest.mark.filterwarnings("ignore:CompiledStep does as OptimizerLoop")
 def test_a_step_that_is_not_compiled_makes_one_call_more() -> None:
     loop = CompiledStep(backend="eager")
-    # First: torch wraps methods of optimizers in a process that has compiled something.
     calls = calls_of_ten_steps(loop)
     assert loop.eager is not None
     assert calls == calls_of_ten_steps(OptimizerLoop()) + 10
