@@ -1,4 +1,4 @@
-"""What the loop costs once it has given up: one call more than the optimizer loop."""
+"""What the loop costs once it has given up: three calls more than the optimizer loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from statemachine_trainer.loops.compiled import CompiledStep
 from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.trainer import Trainer
 from tests.performance.test_call_counts import Batch, Classifier, counting_calls
-
 
 _PACKAGE = "statemachine_trainer."
 
@@ -51,8 +50,9 @@ def calls_of_ten_steps(loop: OptimizerLoop) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:CompiledStep does as OptimizerLoop")
-def test_a_step_that_is_not_compiled_makes_one_call_more() -> None:
+def test_a_step_that_is_not_compiled_makes_three_calls_more() -> None:
     loop = CompiledStep(backend="eager")
     calls = calls_of_ten_steps(loop)
     assert loop.eager is not None
-    assert calls == calls_of_ten_steps(OptimizerLoop()) + 10
+    # The state `compiled_step`, and what it has around `forward` and `backward` for several ranks.
+    assert calls == calls_of_ten_steps(OptimizerLoop()) + 30
