@@ -203,7 +203,11 @@ class _Elsewhere:
     def has(self, path: str, holder: Any, name: str) -> bool:
         """Whether an attribute is noted, or held, elsewhere."""
         kind = type(holder)
-        if name.startswith("__") or name in _OF_RANK or any(one in name for one in _OF_START):
+        if (
+            name.startswith(("__", "_torchdynamo"))
+            or name in _OF_RANK
+            or any(one in name for one in _OF_START)
+        ):
             return True
         if (
             id(holder) in self.whole

@@ -330,6 +330,18 @@ def test_what_differs_from_start_to_start_is_not_told(tmp_path: Path) -> None:
     assert [one for one in told if "(number)" not in one and "lambda_: number" not in one] == []
 
 
+def test_what_the_compiler_of_torch_notes_on_a_function_is_not_told(tmp_path: Path) -> None:
+    def compiled(mark: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def same(row: torch.Tensor) -> torch.Tensor:
+            return row
+
+        same._torchdynamo_wrapper_id = mark  # type: ignore[attr-defined]
+        return same
+
+    assert not fit(tmp_path, Net(), rows(transform=compiled(1)), until=2)
+    assert fit(tmp_path, Net(), rows(transform=compiled(2))) == []
+
+
 def test_very_many_values_have_one_checksum(tmp_path: Path) -> None:
     def many(last: int) -> DataLoader[Any]:
         parts = [Scaling(place) for place in range(300)] * 1
