@@ -155,7 +155,8 @@ def suggest(name: str, known: Iterable[str], *, cutoff: float | None = None) -> 
         cutoff: Offer only names so near (0 to 1), and nothing if there is none.
     """
     names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5 if cutoff is None else cutoff)
+    given = str(getattr(name, "__name__", name))  # people also give a function, such as `max`
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5 if cutoff is None else cutoff)
     if near:
         return f"Did you mean {' or '.join(repr(n) for n in near)}?"
     if cutoff is not None:

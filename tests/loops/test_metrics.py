@@ -230,6 +230,8 @@ def test_two_reductions_of_one_name_in_one_pass_are_an_error() -> None:
 def test_an_unknown_reduction_is_an_error_with_the_nearest_name() -> None:
     with pytest.raises(BadMetricValue, match=r"reduce='maen'\. Did you mean 'mean'"):
         Metrics().log("loss", 1.0, reduce="maen")  # type: ignore[arg-type]
+    with pytest.raises(BadMetricValue, match=r"Did you mean 'max'"):
+        Metrics().log("loss", 1.0, reduce=max)  # type: ignore[arg-type]
 
 
 def test_a_name_that_nobody_logged_is_a_key_error_that_offers_the_nearest() -> None:
