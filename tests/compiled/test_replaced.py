@@ -42,7 +42,6 @@ class Special(Tool):
 @dataclass
 class Options:
     weight: float = 1.0
-    module: ModuleType = math
 
 
 def local_tool() -> Tool:
@@ -183,7 +182,7 @@ CHANGES: dict[str, tuple[More | None, Change]] = {
         lambda p, m: p.setattr(math, "missing", 0.5, raising=False),
     ),
     "what a module had not, by a name that is computed": (
-        lambda m, x: x * getattr(m.options.module, "".join(["mis", "sing"]), 1.0),
+        lambda m, x: x * getattr(math, "".join(["mis", "sing"]), 1.0),
         lambda p, m: p.setattr(math, "missing", 0.5, raising=False),
     ),
     "what a function had not, by a name that is computed": (
