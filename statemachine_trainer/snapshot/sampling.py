@@ -1,17 +1,20 @@
 """Chooses which elements of containers a search visits, so that large data sets cost little.
 
 Types are looked at for many elements at once, without a Python call for each. Where all are plain
-values, or plain sequences or dicts of those, nothing is visited. Of others a few of each type are.
+values, or plain sequences or dicts of those, nothing is visited. Of others a few of each type are,
+and those further objects that have an attribute of a type which none of the visited ones has.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import gc
+import operator
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, compress, islice, repeat
 from typing import Any, Final, NamedTuple
 
-from statemachine_trainer.snapshot.kinds import ATOMS
+from statemachine_trainer.snapshot.kinds import ATOMS, HEAP, how_to_visit
 
 LARGE: Final = 400
 """Elements above which a container is not visited whole."""
@@ -34,6 +37,9 @@ Elements of a set lie far apart in memory, so that of these no more types are lo
 ALL_TYPED: Final = 3 * TYPED
 """Elements whose types are looked at in all containers together; of further ones the first `LARGE` each."""
 
+BEYOND: Final = 50_000
+"""Objects that are not visited and whose attributes have their types looked at, in all containers together."""
+
 Element = tuple[Any, Any]
 """An element, and what tells where it lies."""
 
@@ -48,6 +54,7 @@ class Group(NamedTuple):
         at: Returns the path of an element, and the step to it, of what tells where it lies.
         kinds: The types that are to be visited.
         way: What holds for all of them.
+        elements: Iterates over the elements alone, in C.
     """
 
     path: str
@@ -56,6 +63,7 @@ class Group(NamedTuple):
     at: Callable[[Any], tuple[str, Any]]
     kinds: set[type]
     way: Any
+    elements: Callable[[], Iterable[Any]]
 
 
 class Sampling:
@@ -73,6 +81,10 @@ class Sampling:
         self.partly: dict[str, int] = {}
         self._visited: Counter[type] = Counter()
         self._rest: list[tuple[Group, set[type]]] = []
+        self._beyond: list[tuple[Group, set[type]]] = []  # whose further objects were not looked at
+        self._left_beyond = BEYOND
+        self._samples: dict[type, list[Any]] = defaultdict(list)
+        self._known: dict[type, set[type]] = {}
 
     def kinds(self, count: int, elements: Callable[[], Iterable[Any]], most: int) -> set[type]:
         """Return the types of the elements that are to be visited; none if all of them are plain.
@@ -113,6 +125,7 @@ class Sampling:
                 continue
             yield element
             self._visited[kind] += 1
+            self._samples[kind].append(element[0])
             left[kind] -= 1
             if left[kind] == 0:
                 open_still -= 1
@@ -124,6 +137,45 @@ class Sampling:
         elif not passed_over:
             return
         self._rest.append((group, passed_over))
+        kinds = {one for one in (group.kinds if large else passed_over) if _has_attributes(one)}
+        if kinds:
+            self._beyond.append((group, kinds))
+
+    def unlike(self) -> Iterator[tuple[Group, Element]]:
+        """Yield those objects beyond the visited ones that have an attribute of a type not seen before.
+
+        The types are looked at in C, by what the garbage collector knows of an object: that runs no code of
+        users, and makes no dictionary for an object that had none. Each group is looked at once.
+        """
+        groups, self._beyond = self._beyond, []
+        for group, kinds in groups:
+            begin, left = 0, iter(group.elements())
+            while self._left_beyond > 0:
+                try:
+                    piece = [*islice(left, LARGE)]
+                except RuntimeError:  # another thread changed it meanwhile
+                    break
+                if not piece:
+                    break
+                self._left_beyond -= len(piece)
+                for element in self._unlike_in(piece, group, begin, kinds):
+                    yield group, element
+                begin += len(piece)
+
+    def _unlike_in(
+        self, piece: list[Any], group: Group, begin: int, kinds: set[type]
+    ) -> Iterator[Element]:
+        for kind in kinds:
+            if kind not in self._known:
+                self._known[kind] = _types_in(self._samples[kind]) | ATOMS
+            known = self._known[kind]
+            of_kind = compress(piece, map(operator.is_, map(type, piece), repeat(kind)))
+            if _types_in(of_kind) <= known:
+                continue
+            for element in islice(group.items(), begin, begin + len(piece)):
+                if type(element[0]) is kind and not known >= (found := _types_in([element[0]])):
+                    known |= found
+                    yield element
 
     def further(self, found: Iterable[str]) -> Iterator[Group]:
         """Yield the groups to visit whole, each once: in some of their elements a generator was found.
@@ -147,6 +199,22 @@ class Sampling:
         """Return the types of which more objects lie in small containers than were visited."""
         groups = (kinds for group, kinds in self._rest if group.path not in self.partly)
         return set().union(*groups)
+
+
+def _has_attributes(kind: type) -> bool:
+    """Whether what the objects of a type refer to are their attributes, of which there are few."""
+    return bool(kind.__flags__ & HEAP) and how_to_visit(kind)[0] == "_object"
+
+
+def _types_in(objects: Iterable[Any]) -> set[type]:
+    """Return the types of the attributes of objects."""
+    inside = gc.get_referents(*objects)
+    types = {*map(type, inside)}
+    if dict in types:  # that of an object, if something asked for it; its attributes lie there
+        own = compress(inside, map(operator.is_, map(type, inside), repeat(dict)))
+        few = {id(one): one for one in own if dict.__len__(one) <= LARGE}
+        types.update(map(type, gc.get_referents(*few.values())))
+    return types
 
 
 _SEQUENCES: Final[frozenset[type]] = frozenset({list, tuple})

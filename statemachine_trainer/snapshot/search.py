@@ -200,7 +200,7 @@ class Search:
         while True:
             waiting = self._now or self._later
             if not waiting:
-                if not self._go_on_where_generators_lie():
+                if not (self._go_on_where_generators_lie() or self._go_on_with_unlike_ones()):
                     return
                 continue
             thing, path, step, way = waiting.popleft()
@@ -227,6 +227,13 @@ class Search:
                     break
                 if type(thing) not in ATOMS:
                     self._offer(thing, *group.at(mark), group.way)
+        return bool(self._now)
+
+    def _go_on_with_unlike_ones(self) -> bool:
+        """Visit those of the objects passed over that have something which none of the visited ones has."""
+        for group, (thing, mark) in self.sampling.unlike():
+            through = group.way.through | {type(thing)}
+            self._offer(thing, *group.at(mark), group.way._replace(through=through))
         return bool(self._now)
 
     def _find(self, generator: Generator, path: str, step: Step, way: _Way) -> None:
@@ -355,7 +362,7 @@ class Search:
                 # The key means nothing in another process: an object, or its `id`.
                 return f"{path}[#{place}]", Step(path, "other", place)
 
-            self._elements(Group(path, count, items, at, kinds, way))
+            self._elements(Group(path, count, items, at, kinds, way, lambda: dict.values(thing)))
         if self.sampling.kinds(count, lambda: dict.keys(thing), INSIDE):
             for place, key in enumerate(islice(copied(dict.keys(thing)), LARGE)):
                 self._offer(key, f"{path}.key[{place}]", Step(path, "other", None), way)
@@ -373,7 +380,7 @@ class Search:
             def at(mark: Any) -> tuple[str, Step]:
                 return f"{path}[{mark}]", Step(path, how, mark)
 
-            self._elements(Group(path, count, items, at, kinds, way))
+            self._elements(Group(path, count, items, at, kinds, way, lambda: base.__iter__(thing)))
         self._own_attributes(thing, base, path, way)
 
     def _set(self, thing: Any, path: str, way: _Way) -> None:
@@ -388,7 +395,9 @@ class Search:
             def at(_: Any) -> tuple[str, Step]:
                 return f"{path}{{...}}", Step(path, "other", None)
 
-            self._elements(Group(path, count, items, at, kinds, below))
+            self._elements(
+                Group(path, count, items, at, kinds, below, lambda: base.__iter__(thing))
+            )
         self._own_attributes(thing, base, path, way)
 
     def _array(self, thing: np.ndarray[Any, Any], path: str, way: _Way) -> None:
