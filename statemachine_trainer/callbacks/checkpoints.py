@@ -22,17 +22,15 @@ from statemachine_trainer.callbacks.finding import (
 from statemachine_trainer.callbacks.interruption import WARNINGS, Interrupted
 from statemachine_trainer.callbacks.measured import (
     OtherWeights,
+    all_has_run,
     metrics_of_this_moment,
     of_other_weights,
-    would_keep,
-)
-from statemachine_trainer.callbacks.stop import Stop
-from statemachine_trainer.callbacks.unmeasured import (
-    all_has_run,
     refuse_unmeasured,
     unmeasured,
     was_validated,
+    would_keep,
 )
+from statemachine_trainer.callbacks.stop import Stop
 from statemachine_trainer.control.ownership import Ownership
 from statemachine_trainer.intervals import (
     Interval,

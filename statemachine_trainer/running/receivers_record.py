@@ -75,7 +75,8 @@ def _name(receiver: Any, owner: object) -> str:
     """Return a name that tells methods of a base class apart."""
     if owner is None or isinstance(owner, type | types.ModuleType):
         return label_of(receiver)
-    return f"{type(owner).__qualname__}.{receiver.__name__}"
+    name = getattr(receiver, "__name__", None)
+    return label_of(receiver) if name is None else f"{type(owner).__qualname__}.{name}"
 
 
 def _inside(receiver: Any) -> Any:
@@ -134,7 +135,9 @@ def _content(cell: types.CellType) -> object:
 def _sets_attributes_of_others(code: types.CodeType) -> bool:
     loaded = augmented = before = ""
     for one in dis.get_instructions(code):
-        if one.opname.startswith("LOAD_"):
+        if one.opname == "LOAD_CONST":
+            loaded = ""
+        elif one.opname.startswith("LOAD_"):  # some load two variables, the second one on top
             loaded = str(one.argval[-1] if isinstance(one.argval, tuple) else one.argval)
         elif one.opname == "COPY":  # `self.x += ...`
             augmented = loaded

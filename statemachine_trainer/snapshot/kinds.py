@@ -61,6 +61,7 @@ _SKIPPED = (
     "torch.utils.data.dataloader._", "torch._dynamo", "torch._inductor", "torch.fx", "torch._ops",
     "lightning.pytorch.trainer", "pytorch_lightning.trainer", "statemachine_trainer.snapshot.",
     "statemachine_trainer.callbacks.checkpoints", "torch.jit", "torch.distributed",
+    "statemachine_trainer.loops.compiled.fused",  # its captures have all names of torch's modules
 )  # fmt: skip
 _QUEUES = ("asyncio.queues", "multiprocessing.queues", "torch.multiprocessing.queue")
 _BASES_WITHOUT_STATE = ("torch.nn.", "torch.optim.optimizer", "lightning.", "pytorch_lightning.")

@@ -68,6 +68,10 @@ def looks(trainer: Any) -> None:
     print(f"{trainer.context.counts.step}", end="")
 
 
+def looks_at_nothing(trainer: Any, names: tuple[str, ...] = ()) -> None:
+    print(*(names or ()), sep="", end="")
+
+
 def stops(trainer: Any) -> None:
     if trainer.context.counts.batch == 10**9:
         trainer.stop()
@@ -84,6 +88,7 @@ ACTING: dict[str, tuple[Callable[[], Any], str]] = {
 LOOKING: dict[str, Callable[[], Any]] = {
     "keeps rates": KeepsRates,
     "prints": lambda: looks,
+    "with an empty tuple in its code": lambda: looks_at_nothing,
     "only stops": lambda: stops,
 }
 
