@@ -66,6 +66,7 @@ class Agreement:
         self._steps_before: int | None = None
         self._sync = sync = context.steps.sync
         sync.objector = self._objector
+        sync.largest = ranks.largest
         sync.mean = self._mean
         # At the first batch only, because it costs a look into the batch.
         self._compares = [*self._first(f"{driver.name}*.fetch:fetched", self._compare_batches)]
@@ -88,7 +89,7 @@ class Agreement:
     def leave(self) -> None:
         """End the agreement: another fit is assembled."""
         self._meetings.leave()
-        for name in ("objector", "mean"):
+        for name in ("objector", "largest", "mean"):
             vars(self._sync).pop(name, None)
         for one in self._subscriptions:
             one.cancel()

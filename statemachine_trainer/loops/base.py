@@ -134,10 +134,16 @@ class TrainingLoop(Loop):
         """
         return None
 
-    def why_alone(self) -> str | None:
+    def why_alone(self, context: Context) -> str | None:
         """Return why several ranks cannot run the loop, and what to use instead.
 
         None if several ranks can run it.
+
+        Args:
+            context: The context of the fit, which was just assembled.
+
+        Raises:
+            UnsupportedWrapper: The wrapper of the model does what the loop would leave out.
         """
         return None
 

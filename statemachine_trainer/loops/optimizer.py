@@ -6,25 +6,32 @@ And what it becomes with `on_oom="split"`.
 from __future__ import annotations
 
 import gc
-import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.loops.metrics.sizes import batch_size_of
 from statemachine_trainer.loops.outputs import gather
-from statemachine_trainer.loops.samples import cut, why_not_cut, why_not_weighted, within_memory
+from statemachine_trainer.loops.samples import (
+    cut,
+    tell_of_sums,
+    what_was_tried,
+    why_not_cut,
+    why_not_weighted,
+    within_memory,
+)
 from statemachine_trainer.loops.settings_checks import function, one_of, whole_number
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.loops.stepping import NonFinite, SteppingLoop
 from statemachine_trainer.loops.verbs import count_step
 from statemachine_trainer.machine.declaration import transient
 
-_log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class OptimizerLoop(SteppingLoop):
@@ -232,6 +239,11 @@ class SplittingLoop(OptimizerLoop):
     compare samples. Dropout draws other numbers than for the whole batch. `context.output` is that of
     the last piece, `context.loss` that of the batch.
 
+    Several ranks do as many pieces each, and each piece at all ranks fits, or goes in smaller ones at
+    all. They agree on it after each forward and each backward pass. Gradients add up at each rank
+    meanwhile, and are averaged in one exchange after the last piece of an accumulation window: no
+    rank that runs out of memory leaves others waiting in the middle of a backward pass.
+
     Args:
         try_larger: Steps after which twice as many samples are tried.
         weight: What the mean in a loss counts, as a function of a batch or of a piece of it: the
@@ -286,11 +298,38 @@ class SplittingLoop(OptimizerLoop):
                 "with such a loss are in the gradients already. Use 'raise' or 'ignore'."
             )
 
-    def why_alone(self) -> str | None:
+    _last = True
+    """Whether the piece at work is the last one of the split, at all ranks. Set before its forward pass."""
+    _can_be_smaller = False
+    """Whether all ranks can go on in smaller pieces. Set before an error is raised that asks for it."""
+    _told = False
+    """Whether it was another rank whose memory has run out."""
+
+    def why_alone(self, context: Context) -> str | None:
+        steps = context.steps
+        who = f"{type(self).__name__} (on_oom='split') adds up gradients at each rank"
+        steps.sync.check_aside(who, "leave on_oom at 'raise'")
+        if steps.foreign:
+            what = "the model is one of another library"
+        elif steps.sync.waits_inside:
+            what = "networks inside of the model are in DistributedDataParallel. Wrap the model as a whole"
+        elif any(isinstance(one, nn.SyncBatchNorm) for one in steps.model.modules()):
+            what = "the model has a SyncBatchNorm, by which ranks wait for each other in a forward pass"
+        else:
+            return None
         return (
-            "cuts a batch where memory runs out, each rank its own, and the others wait for gradients "
-            "for ever. Leave on_oom at 'raise' and make the batches smaller."
+            "would leave other ranks waiting for one whose memory has run out within its forward or "
+            f"backward pass: {what}, or leave on_oom at 'raise' and make the batches smaller."
         )
+
+    def why_whole(self) -> str | None:
+        return (
+            "would leave other ranks waiting for one whose memory has run out: parts of parameters are "
+            "exchanged within a forward pass. Leave on_oom at 'raise' and make the batches smaller."
+        )
+
+    def window_size(self) -> int | None:
+        return self._size or self._size_by_epoch() if type(self) is SplittingLoop else None
 
     # -- states ----------------------------------------------------------------------------------
 
@@ -299,16 +338,15 @@ class SplittingLoop(OptimizerLoop):
 
         A step that returns None for the first piece leaves the whole batch out.
         """
+        self._can_be_smaller = False
         self._refuse_what_is_not_cut()
         context = self.context
-        whole, (start, stop, samples) = context.split, self._piece()
-        if stop - start == samples:
-            return within_memory(super().forward)
-        context.split = cut(whole, start, stop)
-        try:
-            answer = within_memory(super().forward)
-        finally:
-            context.split = whole
+        sync, (start, stop, samples) = context.steps.sync, self._piece()
+        # A rank whose batch has fewer pieces goes along until the others have done theirs.
+        self._last = context.piece_size is None or sync.objector(stop >= samples) is None
+        if not start and not self._slot_at_work().window:
+            sync.share_buffers()  # when the wrapper of the model would
+        answer = self._unless_short(lambda: self._forward_piece(start, stop, samples))
         if answer != "forward_done" and start:
             raise StepOutputError(
                 f"The training step returned None for samples {start} to {stop} of a batch, and a loss "
@@ -321,28 +359,23 @@ class SplittingLoop(OptimizerLoop):
         self,
     ) -> Literal["backward_done", "next_optimizer", "optimized", "next_piece"]:
         """Run the backward pass of the batch, or of a piece of it by its share of the batch."""
+        self._can_be_smaller = False
         context = self.context
+        sync, slot = context.steps.sync, context.slots[context.optimizer_idx]
         start, stop, samples = self._piece()
-        if stop - start == samples:
-            return within_memory(super().backward)
-        slot = context.slots[context.optimizer_idx]
-        assert context.loss is not None
-        loss = context.loss * self._share(start, stop, samples)
-        so_far = (
-            loss.detach() if context.pieces_loss is None else context.pieces_loss + loss.detach()
-        )
-        size = slot.size if start else self._window_size(slot)
-        if not start and not slot.window:
-            slot.size = size
-            slot.optimizer.zero_grad()
-        scaler = context.precision.scaler
-        loss = loss / size if scaler is None else scaler.scale(loss / size)
-        with slot.others_frozen():
-            within_memory(loss.backward)
-        if stop < samples:
-            context.piece_start, context.pieces_loss = stop, so_far
+        averages = self._last and sync.averages()
+        if self._last and stop - start == samples:
+            answer = self._unless_short(super().backward)
+            if averages:
+                self._average(slot)
+            return answer
+        self._unless_short(lambda: self._backward_piece(slot, start, stop, samples))
+        if not self._last:
+            context.piece_start = stop
             return "next_piece"
-        context.piece_start, context.pieces_loss, context.loss = 0, None, so_far
+        context.loss, context.piece_start, context.pieces_loss = context.pieces_loss, 0, None
+        if averages:
+            self._average(slot)
         slot.window += 1
         return "backward_done" if self._is_full(slot) else self._turn_done()
 
@@ -350,9 +383,10 @@ class SplittingLoop(OptimizerLoop):
         """Note that so many samples do not fit: what is left of the batch goes in pieces of half as many."""
         context = self.context
         if context.piece_size is None:
-            self._tell_of_sums()
+            tell_of_sums(context.model)
         start, stop, _ = self._piece()
-        context.piece_size = (stop - start + 1) // 2
+        (largest,) = context.steps.sync.largest([stop - start])
+        context.piece_size = (int(largest) + 1) // 2
         context.piece_since = context.counts.step
         gc.collect()  # frames in a cycle would keep their tensors
         if context.device.type == "cuda":
@@ -366,16 +400,16 @@ class SplittingLoop(OptimizerLoop):
         answer = super().optimizer_step()
         size = context.piece_size
         if size is not None and context.counts.step - context.piece_since >= self.try_larger:
-            context.piece_size = None if 2 * size >= samples else 2 * size
+            (largest,) = context.steps.sync.largest([samples])
+            context.piece_size = None if 2 * size >= largest else 2 * size
             context.piece_since = context.counts.step
         return answer
 
     # -- guards and parts ------------------------------------------------------------------------
 
     def can_be_smaller(self) -> bool:
-        """Guard of the edge for errors: there are several samples, and the batch can be cut."""
-        start, stop, _ = self._piece()
-        return stop - start > 1 and why_not_cut(self.context.split) is None
+        """Guard of the edge for errors: each rank can do what is left of its batch in smaller pieces."""
+        return self._can_be_smaller
 
     def undo_of(self, state: str) -> Callable[[Exception], None] | None:
         undo = super().undo_of(state)
@@ -384,27 +418,86 @@ class SplittingLoop(OptimizerLoop):
 
         def undo_and_tell(error: Exception) -> None:
             undo(error)
-            if isinstance(error, torch.OutOfMemoryError) and not self.can_be_smaller():
-                error.add_note(self._what_was_tried())
+            short = isinstance(error, torch.OutOfMemoryError) and not self._told
+            if short and not self._can_be_smaller:
+                context = self.context
+                start, _, samples = self._piece()
+                error.add_note(what_was_tried(context.split, context.batch_idx + 1, start, samples))
 
         return undo_and_tell
 
-    def _what_was_tried(self) -> str:
-        context = self.context
-        why = why_not_cut(context.split)
-        if why is not None:
-            return (
-                f"on_oom='split' cannot cut batch {context.batch_idx + 1}: {why}. It takes batches whose "
-                "samples are along the first dimension of every tensor."
+    def _unless_short(self, work: Callable[[], T]) -> T:
+        """Let each rank do its work, and raise at all of them if memory runs out at one. A collective."""
+        objector = self.context.steps.sync.objector
+        answer: Any = None
+        error: torch.OutOfMemoryError | None = None
+        try:
+            answer = within_memory(work)
+        except torch.OutOfMemoryError as raised:
+            error = raised
+        rank = objector(error is None)
+        if rank is None:
+            return answer  # type: ignore[no-any-return]
+        start, stop, _ = self._piece()
+        # A rank whose own piece did fit need not be able to cut it.
+        can = stop - start > 1 or error is None
+        can = can and (stop - start < 2 or why_not_cut(self.context.split) is None)
+        self._can_be_smaller = objector(can) is None
+        self._told = error is None
+        if error is None:
+            error = torch.OutOfMemoryError(
+                f"Rank {rank} has run out of memory for its piece of batch {self.context.batch_idx + 1}, so all "
+                "ranks do theirs again in smaller ones."
+                if self._can_be_smaller
+                else f"Rank {rank} has run out of memory for its piece of batch {self.context.batch_idx + 1}, which "
+                "cannot be cut further. Its own error says what was tried."
             )
-        start, _, samples = self._piece()
-        sizes = [samples]
-        while sizes[-1] > 1:
-            sizes.append((sizes[-1] + 1) // 2)
-        return (
-            f"on_oom='split' has tried pieces of down to one sample: {', '.join(map(str, sizes))}. Sample "
-            f"{start + 1} of batch {context.batch_idx + 1} does not fit by itself."
-        )
+        try:
+            raise error
+        finally:
+            del error  # a frame and its error in a cycle would keep tensors alive
+
+    def _forward_piece(
+        self, start: int, stop: int, samples: int
+    ) -> Literal["forward_done", "closure", "next_optimizer", "optimized"]:
+        if start == stop:
+            return "forward_done"  # other ranks have more pieces
+        context = self.context
+        whole = context.split
+        if stop - start < samples:
+            context.split = cut(whole, start, stop)
+        try:
+            with context.steps.sync.aside():
+                return super().forward()
+        finally:
+            context.split = whole
+
+    def _backward_piece(self, slot: OptimizerSlot, start: int, stop: int, samples: int) -> None:
+        if start == stop:
+            return
+        context = self.context
+        assert context.loss is not None
+        loss = context.loss * self._share(start, stop, samples)
+        before = context.pieces_loss
+        so_far = loss.detach() if before is None else before + loss.detach()
+        size = slot.size if start else self._window_size(slot)
+        if not start and not slot.window:
+            slot.size = size
+            slot.optimizer.zero_grad()
+        scaler = context.precision.scaler
+        loss = loss / size if scaler is None else scaler.scale(loss / size)
+        with slot.others_frozen():
+            loss.backward()
+        context.pieces_loss = so_far
+
+    def _average(self, slot: OptimizerSlot) -> None:
+        """Average gradients over the ranks. A collective; a rank short of memory here ends the run."""
+        self._can_be_smaller, self._told = False, True
+        self.context.steps.sync.average(slot.parameters)
+
+    def _slot_at_work(self) -> OptimizerSlot:
+        slots = self.context.slots
+        return self._take_turn() if len(slots) > 1 else slots[0]
 
     def _piece(self) -> tuple[int, int, int]:
         """Return first and last sample of the piece to do next, and the number of samples in the split.
@@ -412,7 +505,7 @@ class SplittingLoop(OptimizerLoop):
         What is left is cut into pieces of about the same size.
         """
         context = self.context
-        samples, start = batch_size_of(context.split) or 0, context.piece_start
+        samples, start = batch_size_of(context.split) or 1, context.piece_start
         left = samples - start
         most = context.piece_size or max(left, 1)
         pieces = -(-left // most) or 1
@@ -420,7 +513,7 @@ class SplittingLoop(OptimizerLoop):
 
     def _share(self, start: int, stop: int, samples: int) -> float:
         """Return how much the loss of a piece counts in that of the split."""
-        if self.weight is None:
+        if self.weight is None or stop - start == samples:
             return (stop - start) / samples
         split = self.context.split
         part, whole = float(self.weight(cut(split, start, stop))), float(self.weight(split))
@@ -430,17 +523,6 @@ class SplittingLoop(OptimizerLoop):
                 "the batch. A weight counts something, such as tokens."
             )
         return part / whole if whole else (stop - start) / samples
-
-    def _tell_of_sums(self) -> None:
-        for path, part in self.context.model.named_modules():
-            why = why_not_weighted(part)
-            if why is not None:
-                _log.warning(
-                    "on_oom='split' weights the loss of a piece by its share of the batch, as a mean over samples "
-                    "asks for. %s: %s. If the training step returns it undivided, its gradients are too small: "
-                    "divide it by the number of samples.",
-                    *(path, why),
-                )
 
     def _refuse_what_is_not_cut(self) -> None:
         context = self.context

@@ -115,7 +115,7 @@ def check_alone(ranks: Ranks, trainer: Any, context: Context) -> None:
         UnsupportedWrapper: The parameters are cut up in a way that is not supported.
     """
     layout = _check_model(ranks, trainer, context)
-    _check_loops(trainer.loop, cut_up=bool(layout.cut_up))
+    _check_loops(trainer.loop, context, cut_up=bool(layout.cut_up))
 
 
 def check_same(ranks: Ranks, trainer: Any, context: Context) -> None:
@@ -226,9 +226,9 @@ def _short(value: Json) -> str:
     return text if len(text) <= 90 else f"{text[:87]}..."
 
 
-def _check_loops(root: Loop, *, cut_up: bool) -> None:
+def _check_loops(root: Loop, context: Context, *, cut_up: bool) -> None:
     for path, loop in training_loops(root):
-        why = loop.why_alone()
+        why = loop.why_alone(context)
         if why is not None:
             raise SettingError(f"The loop {_shown(path, loop)} {why}")
         why = loop.why_whole() if cut_up else None

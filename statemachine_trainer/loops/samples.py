@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from statemachine_trainer.loops.metrics.sizes import batch_size_of
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves, parts
 
 T = TypeVar("T")
+
+_log = logging.getLogger("statemachine_trainer.loops.optimizer")
 
 
 def why_not_cut(batch: object) -> str | None:
@@ -58,6 +61,43 @@ def why_not_weighted(loss: object) -> str | None:
         return None
     name = getattr(getattr(loss, "func", None), "__name__", type(loss).__name__)
     return f"{name}(reduction='sum') is a sum over samples, and not a mean"
+
+
+def tell_of_sums(model: nn.Module) -> None:
+    """Log which losses in a model are sums over samples, so that its pieces may not count by their shares."""
+    for path, part in model.named_modules():
+        why = why_not_weighted(part)
+        if why is not None:
+            _log.warning(
+                "on_oom='split' weights the loss of a piece by its share of the batch, as a mean over samples "
+                "asks for. %s: %s. If the training step returns it undivided, its gradients are too small: "
+                "divide it by the number of samples.",
+                *(path, why),
+            )
+
+
+def what_was_tried(batch: object, number: int, start: int, samples: int) -> str:
+    """Return why a batch could not be done in pieces that fit into memory.
+
+    Args:
+        batch: The batch.
+        number: Its number in the epoch, from 1.
+        start: The first sample that is not done.
+        samples: The number of samples in the batch.
+    """
+    why = why_not_cut(batch)
+    if why is not None:
+        return (
+            f"on_oom='split' cannot cut batch {number}: {why}. It takes batches whose "
+            "samples are along the first dimension of every tensor."
+        )
+    sizes = [samples]
+    while sizes[-1] > 1:
+        sizes.append((sizes[-1] + 1) // 2)
+    return (
+        f"on_oom='split' has tried pieces of down to one sample: {', '.join(map(str, sizes))}. Sample "
+        f"{start + 1} of batch {number} does not fit by itself."
+    )
 
 
 def _is_array(leaf: object) -> bool:

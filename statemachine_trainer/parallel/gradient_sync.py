@@ -44,6 +44,8 @@ class GradientSync:
             not, they add up at each rank until one does.
         objector: Called with what this rank thinks of a batch. Returns the first rank that objects to
             it, None if none does. A collective where there are several ranks.
+        largest: Called with numbers of this rank. Returns the largest of each over the ranks. A collective
+            where there are several ranks.
         mean: Called with the loss that an optimizer evaluates itself. Returns the mean over the ranks,
             so that all of them decide alike. A collective where there are several ranks.
     """
@@ -55,6 +57,7 @@ class GradientSync:
     several_meshes = False
     averages: Callable[[], bool] = staticmethod(lambda: True)
     objector: Callable[[bool], int | None] = staticmethod(lambda fine: None if fine else 0)
+    largest: Callable[[Sequence[float]], Sequence[float]] = staticmethod(lambda values: values)
     mean: Callable[[torch.Tensor], torch.Tensor] = staticmethod(lambda loss: loss)
 
     def __init__(self, module: nn.Module) -> None:
@@ -69,6 +72,11 @@ class GradientSync:
     def left_to_each_rank(self) -> Collection[str]:
         """The names of parameters whose gradients are not averaged on purpose."""
         return ()
+
+    @property
+    def waits_inside(self) -> bool:
+        """Whether networks inside of the model exchange gradients by themselves in each backward pass."""
+        return any(True for _ in self._wrappers())
 
     def through(self, step: Callable[..., Any], *, own: bool) -> Callable[..., Any]:
         """Return a training step that is run so that its gradients are averaged.
@@ -216,6 +224,10 @@ class Ddp(GradientSync):
             return step(*arguments, **named)
 
         return call
+
+    @property
+    def waits_inside(self) -> bool:
+        return any(True for _ in super()._wrappers())
 
     def averaging(self) -> AbstractContextManager[None]:
         return averaging(self.wrapper) if self._averages_itself else nullcontext()
