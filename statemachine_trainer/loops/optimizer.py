@@ -302,8 +302,8 @@ class SplittingLoop(OptimizerLoop):
     """Whether the piece at work is the last one of the split, at all ranks. Set before its forward pass."""
     _can_be_smaller = False
     """Whether all ranks can go on in smaller pieces. Set before an error is raised that asks for it."""
-    _told = False
-    """Whether it was another rank whose memory has run out."""
+    _tells = False
+    """Whether this rank is one that cannot, so that its error says what was tried."""
 
     def why_alone(self, context: Context) -> str | None:
         steps = context.steps
@@ -338,7 +338,7 @@ class SplittingLoop(OptimizerLoop):
 
         A step that returns None for the first piece leaves the whole batch out.
         """
-        self._can_be_smaller = False
+        self._can_be_smaller = self._tells = False
         self._refuse_what_is_not_cut()
         context = self.context
         sync, (start, stop, samples) = context.steps.sync, self._piece()
@@ -359,7 +359,7 @@ class SplittingLoop(OptimizerLoop):
         self,
     ) -> Literal["backward_done", "next_optimizer", "optimized", "next_piece"]:
         """Run the backward pass of the batch, or of a piece of it by its share of the batch."""
-        self._can_be_smaller = False
+        self._can_be_smaller = self._tells = False
         context = self.context
         sync, slot = context.steps.sync, context.slots[context.optimizer_idx]
         start, stop, samples = self._piece()
@@ -418,8 +418,7 @@ class SplittingLoop(OptimizerLoop):
 
         def undo_and_tell(error: Exception) -> None:
             undo(error)
-            short = isinstance(error, torch.OutOfMemoryError) and not self._told
-            if short and not self._can_be_smaller:
+            if self._tells and isinstance(error, torch.OutOfMemoryError):
                 context = self.context
                 start, _, samples = self._piece()
                 error.add_note(what_was_tried(context.split, context.batch_idx + 1, start, samples))
@@ -442,15 +441,16 @@ class SplittingLoop(OptimizerLoop):
         # A rank whose own piece did fit need not be able to cut it.
         can = stop - start > 1 or error is None
         can = can and (stop - start < 2 or why_not_cut(self.context.split) is None)
-        self._can_be_smaller = objector(can) is None
-        self._told = error is None
+        cannot = objector(can)
+        self._can_be_smaller, self._tells = cannot is None, not can
         if error is None:
+            number = self.context.batch_idx + 1
             error = torch.OutOfMemoryError(
-                f"Rank {rank} has run out of memory for its piece of batch {self.context.batch_idx + 1}, so all "
-                "ranks do theirs again in smaller ones."
-                if self._can_be_smaller
-                else f"Rank {rank} has run out of memory for its piece of batch {self.context.batch_idx + 1}, which "
-                "cannot be cut further. Its own error says what was tried."
+                f"Rank {rank} has run out of memory for its piece of batch {number}."
+            )
+        if can and cannot is not None:
+            error.add_note(
+                f"Rank {cannot} cannot cut its batch further, so no rank goes on. Its own error says why."
             )
         try:
             raise error
@@ -492,7 +492,7 @@ class SplittingLoop(OptimizerLoop):
 
     def _average(self, slot: OptimizerSlot) -> None:
         """Average gradients over the ranks. A collective; a rank short of memory here ends the run."""
-        self._can_be_smaller, self._told = False, True
+        self._can_be_smaller = False
         self.context.steps.sync.average(slot.parameters)
 
     def _slot_at_work(self) -> OptimizerSlot:

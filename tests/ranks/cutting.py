@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
-from statemachine_trainer import OptimizerLoop
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops import SplittingLoop
 from tests.ranks.together import (
@@ -20,6 +20,7 @@ from tests.ranks.together import (
     INPUTS,
     RANK,
     Task,
+    exchanges,
     fitted,
     loader,
     play,
@@ -51,32 +52,20 @@ class Short(Task):
         size = len(batch[0])
         self.sizes.append(size)
         self.check(size, "forward")
-        hidden = self.net[1](self.net[0](batch[0]))  # type: ignore[index]
+        hidden = self.net[1](self.net[0](batch[0]))
         hidden.register_hook(lambda _: self.check(size, "backward"))
-        return nn.functional.mse_loss(self.net[2](hidden), batch[1])  # type: ignore[index]
+        return nn.functional.mse_loss(self.net[2](hidden), batch[1])
 
 
-def end(
-    name: str, make: Callable[[], Short] = Short, *, splits: bool = True, **settings: Any
-) -> dict[str, Any]:
-    """What a fit comes to, also from its checkpoints; with the sizes of the pieces that were tried."""
-    made: list[Short] = []
-
-    def kept() -> Short:
-        made.append(make())
-        return made[-1]
-
-    loop = settings.pop("step", lambda **how: OptimizerLoop(on_oom="split", **how))
-    how = {"accumulate": settings.pop("accumulate", 1)}
-    step = (lambda: loop(**how)) if splits else (lambda: OptimizerLoop(**how))
-    found = fitted(name, kept, loop=lambda: {"optimizer": step()}, **settings)
-    return {**found, "sizes": made[0].sizes}
+def once(model: Task, data: Any = DATA, **settings: Any) -> list[Any]:
+    """The weights after a fit of torch's wrapper, with memory for all of it."""
+    trainer(**settings).fit(DistributedDataParallel(model), loader(data))
+    return trained(model)
 
 
-def plain_and_ready(name: str, make: Callable[[], Any], **settings: Any) -> Any:
+def plain_and_ready(name: str, make: Callable[[], Task], **settings: Any) -> Any:
     """The same without and with the setting, while all fits."""
-    plain = fitted(f"{name}-plain", make, **settings)
-    return [plain, fitted(f"{name}-ready", make, on_oom="split", **settings)]
+    return [once(make(), **settings), fitted(name, make, on_oom="split", **settings)["weights"]]
 
 
 def while_all_fits() -> Any:
@@ -87,9 +76,25 @@ def while_all_fits_with_open_windows() -> Any:
     return plain_and_ready("fits-windows", lambda: Task({}), accumulate=3)
 
 
-def whole_and_cut(name: str, fits: tuple[int, int], where: str, **settings: Any) -> Any:
-    whole = end(f"{name}-whole", splits=False, **{**settings, "step": None})
-    return [whole, end(f"{name}-cut", lambda: Short(fits, where), **settings)]
+def whole_and_cut(
+    name: str, fits: tuple[int, int], where: str, data: Any = DATA, **settings: Any
+) -> Any:
+    """A fit with memory for all, and what one without comes to, also from its checkpoints."""
+    made: list[Short] = []
+
+    def make() -> Short:
+        made.append(Short(fits, where))
+        return made[-1]
+
+    def step() -> dict[str, Any]:
+        return {"optimizer": SplittingLoop(**settings)}
+
+    accumulate = settings.get("accumulate", 1)
+    found = fitted(name, make, loop=step, data=data)
+    return [
+        once(Short(), data, accumulate=accumulate),
+        {**found, "sizes": made[0].sizes},
+    ]
 
 
 def one_rank_is_short_in_the_forward_pass() -> Any:
@@ -105,10 +110,7 @@ def one_rank_is_short_within_windows() -> Any:
 
 
 def larger_pieces_are_tried_again() -> Any:
-    def step(**how: Any) -> SplittingLoop:
-        return SplittingLoop(try_larger=2, **how)
-
-    return whole_and_cut("larger", (PLENTY, 1), "backward", step=step)
+    return whole_and_cut("larger", (PLENTY, 1), "backward", try_larger=2, accumulate=2)
 
 
 def ranks_have_batches_of_other_sizes() -> Any:
@@ -175,6 +177,18 @@ def a_wrapper_with_a_hook() -> Any:
     return refusal(lambda: trainer(on_oom="split").fit(wrapper, loader(DATA)))
 
 
+def exchanges_of_a_batch() -> Any:
+    """In the group in which ranks agree: while all fits, and in two pieces."""
+    inputs = INPUTS.repeat(4, 1)
+    data = TensorDataset(inputs, inputs.sum(1, keepdim=True))
+
+    def run(size: int, fits: int) -> None:
+        one = trainer(max_epochs=1, max_steps=size, on_oom="split")
+        one.fit(DistributedDataParallel(Short((fits, PLENTY))), loader(data))
+
+    return [exchanges(partial(run, fits=fits))[1] for fits in (PLENTY, 2)]
+
+
 SCENES = [
     while_all_fits,
     while_all_fits_with_open_windows,
@@ -187,6 +201,7 @@ SCENES = [
     a_sample_does_not_fit_at_one_rank,
     networks_that_are_wrapped_inside,
     a_wrapper_with_a_hook,
+    exchanges_of_a_batch,
 ]
 
 
