@@ -310,11 +310,13 @@ class SplittingLoop(OptimizerLoop):
         who = f"{type(self).__name__} (on_oom='split') adds up gradients at each rank"
         steps.sync.check_aside(who, "leave on_oom at 'raise'")
         if steps.foreign:
-            what = "the model is one of another library"
+            what = "the model is one of another library. Give a module of torch"
         elif steps.sync.waits_inside:
             what = "networks inside of the model are in DistributedDataParallel. Wrap the model as a whole"
         elif any(isinstance(one, nn.SyncBatchNorm) for one in steps.model.modules()):
-            what = "the model has a SyncBatchNorm, by which ranks wait for each other in a forward pass"
+            what = (
+                "the model has a SyncBatchNorm, which exchanges in a forward pass. Use another one"
+            )
         else:
             return None
         return (
