@@ -36,6 +36,7 @@ from statemachine_trainer.running.changing_code import (
 )
 from statemachine_trainer.running.plain_values import Reader, Seen, address, base_of, is_cache
 from statemachine_trainer.running.reachable import Roots
+from statemachine_trainer.running.set_at_beginnings import Beginning, SetAtBeginnings
 from statemachine_trainer.running.value_names import (
     IN_PROCESS,
     has_state,
@@ -97,6 +98,7 @@ class ChangingValues:
         self._of_process: dict[str, str] = {}
         self._told: set[str] = set()
         self._unheld: set[str] | None = None
+        self._at_beginnings: SetAtBeginnings | None = None
 
     def begin(self, unheld: Collection[str] | None = None) -> None:
         """Forget what was seen: a fit begins, or goes on from a checkpoint.
@@ -106,14 +108,35 @@ class ChangingValues:
         """
         self._before = None
         self._unheld = None if unheld is None else {*unheld}
+        self._at_beginnings = None
 
-    def look(self, model: nn.Module, roots: Roots, data: Roots) -> Search:
+    def compare_with_start(self, found: list[Beginning], model: nn.Module, roots: Roots) -> None:
+        """Note the values before the first state, to tell of those that only code at beginnings of loops sets.
+
+        Args:
+            found: That code. Without any, nothing is looked at.
+            model: The model, whose parameters and buffers are held.
+            roots: Where the search begins, and by which values are named.
+        """
+        if found:
+            look, known = _Look(roots, model), set[int]()
+            Search(
+                roots,
+                notice=look.note,
+                visit=lambda _, thing: known.add(id(thing)),
+                quiet=True,
+            )
+            known.update(holder for holder, _, _ in look.values)
+            self._at_beginnings = SetAtBeginnings(found, look.values, known)
+
+    def look(self, model: nn.Module, roots: Roots, data: Roots, at: str | None = None) -> Search:
         """Look at all values, and tell of those that changed since the last time, each once.
 
         Args:
             model: The model, whose parameters and buffers are held.
             roots: Where the search begins, and by which values are named.
             data: The parts of the loaders, in which is searched too.
+            at: The state at which a resumed run goes on.
 
         Returns:
             The search from the roots, for others who look for something there.
@@ -130,6 +153,7 @@ class ChangingValues:
         before, self._before = self._before, look.values
         of_process, self._of_process = self._of_process, look.of_process
         lines = self._appeared([*in_data.unheld, *search.unheld])
+        lines += self._set_at_beginnings(look, at)
         if before is None:
             _tell(lines)
             return search
@@ -146,6 +170,25 @@ class ChangingValues:
             lines.append(f"{what}, from {was.shown} to {now.shown}: {remedy}")
         _tell(lines)
         return search
+
+    def _set_at_beginnings(self, look: _Look, at: str | None) -> list[str]:
+        """Return what only code sets that a resumed run does not call again, in words."""
+        if self._at_beginnings is None:
+            return []
+        lines = []
+        missing = self._at_beginnings.missing(
+            at, look.values, look.holders, look.codes, look.reader.seen
+        )
+        for key, by in missing:
+            _, what, _ = key
+            if what not in self._told:
+                self._told.add(what)
+                shown, remedy = look.values[key].shown, look.remedies[key]
+                lines.append(
+                    f"{what}, which {by} has set to {shown} and a resumed run does not set again: "
+                    f"make it before the fit, in `__init__`; or {remedy}"
+                )
+        return lines
 
     def _appeared(self, unheld: list[Unheld]) -> list[str]:
         """Return what no checkpoint can hold, and was not there when the fit began, in words."""
@@ -166,28 +209,30 @@ class _Look:
     Attributes:
         values: What was seen.
         remedies: What to do so that it is held.
+        holders: The classes of those that have them.
+        codes: The code of users that was seen.
+        reader: Reads values.
         of_process: What a new process begins anew, whoever changes it, in words.
     """
 
     def __init__(self, roots: Roots, model: nn.Module) -> None:
         self.values: dict[_Key, Seen] = {}
         self.remedies: dict[_Key, str] = {}
+        self.holders: dict[_Key, type] = {}
         self.of_process: dict[str, str] = {}
         self._roots = roots
-        self._reader = Reader({address(one) for one in (*model.parameters(), *model.buffers())})
-        self._codes: set[types.CodeType] = {
-            code for one in roots.values() for code in codes_of(one)
-        }
+        self.reader = Reader({address(one) for one in (*model.parameters(), *model.buffers())})
+        self.codes: set[types.CodeType] = {code for one in roots.values() for code in codes_of(one)}
         self._kinds: set[type] = set()
         self._changed: Changed | None = None
 
     def note(self, path: str, holder: object, name: str, value: object) -> None:
         """Take a look at one named value, as `Search` calls it."""
-        self._codes.update(codes_of(value))
-        self._codes.update(codes_of(holder))
+        self.codes.update(codes_of(value))
+        self.codes.update(codes_of(holder))
         if type(holder) not in self._kinds:
             self._kinds.add(type(holder))
-            self._codes.update(codes_of_class(type(holder)))
+            self.codes.update(codes_of_class(type(holder)))
         if len(self.values) >= _MOST or name.startswith("__"):
             return
         if isinstance(holder, nn.Module) and name in vars(holder).get("_defaults", ()):
@@ -196,18 +241,20 @@ class _Look:
             return
         words = name_in_objects(self._roots, path, holder, name)
         words = words or name_in_process(self._roots, path, holder, name)
-        seen = self._reader.seen(value) if words is not None else None
+        seen = self.reader.seen(value) if words is not None else None
         if words is None or seen is None:
             return
         if isinstance(holder, nn.Module) and not is_users(type(holder).__module__):
             seen = seen._replace(itself=None)  # what a library changes in place is its own
         key = (id(holder), words[0], name)
         self.values[key], self.remedies[key] = seen, words[1]
+        self.holders[key] = type(holder)
         if seen.of_many:  # code may change a tensor in it by another name
             for _, one in islice(_numbers_in(value, ""), _BATCHES):
-                if (seen := self._reader.seen(one)) is not None:
+                if (seen := self.reader.seen(one)) is not None:
                     key = (id(one), words[0], name)
                     self.values[key], self.remedies[key] = seen, words[1]
+                    self.holders[key] = type(one)
 
     def visit(self, path: str, thing: object) -> None:
         """Take a look at an object that has more state than names, as `Search` calls it.
@@ -217,7 +264,7 @@ class _Look:
         """
         if type(thing) is _CACHED:
             codes = codes_of(thing.__wrapped__)
-            self._codes.update(codes)
+            self.codes.update(codes)
             if any(map(_draws, codes)):
                 what = f"the results that the cache of {path} keeps, which are drawn at random"
                 self.of_process[what] = f"{thing.cache_info().currsize} results"
@@ -233,7 +280,7 @@ class _Look:
             return
         if has_state(root) and not isinstance(root, nn.Module):
             return  # which writes down what is its own
-        seen = self._reader.seen(thing.state_dict())
+        seen = self.reader.seen(thing.state_dict())
         if seen is not None:
             shown = f"#{zlib.crc32(repr(seen.content).encode()):08x}"
             key = (id(thing), f"the state of {path} ({type(thing).__name__})", "")
@@ -241,7 +288,7 @@ class _Look:
 
     def note_environment(self) -> None:
         """Take a look at the environment variables that some code sets."""
-        for code in self._codes:
+        for code in self.codes:
             if _ENVIRONMENT & {*code.co_names}:
                 for name in code.co_consts:
                     if isinstance(name, str) and name.isidentifier():
@@ -263,11 +310,11 @@ class _Look:
             if name and any(value is one for one in parts):
                 continue
             if name and _is_of_numbers(value):
-                key, seen = (id(part), f"{path}.{name}", ""), self._reader.seen(value)
+                key, seen = (id(part), f"{path}.{name}", ""), self.reader.seen(value)
                 if seen is not None:
                     self.values[key], self.remedies[key] = seen, _OF_LIBRARY
             for place, one in islice(_numbers_in(value, f"{path}.{name}".rstrip(".")), _BATCHES):
-                if (seen := self._reader.seen(one)) is not None:
+                if (seen := self.reader.seen(one)) is not None:
                     key = (id(one), place, "")
                     remedy = _OF_LIBRARY if path.endswith("sampler") else _IN_BATCH
                     self.values[key], self.remedies[key] = seen, remedy
@@ -284,7 +331,7 @@ class _Look:
         if same:  # the attributes of an object are looked at one by one
             return not now.is_object
         if self._changed is None:
-            self._changed = Changed().with_those_of(map(changed_by, self._codes))
+            self._changed = Changed().with_those_of(map(changed_by, self.codes))
         names = {name, name.lstrip("_")}  # a property may have it
         in_place = now.of_many and (
             names & self._changed.in_place or (now.has_methods and "self" in self._changed.in_place)
@@ -297,7 +344,7 @@ class _Look:
     def _is_drawn(self, names: set[str]) -> bool:
         """Whether some code that names a cache draws random numbers: a new process draws others."""
         return any(
-            names & {*code.co_names, *code.co_freevars} and _draws(code) for code in self._codes
+            names & {*code.co_names, *code.co_freevars} and _draws(code) for code in self.codes
         )
 
 

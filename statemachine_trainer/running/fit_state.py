@@ -40,6 +40,7 @@ from statemachine_trainer.running.reachable import (
     roots_besides_model_and_data,
     roots_of_feed,
 )
+from statemachine_trainer.running.set_at_beginnings import beginnings
 from statemachine_trainer.running.settings_record import (
     Change,
     Settings,
@@ -157,7 +158,7 @@ class FitState:
         data: Roots = {}
         for name, feed in feeds_of(context):
             data |= roots_of_feed(name, feed)
-        return self._values.look(context.model, roots, data)
+        return self._values.look(context.model, roots, data, at=self._driver.path)
 
     def check_writable(self) -> None:
         """Before the first batch, refuse objects that cannot be saved, and warn of state not held.
@@ -179,6 +180,8 @@ class FitState:
             self._values.begin(
                 tell_what_is_not_held(self._host.board, self._driver, context, search, of_data)
             )
+            found = beginnings(self._host.board, self._driver)
+            self._values.compare_with_start(found, context.model, self._roots(context))
 
     def audit(self) -> Audit:
         """Return the list of objects that checkpoints hold, and that they do not.
