@@ -62,7 +62,7 @@ class Beginning(NamedTuple):
 
 
 def beginnings(board: SignalBoard, driver: Driver) -> list[Beginning]:
-    """Return what is called as loops begin, and sets attributes."""
+    """Return what is called as loops begin, and sets attributes. (A state that sets no field is refused elsewhere.)"""
     entered: dict[str, tuple[str, str]] = {}  # as these states are entered; loop and first state
     first: dict[str, tuple[str, str]] = {}
     found = []
@@ -71,9 +71,6 @@ def beginnings(board: SignalBoard, driver: Driver) -> list[Beginning]:
         entered[path] = path, state
         if not any(loop.initial == _destination(one) for one in loop.transitions):
             first[state] = path, state
-            method = getattr(loop, loop.initial, None)
-            if isinstance(method, types.MethodType):
-                found.append(_beginning(method, path, state))
     for one in board.subscriptions:
         if one.once:
             is_spent = functools.partial(getattr, one, "spent")
@@ -103,6 +100,10 @@ def _beginning(
         for place, name in changed_by(code).stored:
             mine = owner is not None and place == "".join(code.co_varnames[:1])
             (of_owner if mine else of_others).add(name)
+        if "setattr" in code.co_names:
+            names = {one for one in code.co_consts if isinstance(one, str) and one.isidentifier()}
+            of_owner |= names
+            of_others |= names
     return Beginning(
         label_of(receiver),
         loop,
@@ -188,8 +189,8 @@ class SetAtBeginnings:
         over = [one for one in self._found if one.is_over(path)]
         if not over:
             return
-        read, stored = self._done_by_others(codes)
-        by_others = {name for place, name in stored if place != "self"}
+        read, stored, updated = self._done_by_others(codes)
+        by_others = {name for place, name in stored if place != "self"} | updated
         for key, now in values.items():
             holder, _, name = key
             by = next((one for one in over if one.sets(holder, name)), None)
@@ -204,12 +205,12 @@ class SetAtBeginnings:
 
     def _done_by_others(
         self, codes: Collection[types.CodeType]
-    ) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
-        """Return the names that other code reads, and those that it sets."""
+    ) -> tuple[frozenset[str], frozenset[tuple[str, str]], frozenset[str]]:
+        """Return the names that other code reads, those that it sets, and those that it changes."""
         own = frozenset().union(*(one.codes for one in self._found))
         others = [one for one in codes if one not in own and one.co_name not in _MAKERS]
         changed = Changed().with_those_of(map(changed_by, others))
-        return changed.read, changed.stored
+        return changed.read, changed.stored, changed.updated
 
     def _stored_by(self, kind: type) -> frozenset[tuple[str, str]]:
         methods = _functions_of(cast(Hashable, kind)).values()

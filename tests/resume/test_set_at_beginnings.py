@@ -15,7 +15,6 @@ from torch import nn
 
 from statemachine_trainer import Trainer
 from statemachine_trainer.callbacks import Checkpoints
-from statemachine_trainer.loops import EpochLoop, FitLoop
 from statemachine_trainer.running.audit import NotHeld
 
 BATCHES = [torch.full((2, 3), place / 7) for place in range(3)]
@@ -121,7 +120,9 @@ class Saved(Scaled):
 
 
 class Modules(Net):
-    """Makes a module, which checkpoints hold, as they hold buffers."""
+    """Makes a buffer, which checkpoints hold."""
+
+    shift: torch.Tensor
 
     def on_fit_start(self) -> None:
         self.register_buffer("shift", torch.ones(3))
@@ -157,21 +158,7 @@ class OfTheModel:
         trainer.context.model.scale = 0.5
 
 
-class Epochs(EpochLoop):
-    """A loop whose first state makes something that is no field."""
-
-    def epoch_start(self) -> Any:
-        self.shift = 3
-        return super().epoch_start()
-
-    def epoch_end(self) -> Any:
-        assert self.shift == 3
-        return super().epoch_end()
-
-
-def told(
-    folder: Path, model: nn.Module, *callbacks: object, every: Any = 1, **given: Any
-) -> list[str]:
+def told(folder: Path, model: nn.Module, *callbacks: object, every: Any = 1) -> list[str]:
     """Return the lines of the warnings of a fit with checkpoints."""
     keeping = Checkpoints(folder / "run", every=every)
     trainer = Trainer(
@@ -180,7 +167,6 @@ def told(
         progress=False,
         checkpoints=keeping,
         callbacks=callbacks,
-        **given,
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -229,9 +215,12 @@ def test_what_a_receiver_sets_that_is_called_once_is_told(tmp_path: Path) -> Non
         trainer.fit(model, BATCHES)
 
 
-def test_what_the_first_state_of_a_loop_sets_is_told(tmp_path: Path) -> None:
-    (line,) = told(tmp_path, Net(), loop=FitLoop(max_epochs=2, epoch=Epochs))
-    assert line.startswith("attribute 'shift' of the loop fit.epoch (Epochs), which ")
+def test_what_a_function_sets_by_name_is_told(tmp_path: Path) -> None:
+    model = Scaled()
+    trainer = Trainer(max_epochs=2, device="cpu", progress=False, checkpoints=tmp_path)
+    trainer.on("fit_start", lambda: setattr(model, "scale", 0.5))
+    with pytest.warns(NotHeld, match=r"'scale' of the module .*<lambda> has set to 0\.5"):
+        trainer.fit(model, BATCHES)
 
 
 @pytest.mark.parametrize("model", [AsMade, Unread, SetAgain, Clocked, Saved, Modules])
