@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from functools import cache, lru_cache
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -36,7 +36,6 @@ from statemachine_trainer.running.changing_code import (
 )
 from statemachine_trainer.running.plain_values import Reader, Seen, address, base_of, is_cache
 from statemachine_trainer.running.reachable import Roots
-from statemachine_trainer.running.set_at_beginnings import Beginning, SetAtBeginnings
 from statemachine_trainer.running.value_names import (
     IN_PROCESS,
     has_state,
@@ -51,6 +50,9 @@ from statemachine_trainer.snapshot.kinds import (
     named,
 )
 from statemachine_trainer.snapshot.search import Search, Unheld
+
+if TYPE_CHECKING:
+    from statemachine_trainer.running.set_at_beginnings import Beginning, SetAtBeginnings
 
 _MOST: Final = 20_000
 """Values that are looked at in one checkpoint."""
@@ -119,6 +121,8 @@ class ChangingValues:
             roots: Where the search begins, and by which values are named.
         """
         if found:
+            from statemachine_trainer.running.set_at_beginnings import SetAtBeginnings
+
             look, known = _Look(roots, model), set[int]()
             Search(
                 roots,

@@ -40,7 +40,6 @@ from statemachine_trainer.running.reachable import (
     roots_besides_model_and_data,
     roots_of_feed,
 )
-from statemachine_trainer.running.set_at_beginnings import beginnings
 from statemachine_trainer.running.settings_record import (
     Change,
     Settings,
@@ -180,6 +179,8 @@ class FitState:
             self._values.begin(
                 tell_what_is_not_held(self._host.board, self._driver, context, search, of_data)
             )
+            from statemachine_trainer.running.set_at_beginnings import beginnings
+
             found = beginnings(self._host.board, self._driver)
             self._values.compare_with_start(found, context.model, self._roots(context))
 

@@ -62,7 +62,10 @@ class Beginning(NamedTuple):
 
 
 def beginnings(board: SignalBoard, driver: Driver) -> list[Beginning]:
-    """Return what is called as loops begin, and sets attributes. (A state that sets no field is refused elsewhere.)"""
+    """Return what is called as loops begin, and sets attributes.
+
+    Loops themselves are refused that set anything but their fields.
+    """
     entered: dict[str, tuple[str, str]] = {}  # as these states are entered; loop and first state
     first: dict[str, tuple[str, str]] = {}
     found = []

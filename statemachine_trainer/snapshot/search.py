@@ -56,7 +56,6 @@ from statemachine_trainer.snapshot.sampling import (
     Sampling,
     copied,
 )
-from statemachine_trainer.snapshot.system_randomness import drawn_from_system
 
 MOST: Final = 50_000
 """Objects that one walk visits at most."""
@@ -448,6 +447,9 @@ class Search:
         if self._code and is_users(function.__module__):
             self._globals(function, way)
             if not path.endswith("worker_init_fn"):  # samples are seeded after it
+                # Not needed to build a trainer.
+                from statemachine_trainer.snapshot.system_randomness import drawn_from_system
+
                 for call in drawn_from_system(function):
                     at = f"{path}: {call}(...)"
                     self._tell(at, "drawn from the operating system", _FRESH, way)
