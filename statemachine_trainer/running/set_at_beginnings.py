@@ -11,6 +11,8 @@ import types
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, cast
 
+from torch import nn
+
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.loop import SEPARATOR
@@ -192,32 +194,36 @@ class SetAtBeginnings:
         over = [one for one in self._found if one.is_over(path)]
         if not over:
             return
-        read, stored, updated = self._done_by_others(codes)
-        by_others = {name for place, name in stored if place != "self"} | updated
+        others = self._done_by_others(codes)
+        by_others = {name for place, name in others.stored if place != "self"} | others.updated
+        told: set[tuple[int, str]] = set()  # what has several names is told by one of them
         for key, now in values.items():
             holder, _, name = key
             by = next((one for one in over if one.sets(holder, name)), None)
             if by is None or holder not in self._known or now.is_object or now.is_time:
                 continue
-            if now.shown == "None" or not {name, name.lstrip("_")} & read or name in by_others:
+            if now.shown == "None" or not {name, name.lstrip("_")} & others.read:
                 continue
-            if ("self", name) in (self._stored_by(kinds[key]) if holder == by.owner else stored):
+            of_holder = self._stored_by(kinds[key]) if holder == by.owner else others.stored
+            if name in by_others or ("self", name) in of_holder or (holder, name) in told:
                 continue
+            if name in others.in_place and key in self._made:
+                continue  # it goes on from what it was: that is told where it has changed
             if not self._is_as_made(key, now, kinds[key], seen):
+                told.add((holder, name))
                 yield key, by.called
 
-    def _done_by_others(
-        self, codes: Collection[types.CodeType]
-    ) -> tuple[frozenset[str], frozenset[tuple[str, str]], frozenset[str]]:
-        """Return the names that other code reads, those that it sets, and those that it changes."""
+    def _done_by_others(self, codes: Iterable[types.CodeType]) -> Changed:
+        """Return the names that other code reads, sets and changes."""
         own = frozenset().union(*(one.codes for one in self._found))
         others = [one for one in codes if one not in own and one.co_name not in _MAKERS]
-        changed = Changed().with_those_of(map(changed_by, others))
-        return changed.read, changed.stored, changed.updated
+        called = {name for one in others for name in one.co_names}
+        others += [one for one in own if one.co_name in called]  # not only by what is called once
+        return Changed().with_those_of(map(changed_by, others))
 
     def _stored_by(self, kind: type) -> frozenset[tuple[str, str]]:
         methods = _functions_of(cast(Hashable, kind)).values()
-        return self._done_by_others([one.__code__ for one in methods])[1]
+        return self._done_by_others([one.__code__ for one in methods]).stored
 
     def _is_as_made(
         self, key: Key, now: Seen, kind: type, seen: Callable[[Any], Seen | None]
@@ -225,7 +231,8 @@ class SetAtBeginnings:
         """Whether the script makes the same, or the class has it."""
         was = self._made.get(key)
         if was is not None:  # settings of libraries are compared elsewhere
-            return was.content == now.content or not is_users(kind.__module__)
+            of_library = issubclass(kind, nn.Module) and not is_users(kind.__module__)
+            return of_library or was.content == now.content
         bases = [attributes_of_class(one) for one in kind.__mro__]
         defaults = [seen(inside[key[2]]) for inside in bases if key[2] in inside]
         return bool(defaults) and defaults[0] is not None and defaults[0].content == now.content

@@ -119,6 +119,20 @@ class Saved(Scaled):
         self.scale = state
 
 
+class Growing(Net):
+    """Begins a list that there was, which nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def on_fit_start(self) -> None:
+        self.losses = []
+
+    def on_batch_end(self) -> None:
+        self.losses.append(1.0)
+
+
 class Modules(Net):
     """Makes a buffer, which checkpoints hold."""
 
@@ -149,6 +163,19 @@ class WithAState(Preparing):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rates = state["rates"]
+
+
+class GoingOn(Preparing):
+    """A callback that is told when a resumed run begins."""
+
+    def on_fit_start(self, trainer: Any) -> None:
+        self.prepare()
+
+    def goes_on(self, trainer: Any) -> None:
+        self.prepare()
+
+    def prepare(self) -> None:
+        self.rates = [0.1, 0.2, 0.3]
 
 
 class OfTheModel:
@@ -223,15 +250,55 @@ def test_what_a_function_sets_by_name_is_told(tmp_path: Path) -> None:
         trainer.fit(model, BATCHES)
 
 
-@pytest.mark.parametrize("model", [AsMade, Unread, SetAgain, Clocked, Saved, Modules])
+@pytest.mark.parametrize("model", [AsMade, Unread, SetAgain, Clocked, Saved, Growing, Modules])
 def test_what_a_resumed_run_has_or_does_not_need_is_not_told(
     tmp_path: Path, model: Callable[[], nn.Module]
 ) -> None:
     assert told(tmp_path, model()) == []
 
 
-def test_a_callback_with_a_state_is_not_told(tmp_path: Path) -> None:
-    assert told(tmp_path, Net(), WithAState()) == []
+@pytest.mark.parametrize("callback", [WithAState, GoingOn])
+def test_a_callback_that_sees_to_it_is_not_told(
+    tmp_path: Path, callback: Callable[[], object]
+) -> None:
+    assert told(tmp_path, Net(), callback()) == []
+
+
+def scaled_by_a_variable() -> tuple[nn.Module, Callable[[], None]]:
+    scale = 1.0
+
+    class Closing(Net):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            return super().training_step(batch, batch_idx) * scale
+
+    def begin() -> None:
+        nonlocal scale
+        scale = 0.5
+
+    return Closing(), begin
+
+
+FACTOR = 1.0
+
+
+class Global(Net):
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch, batch_idx) * FACTOR
+
+
+def begin_global() -> None:
+    global FACTOR
+    FACTOR = 0.5
+
+
+@pytest.mark.parametrize("kind", ["a variable of a function", "a global"])
+def test_a_variable_is_told(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "FACTOR", FACTOR)  # put back afterwards
+    model, begin = (Global(), begin_global) if kind == "a global" else scaled_by_a_variable()
+    trainer = Trainer(max_epochs=2, device="cpu", progress=False, checkpoints=tmp_path)
+    trainer.on("fit_start", begin)
+    with pytest.warns(NotHeld, match=r"'(FACTOR|scale)' of the .* has set to 0\.5"):
+        trainer.fit(model, BATCHES)
 
 
 def test_what_each_epoch_sets_is_not_told_where_checkpoints_lie_between_epochs(
