@@ -129,7 +129,12 @@ class OptimizerLoop(SteppingLoop):
         if slot.others:
             with slot.others_frozen():
                 usable = self._call_step()
-        elif context.precision.autocasts or steps.takes_hiddens or self.nonfinite_loss != "ignore":
+        elif (
+            context.precision.autocasts
+            or steps.takes_hiddens
+            or steps.apart
+            or self.nonfinite_loss != "ignore"
+        ):
             usable = self._call_step()
         else:
             output = context.output = steps.training(context.split, context.batch_idx)
@@ -155,6 +160,7 @@ class OptimizerLoop(SteppingLoop):
             and not slot.window
             and context.precision.scaler is None
             and not slot.others
+            and not context.steps.apart
         ):
             slot.size = 1
             slot.optimizer.zero_grad()

@@ -62,6 +62,8 @@ class Steps:
         training: The training step.
         bare: The training step without what averages its gradients.
         takes_hiddens: Whether it has a parameter `hiddens`.
+        apart: Whether a loop averages the gradients itself. Then no loop inlines the usual case of a forward or
+            backward pass.
         given: What a plain model was given: its loss, optimizer, scheduler and metrics.
         metrics: Those metrics of each kind of step; None if there are none.
         by_hand: Whether the model asks for manual optimization (`automatic_optimization = False`).
@@ -89,7 +91,7 @@ class Steps:
         self.source = source
         self.whole: nn.Module = model if whole is None else whole
         self.by_hand = getattr(model, "automatic_optimization", True) is False
-        self.takes_hiddens = False
+        self.takes_hiddens = self.apart = False
         self.training: Step = self._missing_training_step
         self.given = given
         self.metrics: PlainMetrics | None = None

@@ -16,7 +16,8 @@ from statemachine_trainer import Trainer, parallel
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.parallel import UnsupportedWrapper
-from statemachine_trainer.parallel.gradient_sync import Ddp, lay_out_buckets, sync_of
+from statemachine_trainer.parallel.buckets import lay_out_buckets
+from statemachine_trainer.parallel.gradient_sync import Ddp, sync_of
 from statemachine_trainer.parallel.ranks import Ranks
 
 

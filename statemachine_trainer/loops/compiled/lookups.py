@@ -62,7 +62,14 @@ _code: Final = attrgetter("__code__")
 
 
 class Names:
-    """Names in dictionaries, and what they stand for."""
+    """Names in dictionaries, and what they stand for.
+
+    Attributes:
+        unchanged: Tells that nothing has changed. It may answer False where `hold` finds that all is the same. It is
+            no function of Python, as it is called in each step. Set by `arm`.
+    """
+
+    unchanged: Callable[[], bool]
 
     def __init__(self) -> None:
         self._named: dict[int, tuple[Space, dict[str, Any]]] = {}
@@ -73,7 +80,7 @@ class Names:
         """Tell whether all names stand for what they stood for."""
         if self._restless and not all(self._is_alike(space) for space in self._restless):
             return False
-        return self._unchanged() or self._look_again()
+        return self._is_steady() or self._look_again()
 
     def look_at(self, space: Space, names: Iterable[str]) -> list[Any]:
         """Remember what names stand for in a dictionary; returns what may be followed."""
@@ -112,7 +119,8 @@ class Names:
         self._restless = [one for one in spaces if self._changes.get(id(one), 0) > _OFTEN]
         self._versions = private_names.versions(steady)
         self._steady = steady
-        self._unchanged: Callable[[], bool] = private_names.unchanged(steady) or _never
+        self._is_steady: Callable[[], bool] = private_names.unchanged(steady) or _never
+        self.unchanged = _never if self._restless else self._is_steady
 
     def _look_again(self) -> bool:
         """Compare all names, where a dictionary has changed."""
@@ -176,7 +184,7 @@ class Lookups(Names):
         """Tell whether all names stand for what they stood for."""
         if [*map(_code, self._read)] != self._codes:
             return False
-        return super().hold()
+        return self.unchanged() or super().hold()
 
     # -- looking at them -------------------------------------------------------------------------
 

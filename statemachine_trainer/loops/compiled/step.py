@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Literal
 
 import torch
 
@@ -13,19 +13,18 @@ from statemachine_trainer.loops.compiled.compiled_errors import (
     CompiledDiffers,
     NotCapturable,
     NotCompiled,
-    NotTraceable,
     Stale,
     StateMissing,
     first_line,
 )
 from statemachine_trainer.loops.compiled.compiling import Compiled, Options
 from statemachine_trainer.loops.compiled.fused import FusedStep
-from statemachine_trainer.loops.compiled.joint import Recipe
+from statemachine_trainer.loops.compiled.programs import ProgramsLoop
 from statemachine_trainer.loops.compiled.readers import Readers
-from statemachine_trainer.loops.compiled.settings import CompilingLoop, settings_of, warn
+from statemachine_trainer.loops.compiled.settings import settings_of, warn
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.slots import OptimizerSlot, step_schedulers
-from statemachine_trainer.machine.declaration import transient
+from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.machine.signals import Signal
 from statemachine_trainer.parallel.containers import detach
@@ -34,11 +33,8 @@ __all__ = ["CompiledStep", "NotCompiled"]
 
 Step = Literal["stepped", "backward_done", "next_optimizer", "optimized"]
 
-_MOST_SETTINGS: Final = 4
-_MOST_STALE: Final = 8
 
-
-class CompiledStep(CompilingLoop):
+class CompiledStep(ProgramsLoop):
     """Takes the place of `OptimizerLoop`: the whole step is one compiled call.
 
         trainer.loop.replace(optimizer=CompiledStep)
@@ -100,7 +96,8 @@ class CompiledStep(CompilingLoop):
         ["next_window", "optimizer_step", "optimizer_step"],
     )
 
-    stepped: bool = False
+    # Not reset when the loop is entered, as `turn`: that would cost time in every batch.
+    stepped: bool = field(False, scope=RUN)
     """Whether the optimizer whose state `optimizer_step` is has stepped already."""
 
     # -- states ----------------------------------------------------------------------------------
@@ -112,7 +109,11 @@ class CompiledStep(CompilingLoop):
         context = self.context
         sync = context.steps.sync
         if sync.by:
+            # One rank may compile this step and another one not, so the loop averages in both cases.
+            context.steps.apart = True
             sync.share_buffers()
+        # An event from outside may have ended the last turn before its step was counted.
+        self.stepped = False
         if self.eager is not None:
             return "uncompiled"
         slots = context.slots
@@ -148,8 +149,11 @@ class CompiledStep(CompilingLoop):
             self.stepped = True
             return "stepped"
         assert context.loss is not None
-        if self.nonfinite_loss != "ignore" and not self._is_usable(context.loss):
-            return self._turn_done()
+        if self.nonfinite_loss != "ignore":
+            # With "skip" the ranks agree on it.
+            usable = self._is_usable if self.nonfinite_loss == "skip" else self._is_finite
+            if not usable(context.loss):
+                return self._turn_done()
         done.keep_gradients()
         if sync.by:
             sync.average(slot.parameters)
@@ -157,50 +161,51 @@ class CompiledStep(CompilingLoop):
         slot.window += 1
         return "backward_done" if closes else self._turn_done()
 
-    def forward(self) -> Literal["forward_done", "closure", "next_optimizer", "optimized"]:
-        """Call the training step without the compiler."""
-        sync = self.context.steps.sync
-        if not sync.by:
-            return super().forward()
-        with sync.aside():
-            return super().forward()
-
-    @transient
-    def backward(self) -> Literal["backward_done", "next_optimizer", "optimized"]:
-        """Run its backward pass."""
-        context = self.context
-        event = super().backward()
-        if context.steps.sync.by:
-            context.steps.sync.average(context.slots[context.optimizer_idx].parameters)
-        return event
-
     def optimizer_step(self) -> Literal["next_optimizer", "optimized", "next_window", "flushed"]:
         """Count the step and step the schedulers; do the step, where it was not compiled."""
         context = self.context
         index = context.optimizer_idx
         slot = context.slots[index]
-        if not self.stepped:
+        if self.stepped and not context.flushing:
+            self.stepped = False
+            context.count_step(index)
+            if slot.schedulers:
+                step_schedulers(slot, "step", slot.steps, context)
+            return self._turn_done() if len(context.slots) > 1 else "optimized"
+        if self._fused:
             for fused in self._fused.values():
                 fused.clean = False
-            if (
-                self.eager is None
-                or context.flushing
-                or len(context.slots) > 1
-                or slot.takes_closure
-                or slot.schedulers
-                or self.clip_norm is not None
-                or self.clip_value is not None
-                or context.precision.scaler is not None
-            ):
-                return super().optimizer_step()
-            slot.optimizer.step()  # the usual case there, in no more calls
-            context.count_step(index)
-            return "optimized"
-        self.stepped = False
+        if (
+            self.eager is None
+            or context.flushing
+            or len(context.slots) > 1
+            or slot.takes_closure
+            or slot.schedulers
+            or self.clip_norm is not None
+            or self.clip_value is not None
+            or context.precision.scaler is not None
+        ):
+            return super().optimizer_step()
+        slot.optimizer.step()  # the usual case there, in no more calls
         context.count_step(index)
-        if slot.schedulers:
-            step_schedulers(slot, "step", slot.steps, context)
-        return self._turn_done() if len(context.slots) > 1 else "optimized"
+        return "optimized"
+
+    # -- without the compiler, with several ranks -------------------------------------------------
+
+    def _call_step(self) -> bool:
+        sync = self.context.steps.sync
+        # An optimizer that evaluates the loss itself is the same at all ranks, and never compiled.
+        if not sync.by or self.context.slots[self.context.optimizer_idx].takes_closure:
+            return super()._call_step()
+        with sync.aside():
+            return super()._call_step()
+
+    def _propagate(self, slot: OptimizerSlot) -> None:
+        super()._propagate(slot)
+        if self.context.steps.sync.by:
+            self.context.steps.sync.average(slot.parameters)
+
+    # -- what other loops ask ----------------------------------------------------------------------
 
     def steps_aside(self, why: str) -> bool:
         warn(f"Nothing is compiled: {why}, so its own loop trains it and not CompiledStep.")
@@ -310,118 +315,6 @@ class CompiledStep(CompilingLoop):
             self._count(fused, capture, arguments)
         return program if trial is None else event
 
-    def _capture(self, fused: FusedStep, arguments: Arguments) -> Capture:
-        """Capture the step.
-
-        Raises:
-            NotCapturable: It cannot be, or something unexpected happened within the compiler.
-        """
-        try:
-            return fused.capture(arguments)
-        except NotCapturable:
-            raise
-        except Exception as error:
-            raise NotCapturable(first_line(error)) from error
-
-    def _program(
-        self,
-        index: int,
-        fused: FusedStep,
-        capture: Capture,
-        arguments: Arguments,
-        closes: bool,
-    ) -> Compiled:
-        """Return the program that does what is to be done; compile it where it is the first time."""
-        scaled = self.context.precision.scaler is not None
-        # Gradients have to be averaged before a step.
-        alone = closes and not self.context.steps.sync.by
-        updates = alone and not scaled and self.nonfinite_loss == "ignore"
-        updates = updates and index not in self.apart and not fused.is_watched()
-        binding = fused.binding
-        if binding is None or not (binding.holds() if updates else binding.holds_for_gradients()):
-            self._bind(index, fused)
-            updates = updates and index not in self.apart
-        size = self._window_size(fused.slot)
-        held = fused.held() if updates and fused.slot.window else ()
-        # In the order of the fields of a recipe.
-        key = (size, self.clip_norm, self.clip_value, updates, held, scaled)
-        program: Compiled | None = capture.programs.get(key)
-        if program is None:
-            try:
-                program = fused.compile(capture, arguments, Recipe(*key))
-            except (StateMissing, NotCapturable) as error:
-                if not isinstance(error, NotTraceable):
-                    raise
-                kind = type(fused.slot.optimizer).__name__
-                self._set_apart(index, f"{kind} steps outside of the compiled call: {error}")
-                return self._program(index, fused, capture, arguments, closes)
-            capture.programs[key] = program
-        return program
-
-    def _bind(self, index: int, fused: FusedStep) -> None:
-        """Look at the optimizer anew. Settings that change all the time are not for compiling."""
-        text = fused.bind().settings
-        had = self.settings.setdefault(index, [])
-        if text in had[-1:]:
-            return
-        had.append(text)
-        if len(had) > _MOST_SETTINGS and index not in self.apart:
-            self._set_apart(
-                index,
-                f"{type(fused.slot.optimizer).__name__} steps outside of the compiled call: its "
-                f"settings keep changing, from {had[-2]} to {had[-1]}. Only learning rates may, "
-                "without being compiled anew",
-            )
-
-    def _forget(self, fused: FusedStep, capture: Capture, program: Compiled) -> None:
-        """Drop a program whose parameters are not those that the step uses now.
-
-        Raises:
-            NotCapturable: That happens again and again.
-        """
-        fused.binding = None
-        fused.stale += 1
-        if fused.stale > _MOST_STALE:
-            raise NotCapturable("it uses its parameters in other places again and again")
-        for key, one in list(capture.programs.items()):
-            if one is program:
-                del capture.programs[key]
-
-    def _count(self, fused: FusedStep, capture: Capture, arguments: Arguments) -> None:
-        """Take note of a new capture; give up where there are always more of them."""
-        if capture.digest not in self.graphs:
-            self.graphs.append(capture.digest)
-        elif fused.has_another(capture):
-            self.again += 1
-        if len(self.graphs) + self.again > self.most_graphs:
-            before = fused.before(capture)
-            changed = None if before is None else self._changed(before, arguments)
-            if changed is not None and self.again:
-                self._give_up(
-                    "the training step is captured again and again, which takes time, because of "
-                    f"{changed}. Make a tensor of what changes"
-                )
-            else:
-                self._give_up(
-                    f"there would be more than {self.most_graphs} graphs (most_graphs), one for "
-                    "each shape of a batch, or value of a Python number, that the training step "
-                    "meets"
-                )
-        elif not arguments["takes_hiddens"] and len(self.graphs) + self.again == 1:
-            following = {**arguments, "batch_idx": arguments["batch_idx"] + 1}
-            changed = self._changed(capture, following)
-            if changed is not None:
-                self._give_up(f"what the training step reads changes with each batch: {changed}")
-
-    def _changed(self, capture: Capture, arguments: Arguments) -> str | None:
-        """Return a condition of a capture that does not hold; None if all do."""
-        context = self.context
-        table, context.log_table = context.log_table, self._recorder  # type: ignore[assignment]
-        try:
-            return capture.failing_condition(arguments)
-        finally:
-            context.log_table = table
-
     # -- comparing -------------------------------------------------------------------------------
 
     def _is_due(self, fused: FusedStep) -> bool:
@@ -471,11 +364,12 @@ class CompiledStep(CompilingLoop):
             CompiledDiffers: They differ, and that is to be an error.
         """
         slot, sync = fused.slot, self.context.steps.sync
-        with sync.aside():
-            event: Step = super().forward()  # type: ignore[assignment]
+        event: Step = super().forward()  # type: ignore[assignment]
         if event != "forward_done":  # type: ignore[comparison-overlap]
             return event
-        event = super().backward()
+        super()._propagate(slot)  # the gradients are compared before they are averaged
+        slot.window += 1
+        event = "backward_done" if self._is_full(slot) else self._turn_done()
         if program.recipe.updates:
             self._clip(slot)
             slot.optimizer.step()
@@ -492,6 +386,6 @@ class CompiledStep(CompilingLoop):
                     f"{what[0].upper()}{what[1:]}. Use OptimizerLoop in this place."
                 )
             self._give_up(what)
-        if event != "stepped":
+        if sync.by and event != "stepped":
             sync.average(slot.parameters)
         return event

@@ -90,7 +90,9 @@ class SteppingCode:
         if self.refused is None:
             if step is not None and not _is_counting(step):
                 return False
-            if not self._methods.isdisjoint(vars(self._optimizer)) or not self._names.hold():
+            if not self._methods.isdisjoint(vars(self._optimizer)):
+                return False
+            if not (self._names.unchanged() or self._names.hold()):
                 return False
         if not self._foreign or self.refused is not None:
             return True
