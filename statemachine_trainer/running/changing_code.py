@@ -73,6 +73,22 @@ DRAWS: Final = frozenset(
 """Names of functions that draw random numbers."""
 
 
+_AT_RANDOM: Final = frozenset(
+    {
+        *("rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm"),
+        *("multinomial", "bernoulli", "permutation", "standard_normal", "randrange", "gauss"),
+        *("getrandbits", "uniform", "normal_", "uniform_"),
+    }
+)
+"""Those of them that are the names of nothing else."""
+
+_OF_DATA: Final = frozenset({"mean", "std", "var", "median", "quantile", "item", "detach", "clone"})
+"""Methods whose results follow from the batch, or from the weights at that moment."""
+
+_SEEDED: Final = frozenset({"manual_seed", "default_rng", "Random", "RandomState"})
+"""Names of what makes random numbers the same each time."""
+
+
 class Changed(NamedTuple):
     """Names of what code changes.
 
@@ -82,6 +98,8 @@ class Changed(NamedTuple):
         read: It reads them for something else.
         other_each_time: It assigns to them what differs from process to process: a time, a number of a counter.
         stored: It assigns to them, whatever; each with the name of the owner before it: ("self", "x").
+        made_once: It assigns to them, if a test of them says so, what is drawn at random or follows from a batch;
+            each with the name of the owner.
     """
 
     updated: frozenset[str] = frozenset()
@@ -89,6 +107,7 @@ class Changed(NamedTuple):
     read: frozenset[str] = frozenset()
     other_each_time: frozenset[str] = frozenset()
     stored: frozenset[tuple[str, str]] = frozenset()
+    made_once: frozenset[tuple[str, str]] = frozenset()
 
     def with_those_of(self, others: Iterable[Changed]) -> Changed:
         """Return these names and those of others."""
@@ -131,6 +150,7 @@ def changed_by(code: types.CodeType) -> Changed:
         frozenset(found.read),
         frozenset(found.other_each_time),
         frozenset(found.stored),
+        frozenset() if _SEEDED & {*code.co_names} else frozenset(found.made_once),
     )
     inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
     return changed.with_those_of(map(changed_by, inner))
@@ -146,6 +166,8 @@ class _Statements:
         self._carried: set[tuple[str, str]] = set()  # read, and not set yet
         self.other_each_time: set[str] = set()
         self.stored: set[tuple[str, str]] = set()
+        self.made_once: set[tuple[str, str]] = set()
+        self._tested: set[str] = set()  # and not set yet
         self._before: tuple[str, str] = ("", "")  # the instruction before, and its name
         self._begin()
 
@@ -206,6 +228,10 @@ class _Statements:
             self.updated.add(name)
         if _OTHER_EACH_TIME & {one for _, one in self._loaded}:
             self.other_each_time.add(name)
+        names = {one for _, one in self._loaded}
+        if name in self._tested and names & (_AT_RANDOM | _OF_DATA):
+            self.made_once.add(place)
+        self._tested.discard(name)
         self._set.add(name)
         self.stored.add(place)
 
@@ -218,6 +244,10 @@ class _Statements:
             if name == "set" and (owner, "get") in self._loaded | self._carried:
                 self.updated.add(owner)
                 self._set.add(owner)
+        if jumps:
+            by_text = names & {"hasattr", "getattr", "vars", "__dict__"}
+            self._tested |= {name for owner, name in self._loaded if owner}
+            self._tested |= self._texts if by_text else set()
         self.read |= names - self._set
         # `if self.x is None: self.x = ...` makes it once, and `if self.step != step: ...` follows another.
         # What is set if it is less than something, or if it is a certain value, goes on from what it was.

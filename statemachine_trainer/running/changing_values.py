@@ -112,15 +112,19 @@ class ChangingValues:
         self._unheld = None if unheld is None else {*unheld}
         self._at_beginnings = None
 
-    def compare_with_start(self, found: list[Beginning], model: nn.Module, roots: Roots) -> None:
+    def compare_with_start(
+        self, found: list[Beginning], made_once: frozenset[str], model: nn.Module, roots: Roots
+    ) -> None:
         """Note the values before the first state, to tell of those that only code at beginnings of loops sets.
 
         Args:
-            found: That code. Without any, nothing is looked at.
+            found: That code.
+            made_once: Names of what steps make when it is first needed. Without any, and without such code,
+                nothing is looked at.
             model: The model, whose parameters and buffers are held.
             roots: Where the search begins, and by which values are named.
         """
-        if found:
+        if found or made_once:
             from statemachine_trainer.running.set_at_beginnings import SetAtBeginnings
 
             look, known = _Look(roots, model), set[int]()
@@ -131,7 +135,7 @@ class ChangingValues:
                 quiet=True,
             )
             known.update(holder for holder, _, _ in look.values)
-            self._at_beginnings = SetAtBeginnings(found, look.values, known)
+            self._at_beginnings = SetAtBeginnings(found, look.values, known, made_once)
 
     def look(self, model: nn.Module, roots: Roots, data: Roots, at: str | None = None) -> Search:
         """Look at all values, and tell of those that changed since the last time, each once.
@@ -183,14 +187,21 @@ class ChangingValues:
         missing = self._at_beginnings.missing(
             at, look.values, look.holders, look.codes, look.reader.seen
         )
-        for key, by in missing:
+        found = [
+            (key, f"which {by} has set to {{}} and a resumed run does not set again")
+            for key, by in missing
+        ]
+        found += [
+            (key, "which was made when it was first needed, as {}: a resumed run makes another")
+            for key in self._at_beginnings.made_when_needed(look.values, look.codes)
+        ]
+        for key, words in found:
             _, what, _ = key
             if what not in self._told:
                 self._told.add(what)
-                shown, remedy = look.values[key].shown, look.remedies[key]
+                told = words.format(look.values[key].shown)
                 lines.append(
-                    f"{what}, which {by} has set to {shown} and a resumed run does not set again: "
-                    f"make it before the fit, in `__init__`; or {remedy}"
+                    f"{what}, {told}. Make it before the fit, in `__init__`; or {look.remedies[key]}"
                 )
         return lines
 

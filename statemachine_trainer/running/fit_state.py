@@ -179,10 +179,14 @@ class FitState:
             self._values.begin(
                 tell_what_is_not_held(self._host.board, self._driver, context, search, of_data)
             )
-            from statemachine_trainer.running.set_at_beginnings import beginnings
+            from statemachine_trainer.running.set_at_beginnings import beginnings, made_once
 
-            found = beginnings(self._host.board, self._driver)
-            self._values.compare_with_start(found, context.model, self._roots(context))
+            self._values.compare_with_start(
+                beginnings(self._host.board, self._driver),
+                made_once(self._script_of(context).codes),
+                context.model,
+                self._roots(context),
+            )
 
     def audit(self) -> Audit:
         """Return the list of objects that checkpoints hold, and that they do not.

@@ -130,6 +130,11 @@ class ScriptRecord:
         # Each checkpoint asks, and the code was read once.
         return any(_reads_gradients(code) for code in self._fit.codes)
 
+    @property
+    def codes(self) -> list[types.CodeType]:
+        """The code of the functions of users that the fit reaches, but its data."""
+        return self._fit.codes
+
     def walk_data(self) -> Searches:
         """Walk over the present loaders; return what was found of those that had not been walked over before."""
         found: Searches = {}

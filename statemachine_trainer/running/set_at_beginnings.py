@@ -157,6 +157,11 @@ def _functions_of(kind: type) -> dict[str, types.FunctionType]:
     return found
 
 
+def made_once(codes: Iterable[types.CodeType]) -> frozenset[str]:
+    """Return the names of what code makes when it is first needed, at random or from a batch."""
+    return frozenset(name for code in codes for _, name in changed_by(code).made_once)
+
+
 class SetAtBeginnings:
     """Compares what code at the beginnings of loops has set with what the script made.
 
@@ -164,13 +169,19 @@ class SetAtBeginnings:
         found: That code.
         values: The values as the fit began.
         known: Identities of the objects that there were.
+        made_once: Names of what code makes when it is first needed, at random or from a batch.
     """
 
     def __init__(
-        self, found: list[Beginning], values: dict[Key, Seen], known: Collection[int]
+        self,
+        found: list[Beginning],
+        values: dict[Key, Seen],
+        known: Collection[int],
+        made_once: frozenset[str],
     ) -> None:
         self._found = found
-        names = frozenset().union(*(one.of_owner | one.of_others for one in found))
+        self._made_once = made_once
+        names = made_once.union(*(one.of_owner | one.of_others for one in found))
         self._made = {key: seen for key, seen in values.items() if key[2] in names}
         self._known = known
 
@@ -212,6 +223,31 @@ class SetAtBeginnings:
             if not self._is_as_made(key, now, kinds[key], seen):
                 told.add((holder, name))
                 yield key, by.called
+
+    def made_when_needed(
+        self, values: dict[Key, Seen], codes: Collection[types.CodeType]
+    ) -> Iterator[Key]:
+        """Yield what a step has made because it was not there yet, and a resumed run would make otherwise.
+
+        What follows from shapes alone, such as a mask, is made the same again.
+
+        Args:
+            values: The values at this moment.
+            codes: The code of users that the fit reaches.
+        """
+        changed = [(one, changed_by(one)) for one in codes] if self._made_once else []
+        elsewhere: set[str] = set()  # what is set, or changed, by other code too
+        for code, one in changed:
+            elsewhere |= one.updated | one.in_place
+            if code.co_name not in _MAKERS:
+                elsewhere |= {name for _, name in one.stored - one.made_once}
+        names = self._made_once - elsewhere
+        for key, now in values.items():
+            if key[2] not in names or key[0] not in self._known or now.is_object or now.is_time:
+                continue
+            was = self._made.get(key)
+            if now.shown != "None" and (was is None or was.shown == "None"):
+                yield key
 
     def _done_by_others(self, codes: Iterable[types.CodeType]) -> Changed:
         """Return the names that other code reads, sets and changes."""

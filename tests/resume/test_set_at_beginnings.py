@@ -217,7 +217,7 @@ def test_an_attribute_of_the_model_is_told_once(
     (line,) = told(tmp_path, model())
     assert f"attribute '{name}' of the module at the top of the model" in line
     assert f"has set to {shown} and a resumed run does not set again" in line
-    assert "make it before the fit, in `__init__`; or make it a buffer" in line
+    assert "Make it before the fit, in `__init__`; or make it a buffer" in line
 
 
 def test_that_of_a_callback_is_told_and_its_hook_is_named(tmp_path: Path) -> None:
