@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, get_worker_info
 
 from statemachine_trainer.data import BadSetting, Feed, NotExact
 from statemachine_trainer.data.seeding import Order, SeededFetch, sample_seed
+from tests.counting import calls_in
 from tests.data.kit import Noisy, bits, feed_passes, rest_of_pass, rng_bits, seed_all
 from tests.data.resume_kit import run
 
@@ -153,24 +153,12 @@ def test_a_batch_costs_no_more_where_the_data_set_holds_more_objects() -> None:
     def calls(size: int) -> int:
         data = Noisy(7)
         data.parts = [Noisy(index) for index in range(size)]  # type: ignore[attr-defined]
-        fetch, order, count = (
-            SeededFetch(data, list, batched=True, seed=0),
-            Order(0, [0, 1], [0] * 2),
-            0,
-        )
-
-        def note(_frame: object, event: str, _arg: object) -> None:
-            nonlocal count
-            count += event == "call"
+        fetch = SeededFetch(data, list, batched=True, seed=0)
+        order = Order(0, [0, 1], [0] * 2)
 
         for _ in range(18):  # 36 reads, after the last of which until the 64th it looks around
             fetch[order]
-        sys.setprofile(note)
-        try:
-            fetch[order]
-        finally:
-            sys.setprofile(None)
-        return count
+        return calls_in(lambda: fetch[order])
 
     assert calls(300) == calls(3)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.data import END, Feed
+from tests.counting import calls_in
 from tests.data.kit import (
     Noisy,
     Quiet,
@@ -117,20 +117,6 @@ def test_trap_13_another_number_of_workers_gives_the_same_data() -> None:
 
 
 def test_reading_by_a_feed_takes_no_more_python_calls_than_a_plain_loop() -> None:
-    def calls(read: Callable[[], object]) -> int:
-        count = 0
-
-        def on_event(frame: object, event: str, argument: object) -> None:
-            nonlocal count
-            count += event == "call"
-
-        sys.setprofile(on_event)
-        try:
-            read()
-        finally:
-            sys.setprofile(None)
-        return count
-
     torch.manual_seed(0)
     loader = DataLoader(Quiet(640), batch_size=32, shuffle=True)
     plain = iter(loader)
@@ -138,5 +124,5 @@ def test_reading_by_a_feed_takes_no_more_python_calls_than_a_plain_loop() -> Non
     feed = Feed(loader)
     feed.begin(0)
     feed.next_batch()
-    assert calls(feed.next_batch) <= calls(lambda: next(plain))
+    assert calls_in(feed.next_batch) <= calls_in(lambda: next(plain))
     assert feed.next_batch() is not END

@@ -5,13 +5,12 @@ Counted in Python calls, which are the same on every machine.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
 
 from statemachine_trainer.machine import Driver, Loop, field, place
+from tests.counting import calls_in
 
 
 class Ticking(Loop):
@@ -50,27 +49,12 @@ def nested(times: int, depth: int) -> Loop:
     return loop
 
 
-def calls(run: Callable[[], object]) -> int:
-    seen = 0
-
-    def profile(frame: Any, event: str, _argument: object) -> None:
-        nonlocal seen
-        seen += event == "call"
-
-    sys.setprofile(profile)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return seen
-
-
 def calls_of_a_run(times: int, *, depth: int = 0, receivers: int = 0, name: str = "tock") -> int:
     driver = Driver(nested(times, depth), name="root")
     for _ in range(receivers):
         driver.board.on(name, lambda sender, moment: None)
     driver.start()
-    return calls(driver.run)
+    return calls_in(driver.run)
 
 
 def calls_each_time(times: int = 100, **settings: Any) -> float:
