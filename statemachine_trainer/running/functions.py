@@ -24,6 +24,24 @@ def name_of_function(function: object) -> str:
     return str(getattr(function, "__qualname__", type(function).__name__))
 
 
+def function_behind(thing: Any) -> Any:
+    """Return the function of a partial, of a bound method, or of both; anything else as it is."""
+    while isinstance(thing, partial):
+        thing = thing.func
+    return getattr(thing, "__func__", thing)
+
+
+def variables_of(function: FunctionType) -> Iterator[tuple[str, object]]:
+    """Yield the variables that a function encloses, and the globals that its code names."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # nothing in it yet
+            continue
+    space: Mapping[str, object] = function.__globals__
+    yield from ((name, space[name]) for name in function.__code__.co_names if name in space)
+
+
 def code_of_function(function: object) -> str | None:
     """Return a fingerprint of the code of a user's function, lambda, method, or object that is called.
 
@@ -133,13 +151,7 @@ def _function(value: object) -> str | None:
 
 
 def _variables(function: FunctionType) -> Iterator[tuple[str, object]]:
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # nothing in it yet
-            continue
-    space: Mapping[str, object] = function.__globals__
-    yield from ((name, space[name]) for name in function.__code__.co_names if name in space)
+    yield from variables_of(function)
     defaults = function.__defaults__ or ()
     names = reversed(function.__code__.co_varnames[: function.__code__.co_argcount])
     yield from islice(zip(names, reversed(defaults), strict=False), len(defaults))

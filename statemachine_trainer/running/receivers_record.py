@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.signals import label_of
 from statemachine_trainer.running.changing_code import DRAWS, codes_of, is_in_place
+from statemachine_trainer.running.functions import function_behind, variables_of
 from statemachine_trainer.running.settings_record import ITS_CLASS, RECEIVERS
 from statemachine_trainer.snapshot.kinds import attributes_of_class, is_users
 
@@ -96,8 +97,7 @@ def _may_act(receiver: Any, owner: object) -> bool:
 
 
 def _functions_of(thing: object) -> list[types.FunctionType]:
-    thing = _inside(thing)
-    thing = getattr(thing, "__func__", thing)
+    thing = function_behind(thing)
     return [thing] if isinstance(thing, types.FunctionType) else []
 
 
@@ -118,18 +118,9 @@ def _with_called(functions: list[types.FunctionType]) -> Iterator[types.CodeType
                 continue
             seen.add(one.__code__)
             yield one.__code__
-            values = [one.__globals__.get(name) for name in one.__code__.co_names]
-            values += [_content(cell) for cell in one.__closure__ or ()]
-            named += [function for value in values for function in _functions_of(value)]
+            for _, value in variables_of(one):
+                named += _functions_of(value)
         functions = named
-
-
-def _content(cell: types.CellType) -> object:
-    try:
-        content: object = cell.cell_contents
-    except ValueError:  # nothing in it yet
-        return None
-    return content
 
 
 def _sets_attributes_of_others(code: types.CodeType) -> bool:

@@ -18,6 +18,7 @@ from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import ENTER, label_of
 from statemachine_trainer.running.changing_code import Changed, changed_by, codes_of
+from statemachine_trainer.running.functions import function_behind
 from statemachine_trainer.running.plain_values import Seen
 from statemachine_trainer.snapshot.kinds import attributes_of_class, is_users
 
@@ -98,7 +99,7 @@ def _beginning(
 ) -> Beginning:
     owner = getattr(receiver, "__self__", None)
     kind = None if owner is None else type(owner)
-    codes = frozenset(_with_called(codes_of(receiver), _function(receiver), kind))
+    codes = frozenset(_with_called(codes_of(receiver), function_behind(receiver), kind))
     of_owner: set[str] = set()
     of_others: set[str] = set()
     for code in codes:
@@ -119,12 +120,6 @@ def _beginning(
         frozenset(of_owner),
         frozenset(of_others),
     )
-
-
-def _function(receiver: Any) -> Any:
-    while isinstance(receiver, functools.partial):
-        receiver = receiver.func
-    return getattr(receiver, "__func__", receiver)
 
 
 def _with_called(

@@ -12,7 +12,8 @@ import torch
 from statemachine_trainer.loops.compiled import CompiledStep
 from statemachine_trainer.loops.optimizer import OptimizerLoop
 from statemachine_trainer.trainer import Trainer
-from tests.performance.test_call_counts import Batch, Classifier, counting_calls
+from tests.counting import counting_calls
+from tests.performance.test_call_counts import Batch, Classifier
 
 _PACKAGE = "statemachine_trainer."
 

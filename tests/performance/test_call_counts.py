@@ -6,11 +6,8 @@ happens once a run or once an epoch drops out.
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from statemachine_trainer.loops import log
 from statemachine_trainer.trainer import Trainer
+from tests.counting import counting_calls
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Train = Callable[["Classifier", Iterable[Batch]], object]
@@ -87,22 +85,6 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen[str(func)] += 1
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def counting_calls(seen: Counter[str]) -> Iterator[None]:
-    def profile(frame: Any, event: str, _arg: object) -> None:
-        if event == "call":
-            seen[f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"] += 1
-
-    # A collection may come at any moment, and there are libraries that hook into it.
-    gc.disable()
-    sys.setprofile(profile)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
-        gc.enable()
 
 
 def calls(train: Train, batches: int) -> Counter[str]:

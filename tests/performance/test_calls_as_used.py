@@ -18,13 +18,13 @@ from statemachine_trainer.observe.recorder import RunFolder
 from statemachine_trainer.snapshot.codec import encode
 from statemachine_trainer.snapshot.marks import whole
 from statemachine_trainer.trainer import Trainer
+from tests.counting import counting_calls
 from tests.performance.test_call_counts import (
     Batch,
     Batches,
     Classifier,
     bare,
     calls,
-    counting_calls,
     per_step,
 )
 

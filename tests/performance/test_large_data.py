@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from statemachine_trainer.snapshot.sampling import ALL_TYPED, LARGE, OF_ONE_TYPE, TYPED
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.trainer import Trainer
-from tests.performance.test_call_counts import counting_calls
+from tests.counting import counting_calls
 
 FEW, MANY = 2_000, 12_000
 MOST_CALLS = 4_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tests import processes
 from tests.processes import ROOT, in_group
@@ -108,3 +110,21 @@ def _environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that are restarted never meet
     }
+
+
+Found = list[dict[str, Any]]
+"""What came of the scenes of a program, by rank."""
+
+
+def found_by(
+    program: str, folder: Path, *arguments: object, size: int = 2, longest: float = LONGEST
+) -> Found:
+    """Play the scenes of a program, each rank of which writes what came of them."""
+    assert launch(program, folder, *arguments, size=size, longest=longest) == 0
+    return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(size)]
+
+
+def both(found: Found, scene: str) -> Any:
+    """What a scene came to, which has to be the same at both ranks."""
+    assert found[0][scene] == found[1][scene]
+    return found[0][scene]

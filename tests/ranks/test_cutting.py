@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from tests.ranks.launching import launch
+from tests.ranks.launching import Found, both, found_by
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-
-Found = list[dict[str, Any]]
-"""What came of the scenes, by rank."""
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    folder = tmp_path_factory.mktemp("cutting")
-    assert launch("cutting.py", folder, longest=180.0) == 0
-    return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1)]
-
-
-def both(found: Found, scene: str) -> Any:
-    """What a scene came to, which has to be the same at both ranks."""
-    assert found[0][scene] == found[1][scene]
-    return found[0][scene]
+    return found_by("cutting.py", tmp_path_factory.mktemp("cutting"), longest=180.0)
 
 
 def numbers(weights: Any) -> list[float]:

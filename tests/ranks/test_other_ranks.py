@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ranks.launching import launch
+from tests.ranks.launching import found_by
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,8 +29,7 @@ WALK = [1, 2, 1, 3, 1, 4, 2, 3, 2, 4, 3, 4, 1]
 
 def came_of(folder: Path, scenes: str) -> dict[str, Parts]:
     """What came of a set of scenes, in one launch of four processes."""
-    assert launch("changing.py", folder, scenes, size=4, longest=280) == 0
-    ranks = [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(4)]
+    ranks = found_by("changing.py", folder, scenes, size=4, longest=280)
     return {
         name: [
             [one[name][part] for one in ranks if one[name][part] is not None]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from statemachine_trainer.snapshot import Store
 from statemachine_trainer.snapshot.ranked import ranks_of, trees_of_ranks
-from tests.ranks.launching import launch
+from tests.ranks.launching import Found, both, found_by
 
 pytestmark = pytest.mark.slow
-
-Found = list[dict[str, Any]]
-"""What came of the scenes, by rank."""
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> Found:
-    assert launch("scenarios.py", folder) == 0
-    return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1)]
-
-
-def both(found: Found, scene: str) -> Any:
-    """What a scene came to, which has to be the same at both ranks."""
-    assert found[0][scene] == found[1][scene]
-    return found[0][scene]
+    return found_by("scenarios.py", folder)
 
 
 def test_ranks_tell_each_other_numbers_and_texts(found: Found) -> None:

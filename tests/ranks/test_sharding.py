@@ -9,21 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ranks.launching import alone, launch
+from tests.ranks.launching import Found, alone, found_by
 
 pytestmark = pytest.mark.slow
 
 PROGRAM = "sharding.py"
-Found = list[dict[str, Any]]
-"""What came of the trainings, by rank."""
 
 TOLERANCE = 1e-6
 """Gradients of parts, averaged, are those of the whole up to the order of additions."""
 
 
 def came_of(folder: Path, size: int) -> Found:
-    assert launch(PROGRAM, folder, size, size=size) == 0
-    return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(size)]
+    return found_by(PROGRAM, folder, size, size=size)
 
 
 def reference(folder: Path, size: int) -> dict[str, Any]:
