@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, Never, TypeVar, overload
 import torch
 from torch import nn
 
+from statemachine_trainer.audit.hyperparameters import Hyperparameters, settings_of_equipment
+from statemachine_trainer.audit.report import Audit
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.finding import NoCheckpoint
 from statemachine_trainer.control.ownership import Ownership
@@ -44,12 +46,10 @@ from statemachine_trainer.running.arguments import (
     progress_given,
     recorder_given,
 )
-from statemachine_trainer.running.audit import Audit
 from statemachine_trainer.running.control_panel import SET
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.evaluations import Evaluations
 from statemachine_trainer.running.fit_state import FitState, Fresh
-from statemachine_trainer.running.hyperparameters import Hyperparameters, settings_of_equipment
 from statemachine_trainer.running.quick_checks import QuickChecks
 from statemachine_trainer.running.replaying import as_replayed
 from statemachine_trainer.running.served import ServedPage

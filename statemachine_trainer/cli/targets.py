@@ -19,7 +19,7 @@ from statemachine_trainer.machine.errors import NotStarted, StateMachineError, s
 from statemachine_trainer.machine.loop import Loop
 
 if TYPE_CHECKING:
-    from statemachine_trainer.running.audit import Audit
+    from statemachine_trainer.audit.report import Audit
     from statemachine_trainer.trainer import Trainer
 
 

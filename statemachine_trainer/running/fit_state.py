@@ -6,6 +6,32 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from statemachine_trainer.audit.changing_values import ChangingValues
+from statemachine_trainer.audit.contents import Contents
+from statemachine_trainer.audit.hyperparameters import Hyperparameters
+from statemachine_trainer.audit.modules_outside import ModulesOutside
+from statemachine_trainer.audit.reachable import (
+    Roots,
+    feeds_of,
+    roots_besides_model_and_data,
+    roots_of_feed,
+)
+from statemachine_trainer.audit.report import (
+    Audit,
+    audit,
+    check_writable,
+    tell_what_is_not_held,
+)
+from statemachine_trainer.audit.settings_record import (
+    Change,
+    Settings,
+    changes,
+    given_by_scripts,
+    keep_what_holds,
+    others_than,
+    settings_of_run,
+    well_formed,
+)
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.checkpoints import Host as HostOfCheckpoints
 from statemachine_trainer.data import NotExact
@@ -22,41 +48,15 @@ from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted, level_of_caller
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.running.audit import (
-    Audit,
-    audit,
-    check_writable,
-    tell_what_is_not_held,
-)
-from statemachine_trainer.running.changing_values import ChangingValues
-from statemachine_trainer.running.contents import Contents
 from statemachine_trainer.running.control_panel import ControlPanel
 from statemachine_trainer.running.drivers import context_of
-from statemachine_trainer.running.hyperparameters import Hyperparameters
-from statemachine_trainer.running.modules_outside import ModulesOutside
-from statemachine_trainer.running.reachable import (
-    Roots,
-    feeds_of,
-    roots_besides_model_and_data,
-    roots_of_feed,
-)
-from statemachine_trainer.running.settings_record import (
-    Change,
-    Settings,
-    changes,
-    given_by_scripts,
-    keep_what_holds,
-    others_than,
-    settings_of_run,
-    well_formed,
-)
 from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.held import lies_within, restore_own, states_found
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
 if TYPE_CHECKING:
-    from statemachine_trainer.running.script_record import ScriptRecord
+    from statemachine_trainer.audit.script_record import ScriptRecord
 
 Fresh = Literal["optimizer", "schedulers", "callbacks"]
 """Parts that a resumed fit may take from its script instead of the checkpoint."""
@@ -179,7 +179,7 @@ class FitState:
             self._values.begin(
                 tell_what_is_not_held(self._host.board, self._driver, context, search, of_data)
             )
-            from statemachine_trainer.running.set_at_beginnings import beginnings, made_once
+            from statemachine_trainer.audit.set_at_beginnings import beginnings, made_once
 
             self._values.compare_with_start(
                 beginnings(self._host.board, self._driver),
@@ -334,7 +334,7 @@ class FitState:
 
     def _script_of(self, context: Context) -> ScriptRecord:
         """Return what the script had made when this fit began, or went on."""
-        from statemachine_trainer.running.script_record import ScriptRecord
+        from statemachine_trainer.audit.script_record import ScriptRecord
 
         if self._script is None or self._script.context is not context:
             of_model = {

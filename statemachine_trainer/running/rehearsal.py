@@ -13,13 +13,13 @@ from typing import Any, Final
 from torch import nn
 from torch.optim import Optimizer
 
+from statemachine_trainer.audit.report import Audit, audit
 from statemachine_trainer.loops.assembly import Equipment
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.fresh_start import begin_fit, replace_data
 from statemachine_trainer.loops.plain import PlainParts
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import StateMachineError
-from statemachine_trainer.running.audit import Audit, audit
 from statemachine_trainer.running.fit_state import Host
 from statemachine_trainer.snapshot.held import own_states, restore_own
 from statemachine_trainer.snapshot.rng import isolated_rng

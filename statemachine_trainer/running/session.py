@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from statemachine_trainer.audit.report import Audit
+from statemachine_trainer.audit.settings_record import tell_changes
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.finding import find_checkpoint, state_of_rank, tell_of_others
 from statemachine_trainer.loops.assembly import Equipment, assemble_fit, go_on
@@ -28,7 +30,6 @@ from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
-from statemachine_trainer.running.audit import Audit
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh, Host, epoch_of_data
 from statemachine_trainer.running.limits import (
@@ -43,7 +44,6 @@ from statemachine_trainer.running.rehearsal import (
     refuse_in_rehearsal,
 )
 from statemachine_trainer.running.replaying import ReplayOver, replay
-from statemachine_trainer.running.settings_record import tell_changes
 from statemachine_trainer.running.subscribing import samples_are_counted, subscribe_model
 from statemachine_trainer.running.surroundings import Surroundings
 from statemachine_trainer.running.weights import BestInModel, the_rule

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from statemachine_trainer.running.reachable import (
+from statemachine_trainer.audit.reachable import (
     Roots,
     feeds_of,
     roots_besides_model_and_data,
     roots_of_feed,
 )
-from statemachine_trainer.running.value_names import (
+from statemachine_trainer.audit.value_names import (
     IN_CALLBACK,
     has_state,
     name_in_objects,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer import EpochLoop, Trainer, every
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.callbacks import Checkpoints, EarlyStopping
 from statemachine_trainer.callbacks.checkpoints import EarlierRun
 from statemachine_trainer.callbacks.finding import NoCheckpoint
@@ -21,7 +22,6 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError, StateMismatch
 from statemachine_trainer.parallel.parallel_errors import PrecisionMismatch
 from statemachine_trainer.run_record import RESUME_VARIABLE
-from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.snapshot import Damaged, DamagedCheckpointWarning, Retention
 from statemachine_trainer.snapshot.snapshot_errors import NotACheckpoint, SnapshotMismatch
 from statemachine_trainer.snapshot.store import load_weights

@@ -46,7 +46,7 @@ def test_every_unit_of_an_interval_is_counted(
     assert steps(mine) == expected
 
 
-@pytest.mark.filterwarnings("ignore::statemachine_trainer.running.audit.NotHeld")  # its clock
+@pytest.mark.filterwarnings("ignore::statemachine_trainer.audit.report.NotHeld")  # its clock
 def test_seconds_are_those_of_the_run(tmp_path: Path) -> None:
     mine = checkpoints(tmp_path, "10s")
     trainer = trainer_with(mine)

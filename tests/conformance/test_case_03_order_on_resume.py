@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer import Checkpoints, Trainer, every
-from statemachine_trainer.running.settings_record import SettingsChanged
+from statemachine_trainer.audit.settings_record import SettingsChanged
 
 BATCHES = [(torch.full((2, 2), float(i)), torch.zeros(2, 1)) for i in range(2)]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from statemachine_trainer.running.audit import NotHeld
+from statemachine_trainer.audit.report import NotHeld
 from tests.crash import training
 
 LEFTOVERS = (".tmp@", ".trash@")

@@ -20,7 +20,7 @@ from tests.crash import training
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="signals of Unix"),
     # A signal is sent once, which a list that `Fit.send` closes over counts.
-    pytest.mark.filterwarnings("ignore::statemachine_trainer.running.audit.NotHeld"),
+    pytest.mark.filterwarnings("ignore::statemachine_trainer.audit.report.NotHeld"),
 ]
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -9,10 +9,10 @@ import pytest
 from statemachine_trainer.snapshot.sampling import ALIKE, LARGE, TYPED
 from statemachine_trainer.snapshot.search import MOST
 from statemachine_trainer.testing.pairwise import AXES, TREES, pairs, table
+from tests.audit.test_what_a_script_made import DATA, SETTINGS
 from tests.data import test_changed_workers, test_loaders_made_anew
 from tests.data.own_generators import LOADERS, PLACES
 from tests.data.test_search import UNHELD
-from tests.running.test_what_a_script_made import DATA, SETTINGS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "exactness.md").read_text()
 

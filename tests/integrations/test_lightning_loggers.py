@@ -204,7 +204,7 @@ class Leaves(Logging):
 
 
 DOES_NOT_LEAVE = pytest.mark.filterwarnings(
-    "ignore:(?s).*leaves was True, is False now:statemachine_trainer.running.settings_record.SettingsChanged"
+    "ignore:(?s).*leaves was True, is False now:statemachine_trainer.audit.settings_record.SettingsChanged"
 )
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.data import BadSource
 from statemachine_trainer.loops import FitLoop, KFoldLoop, TrainingLoop
 from statemachine_trainer.loops.loop_errors import ModelError, SettingError
 from statemachine_trainer.loops.recipes.kfold import NoEnsemble, make_folds
-from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import Net, digits, loader, samples

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR
 
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.loops import EpochLoop, FitLoop, KFoldLoop, Phase, PhasesLoop, log
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.machine.errors import UnknownEvent
-from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.testing import assert_resumable
 from statemachine_trainer.trainer import Trainer
 from tests.loops.fold_kit import accuracy, loader

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from statemachine_trainer import Checkpoints, FitLoop, Trainer, every
+from statemachine_trainer.audit.report import NotHeld
 from statemachine_trainer.intervals import IntervalError
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError
@@ -26,7 +27,6 @@ from statemachine_trainer.observe.fingerprint_file import (
 )
 from statemachine_trainer.observe.fingerprint_writer import FingerprintWriter
 from statemachine_trainer.run_record import FINGERPRINTS
-from statemachine_trainer.running.audit import NotHeld
 from tests.loops.test_custom import Plain
 from tests.observe.printed import Net, loader, train
 

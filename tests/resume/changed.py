@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from statemachine_trainer import EarlyStopping, Trainer
+from statemachine_trainer.audit.reachable import roots_besides_model_and_data
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.loops.context_state import is_handed_state
 from statemachine_trainer.loops.stepping import SteppingLoop
-from statemachine_trainer.running.reachable import roots_besides_model_and_data
-from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.snapshot.rng import isolated_rng
 from statemachine_trainer.testing.recording import seed_all
 from statemachine_trainer.testing.setups import Setup

@@ -24,9 +24,9 @@ from statemachine_trainer import (
     every,
     log,
 )
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.data import DataChanged
 from statemachine_trainer.loops.loop_errors import ModelError, SettingError
-from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
 DATA: Any = torch.ones(8, 2)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from statemachine_trainer import Trainer, TrainingLoop, field
+from statemachine_trainer.audit.script_record import _goes_backward_by_itself
 from statemachine_trainer.loops import OptimizerLoop
-from statemachine_trainer.running.script_record import _goes_backward_by_itself
 from statemachine_trainer.testing import assert_resumable
 
 DATA = list(torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)))

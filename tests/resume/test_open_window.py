@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from statemachine_trainer import SAMLoop, Trainer
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.running.settings_record import SettingsChanged
 
 
 class Ramp(nn.Module):

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from statemachine_trainer import Trainer
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.callbacks import Checkpoints
-from statemachine_trainer.running.settings_record import SettingsChanged
 
 KINDS: dict[str, tuple[Callable[[int], Any], Callable[[Any], float]]] = {
     "random.Random": (random.Random, lambda rng: rng.random()),

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.data.data_errors import EmptyLoader
-from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.testing import NotResumable, assert_resumable
 from statemachine_trainer.testing.strategies import Setup, setups
 from tests.resume.changed import check_changed, goes_on_elsewhere

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from statemachine_trainer import Trainer
+from statemachine_trainer.audit.report import NotHeld
 from statemachine_trainer.callbacks import Checkpoints
-from statemachine_trainer.running.audit import NotHeld
 
 BATCHES = [torch.full((2, 3), place / 7) for place in range(3)]
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from statemachine_trainer import Trainer
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.testing import assert_resumable
 from tests.loops.inner_kit import make_batches, make_net
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.running.test_what_a_script_made import Net, fit, rows
+from tests.audit.test_what_a_script_made import Net, fit, rows
 
 OWNER = "receivers and callbacks that may change the training"
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from statemachine_trainer import Trainer
-from statemachine_trainer.running.audit import NotHeld
+from statemachine_trainer.audit.report import NotHeld
 from statemachine_trainer.snapshot.generators import make, put, state_of
 from statemachine_trainer.snapshot.search import Search
 

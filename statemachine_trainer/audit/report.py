@@ -6,6 +6,13 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from statemachine_trainer.audit.reachable import (
+    Roots,
+    Searches,
+    feeds_of,
+    roots_besides_model_and_data,
+    roots_of_feed,
+)
 from statemachine_trainer.data import Feed
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import lasting_state
@@ -13,13 +20,6 @@ from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.parallel.ranks import Ranks
-from statemachine_trainer.running.reachable import (
-    Roots,
-    Searches,
-    feeds_of,
-    roots_besides_model_and_data,
-    roots_of_feed,
-)
 from statemachine_trainer.snapshot import encode
 from statemachine_trainer.snapshot.generators import kind_of
 from statemachine_trainer.snapshot.marks import take_out

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.observe.readings import named_apart
-from statemachine_trainer.run_record import configuration
-from statemachine_trainer.running.settings_record import (
+from statemachine_trainer.audit.settings_record import (
     Settings,
     as_texts,
     constructor_values,
     is_plain,
 )
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.loop_errors import SettingError
+from statemachine_trainer.observe.readings import named_apart
+from statemachine_trainer.run_record import configuration
 
 if TYPE_CHECKING:
     from statemachine_trainer.loops.assembly import Equipment

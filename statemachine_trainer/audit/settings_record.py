@@ -22,6 +22,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from statemachine_trainer.audit.functions import (
+    code_of_function,
+    compiler,
+    functions_of,
+    name_of_function,
+)
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.data.mapstyle import sampler_name
 from statemachine_trainer.intervals import Every
@@ -32,12 +38,6 @@ from statemachine_trainer.loops.slots import Scheduler
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import PlainNames
-from statemachine_trainer.running.functions import (
-    code_of_function,
-    compiler,
-    functions_of,
-    name_of_function,
-)
 
 Settings = dict[str, dict[str, str]]
 """Settings as text, by owner and name."""

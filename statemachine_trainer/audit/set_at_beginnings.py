@@ -13,13 +13,13 @@ from typing import Any, Final, NamedTuple, cast
 
 from torch import nn
 
+from statemachine_trainer.audit.changing_code import Changed, changed_by, codes_of
+from statemachine_trainer.audit.functions import function_behind
+from statemachine_trainer.audit.plain_values import Seen
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import ENTER, label_of
-from statemachine_trainer.running.changing_code import Changed, changed_by, codes_of
-from statemachine_trainer.running.functions import function_behind
-from statemachine_trainer.running.plain_values import Seen
 from statemachine_trainer.snapshot.kinds import attributes_of_class, is_users
 
 _MAKERS: Final = ("__init__", "__new__", "__post_init__", "__setstate__", "load_state_dict")

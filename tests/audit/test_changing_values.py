@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 
 from statemachine_trainer import Trainer
+from statemachine_trainer.audit.report import NotHeld
 from statemachine_trainer.callbacks import Checkpoints
-from statemachine_trainer.running.audit import NotHeld
 
 Changes = Callable[[Any, torch.Tensor], object]
 

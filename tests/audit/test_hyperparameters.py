@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from statemachine_trainer import Run, Trainer
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.integrations.trackers import Tracker
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.run_record import commit_of
-from statemachine_trainer.running.settings_record import SettingsChanged
 from statemachine_trainer.testing import assert_resumable
 
 

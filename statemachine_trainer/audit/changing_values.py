@@ -25,23 +25,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from statemachine_trainer.machine.errors import level_of_caller
-from statemachine_trainer.running.audit import NotHeld
-from statemachine_trainer.running.changing_code import (
+from statemachine_trainer.audit.changing_code import (
     DRAWS,
     Changed,
     changed_by,
     codes_of,
     codes_of_class,
 )
-from statemachine_trainer.running.plain_values import Reader, Seen, address, base_of, is_cache
-from statemachine_trainer.running.reachable import Roots
-from statemachine_trainer.running.value_names import (
+from statemachine_trainer.audit.plain_values import Reader, Seen, address, base_of, is_cache
+from statemachine_trainer.audit.reachable import Roots
+from statemachine_trainer.audit.report import NotHeld
+from statemachine_trainer.audit.value_names import (
     IN_PROCESS,
     has_state,
     name_in_objects,
     name_in_process,
 )
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot.kinds import (
     attributes_of_class,
     is_a,
@@ -52,7 +52,7 @@ from statemachine_trainer.snapshot.kinds import (
 from statemachine_trainer.snapshot.search import Search, Unheld
 
 if TYPE_CHECKING:
-    from statemachine_trainer.running.set_at_beginnings import Beginning, SetAtBeginnings
+    from statemachine_trainer.audit.set_at_beginnings import Beginning, SetAtBeginnings
 
 _MOST: Final = 20_000
 """Values that are looked at in one checkpoint."""
@@ -125,7 +125,7 @@ class ChangingValues:
             roots: Where the search begins, and by which values are named.
         """
         if found or made_once:
-            from statemachine_trainer.running.set_at_beginnings import SetAtBeginnings
+            from statemachine_trainer.audit.set_at_beginnings import SetAtBeginnings
 
             look, known = _Look(roots, model), set[int]()
             Search(

@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from statemachine_trainer import Trainer
+from statemachine_trainer.audit.report import NotHeld
 from statemachine_trainer.callbacks import Checkpoints
-from statemachine_trainer.running.audit import NotHeld
-from tests.running.test_what_a_script_made import Net
+from tests.audit.test_what_a_script_made import Net
 
 
 class Rows(Dataset[torch.Tensor]):

@@ -13,11 +13,11 @@ import types
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, Final, cast
 
+from statemachine_trainer.audit.changing_code import DRAWS, codes_of, is_in_place
+from statemachine_trainer.audit.functions import function_behind, variables_of
+from statemachine_trainer.audit.settings_record import ITS_CLASS, RECEIVERS
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.signals import label_of
-from statemachine_trainer.running.changing_code import DRAWS, codes_of, is_in_place
-from statemachine_trainer.running.functions import function_behind, variables_of
-from statemachine_trainer.running.settings_record import ITS_CLASS, RECEIVERS
 from statemachine_trainer.snapshot.kinds import attributes_of_class, is_users
 
 Noted = Mapping[tuple[str, str], tuple[None, str]]

@@ -18,8 +18,8 @@ from itertools import islice
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final, cast
 
-from statemachine_trainer.running.contents import numbers
-from statemachine_trainer.running.plain_values import base_of, inside_of, is_time, plain_text
+from statemachine_trainer.audit.contents import numbers
+from statemachine_trainer.audit.plain_values import base_of, inside_of, is_time, plain_text
 from statemachine_trainer.snapshot.kinds import ATOMS, how_to_visit, is_of_users
 
 _NUMBERS: Final = 1 << 14

@@ -19,9 +19,9 @@ from torch.optim import lr_scheduler
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from statemachine_trainer import Trainer
+from statemachine_trainer.audit.report import NotHeld
 from statemachine_trainer.loops.loop_errors import NothingToDo, UnknownArgument
 from statemachine_trainer.machine.errors import NotStarted
-from statemachine_trainer.running.audit import NotHeld
 from statemachine_trainer.snapshot import Unwritable
 from statemachine_trainer.testing import assert_resumable
 

@@ -18,27 +18,27 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from statemachine_trainer.data import Feed
-from statemachine_trainer.loops.base import TrainingLoop
-from statemachine_trainer.loops.context import Context
-from statemachine_trainer.machine.board import SignalBoard
-from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.parallel.ranks import Ranks
-from statemachine_trainer.running.changing_code import (
+from statemachine_trainer.audit.changing_code import (
     METHODS,
     Changed,
     changed_by,
     codes_of_class,
     is_in_place,
 )
-from statemachine_trainer.running.contents import numbers
-from statemachine_trainer.running.functions import checksum_of_code, compiler, each
-from statemachine_trainer.running.plain_values import plain_text
-from statemachine_trainer.running.reachable import Roots, Searches, roots_of_feed
-from statemachine_trainer.running.receivers_record import receivers_noted
-from statemachine_trainer.running.settings_record import CHANGES, ITS_CLASS, Settings, names_given
-from statemachine_trainer.running.value_names import OF_LOOPS, OF_MODULES
-from statemachine_trainer.running.value_texts import Texts
+from statemachine_trainer.audit.contents import numbers
+from statemachine_trainer.audit.functions import checksum_of_code, compiler, each
+from statemachine_trainer.audit.plain_values import plain_text
+from statemachine_trainer.audit.reachable import Roots, Searches, roots_of_feed
+from statemachine_trainer.audit.receivers_record import receivers_noted
+from statemachine_trainer.audit.settings_record import CHANGES, ITS_CLASS, Settings, names_given
+from statemachine_trainer.audit.value_names import OF_LOOPS, OF_MODULES
+from statemachine_trainer.audit.value_texts import Texts
+from statemachine_trainer.data import Feed
+from statemachine_trainer.loops.base import TrainingLoop
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.machine.board import SignalBoard
+from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot.kinds import (
     attributes_of_class,
     how_to_visit,

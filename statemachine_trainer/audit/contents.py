@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from statemachine_trainer.audit.functions import each
 from statemachine_trainer.data.own_generators import parts_of
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.running.functions import each
 from statemachine_trainer.snapshot.kinds import named
 from statemachine_trainer.snapshot.tensor_file import plain_bytes
 

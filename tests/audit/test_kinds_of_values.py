@@ -23,8 +23,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from statemachine_trainer import Trainer
-from statemachine_trainer.running.plain_values import Reader
-from tests.running.test_changing_values import Net, told
+from statemachine_trainer.audit.plain_values import Reader
+from tests.audit.test_changing_values import Net, told
 
 
 class Phase(enum.Enum):
@@ -248,8 +248,8 @@ def in_thread(trainer: Trainer) -> bool:
     [
         (functools.partial(counted, {"batches": 0}), "argument 'counts' of the partial of counted"),
         (counting, "attribute 'batches' of the function counting"),
-        (in_context, "global 'SEEN' of the module tests.running.test_kinds_of_values"),
-        (in_thread, "attribute 'count' of the global tests.running.test_kinds_of_values.OF_THREAD"),
+        (in_context, "global 'SEEN' of the module tests.audit.test_kinds_of_values"),
+        (in_thread, "attribute 'count' of the global tests.audit.test_kinds_of_values.OF_THREAD"),
     ],
 )
 def test_what_a_function_keeps_is_told_wherever_it_keeps_it(

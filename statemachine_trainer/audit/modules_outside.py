@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from statemachine_trainer.audit.reachable import Roots
 from statemachine_trainer.data import NotExact
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.parallel.wrappers import PlainNames
-from statemachine_trainer.running.reachable import Roots
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 

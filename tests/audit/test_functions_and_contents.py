@@ -15,9 +15,9 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from statemachine_trainer import Trainer
+from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.data.data_errors import DataChanged
-from statemachine_trainer.running.settings_record import SettingsChanged
 
 
 class Net(nn.Module):

@@ -9,8 +9,8 @@ import types
 import torch
 from torch import nn
 
+from statemachine_trainer.audit.reachable import Roots
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.running.reachable import Roots
 
 Words = tuple[str, str]
 """What a value is, in words; what to do so that it is held."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from statemachine_trainer.running.plain_values import Reader
+from statemachine_trainer.audit.plain_values import Reader
 
 
 def content(tensor: torch.Tensor) -> object:
