@@ -24,7 +24,13 @@ from statemachine_trainer.intervals import Every
 from statemachine_trainer.loops.spikes import why_spike, with_loss
 from statemachine_trainer.machine.errors import StateMachineError, UnknownSignal
 from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.observe.difference import Compared, NoFingerprints, compare_looks
+from statemachine_trainer.observe.difference import (
+    Compared,
+    NoFingerprints,
+    OtherDigests,
+    compare_looks,
+    left_out_in_words,
+)
 from statemachine_trainer.observe.fingerprint_file import (
     BadFingerprints,
     FingerprintFile,
@@ -126,10 +132,11 @@ class Replay:
         """Say whether the run has reproduced itself."""
         if self.compared is None:
             return f"Whether it reproduces itself is not known: {self.why}"
+        left_out = left_out_in_words(self.compared)
         if self.compared.parting is None:
             many = self.compared.places
-            return f"It reproduces itself: its fingerprints are equal at {many} place{'s' * (many > 1)}."
-        return f"It does not reproduce itself. It parts from the run at {self.compared.parting}"
+            return f"It reproduces itself: its fingerprints are equal at {many} place{'s' * (many > 1)}.{left_out}"
+        return f"It does not reproduce itself. It parts from the run at {self.compared.parting}{left_out}"
 
     def told(self) -> str:
         """Say from where to where it went."""
@@ -230,6 +237,8 @@ class Replay:
             recorded = recorded[at[-1] + 1 :] if at else []
         try:
             self.compared = compare_looks(_Recorded(self._file, recorded), looks)
+        except OtherDigests as error:
+            self.why = str(error)
         except NoFingerprints:
             self.why = "the run was not looked at on the way."
 

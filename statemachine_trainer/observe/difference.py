@@ -33,6 +33,18 @@ class NoFingerprints(StateMachineError):
     """A run without fingerprints, or two that were never looked at in the same place."""
 
 
+class OtherDigests(NoFingerprints):
+    """Fingerprints whose digests were computed in two ways, so that they tell nothing about each other."""
+
+
+def other_digests(one: Look, other: Look) -> OtherDigests:
+    """Return the error for two looks with digests of two versions."""
+    return OtherDigests(
+        f"their digests were computed in two ways (versions {one.digests} and {other.digests} of the fingerprints), "
+        "so they do not tell whether the two differ. Run one of them again with the software of the other."
+    )
+
+
 class Looks(Protocol):
     """Fingerprints that are compared: of a file, or in memory."""
 
@@ -118,13 +130,15 @@ class Compared:
 
     Attributes:
         parting: Where they part first; None if they do not, as far as they were looked at.
-        places: Places at which both were looked at.
+        places: Places at which both were looked at, with digests of the same version.
         last: The last of them.
+        left_out: Places at which their digests are of two versions, so that nothing can be told.
     """
 
     parting: Parting | None
     places: int
     last: Look
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -177,9 +191,12 @@ class Difference:
         """What their fingerprints tell, in words."""
         if self.compared is None:
             return f"fingerprints: {self.why}"
-        parting, last = self.compared.parting, self.compared.last
+        return self._how_far(self.compared) + left_out_in_words(self.compared)
+
+    def _how_far(self, compared: Compared) -> str:
+        parting, last = compared.parting, compared.last
         if parting is None:
-            many = f"{self.compared.places} places" if self.compared.places > 1 else "one place"
+            many = f"{compared.places} places" if compared.places > 1 else "one place"
             return f"fingerprints: equal at {many}, up to {last}"
         if parting.before is None:
             return f"they differ where they were first looked at: {parting}"
@@ -251,10 +268,15 @@ def compare_looks(a: Looks, b: Looks) -> Compared:
 
     Raises:
         NoFingerprints: There is no place at which both were looked at.
+        OtherDigests: There are such places, and at all of them the digests are of two versions.
         BadFingerprints: The leaves cannot be read.
     """
     mine, others = by_place(a.looks), by_place(b.looks)
-    pairs = [(key, one, others[key]) for key, one in mine.items() if key in others]
+    both = [(key, one, others[key]) for key, one in mine.items() if key in others]
+    pairs = [pair for pair in both if pair[1].digests == pair[2].digests]
+    left_out = len(both) - len(pairs)
+    if both and not pairs:
+        raise other_digests(both[0][1], both[0][2])
     if not pairs:
         raise NoFingerprints(
             "the two were never looked at in the same place: give both the same interval, "
@@ -265,9 +287,9 @@ def compare_looks(a: Looks, b: Looks) -> Compared:
         parting = _parting(a, b, one, other, before)
         if parting is not None:
             again = any(key[0] < [*looks][-1][0] for looks in (mine, others))
-            return Compared(replace(parting, again=again), len(pairs), last)
+            return Compared(replace(parting, again=again), len(pairs), last, left_out)
         before = one
-    return Compared(None, len(pairs), last)
+    return Compared(None, len(pairs), last, left_out)
 
 
 def by_place(looks: Sequence[Look]) -> dict[tuple[int, int, str, str], Look]:
@@ -331,6 +353,15 @@ def _named(layout: Leaves, leaves: bytes) -> dict[str, tuple[str, bytes]]:
 
 
 # -- parts -----------------------------------------------------------------------------------------
+
+
+def left_out_in_words(compared: Compared) -> str:
+    """Return what is to be said of places that could not be compared; "" if there are none."""
+    many = compared.left_out
+    if not many:
+        return ""
+    places = f"{many} more places" if many > 1 else "One more place"
+    return f"\n  {places} could not be compared: another version of the software computed the digests of one run there."
 
 
 def _settings(runs: Sequence[Run], facts: Sequence[Mapping[str, Any]]) -> dict[str, Values]:

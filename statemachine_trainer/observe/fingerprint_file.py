@@ -18,7 +18,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, get_args
@@ -74,6 +74,7 @@ class Look:
         roots: One digest for each kind of state.
         at_work: Number of the step that the batch belongs to, from 1; 0 at a checkpoint.
         name: Of the checkpoint.
+        digests: Version of the way in which the digests were computed. Those of two versions are never equal.
     """
 
     place: Place
@@ -84,6 +85,7 @@ class Look:
     roots: Mapping[str, str]
     at_work: int = 0
     name: str = ""
+    digests: int = 1
 
     @property
     def where(self) -> str:
@@ -315,7 +317,7 @@ def _add(found: FingerprintFile, one: _Block) -> None:
 
 def _look_of(said: dict[str, Any]) -> Look:
     look = Look(**said)
-    numbers = (look.epoch, look.batch, look.step, look.at_work)
+    numbers = (look.epoch, look.batch, look.step, look.at_work, look.digests)
     texts = (look.path, look.name, *look.roots, *look.roots.values())
     if (
         look.place not in PLACES
@@ -344,6 +346,8 @@ def blocks_of(taken: Taken, known: dict[Leaves, int]) -> bytes:
             known[layout] = len(known)
             found += block(b"L", json.dumps(layout).encode())
         numbers[kind] = known[layout]
-    head = {**asdict(taken.look), "layouts": numbers}
+    head = {**vars(taken.look), "layouts": numbers}
+    if taken.look.digests == Look.digests:  # as the first version wrote it
+        del head["digests"]
     leaves = b"".join(taken.leaves[kind] for kind in taken.layouts)
     return found + block(b"K", json.dumps(head).encode()) + block(b"V", leaves)

@@ -23,7 +23,7 @@ from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.program import Work
 from statemachine_trainer.observe.fingerprint_file import Kind, Look, Place, Taken, root_of
 from statemachine_trainer.parallel.containers import leaves_with_paths
-from statemachine_trainer.snapshot.digests import Digests
+from statemachine_trainer.snapshot.digests import VERSION, Digests
 from statemachine_trainer.snapshot.rng import devices_in_use
 
 _log = logging.getLogger(__name__)
@@ -162,6 +162,7 @@ class Fingerprints:
             "step": counts.step,
             "at_work": 0 if place == "checkpoint" else self._looked[1] + 1,
             "name": name,
+            "digests": VERSION,
         }
         self._waiting.append(_Pending(head, found))
         self._hand_over()
@@ -306,10 +307,10 @@ def _generators() -> Iterator[_Leaf]:
         value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
         for value in state["state"].values()
     )  # fmt: skip
-    yield "torch", torch.get_rng_state()
+    yield "torch", torch.get_rng_state().numpy().tobytes()
     for device in devices_in_use():
         if device.type in ("cuda", "xpu"):  # their states lie on the CPU
-            yield str(device), getattr(torch, device.type).get_rng_state(device)
+            yield str(device), getattr(torch, device.type).get_rng_state(device).numpy().tobytes()
 
 
 def _digest_of(leaf: object) -> int | None:

@@ -8,7 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from statemachine_trainer.observe.difference import NoFingerprints, by_place, in_words, names_of
+from statemachine_trainer.observe.difference import (
+    NoFingerprints,
+    by_place,
+    in_words,
+    names_of,
+    other_digests,
+)
 from statemachine_trainer.observe.fingerprint_file import FingerprintFile, Look, read_fingerprints
 from statemachine_trainer.observe.run import Run
 
@@ -104,7 +110,11 @@ def compare_ranks(run: str | Path) -> Replicas:
     path = Run(run).path
     files = _files(path)
     places = [by_place(one.looks) for one in files]
-    keys = [key for key in places[0] if all(key in one for one in places)]
+    together = [key for key in places[0] if all(key in one for one in places)]
+    keys = [key for key in together if len({one[key].digests for one in places}) == 1]
+    if together and not keys:
+        looks = [one[together[0]] for one in places]
+        raise other_digests(looks[0], next(one for one in looks if one.digests != looks[0].digests))
     if not keys:
         raise NoFingerprints(f"The ranks of {path} were never looked at in the same place.")
     left_out: list[str] = []
