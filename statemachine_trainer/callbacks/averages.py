@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import is_
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+from torch.optim.swa_utils import update_bn
 
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
@@ -18,7 +19,7 @@ from statemachine_trainer.loops.settings_checks import number, refuse, whole_num
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.parallel import to_device
-from statemachine_trainer.parallel.gradient_sync import exchange, settle
+from statemachine_trainer.parallel.gradient_sync import exchange, is_fully_sharded, settle
 from statemachine_trainer.parallel.wrappers import KnownParameters, PlainNames
 from statemachine_trainer.snapshot.rng import isolated_rng
 
@@ -51,7 +52,7 @@ class Average(HasSettings):
         self.updates = 0
         self.average: dict[str, torch.Tensor] = {}
         self.measured: str | None = None
-        self._parameters = KnownParameters()
+        self._pairs = _Pairs()
         self._raw: dict[str, torch.Tensor] | None = None
         self._out = False  # an error took it out in the middle of a validation of the fit
         self._put_in_by = ""
@@ -89,25 +90,11 @@ class Average(HasSettings):
             self._out, self._put_in_by = False, _ROOT
             self._exchange_in(trainer.context.model)
 
-    def _take_in(self, model: nn.Module, combine: Callable[..., None]) -> None:
-        """Bring the average up to date with the weights of the model."""
-        groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    def _take_in(self, model: nn.Module, weight: float) -> None:
+        """Bring the average up to date; the weights that the model has now count by `weight` in it."""
         with torch.no_grad():
-            settle(model)
-            for name, parameter in self._parameters.of(model):
-                if not parameter.is_floating_point():
-                    continue
-                known = self.average.get(name)
-                if known is None or not self.updates:
-                    self.average[name] = parameter.detach().clone()
-                    continue
-                if known.device != parameter.device:
-                    known = self.average[name] = known.to(parameter.device)
-                averaged, current = groups.setdefault(_kind(known), ([], []))
-                averaged.append(known)
-                current.append(parameter.detach())
-            for averaged, current in groups.values():
-                combine(averaged, current, self.updates)
+            for averaged, current in self._pairs.of(model, self.average, first=not self.updates):
+                torch._foreach_lerp_(averaged, current, weight)
         self.updates += 1
 
     # -- evaluating ------------------------------------------------------------------------------
@@ -219,7 +206,7 @@ class EMA(Average):
         self.start = whole_number(self, "start", start)
         super().__init__()
 
-    def on_batch_end(self, trainer: Any) -> None:
+    def on_batch_end(self, trainer: Any, moment: Moment | None = None) -> None:
         """Take in the weights, if a step was made."""
         self._look(trainer.context)
 
@@ -231,7 +218,7 @@ class EMA(Average):
         step = context.counts.step
         before, self._seen = self._seen, step
         if step > max(before, self.start) and step // self.every > before // self.every:
-            self._take_in(context.model, get_ema_multi_avg_fn(self.decay))
+            self._take_in(context.model, 1 - self.decay)
 
 
 class SWA(Average):
@@ -287,7 +274,7 @@ class SWA(Average):
         if context.open_windows or epoch < self.start or self._seen > epoch:
             return
         self._seen = epoch + 1
-        self._take_in(context.model, get_swa_multi_avg_fn())
+        self._take_in(context.model, 1 / (self.updates + 1))
         for name in [*self.average.keys() - dict(_parameters(context.model)).keys()]:
             del self.average[name]  # statistics of the average before
 
@@ -313,6 +300,69 @@ class SWA(Average):
                 exchange(tensors[name], value)
             for module, mode in training:
                 module.training = mode
+
+
+class _Pairs:
+    """Each average beside its parameter, in groups that one call averages. Asked after each step.
+
+    The groups are made anew when parameters or averages are other objects, or on other devices.
+    """
+
+    def __init__(self) -> None:
+        self._parameters = KnownParameters()
+        self._named: list[tuple[str, nn.Parameter]] | None = None
+        self._devices: list[torch.device] = []
+        self._averages: list[torch.Tensor] = []
+        self._groups: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
+        self._cut_up = True
+
+    def __reduce__(self) -> tuple[type[_Pairs], tuple[()]]:
+        return _Pairs, ()  # a copy is made without the model
+
+    def of(
+        self, model: nn.Module, average: dict[str, torch.Tensor], *, first: bool
+    ) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+        """Return the groups. A parameter without an average gets a copy of itself as one, and is in none.
+
+        Args:
+            model: The model.
+            average: The averages by name; new ones are put in.
+            first: Whether nothing was averaged yet, so that all of them are new.
+        """
+        if self._cut_up:
+            settle(model)
+        named = self._parameters.of(model)
+        devices = [one.device for _, one in named]
+        if (
+            first
+            or named is not self._named
+            or devices != self._devices
+            or len(average) != len(self._averages)
+            or not all(map(is_, average.values(), self._averages))
+        ):
+            self._make(model, average, first=first)
+            self._devices = devices
+        return self._groups
+
+    def _make(self, model: nn.Module, average: dict[str, torch.Tensor], *, first: bool) -> None:
+        settle(model)
+        self._cut_up = any(map(is_fully_sharded, model.modules()))
+        self._named = named = self._parameters.of(model)
+        groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        for name, parameter in named:
+            if not parameter.is_floating_point():
+                continue
+            known = average.get(name)
+            if known is None or first:
+                average[name] = parameter.detach().clone()
+                self._named = None  # it is averaged from the next time on
+                continue
+            if known.device != parameter.device:
+                known = average[name] = known.to(parameter.device)
+            averaged, current = groups.setdefault(_kind(known), ([], []))
+            averaged.append(known)
+            current.append(parameter)
+        self._averages, self._groups = [*average.values()], [*groups.values()]
 
 
 def _kind(tensor: torch.Tensor) -> tuple[Any, ...]:

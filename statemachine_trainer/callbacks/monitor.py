@@ -136,7 +136,7 @@ class Monitor(HasSettings):
         self._tokens = state["tokens"]
         self._apart, self._began = state["seconds_apart"]
 
-    def _look_at_batch(self, trainer: Any) -> None:
+    def _look_at_batch(self, trainer: Any, moment: Moment) -> None:
         if self.learning_rate:
             self._log_rates(trainer)
         if self._tokens_of is not None:

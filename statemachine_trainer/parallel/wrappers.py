@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from functools import lru_cache
+from operator import is_
 from types import FunctionType
 from typing import Any, Final, TypeVar, cast
 
@@ -225,30 +226,38 @@ class KnownParameters:
     """
 
     def __init__(self) -> None:
-        self._parts: list[object] = []
+        self._modules: list[nn.Module] = []
+        self._names: list[object] = []
+        self._held: list[object] = []
         self._named: list[tuple[str, nn.Parameter]] = []
 
     def __reduce__(self) -> tuple[type[KnownParameters], tuple[()]]:
         return KnownParameters, ()  # a copy is made without the model
 
     def of(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """Return the parameters, as `PlainNames.parameters` yields them."""
-        parts: list[object] = []
-        seen: set[nn.Module] = set()
-        left = [model]
-        while left:
-            module = left.pop()
-            if module in seen:
-                continue
-            seen.add(module)
-            # Those of a scripted module are dicts of C, which do not iterate.
-            own, inside = dict(module._parameters.items()), dict(module._modules.items())
-            parts += (module, *own, *map(id, own.values()), *inside)
-            left += [one for one in inside.values() if one is not None]
-        if parts != self._parts:
-            self._parts = parts
+        """Return the parameters, as `PlainNames.parameters` yields them: the same list while they are the same."""
+        if not self._modules or self._modules[0] is not model:
+            self._modules = [model]
+            self._names = []
+        names, held = self._contents()
+        # By identity: two parameters are not compared by their values.
+        if names != self._names or not all(map(is_, held, self._held)):
+            self._modules = [*model.modules()]
+            self._names, self._held = self._contents()
             self._named = [*PlainNames(model).parameters()]
         return self._named
+
+    def _contents(self) -> tuple[list[object], list[object]]:
+        """Return the names in the known modules, with a mark after those of each, and what they stand for."""
+        names: list[object] = []
+        held: list[object] = []
+        for module in self._modules:  # kept short: it runs in every batch
+            for inside in (module._parameters, module._modules):
+                if inside:
+                    names += inside.keys()
+                    held += inside.values()
+                names.append(None)
+        return names, held
 
 
 def _uncompiled(name: str) -> str:

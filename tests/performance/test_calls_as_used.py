@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from statemachine_trainer import Checkpoints, Monitor, Progress, every, log
+from statemachine_trainer import EMA, Checkpoints, Monitor, Progress, every, log
 from statemachine_trainer.observe.recorder import RunFolder
 from statemachine_trainer.snapshot.codec import encode
 from statemachine_trainer.snapshot.marks import whole
@@ -48,6 +48,10 @@ def rates(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return {"callbacks": [Monitor()]}
 
 
+def average(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    return {"callbacks": [Monitor(throughput=True), EMA()]}
+
+
 def black_box(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return {"run": RunFolder(folder / "run", journal=False)}
 
@@ -70,11 +74,12 @@ def bar(folder: Path, stack: ExitStack) -> dict[str, Any]:
     "kind, parts, most",
     [
         pytest.param(Logging, (no_part,), 20, id="two logged values"),
-        pytest.param(Classifier, (rates,), 18, id="learning rate"),
+        pytest.param(Classifier, (rates,), 17, id="learning rate"),
+        pytest.param(Classifier, (average,), 36, id="throughput and an average"),
         pytest.param(Classifier, (black_box,), 19, id="black box"),
         pytest.param(Classifier, (bar,), 13, id="progress bar"),
         pytest.param(Classifier, (checkpoints,), 18, id="checkpoints"),
-        pytest.param(Logging, (rates, black_box, bar), 39, id="all of these"),
+        pytest.param(Logging, (rates, black_box, bar), 38, id="all of these"),
     ],
 )
 def test_what_people_switch_on_adds_few_python_calls_to_a_step(

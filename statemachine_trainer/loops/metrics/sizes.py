@@ -23,6 +23,10 @@ def batch_size_of(batch: object) -> int | None:
     many samples as its first list of texts; graphs tell it by `num_graphs`. None when there is
     nothing of that.
     """
+    if (batch.__class__ is tuple or batch.__class__ is list) and batch:
+        first = batch[0]
+        if first.__class__ is Tensor and first.ndim:
+            return int(first.shape[0])  # what is usual: intervals by samples ask in every batch
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.dim() else None
     size = _first_dimension(batch)
