@@ -39,5 +39,5 @@ sys.exit(not same)
 PYTHON
     "$python" -m statemachine_trainer inspect "$folder/$how-killed" | grep restarts || status=1
 done
-"${torchrun[@]}" benchmarks/ranks.py --here || status=1
+"${torchrun[@]}" benchmarks/ranks.py --here --compute || status=1
 exit $status

@@ -178,7 +178,11 @@ class Meetings:
         if self._asked is None:
             return False
         (events, answer), self._asked = self._asked, None
-        self._seconds, signum, written, pausing, holding, *wishes = answer()
+        self._seconds, *told = answer()
+        if not any(told):  # as in nearly every batch
+            self._on_the_way = []
+            return False
+        signum, written, pausing, holding, *wishes = told
         for event, wished in zip(events, wishes, strict=True):
             if wished:
                 self._wishes.discard(event)  # all ranks may wish it, some a bit later

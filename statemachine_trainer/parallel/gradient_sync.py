@@ -203,7 +203,8 @@ class Ddp(GradientSync):
                 put_back()
                 return step(*arguments, **named)
 
-            module.forward = forward
+            # Not by an assignment, whose checks for parameters take time in each batch.
+            vars(module)["forward"] = forward
             try:
                 with nullcontext() if self.averages() else wrapper.no_sync():
                     return wrapper(*arguments, **named)

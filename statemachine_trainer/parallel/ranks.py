@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import socket
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -50,6 +51,9 @@ class Ranks:
         # Keys in the store outlive the group: those of another one are not to be read.
         self._name = self.from_first(secrets.token_hex(8))
         self._holds = 0
+        self._free: dict[int, list[_Room]] = {}
+        self._largest = dist.AllreduceOptions()
+        self._largest.reduceOp = cast(Any, dist.ReduceOp.MAX)
 
     def of_threads(self) -> Ranks:
         """Return the same ranks with a group of their own, for a thread beside the one that trains.
@@ -88,12 +92,19 @@ class Ranks:
 
     def begin_largest(self, values: Sequence[float]) -> Callable[[], list[float]]:
         """Begin `largest`, and return a function that waits for the result."""
-        tensor = torch.tensor(values, dtype=torch.float64)
-        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        # Once a batch. So memory is used again, and the group is called directly: torch.tensor and
+        # dist.all_reduce take twice as long.
+        size = len(values)
+        free = self._free.setdefault(size, [])
+        room = free.pop() if free else _Room(size)
+        room.numbers[:] = array("d", values)
+        work = self._group.allreduce(room.tensors, self._largest)
 
         def answer() -> list[float]:
             work.wait()
-            return tensor.tolist()
+            found = room.numbers.tolist()
+            free.append(room)  # not where the wait has failed: somebody may still write to it
+            return found
 
         return answer
 
@@ -173,6 +184,22 @@ class Ranks:
         found = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(found, mine, group=self._group)
         return [int(one) for one in found]
+
+
+class _Room:
+    """Memory for numbers that are exchanged.
+
+    Args:
+        size: How many there are.
+
+    Attributes:
+        numbers: To be sent, then those received.
+        tensors: A tensor in the same memory, as a process group takes it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.numbers = array("d", bytes(8 * size))
+        self.tensors = [torch.frombuffer(self.numbers, dtype=torch.float64)]
 
 
 def _default_store() -> Any:
