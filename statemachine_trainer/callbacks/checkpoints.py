@@ -328,7 +328,9 @@ class Checkpoints(HasSettings):
         ranks, metadata = Ranks.here(), self._metadata()
         if ranks is None:
             return self.store.save(whole(tree), name=name, metadata=metadata)
-        data_ranks = self._context.steps.sync.data_ranks
+        sync = self._context.steps.sync
+        sync.check_left_out()
+        data_ranks = sync.data_ranks
         if data_ranks is not None:
             tree = {**tree, "data_ranks": data_ranks}
         return save_together(ranks, self.store, tree, name=name, metadata=metadata)

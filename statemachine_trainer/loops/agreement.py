@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from statemachine_trainer.loops.base import TrainingLoop, training_loops
 from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.left_out import LeftOut
 from statemachine_trainer.loops.meetings import Meetings, meeting_points
 from statemachine_trainer.loops.metrics.numbers import Number
 from statemachine_trainer.loops.metrics.table import Metrics
@@ -61,13 +62,19 @@ class Agreement:
         self._ranks = ranks
         self._board = trainer.board
         self._driver = driver = cast(Driver, trainer.driver)
-        self._meetings = Meetings(ranks, driver, lambda: trainer.checkpoints)
+        self._left_out = LeftOut(ranks, context)
+        self._meetings = Meetings(ranks, driver, lambda: trainer.checkpoints, self._left_out)
         self.clock = self._meetings.clock
         self._steps_before: int | None = None
+        self._met_at = ""
         self._sync = sync = context.steps.sync
         sync.objector = self._objector
         sync.largest = ranks.largest
         sync.mean = self._mean
+        sync.check_left_out = self._left_out.check_all
+        sync.batch = lambda: context.counts.batch + 1
+        if sync.can_stand_in:
+            sync.leave_out = self._left_out.leave_out
         # At the first batch only, because it costs a look into the batch.
         self._compares = [*self._first(f"{driver.name}*.fetch:fetched", self._compare_batches)]
         self._subscriptions = [
@@ -89,7 +96,7 @@ class Agreement:
     def leave(self) -> None:
         """End the agreement: another fit is assembled."""
         self._meetings.leave()
-        for name in ("objector", "largest", "mean"):
+        for name in ("objector", "largest", "mean", "leave_out", "check_left_out", "batch"):
             vars(self._sync).pop(name, None)
         for one in self._subscriptions:
             one.cancel()
@@ -97,6 +104,9 @@ class Agreement:
     # -- meeting ---------------------------------------------------------------------------------
 
     def _meet(self, _sender: Any, moment: Moment) -> None:
+        if moment.path != self._met_at:  # here they wait for each other
+            self._met_at = moment.path
+            self._sync.check_passes()
         self._meetings.meet(moment.path)
         self._compare_weights()
 
@@ -107,6 +117,7 @@ class Agreement:
             self._steps_before = context.counts.step
         if 0 <= self._steps_before < context.counts.step:
             self._steps_before = _COMPARED
+            self._left_out.check_all()  # which would be another reason
             compare_weights(self._ranks, context.model, self._sync)
 
     def _compare_batches(self) -> None:
@@ -133,6 +144,7 @@ class Agreement:
 
     def _share_buffers(self) -> None:
         """Give all ranks the buffers of rank 0, so that all evaluate the model that checkpoints hold."""
+        self._left_out.check_all()
         self._sync.share_buffers()
 
     def _reduce_validation(self) -> None:
@@ -140,6 +152,7 @@ class Agreement:
         reduce_over_ranks(self._ranks, table, data_ranks=self._sync.data_ranks)
 
     def _reduce_training(self) -> None:
+        self._left_out.check_all()
         table = self._driver.context.train_metrics
         reduce_over_ranks(self._ranks, table, data_ranks=self._sync.data_ranks)
 

@@ -48,6 +48,23 @@ class Stoppable(Protocol):
         """Do what was asked for at any rank."""
 
 
+class Differences(Protocol):
+    """Tells of what one rank did and others did not."""
+
+    @property
+    def unsure(self) -> bool:
+        """Whether this rank has to hear of the others before its next batch."""
+
+    def tell(self) -> Sequence[float]:
+        """Return five numbers; the largest of each over the ranks is heard."""
+
+    def hear(self, heard: Sequence[float], *, ahead: bool = False) -> None:
+        """Take what was told; `ahead` if the others hear it one meeting later, as this rank will once more."""
+
+
+_NONE_TOLD: Final = (0.0,) * 5
+
+
 class Meetings:
     """Makes the machines of all ranks take events from outside at the same boundary.
 
@@ -59,12 +76,18 @@ class Meetings:
         transport: How the ranks talk to each other.
         driver: The machine of this rank. Its posted events come here from now on.
         checkpoints: Return what hears of signals and checkpoints; None where nothing does.
+        differences: What tells of what one rank did and others did not; None if nothing does.
     """
 
     def __init__(
-        self, transport: Transport, driver: Driver, checkpoints: Callable[[], Stoppable | None]
+        self,
+        transport: Transport,
+        driver: Driver,
+        checkpoints: Callable[[], Stoppable | None],
+        differences: Differences | None = None,
     ) -> None:
         self._transport = transport
+        self._differences = differences
         self._driver = driver
         self._checkpoints = checkpoints
         self._wishes: set[str] = set()
@@ -147,10 +170,13 @@ class Meetings:
             path: Of the state that was entered.
         """
         again, self._path = path == self._path, path
+        differences = self._differences
         stands = self._take()
         self._ask()
         if not again or stands:  # nothing is to be under way while the ranks stand still
             self._take()
+        elif differences is not None and differences.unsure:
+            self._take(ahead=True)
         if self._to_hold:
             self._stand_still()
 
@@ -169,20 +195,34 @@ class Meetings:
             self._wishes.discard(event)
         pausing, self._pausing = self._pausing, False
         # Kept until it is agreed on, so that whoever asks for it hears that it is on its way.
-        numbers = [self._read_clock(), *asked, pausing, self._holding, *wishes]
+        told = _NONE_TOLD if self._differences is None else self._differences.tell()
+        numbers = [self._read_clock(), *asked, pausing, self._holding, *told, *wishes]
         answer = self._transport.begin_largest(numbers)
         self._asked = events, answer
 
-    def _take(self) -> bool:
-        """Handle what was agreed on in the last exchange, if there was one; return whether the ranks stop or pause."""
+    def _take(self, *, ahead: bool = False) -> bool:
+        """Handle what was agreed on in the last exchange, if there was one; return whether the ranks stop or pause.
+
+        Args:
+            ahead: Whether the other ranks do so one meeting later. Then only what differs is heard now.
+        """
         if self._asked is None:
             return False
         (events, answer), self._asked = self._asked, None
-        self._seconds, *told = answer()
+        heard = answer()
+        seconds, *told = heard
+        if not ahead:
+            self._seconds = seconds
         if not any(told):  # as in nearly every batch
             self._on_the_way = []
             return False
-        signum, written, pausing, holding, *wishes = told
+        signum, written, pausing, holding, *more = told
+        differ, wishes = more[: len(_NONE_TOLD)], more[len(_NONE_TOLD) :]
+        if self._differences is not None:
+            self._differences.hear(differ, ahead=ahead)
+        if ahead:
+            self._asked = events, lambda: heard
+            return False
         for event, wished in zip(events, wishes, strict=True):
             if wished:
                 self._wishes.discard(event)  # all ranks may wish it, some a bit later

@@ -208,7 +208,7 @@ class OptimizerLoop(SteppingLoop):
         def closure() -> torch.Tensor:
             nonlocal evaluated
             context.keep_hiddens(hiddens)
-            if not self._call_step() and not evaluated:
+            if not self._evaluated(first=not evaluated) and not evaluated:
                 raise _LeftOut
             loss = context.loss
             if loss is None:
@@ -355,6 +355,8 @@ class SplittingLoop(OptimizerLoop):
         if not start and not self._slot_at_work().window:
             sync.share_buffers()  # when the wrapper of the model would
         answer = self._unless_short(lambda: self._forward_piece(start, stop, samples))
+        if not self._all_can(answer == "forward_done") and answer == "forward_done":
+            answer = self._turn_done()
         if answer != "forward_done" and start:
             raise StepOutputError(
                 f"The training step returned None for samples {start} to {stop} of a batch, and a loss "
@@ -414,6 +416,9 @@ class SplittingLoop(OptimizerLoop):
         return answer
 
     # -- guards and parts ------------------------------------------------------------------------
+
+    def _leave_out(self) -> None:
+        """Leave it to `forward`, where all ranks agree on it."""
 
     def can_be_smaller(self) -> bool:
         """Guard of the edge for errors: each rank can do what is left of its batch in smaller pieces."""

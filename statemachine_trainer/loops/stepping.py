@@ -136,6 +136,8 @@ class SteppingLoop(TrainingLoop):
         context = self.context
         loss, hiddens = read_output(output, context.steps.takes_hiddens, context.model)
         context.loss = loss
+        if loss is None and self.nonfinite_loss != "skip":  # with which all ranks agree on it
+            context.loss = loss = self._leave_out()
         usable = loss is not None
         if self.nonfinite_loss != "ignore":
             usable = self._is_usable(loss)
@@ -144,6 +146,13 @@ class SteppingLoop(TrainingLoop):
         if hiddens is not None:
             context.keep_hiddens(detach(hiddens))
         return usable
+
+    def _leave_out(self) -> torch.Tensor | None:
+        """Leave a batch out that has no loss here; return the loss to go on with if other ranks have one."""
+        context = self.context
+        if context.slots[context.optimizer_idx].takes_closure:
+            return None  # all agree on it at the first evaluation
+        return context.steps.sync.leave_out()
 
     def _is_usable(self, loss: torch.Tensor | None) -> bool:
         """Return whether to go backward from a loss. With "skip" the ranks agree on it: all do, or none.
@@ -154,14 +163,27 @@ class SteppingLoop(TrainingLoop):
         finite = loss is not None and self._is_finite(loss)
         if self.nonfinite_loss != "skip":
             return finite
-        rank = self.context.steps.sync.objector(finite)
-        if rank is not None and finite:  # the other ranks know it of themselves
+        return self._all_can(finite, "finite loss")
+
+    def _evaluated(self, *, first: bool) -> bool:
+        """Call the training step for an optimizer that evaluates the loss itself; return False to leave the batch out.
+
+        Ranks that leave the batch out do so at the first evaluation, and all together.
+        """
+        usable = self._call_step()
+        return self._all_can(usable) if first and self.nonfinite_loss != "skip" else usable
+
+    def _all_can(self, can: bool, what: str = "loss") -> bool:
+        """Return whether all ranks can use the batch. A collective; a rank that could is told which one cannot."""
+        rank = self.context.steps.sync.objector(can)
+        if rank is not None and can:  # the other ranks know it of themselves
             counts = self.context.counts
             _log.warning(
-                "left out batch %d of epoch %d, as all ranks do: rank %d has no finite loss for it.",
+                "left out batch %d of epoch %d, as all ranks do: rank %d has no %s for it.",
                 self.context.batch_idx + 1,
                 counts.epoch + 1,
                 rank,
+                what,
             )
         return rank is None
 

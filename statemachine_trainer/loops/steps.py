@@ -27,6 +27,7 @@ from statemachine_trainer.loops.plain_steps import (
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.gradient_sync import GradientSync, sync_of
+from statemachine_trainer.parallel.ranks import Ranks
 
 STEPS: Final = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -115,6 +116,8 @@ class Steps:
         self._found.setdefault("predict_step", lambda batch, _batch_idx: model(inputs_of(batch)))
         if self.sync.by:
             self._call_through(self.sync)
+        if Ranks.are_up() and not (self.sync.can_stand_in or self.by_hand):
+            self._agree_on_none()
 
     # -- what a guest does in its own way ----------------------------------------------------------
 
@@ -249,6 +252,15 @@ class Steps:
             self.training = self._found["training_step"] = step
         for name in self._found.keys() - {"training_step"}:
             self._found[name] = sync.evaluated(self._found[name], own=name in own)
+
+    def _agree_on_none(self) -> None:
+        """Let the ranks agree on batches that are left out, if the code of the step leaves some out."""
+        from statemachine_trainer.loops.agreed_step import agreed, may_return_none
+
+        step = getattr(self.model, "training_step", None)
+        if step is None or inspect.isgeneratorfunction(step) or not may_return_none(step):
+            return
+        self.training = self._found["training_step"] = agreed(self.training, self.sync)
 
     def _goes_backward_itself(self) -> str:
         """Return what the training step does if backward passes begin within it, or from what it yields; else "".

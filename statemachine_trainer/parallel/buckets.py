@@ -1,6 +1,7 @@
-"""The layout of the buckets in which `DistributedDataParallel` exchanges gradients, made before the first step.
+"""Backward passes of zeros through a `DistributedDataParallel`.
 
-It is made by a backward pass of zeros. `GradientSync.prepare` says why. Runs of one or two ranks do not need it.
+One lays out the buckets in which it exchanges gradients, before the first step. `GradientSync.prepare` says
+why. Runs of one or two ranks do not need it. Another one takes part in an exchange for a rank that has no loss.
 """
 
 from __future__ import annotations
@@ -31,10 +32,31 @@ def lay_out_buckets(wrapper: Any) -> None:
 
     Its next forward pass lays out the buckets. Gradients, buffers and generators stay as they are.
     """
+    with _kept(wrapper):
+        _pass_zeros(wrapper, 0.0)
+
+
+def exchange_nothing(wrapper: Any) -> bool:
+    """Take part in an exchange of gradients without any; return whether another rank had some. A collective.
+
+    This rank gives negative zeros. A sum of nothing else is negative zero, and no other sum is. Gradients,
+    buffers and generators stay as they are.
+    """
+    with _kept(wrapper):
+        _pass_zeros(wrapper, -0.0)
+        found = [one.grad for one in wrapper._module_parameters if one.grad is not None]
+        dense = [one.to_dense() if one.is_sparse else one for one in found]
+        parts = [torch.view_as_real(one) if one.is_complex() else one for one in dense]
+        return not all(
+            bool((torch.signbit(one) & (one == 0)).all()) for one in parts if one.numel()
+        )
+
+
+def _pass_zeros(wrapper: Any, zero: float) -> None:
     whole, parameters = wrapper._modules["module"], wrapper._module_parameters
     shares = wrapper.broadcast_buffers
-    with _kept(parameters), torch.enable_grad():
-        wrapper._modules["module"] = _Zeros(whole, parameters)
+    with torch.enable_grad():
+        wrapper._modules["module"] = _Zeros(whole, parameters, zero)
         wrapper.broadcast_buffers = False
         try:
             wrapper.forward().backward()  # not __call__, which would run hooks of the user
@@ -49,8 +71,9 @@ class _Zeros(nn.Module):
     were made.
     """
 
-    def __init__(self, model: nn.Module, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, model: nn.Module, parameters: list[nn.Parameter], zero: float) -> None:
         super().__init__()
+        self._zero = zero
         self._ours = [parameters]  # in a list, so that they are not parameters of this module
         self._sparse = {
             id(one.weight)
@@ -66,20 +89,26 @@ class _Zeros(nn.Module):
                 part = nn.functional.embedding(first, one, sparse=True).sum()
             else:
                 part = (torch.view_as_real(one) if one.is_complex() else one).sum()
-            found = found.to(part.device) + 0 * part.float()
+            found = found.to(part.device) + self._zero * part.float()
         return found
 
 
 @contextmanager
-def _kept(parameters: list[nn.Parameter]) -> Iterator[None]:
+def _kept(wrapper: Any) -> Iterator[None]:
     """Within the block all parameters take part; afterwards their gradients are as they were."""
+    parameters: list[nn.Parameter] = wrapper._module_parameters
     gradients = [(one.grad, one.requires_grad) for one in parameters]
+    # They may lie in the memory through which gradients are exchanged.
+    shared = wrapper.gradient_as_bucket_view
+    values = [one.grad.clone() if shared and one.grad is not None else None for one in parameters]
     for one in parameters:
         one.grad = None
         one.requires_grad_(True)
     try:
         yield
     finally:
-        for one, (gradient, required) in zip(parameters, gradients, strict=True):
+        for one, (gradient, required), value in zip(parameters, gradients, values, strict=True):
             one.requires_grad_(required)
             one.grad = gradient
+            if gradient is not None and value is not None:
+                gradient.copy_(value)

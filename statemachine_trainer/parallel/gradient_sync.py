@@ -18,12 +18,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from statemachine_trainer.parallel.averaging import average, averaging, check_averaged_here
+from statemachine_trainer.parallel.averaging import (
+    average,
+    averaging,
+    check_averaged_here,
+    check_none_averages,
+)
 
 T = TypeVar("T")
 
 _NONE: Final = object()
 _STEP: Final = "_statemachine_trainer_step"
+_AT_ONCE: Final = 250 * 2**20
+"""Bytes of buffers that are sent at once, as torch does."""
 
 
 class GradientSync:
@@ -48,6 +55,11 @@ class GradientSync:
             where there are several ranks.
         mean: Called with the loss that an optimizer evaluates itself. Returns the mean over the ranks,
             so that all of them decide alike. A collective where there are several ranks.
+        leave_out: Called where this rank has no loss for a batch, and others may have one. Returns the loss to
+            go on with; None if the batch is left out.
+        check_left_out: Called before something lasting is made of what the ranks have. Raises an error if they
+            have parted. A collective where there are several ranks.
+        batch: Returns the number of the batch in the run, from 1.
     """
 
     by = ""
@@ -59,6 +71,9 @@ class GradientSync:
     objector: Callable[[bool], int | None] = staticmethod(lambda fine: None if fine else 0)
     largest: Callable[[Sequence[float]], Sequence[float]] = staticmethod(lambda values: values)
     mean: Callable[[torch.Tensor], torch.Tensor] = staticmethod(lambda loss: loss)
+    leave_out: Callable[[], torch.Tensor | None] = staticmethod(lambda: None)
+    check_left_out: Callable[[], None] = staticmethod(lambda: None)
+    batch: Callable[[], int] = staticmethod(lambda: 0)
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -125,6 +140,22 @@ class GradientSync:
         for one in self.module.modules():
             if isinstance(one, DistributedDataParallel):
                 yield one
+
+    @property
+    def can_stand_in(self) -> bool:
+        """Whether a rank without a loss can take part in the exchange of gradients of those that have one."""
+        return False
+
+    def stand_in(self) -> bool:
+        """Take part in the exchange of gradients without any; return whether another rank has some. A collective."""
+        return False
+
+    def check_passes(self) -> None:
+        """Check that no rank is in a backward pass that others do not make, if they are averaged here. A collective.
+
+        Raises:
+            RanksPart: One is.
+        """
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average gradients over the ranks that no backward pass has averaged. A collective."""
@@ -224,7 +255,9 @@ class Ddp(GradientSync):
         self._averages_itself = True
 
         def call(*arguments: Any, **named: Any) -> Any:
-            self.share_buffers()
+            if self.wrapper.broadcast_buffers and any(True for _ in self.module.buffers()):
+                self.check_passes()  # others may still go backward in the batch before
+                self.share_buffers()
             return step(*arguments, **named)
 
         return call
@@ -234,7 +267,7 @@ class Ddp(GradientSync):
         return any(True for _ in super()._wrappers())
 
     def averaging(self) -> AbstractContextManager[None]:
-        return averaging(self.wrapper) if self._averages_itself else nullcontext()
+        return averaging(self.wrapper, self.batch) if self._averages_itself else nullcontext()
 
     def _wrappers(self) -> Iterator[DistributedDataParallel]:
         yield self.wrapper
@@ -250,6 +283,19 @@ class Ddp(GradientSync):
     def check_aside(self, who: str, instead: str) -> None:
         check_averaged_here(self.wrapper, who, instead)
 
+    @property
+    def can_stand_in(self) -> bool:
+        return not (self._averages_itself or self._aside)
+
+    def stand_in(self) -> bool:
+        from statemachine_trainer.parallel.buckets import exchange_nothing
+
+        return exchange_nothing(self.wrapper)
+
+    def check_passes(self) -> None:
+        if self._averages_itself:
+            check_none_averages(self.wrapper, self.batch())
+
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         average(self.wrapper, list(parameters))
 
@@ -259,8 +305,10 @@ class Ddp(GradientSync):
         A collective. With `broadcast_buffers=False` nothing happens.
         """
         if self.wrapper.broadcast_buffers:
-            for buffer in self.module.buffers():
-                dist.broadcast(buffer, 0, group=self.wrapper.process_group)
+            buffers = list(self.module.buffers())
+            if buffers:  # those of one type in one exchange, as the wrapper does
+                torch_dist: Any = dist
+                torch_dist._broadcast_coalesced(self.wrapper.process_group, buffers, _AT_ONCE, 0)
 
 
 class FullyShard(GradientSync):

@@ -35,6 +35,10 @@ class UnsupportedWrapper(StateMachineError):
     """A model is in a wrapper that cuts its parameters up, so that nothing could be saved by name."""
 
 
+class RanksPart(StateMachineError):
+    """One rank does something in a batch that the others do not, and that all have to do together."""
+
+
 class RankLost(StateMachineError):
     """Another rank of the run is gone, or does not answer in the time that `init_process_group` was given.
 

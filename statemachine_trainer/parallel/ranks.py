@@ -86,6 +86,11 @@ class Ranks:
         """Return the ranks that `here` has returned last. No collective, also where the group is broken."""
         return cls._known
 
+    @classmethod
+    def forget(cls) -> None:
+        """Let the next call of `here` make a new group: in this one some ranks wait for others that have gone on."""
+        cls._known = None
+
     def largest(self, values: Sequence[float]) -> list[float]:
         """Return the largest of each value over all ranks, which all pass the same number of values."""
         return self.begin_largest(values)()

@@ -145,8 +145,13 @@ class LightningOptimizerLoop(OptimizerLoop):
             kind = type(slot.optimizer).__name__
             raise SettingError(f"{kind} evaluates the loss itself: set accumulate=1.")
 
+        first = slot.takes_closure
+
         def closure() -> torch.Tensor | None:
-            if not self._call_step():
+            nonlocal first
+            usable = self._evaluated(first=first)
+            first = False
+            if not usable:
                 raise _LeftOut
             self._backward(slot)
             return context.loss

@@ -112,7 +112,7 @@ class ClosureLoop(SteppingLoop):
         slot = context.slots[context.optimizer_idx]
         context.keep_hiddens(to_device(self.hiddens, context.device))
         with slot.others_frozen():
-            usable = self._call_step()
+            usable = self._evaluated(first=not self.answers)
         if not usable and not self.answers:
             self._go_back(slot)
             self._forget()

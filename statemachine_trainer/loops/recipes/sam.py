@@ -116,6 +116,8 @@ class SAMLoop(SteppingLoop):
         self.noise = rng_state(devices_in_use()) if self.same_noise else None
         with slot.others_frozen():
             usable = self._call_step()
+        if self.nonfinite_loss != "skip":  # with which they have just agreed on it
+            usable = self._all_can(usable)
         if not usable:
             return self._turn_done()
         if context.outputs is not None:
@@ -192,6 +194,9 @@ class SAMLoop(SteppingLoop):
         return self._turn_done()
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _leave_out(self) -> None:
+        """Leave it to `forward`: there is no exchange of gradients in which a rank could take part without any."""
 
     @property
     def _slot(self) -> OptimizerSlot:
