@@ -408,8 +408,8 @@ def _label(edge: GraphEdge, change: Change | None) -> str:
     text = f"{SIGNS[change] if change else ''}{edge.event}"
     if edge.guards:
         text += f" [{' and '.join(edge.guards)}]"
-    if edge.receivers:
-        text += f" / {', '.join(edge.receivers)}"
+    if edge.actions or edge.receivers:
+        text += f" / {', '.join((*edge.actions, *edge.receivers))}"
     return text
 
 

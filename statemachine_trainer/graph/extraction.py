@@ -165,6 +165,7 @@ def _edges_from(
                 internal=one.dest is None,
                 error=event.name in errors,
                 receivers=heard.get(f"{path}:{event.name}", ()),
+                actions=tuple(action.__name__ for action in getattr(one, "actions", ())),
             )
 
 

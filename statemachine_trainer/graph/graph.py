@@ -186,7 +186,7 @@ K = TypeVar("K")
 
 # What a person would call a change of a state. `leaving` follows from what is inside.
 COMPARED_IN_STATES = ("kind", "transient", "resting", "initial", "answers", "on_enter", "on_exit")
-COMPARED_IN_EDGES = ("guards", "posted", "internal", "error", "receivers")
+COMPARED_IN_EDGES = ("guards", "posted", "internal", "error", "receivers", "actions")
 
 
 class NoGraph(StateMachineError, TypeError):

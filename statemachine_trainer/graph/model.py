@@ -91,6 +91,7 @@ class GraphEdge:
         internal: Whether the state is neither left nor entered.
         error: Whether an exception takes it; `event` is the name of its type.
         receivers: Receivers of its signal.
+        actions: What is done on the way, as text.
     """
 
     event: str
@@ -101,10 +102,11 @@ class GraphEdge:
     internal: bool = False
     error: bool = False
     receivers: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """The label of the edge in UML notation: `event [guard] / receivers`."""
+        """The label of the edge in UML notation: `event [guard] / actions and receivers`."""
         text = self.event
         if self.posted:
             text += " (posted)"
@@ -114,8 +116,8 @@ class GraphEdge:
             text += " (internal)"
         if self.guards:
             text += f" [{' and '.join(self.guards)}]"
-        if self.receivers:
-            text += f" / {' and '.join(self.receivers)}"
+        if self.actions or self.receivers:
+            text += f" / {' and '.join((*self.actions, *self.receivers))}"
         return text
 
     def to_dict(self) -> dict[str, Any]:

@@ -24,8 +24,9 @@ class NotSCXML(StateMachineError):
 def render(graph: GraphData) -> str:
     """Return the graph as SCXML.
 
-    A loop is a compound state, an exception that takes an edge the event `error.execution.TYPE`, and a condition the
-    name of a function. Paths of states are their ids. Receivers are left out.
+    A loop is a compound state, an exception that takes an edge the event `error.execution.TYPE`, a condition the
+    name of a function, and an action of an edge a script that calls one. Paths of states are their ids. Receivers
+    are left out.
     """
     ElementTree.register_namespace("", _SCXML)
     ElementTree.register_namespace("smt", _OURS)
@@ -91,6 +92,11 @@ def _add_edge(state: ElementTree.Element, edge: GraphEdge) -> None:
         one.set(_our("guards"), _BETWEEN.join(edge.guards))
     if edge.posted:
         one.set(_our("posted"), "true")
+    if edge.actions:
+        one.set(_our("actions"), _BETWEEN.join(edge.actions))
+        named = [f"{name}();" for name in edge.actions if name.isidentifier()]
+        if named:
+            ElementTree.SubElement(one, _tag("script")).text = " ".join(named)
 
 
 def _state(one: ElementTree.Element) -> GraphState:
@@ -111,6 +117,7 @@ def _edges(state: ElementTree.Element) -> list[GraphEdge]:
     found = []
     for one in state.findall(_tag("transition")):
         event, target, guards = one.attrib["event"], one.get("target"), one.get(_our("guards"))
+        actions = one.get(_our("actions"))
         found.append(
             GraphEdge(
                 event.removeprefix(_ERROR),
@@ -120,6 +127,7 @@ def _edges(state: ElementTree.Element) -> list[GraphEdge]:
                 posted=one.get(_our("posted")) == "true",
                 internal=target is None,
                 error=event.startswith(_ERROR),
+                actions=() if actions is None else tuple(actions.split(_BETWEEN)),
             )
         )
     return found

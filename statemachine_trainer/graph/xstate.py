@@ -22,8 +22,8 @@ class NotXState(StateMachineError):
 def render(graph: GraphData) -> str:
     """Return the graph as JSON that `createMachine` takes.
 
-    A loop is a state with states, an exception that takes an edge the event `error.TYPE`, and a condition the name of
-    a guard. Targets are paths below the id of the root. Receivers are left out.
+    A loop is a state with states, an exception that takes an edge the event `error.TYPE`, a condition the name of
+    a guard, and an action that of an action. Targets are paths below the id of the root. Receivers are left out.
     """
     machine = {
         "id": f"{graph.name}-machine",
@@ -78,6 +78,8 @@ def _edge(edge: GraphEdge) -> dict[str, Any]:
             found["reenter"] = True
     if edge.guards:
         found["guard"] = " and ".join(edge.guards)
+    if edge.actions:
+        found["actions"] = [*edge.actions]
     flags = {name: True for name in ("posted", "error") if getattr(edge, name)}
     guards = {"guards": [*edge.guards]} if edge.guards else {}
     inside = {"target": edge.target} if edge.internal else {}
@@ -109,6 +111,7 @@ def _read_edges(path: str, said: Mapping[str, Any]) -> Iterator[GraphEdge]:
                 posted=meta.get("posted", False),
                 internal="target" in meta,
                 error=error,
+                actions=tuple(one.get("actions", ())),
             )
     for name, inside in said.get("states", {}).items():
         yield from _read_edges(f"{path}.{name}", inside)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from transitions.extensions.nesting import HierarchicalMachine, NestedState, NestedTransition
 
-from statemachine_trainer.machine.declaration import Guard
+from statemachine_trainer.machine.declaration import Action, Guard, Transition
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.plan import END, LoopPlan
 from statemachine_trainer.machine.verify import plan_tree
@@ -25,9 +25,20 @@ class ChartTransition(NestedTransition):
 
     The library does not leave a state on a transition to a state inside it. Here the loop is left
     and entered again, and the entry point only says where it begins.
+
+    Attributes:
+        actions: What is done between the exits and the entries.
     """
 
+    def __init__(self, *args: Any, actions: Sequence[EdgeAction] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.actions = tuple(actions)
+
     def _resolve_transition(self, event_data: Any) -> Any:
+        tree, exits, enters = self._resolved(event_data)
+        return tree, [*exits, *self.actions], enters
+
+    def _resolved(self, event_data: Any) -> Any:
         dest: str | None = self.dest
         if dest is None or not leads_inside(self.source, dest):
             return super()._resolve_transition(event_data)
@@ -180,6 +191,7 @@ class Chart(HierarchicalMachine):
                 None if one.dest is None else self._entered(plan, one.dest, one.event),
                 conditions=[test for test, expected in guards if expected],
                 unless=[test for test, expected in guards if not expected],
+                actions=[_as_action(plan, one, action) for action in one.actions],
             )
 
     def _entered(self, plan: LoopPlan, dest: str, event: str) -> str:
@@ -200,6 +212,29 @@ class Condition:
 
     def __call__(self, _event: Any = None) -> bool:
         return bool(self.test())
+
+
+class EdgeAction:
+    """An action of a transition. An error in it says of which one."""
+
+    def __init__(self, work: Callable[[], object], label: str, edge: str) -> None:
+        self.work = work
+        self.edge = edge
+        self.__name__ = label
+
+    def __call__(self) -> None:
+        try:
+            self.work()
+        except BaseException as error:
+            error.add_note(f"Raised by the action {self.__name__!r} of {self.edge}.")
+            raise
+
+
+def _as_action(plan: LoopPlan, one: Transition, action: Action) -> EdgeAction:
+    work = getattr(plan.loop, action.work) if isinstance(action.work, str) else action.work
+    to = "" if one.dest is None else f" to {one.dest!r}"
+    edge = f"the transition on {one.event!r} from {one.source!r}{to} of loop {plan.path!r} ({plan.kind})"
+    return EdgeAction(work, str(action), edge)
 
 
 def _as_condition(loop: Loop, guard: Guard) -> tuple[Condition, bool]:

@@ -18,7 +18,7 @@ Declared = Sequence[Any] | Mapping[str, Any]
 
 ANY_STATE: Final = "*"
 SAME_STATE: Final = "="
-_KEYS: Final = ("trigger", "source", "dest", "conditions", "unless")
+_KEYS: Final = ("trigger", "source", "dest", "conditions", "unless", "actions")
 _ERROR_KEYS: Final = ("error", *_KEYS[1:])
 
 
@@ -35,6 +35,16 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class Action:
+    """Something that is done on the way along a transition: name of a method of the loop, or a callable."""
+
+    work: str | Callable[[], object]
+
+    def __str__(self) -> str:
+        return self.work if isinstance(self.work, str) else getattr(self.work, "__name__", "action")
+
+
+@dataclass(frozen=True, slots=True)
 class Transition:
     """One declared transition between two states of one loop (`dest` None: an internal one)."""
 
@@ -46,6 +56,7 @@ class Transition:
     """Whether the source comes from `"*"` and was not named."""
     error: type[Exception] | None = None
     """The type of the exceptions that take it; None for a transition on an event."""
+    actions: tuple[Action, ...] = ()
 
 
 def plain_text(name: Any) -> Any:
@@ -83,10 +94,10 @@ def read_transitions(
 
     Args:
         owner: The loop class, for messages.
-        declared: Lists `[event, source, dest]` (then `conditions`, `unless`) or dicts with the keys
-            `trigger`, `source`, `dest`, `conditions`, `unless`: the convention of the library
-            `transitions`. A source may be a list of states or `"*"`, a dest `"="` (the source) or
-            None (an internal transition).
+        declared: Lists `[event, source, dest]` (then `conditions`, `unless`, `actions`) or dicts with
+            the keys `trigger`, `source`, `dest`, `conditions`, `unless`, `actions`: the convention of the
+            library `transitions`, with the actions of statecharts. An event may be a list of events, a
+            source a list of states or `"*"`, a dest `"="` (the source) or None (an internal transition).
         states: The states that `"*"` stands for.
 
     Raises:
@@ -110,10 +121,10 @@ def read_errors(
 
     Args:
         owner: The loop class, for messages.
-        declared: Lists `[type, source, dest]` (then `conditions`, `unless`) or dicts with the keys
-            `error`, `source`, `dest`, `conditions`, `unless`. Sources and dests are as in
-            `transitions`, but `"*"` leaves out the dest: a state that recovers does not recover
-            from itself unless it is named.
+        declared: Lists `[type, source, dest]` (then `conditions`, `unless`, `actions`) or dicts with
+            the keys `error`, `source`, `dest`, `conditions`, `unless`, `actions`. A type may be a list
+            of types. Sources and dests are as in `transitions`, but `"*"` leaves out the dest: a
+            state that recovers does not recover from itself unless it is named.
         states: The states that `"*"` stands for.
 
     Raises:
@@ -129,12 +140,30 @@ def read_errors(
     found = []
     for entry in declared:
         where = f"{owner.__name__}.errors, entry {entry!r}"
-        kind, *others = _parts(where, entry, _ERROR_KEYS)
-        _check_error_type(where, kind)
-        for one in _expand(owner, [kind.__name__, *others], states, where):
-            if not (one.implied and one.dest == one.source and others[1] != SAME_STATE):
-                found.append(replace(one, error=kind))
+        kinds, *others = _parts(where, entry, _ERROR_KEYS)
+        for kind in _several(where, kinds, "types of exceptions"):
+            _check_error_type(where, kind)
+            for one in _expand(owner, [kind.__name__, *others], states, where):
+                if not (one.implied and one.dest == one.source and others[1] != SAME_STATE):
+                    found.append(replace(one, error=kind))
     return found
+
+
+def _several(where: str, given: Any, what: str) -> Sequence[Any]:
+    """Return the parts of a list, or the only one.
+
+    Raises:
+        MalformedTransition: The list is empty, or names something twice.
+    """
+    if isinstance(given, tuple | set | frozenset):
+        raise MalformedTransition(f"{where}: write several {what} as a list: {[*given]}.")
+    if not isinstance(given, list):
+        return (given,)
+    if not given:
+        raise MalformedTransition(f"{where}: the list of {what} is empty.")
+    if twice := [one for index, one in enumerate(given) if one in given[:index]]:
+        raise MalformedTransition(f"{where}: {twice[0]!r} is in the list of {what} twice.")
+    return given
 
 
 def _check_error_type(where: str, kind: object) -> None:
@@ -166,16 +195,17 @@ def _expand(
     owner: type, entry: Declared, states: Sequence[str], where: str = ""
 ) -> Iterable[Transition]:
     where = where or f"{owner.__name__}.transitions, entry {entry!r}"
-    event, source, dest, conditions, unless = _parts(where, entry)
-    event, source, dest = plain_text(event), plain_text(source), plain_text(dest)
-    for one in (event, dest, *(source if isinstance(source, list | tuple) else (source,))):
+    events, source, dest, conditions, unless, actions = _parts(where, entry)
+    events = [plain_text(one) for one in _several(where, events, "events")]
+    source, dest = plain_text(source), plain_text(dest)
+    for one in (*events, dest, *(source if isinstance(source, list | tuple) else (source,))):
         _refuse_enum(one, where, MalformedTransition)
     every = source == ANY_STATE
     sources = states if every else [source] if isinstance(source, str) else source
     if not isinstance(sources, Sequence) or not (sources or every):
         raise MalformedTransition(f"{where}: the source is a state, a list of states or '*'.")
     sources = [plain_text(one) for one in sources]
-    texts = [event, *sources] + ([] if dest is None else [dest])
+    texts = [*events, *sources] + ([] if dest is None else [dest])
     if not all(isinstance(text, str) for text in texts):
         raise MalformedTransition(
             f"{where}: event, source and dest must be names of an event and of states."
@@ -186,8 +216,11 @@ def _expand(
         *_guards(where, conditions, expected=True),
         *_guards(where, unless, expected=False),
     )
-    for one in sources:
-        yield Transition(event, one, one if dest == SAME_STATE else dest, guards, every)
+    done = tuple(_actions(where, actions))
+    for event in events:
+        for one in sources:
+            to = one if dest == SAME_STATE else dest
+            yield Transition(event, one, to, guards, every, actions=done)
 
 
 def _refuse_enum(name: object, where: str, error: type[Exception]) -> None:
@@ -200,22 +233,23 @@ def _refuse_enum(name: object, where: str, error: type[Exception]) -> None:
 
 
 def _parts(where: str, entry: Declared, keys: Sequence[str] = _KEYS) -> Sequence[Any]:
-    """Return event (or type of error), source, dest, conditions and unless of an entry."""
+    """Return event (or type of error), source, dest, conditions, unless and actions of an entry."""
     form = "[type, source, dest]" if keys is _ERROR_KEYS else "[event, source, dest]"
     if not isinstance(entry, list | tuple) and isinstance(entry, Mapping):
         if extra := sorted(set(entry) - set(keys)):
             raise MalformedTransition(
-                f"{where}: unknown key {extra[0]!r}. Known are {', '.join(keys)}; for callbacks "
-                "before or after a transition subscribe to its signal."
+                f"{where}: unknown key {extra[0]!r}. Known are {', '.join(keys)}. What is to be done on "
+                "the way, between the exit of the source and the entry of the dest, goes into "
+                "`actions`; what only listens subscribes to the signal of the transition."
             )
         if missing := [key for key in keys[:3] if key not in entry]:
             raise MalformedTransition(f"{where}: the key {missing[0]!r} is missing.")
         return [entry.get(key) for key in keys]
     if isinstance(entry, str) or not isinstance(entry, Sequence):
         raise MalformedTransition(f"{where}: write {form} or a dict.")
-    if not 3 <= len(entry) <= 5:
-        raise MalformedTransition(f"{where}: write {form}, then conditions and unless.")
-    return [*entry, None, None][:5]
+    if not 3 <= len(entry) <= len(keys):
+        raise MalformedTransition(f"{where}: write {form}, then conditions, unless and actions.")
+    return [*entry, None, None, None][: len(keys)]
 
 
 def _guards(where: str, tests: Any, *, expected: bool) -> Iterable[Guard]:
@@ -225,6 +259,13 @@ def _guards(where: str, tests: Any, *, expected: bool) -> Iterable[Guard]:
                 f"{where}: a condition is the name of a method or a callable."
             )
         yield Guard(plain_text(test), expected)
+
+
+def _actions(where: str, given: Any) -> Iterable[Action]:
+    for one in () if given is None else given if isinstance(given, list | tuple) else (given,):
+        if not isinstance(one, str) and not callable(one):
+            raise MalformedTransition(f"{where}: an action is the name of a method or a callable.")
+        yield Action(plain_text(one))
 
 
 def declared_names(declared: Iterable[Any], initial: str | None) -> list[str]:

@@ -92,7 +92,9 @@ class Loop(HasSettings):
 
     Attributes:
         initial: Name of the first state.
-        transitions: `[event, source, dest]`, in the convention of the library `transitions`.
+        transitions: `[event, source, dest]`, in the convention of the library `transitions`; then
+            conditions, `unless`, and actions, which are done between the exit of the source and the
+            entry of the dest. An event may be a list of events.
         outcomes: Events that may leave this loop. Required for the root of a machine. Elsewhere the
             transitions of the parent decide, and `outcomes` narrows them.
         entries: Entry points: `{event: state}` makes a transition on that event into this loop

@@ -115,12 +115,15 @@ class Edge:
         quiet: Those steps that are not signals, in order.
         guards: Conditions, each with the result that it must give.
         otherwise: The edge to try when a guard refuses.
-        heard: Whether one of the signals has receivers.
+        acts: Whether it has actions of its own.
+        heard: Whether one of the signals has receivers, or it has actions: its steps are done one by one.
         calls: The calls of receivers, if the edge does nothing else; empty without receivers. None
             if the edge has guards or resets.
     """
 
-    __slots__ = ("calls", "guards", "heard", "moment", "otherwise", "quiet", "steps", "target")
+    __slots__ = (
+        "acts", "calls", "guards", "heard", "moment", "otherwise", "quiet", "steps", "target",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -136,7 +139,7 @@ class Edge:
         self.quiet = tuple(step for step in steps if not isinstance(step, Emission))
         self.guards = guards
         self.otherwise = otherwise
-        self.heard = False
+        self.acts = self.heard = False
         self.calls: Calls | None = None
 
     def emissions(self) -> list[Emission]:
@@ -148,7 +151,7 @@ class Edge:
 
         def refresh() -> None:
             emissions = self.emissions()
-            self.heard = any(one.signal.receivers for one in emissions)
+            self.heard = self.acts or any(one.signal.receivers for one in emissions)
             self.calls = None if self.guards or self.quiet else Calls.of(emissions)
             if source is not None:
                 source.forget()
@@ -428,8 +431,9 @@ class Program:
                 steps.append(self._emission(path, EXIT, event, leaf, target))
                 if event in self._error_names and path in self._loops:
                     steps.append(self._loops[path].abandon)
-            if target != END:
-                steps += self._enter(target, kept, event, leaf, target)
+        steps += transition.actions
+        if dest is not None and target != END:
+            steps += self._enter(target, kept, event, leaf, target)
         steps.append(self._emission(source, event, event, leaf, target))
         if target == END:
             steps.append(partial(self._ended, event))
@@ -437,7 +441,9 @@ class Program:
             (_plain(condition.func), condition.target) for condition in transition.conditions
         )
         moment = Moment(source, event, event, leaf, target)
-        return Edge(self.nodes.get(target), moment, steps, guards, otherwise)
+        found = Edge(self.nodes.get(target), moment, steps, guards, otherwise)
+        found.acts = bool(transition.actions)
+        return found
 
     def _enter(
         self, path: str, kept: int, event: str | None, source: str | None, target: str
@@ -491,7 +497,9 @@ def wire(
             signal = signals[f"{path}:{event.name}"]
             for transition in found:
                 transition.before = [way.begin]
-                transition.after = [partial(way.emit, signal, sender, path, event.name)]
+                inside = transition.actions if transition.dest is None else ()
+                actions = [partial(_ignoring_event, action) for action in inside]
+                transition.after = [*actions, partial(way.emit, signal, sender, path, event.name)]
 
 
 class _Way:

@@ -134,11 +134,19 @@ def _plan(loop: Loop, path: str, seen: dict[int, str], *, interrupted: bool) -> 
             plan.inside[state] = _plan(inside[state], here, seen, interrupted=left)
         else:
             plan.answers[state] = _read_state(loop, state, here)
-    guards = {str(guard.test) for t in plan.transitions for guard in t.guards}
-    check_left_out(type(loop), path, states, guards)
+    named = {str(guard.test) for t in plan.transitions for guard in t.guards}
+    named |= {str(action.work) for t in plan.transitions for action in t.actions}
+    check_left_out(type(loop), path, states, named)
     check_hooks(type(loop), path, states, [t.event for t in plan.transitions])
     _narrow_wildcards(plan)
-    for check in (_check_guards, _check_entries, _check_events, _check_errors, _check_reachable):
+    for check in (
+        _check_guards,
+        _check_actions,
+        _check_entries,
+        _check_events,
+        _check_errors,
+        _check_reachable,
+    ):
         check(plan)
     if not interrupted:
         _check_way_out(plan)
@@ -265,6 +273,27 @@ def _check_guards(plan: LoopPlan) -> None:
                     f"{suggest(str(guard.test), methods_of(type(plan.loop)))}"
                 )
             _check_call(test, f"{what} in {where}")
+
+
+def _check_actions(plan: LoopPlan) -> None:
+    """Refuse actions that cannot be called, or that keep what is not saved."""
+    where = f"loop {plan.path!r} ({plan.kind})"
+    for one in plan.transitions:
+        for action in one.actions:
+            what = f"The action {str(action)!r} of {one.event!r} from {one.source!r}"
+            name = action.work
+            work = getattr(plan.loop, name, None) if isinstance(name, str) else name
+            if not callable(work):
+                methods = methods_of(type(plan.loop))
+                raise UnknownState(f"{what} is no method of {where}. {suggest(str(name), methods)}")
+            if name in plan.states:
+                raise MalformedTransition(
+                    f"{what} in {where} is a state. A state does its work when the machine stands at it; "
+                    "put what both need into a method of its own."
+                )
+            _check_call(work, f"{what} in {where}")
+            if isinstance(name, str):
+                check_state(work, plan.loop, f"{plan.path}{SEPARATOR}{name}")
 
 
 def _check_entries(plan: LoopPlan) -> None:

@@ -38,9 +38,20 @@ class Leaving(BatchLoop):
     errors = [[Bad, "optimizer", "batch_split"]]
 
 
+class Counting(BatchLoop):
+    """Has an edge with two events and two actions."""
+
+    errors = [[[Bad, ValueError], "optimizer", "batch_split", None, None, ["count", print]]]
+    counted: int = 0
+
+    def count(self) -> None:
+        self.counted += 1
+
+
 GRAPHS: dict[str, GraphData] = {
     "fit": Trainer(max_epochs=1, progress=False).graph(),
     "errors": graph_of(FitLoop(epoch=EpochLoop(batch=Leaving())), "fit"),
+    "actions": graph_of(FitLoop(epoch=EpochLoop(batch=Counting())), "fit"),
     "recovering": graph_of(FitLoop(epoch=EpochLoop(batch=RecoverLoop())), "fit"),
     "sam": graph_of(BatchLoop(optimizer=SAMLoop()), "batch"),
     "kfold": graph_of(KFoldLoop(folds=3, fit=FitLoop(max_epochs=1)), "kfold"),
