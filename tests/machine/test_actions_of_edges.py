@@ -50,14 +50,15 @@ class Outer(Loop):
         self.rounds += 1
 
 
-def begun(loop: Loop, name: str) -> Driver:
+def begun(loop: Loop, name: str) -> Any:
     driver = Driver(loop, name=name)
     driver.start()
     return driver
 
 
 def test_actions_are_done_between_the_exits_and_the_entries() -> None:
-    driver, seen = begun(Outer(), "outer"), []
+    driver = begun(Outer(), "outer")
+    seen: list[Any] = []
 
     def hear(_sender: Any, moment: Any) -> None:
         seen.append((moment.signal, driver.root.rounds))
@@ -93,7 +94,8 @@ def test_an_internal_edge_does_its_actions_where_the_machine_stands() -> None:
 
 
 def test_the_library_does_them_in_the_same_place() -> None:
-    driver, seen = begun(Outer(), "outer"), []
+    driver = begun(Outer(), "outer")
+    seen: list[Any] = []
     driver.run(until="outer.inner.count:enter")
     driver.board.on("outer.inner:exit", lambda _s, moment: seen.append(driver.root.rounds))
     driver.board.on("outer.check:enter", lambda _s, moment: seen.append(driver.root.rounds))
@@ -117,7 +119,8 @@ class Failing(Outer):
 
 
 def test_an_error_in_an_action_names_its_edge_and_the_rest_of_the_edge_is_done_later() -> None:
-    driver, entered = begun(Failing(), "outer"), []
+    driver = begun(Failing(), "outer")
+    entered: list[Any] = []
     driver.board.on("outer.check:enter", lambda _sender, moment: entered.append(driver.root.rounds))
     with pytest.raises(RuntimeError, match="no room") as caught:
         driver.run()
