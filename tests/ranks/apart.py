@@ -16,7 +16,6 @@ from torch.utils.data import TensorDataset
 from statemachine_trainer import Trainer, YieldingLoop
 from statemachine_trainer.loops.compiled import CompiledStep
 from tests.ranks.together import (
-    DATA,
     INPUTS,
     RANK,
     Task,
@@ -162,19 +161,20 @@ def a_wrapper_with_a_hook() -> Any:
     return refused(model)
 
 
-def compiled(name: str, make: Callable[[], nn.Module], **settings: Any) -> Any:
+def compiled(
+    name: str, make: Callable[[], nn.Module], backend: Any = "eager", **settings: Any
+) -> Any:
     """Fit with a compiled step, and without; how much was left out by the compiler."""
     loops: list[CompiledStep] = []
-    for_loop = {name: value for name, value in settings.items() if name != "data"}
+    of_fit = {name: settings.pop(name) for name in ("data", "wrapper") if name in settings}
 
     def loop() -> Any:
-        loops.append(CompiledStep(backend="eager", differs="raise", **for_loop))
+        loops.append(CompiledStep(backend=backend, differs="raise", **settings))
         return {"optimizer": loops[-1]}
 
-    data = settings.get("data", DATA)
-    ours = fitted(name, make, loop=loop, data=data)
+    ours = fitted(name, make, loop=loop, **of_fit)
     assert all(one.graphs and one.eager is None for one in loops), "nothing was compiled"
-    return [ours, fitted(f"{name}-plain", make, **settings)]
+    return [ours, fitted(f"{name}-plain", make, **of_fit, **settings)]
 
 
 class Plain(Task):
