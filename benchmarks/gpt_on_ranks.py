@@ -277,6 +277,10 @@ def main() -> None:
         here(size, given.folder)
         return
     given.folder.mkdir(parents=True, exist_ok=True)
+    if any(given.folder.iterdir()):
+        parser.error(
+            f"{given.folder} is not empty, and its runs would be resumed: give a new folder"
+        )
     options = [text for name, value in vars(size).items() for text in (f"--{name}", str(value))]
     assert launch(RANKS, given.folder, options) != 0, "nothing was killed"
     assert launch(AFTER, given.folder, options) == 0
