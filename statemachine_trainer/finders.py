@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.data.makers import is_maker, made_by
@@ -18,8 +19,10 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.samples import is_out_of_memory
 from statemachine_trainer.loops.settings_checks import number, refuse, whole_number
 from statemachine_trainer.loops.untouched import untouched
+from statemachine_trainer.parallel.gradient_sync import is_cut_up, settle
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.parallel.wrappers import see_through
+from statemachine_trainer.snapshot.ranked import do_together
 from statemachine_trainer.trainer import Trainer
 
 _SMOOTH: Final = 0.9
@@ -93,6 +96,9 @@ def find_learning_rate(
     Afterwards the model, the data, an optimizer and all generators are as they were, to the bit. The rate of all groups
     of parameters is set. Validation, checkpoints and schedulers have no part in it.
 
+    All ranks of a run call it together, with the model as `fit` gets it: they take the same steps, and find the same by
+    the mean of their losses.
+
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
 
     Args:
@@ -151,6 +157,9 @@ def find_batch_size(
     Afterwards the model, the data, an optimizer and all generators are as they were, to the bit. Leave some room: other
     samples, the validation, or pieces of memory that lie apart may need more.
 
+    All ranks of a run call it together. Each tries the model by itself, without its wrapper, so that none waits for one
+    whose memory has run out. What fits is what fits at all of them, and is the batch size of each.
+
     Args:
         model: As for `fit`.
         train: A `DataLoader` over a data set with a length; its collate function, workers and so on are taken over.
@@ -162,7 +171,8 @@ def find_batch_size(
         **settings: Of the `Trainer`, such as `accumulate`, `device` and `precision`.
 
     Raises:
-        SettingError: A setting out of its range, lazy layers, or `start` does not fit.
+        SettingError: A setting out of its range, lazy layers, or `start` does not fit. Or several ranks exchange
+            something within a forward pass: parts of parameters, or what layers see.
         BadSource: Something of its own chooses samples or batches.
     """
     name = "find_batch_size"
@@ -173,18 +183,29 @@ def find_batch_size(
         refuse(
             name, "train", type(loader).__name__, "give a DataLoader over a data set with a length."
         )
-    largest = len(loader.dataset)
+    ranks, (plain, _) = Ranks.here(), see_through(model)
+    if ranks is not None:
+        _refuse_exchanges(plain)
+    largest = _samples(loader, ranks)
     if most is not None:
         largest = min(largest, whole_number(name, "most", most, 1))
     if size > largest:
         refuse(name, "start", start, f"use a size up to {largest}.")
 
     def fits(tried: int) -> bool:
-        with untouched(model, loader, optimizer):
+        if ranks is None:
+            return fits_here(tried)
+        found: list[bool] = []
+        with Ranks.apart():
+            do_together(ranks, lambda: found.append(fits_here(tried)))
+        return ranks.objector(found[0]) is None
+
+    def fits_here(tried: int) -> bool:
+        with untouched(plain, loader, optimizer):
             other = reloaded(loader, loader.dataset, batch_size=tried)
         enough = {"max_batches": steps, "limit_train_batches": max(1, largest // tried)}
         try:
-            _train(name, model, other, loss, optimizer, settings, None, **enough)
+            _train(name, plain, other, loss, optimizer, settings, None, **enough)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -197,7 +218,8 @@ def find_batch_size(
 
     if not fits(size):
         raise SettingError(
-            f"find_batch_size: a batch of {size} does not fit. Begin with a smaller start=."
+            f"find_batch_size: a batch of {size} does not fit{'' if ranks is None else ' at one of the ranks'}. "
+            "Begin with a smaller start=."
         )
     good, bad = size, largest + 1
     while good < largest and bad > largest:
@@ -238,7 +260,8 @@ class _Sweep:
         for group in context.optimizers[0].param_groups:
             rate, now = group["lr"], self._rates[done]
             group["lr"] = torch.full_like(rate, now) if isinstance(rate, torch.Tensor) else now
-        self._note(float("nan") if context.loss is None else float(context.loss.detach()))
+        loss = context.loss
+        self._note(float("nan") if loss is None else float(context.steps.sync.mean(loss.detach())))
         if not math.isfinite(self.smooth[-1]) or self.smooth[-1] > self._diverged * abs(
             self._lowest
         ):
@@ -267,14 +290,11 @@ def _train(
         raise SettingError(
             f"{name}({taken[0]}=...): this is set by the search itself. Leave it out."
         )
-    if Ranks.here() is not None:
-        raise SettingError(
-            f"{name} searches in one process. Call it without torchrun, and give all ranks what it finds."
-        )
     plain, _ = see_through(model)
     trainer = Trainer(
         callbacks=[] if callback is None else [callback], progress=False, **settings, **limits
     )
+    settle(plain)
     with untouched(plain, train, optimizer):
         given = {"loss": loss, "optimizer": optimizer}
         try:
@@ -283,6 +303,31 @@ def _train(
             context = trainer.driver.context
             if context is not None and context.train is not None:
                 context.train.shutdown()
+
+
+def _samples(loader: DataLoader[Any], ranks: Ranks | None) -> int:
+    """Return how many samples a pass has, at each rank."""
+    if ranks is None:
+        return len(loader.dataset)  # type: ignore[arg-type]
+    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    mine = len(sampler) if hasattr(sampler, "__len__") else len(loader.dataset)  # type: ignore[arg-type]
+    return -int(ranks.largest([-mine])[0])
+
+
+def _refuse_exchanges(model: nn.Module) -> None:
+    """Refuse a model that exchanges something within its passes: a rank without memory would keep others waiting."""
+    what = None
+    if any(is_cut_up(one) for one in model.parameters()):
+        what = "its parameters are cut up among the ranks, which exchange parts of them"
+    elif any(isinstance(one, DistributedDataParallel) for one in model.modules()):
+        what = "networks inside of it are in DistributedDataParallel"
+    elif any(isinstance(one, nn.SyncBatchNorm) for one in model.modules()):
+        what = "it has a SyncBatchNorm"
+    if what is not None:
+        raise SettingError(
+            f"find_batch_size lets each rank try {type(model).__name__} by itself, and {what}. Try sizes in short fits "
+            "of your own, or search with a model that is in no wrapper, in one process."
+        )
 
 
 def _refuse_manual(model: nn.Module) -> None:

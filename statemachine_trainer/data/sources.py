@@ -12,6 +12,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -203,6 +204,14 @@ def reloaded(
         return DataLoader(dataset, batch_size=size, **kept)
     if batches is not None and not grouped:
         raise _cannot_reload(f"its {type(batches).__name__} chooses the batches")
+    if type(sampler) is DistributedSampler and dataset is loader.dataset:
+        return DataLoader(
+            dataset,
+            batch_size=size,
+            sampler=sampler,
+            drop_last=batches.drop_last if grouped else False,
+            **kept,
+        )
     if type(sampler) not in (RandomSampler, SequentialSampler):
         raise _cannot_reload(f"its {type(sampler).__name__} chooses the samples")
     seen, whole = len(sampler.data_source), len(loader.dataset)  # type: ignore[arg-type]

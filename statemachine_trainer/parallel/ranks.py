@@ -11,8 +11,8 @@ import os
 import secrets
 import socket
 from array import array
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, ClassVar, TypeAlias, cast
 from weakref import ref
@@ -38,6 +38,7 @@ class Ranks:
     """
 
     _known: ClassVar[Ranks | None] = None
+    _apart: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
@@ -79,7 +80,19 @@ class Ranks:
     @staticmethod
     def are_up() -> bool:
         """Return whether a process group of more than one process is initialised. No collective."""
+        if Ranks._apart:
+            return False
         return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+    @staticmethod
+    @contextmanager
+    def apart() -> Iterator[None]:
+        """Within the block this process trains as if it were alone, and waits for no other rank."""
+        before, Ranks._apart = Ranks._apart, True
+        try:
+            yield
+        finally:
+            Ranks._apart = before
 
     @classmethod
     def known(cls) -> Ranks | None:
