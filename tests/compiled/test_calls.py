@@ -15,7 +15,7 @@ from tests.compiled.test_coverage import OF_THE_TABLE
 from tests.compiled.test_given_up import calls_of_ten_steps
 from tests.performance.test_call_counts import Batch, Classifier
 
-MOST_CALLS = 26
+MOST_CALLS = 22
 """Python calls of this library in a step, those that look whether all is as it was when it was compiled included."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any, Final
@@ -21,7 +21,7 @@ _END: Final = (object(),)
 """Ends a series of values, so that no longer one is taken for it."""
 
 _params: Final = itemgetter("params")
-_values: Final = dict.values
+_each_of: Final = chain.from_iterable
 _pointer: Final = Tensor.data_ptr
 _backward_hooks: Final = attrgetter("_backward_hooks")
 _accumulate_hooks: Final = attrgetter("_post_accumulate_grad_hooks")
@@ -89,22 +89,30 @@ class Binding:
 
     def holds(self) -> bool:
         """Tell whether the optimizer is as it was; learning rates are brought up to date."""
-        optimizer = self.optimizer
+        optimizer, parameters = self.optimizer, self.parameters
+        groups, states = optimizer.param_groups, optimizer.state.values()
         try:
             # Objects are compared by identity first, so this costs little.
-            alike = (optimizer.param_groups == self._groups or self._only_rates_differ()) and [
-                *optimizer.state.values()
-            ] == self._state
+            if not (groups == self._groups or self._only_rates_differ()):
+                return False
+            if [*states] != self._state:
+                return False
         except RuntimeError:  # tensors of several elements are not the same ones
             return False
+        # Parameters may lie elsewhere, and share memory. And equal tensors of one element are
+        # equal for Python, too: these are told apart by where they lie.
+        placed = _each_of(map(_params, groups))
+        if self._single is not None:
+            placed = chain(placed, self._single(states))
         return (
-            alike
-            # Parameters may lie elsewhere, and share memory. And equal tensors of one element are
-            # equal for Python, too: these are told apart by where they lie.
-            and [*map(_pointer, self._placed())] == self._pointers
-            and not any(map(_backward_hooks, self.parameters))
-            and not any(map(_accumulate_hooks, self.parameters))
-            and not any(self._node_hooks)
+            [*map(_pointer, placed)] == self._pointers
+            and not any(
+                chain(
+                    map(_backward_hooks, parameters),
+                    map(_accumulate_hooks, parameters),
+                    self._node_hooks,
+                )
+            )
             and (not self._rated or self._rates_are_the_same())
             and self.code.holds()
             and (self._text is None or _text(self.optimizer) == self._text)
@@ -124,15 +132,8 @@ class Binding:
         groups = self.optimizer.param_groups
         self._groups = [{**group, "params": [*group["params"]]} for group in groups]
         self._state = [dict(entries) for entries in self.optimizer.state.values()]
-        self._pointers = [*map(_pointer, self._placed())]
-
-    def _placed(self) -> Iterator[Tensor]:
-        """Return the parameters, and what has one element in the state."""
-        optimizer = self.optimizer
-        parameters = chain.from_iterable(map(_params, optimizer.param_groups))
-        if self._single is None:
-            return parameters
-        return chain(parameters, self._single(optimizer.state.values()))
+        singles = () if self._single is None else self._single(self.optimizer.state.values())
+        self._pointers = [*map(_pointer, chain(self.parameters, singles))]
 
     def _keys_of_singles(self) -> Callable[[Iterable[Any]], Iterable[Tensor]] | None:
         """Return what finds the tensors of one element in the state; None if there are none."""

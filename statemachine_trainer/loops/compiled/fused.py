@@ -47,6 +47,7 @@ class FusedStep:
         self.optimizer = slot.optimizer
         self.model = context.model
         self.surroundings = private.surroundings()
+        self._before, self._after = self.surroundings.step_hooks
         self.binding: Binding | None = None
         precision = context.precision
         self.autocast = (
@@ -60,10 +61,6 @@ class FusedStep:
         self._options = options
         self._captures: list[Capture] = []
         self._one = torch.ones((), device=context.device)
-
-    def is_of(self, slot: OptimizerSlot, model: nn.Module) -> bool:
-        """Tell whether it was made for this optimizer and this module."""
-        return self.slot is slot and self.optimizer is slot.optimizer and self.model is model
 
     def find(self, arguments: Arguments) -> Capture | None:
         """Return the capture that holds for arguments; the one used last is tried first."""
@@ -153,5 +150,6 @@ class FusedStep:
             self.shows_gradients
             or known.get("_optimizer_step_pre_hooks")
             or known.get("_optimizer_step_post_hooks")
-            or any(self.surroundings.step_hooks)
+            or self._before
+            or self._after
         )

@@ -45,7 +45,7 @@ class Watch:
 
     def holds(self) -> bool:
         """Tell whether names stand for what they stood for, and there is no new hook."""
-        return not any(self._bare) and self._lookups.hold()
+        return not any(self._bare) and (self._lookups.unchanged() or self._lookups.hold())
 
 
 def catching(read: Sequence[CodeType], model: nn.Module) -> CodeType | None:

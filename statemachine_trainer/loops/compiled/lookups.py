@@ -34,7 +34,7 @@ _ABSENT: Final = object()
 _DATA: Final = object()
 """Stands for a value: Dynamo looks at those that it read."""
 
-_OFTEN: Final = 3
+OFTEN: Final = 3
 """A dictionary that has changed so often, beside the names, is compared by these from then on."""
 
 _IMMUTABLE: Final = 1 << 8
@@ -110,17 +110,28 @@ class Names:
             self.look_at_all(space)
         return space
 
+    @property
+    def spaces(self) -> list[Space]:
+        """All dictionaries in which names are looked up."""
+        return [space for space, _ in (*self._named.values(), *self._outlines.values())]
+
     # -- comparing -------------------------------------------------------------------------------
 
     def arm(self) -> None:
         """Remember the versions of all dictionaries, but for those that change all the time."""
-        spaces = [space for space, _ in (*self._named.values(), *self._outlines.values())]
-        steady = [one for one in spaces if self._changes.get(id(one), 0) <= _OFTEN]
-        self._restless = [one for one in spaces if self._changes.get(id(one), 0) > _OFTEN]
+        spaces = self.spaces
+        steady = [one for one in spaces if self._changes.get(id(one), 0) <= OFTEN]
+        self._restless = [one for one in spaces if self._changes.get(id(one), 0) > OFTEN]
         self._versions = private_names.versions(steady)
         self._steady = steady
-        self._is_steady: Callable[[], bool] = private_names.unchanged(steady) or _never
-        self.unchanged = _never if self._restless else self._is_steady
+        self._is_steady: Callable[[], bool] = (
+            private_names.unchanged(steady, self._functions_read()) or never
+        )
+        self.unchanged = never if self._restless else self._is_steady
+
+    def _functions_read(self) -> Sequence[FunctionType]:
+        """Return the functions that are to keep their code."""
+        return ()
 
     def _look_again(self) -> bool:
         """Compare all names, where a dictionary has changed."""
@@ -176,15 +187,17 @@ class Lookups(Names):
         for code in read:
             if (space := spaces.get(code.co_filename)) is not None:
                 self._follow(code, space)
-        self._read = (*self._functions.values(),)
-        self._codes = [*map(_code, self._read)]
+        self._codes = [*map(_code, self._functions.values())]
         self.arm()
 
     def hold(self) -> bool:
-        """Tell whether all names stand for what they stood for."""
-        if [*map(_code, self._read)] != self._codes:
+        """Tell whether all names stand for what they stood for, and functions have their code."""
+        if [*map(_code, self._functions.values())] != self._codes:
             return False
-        return self.unchanged() or super().hold()
+        return super().hold()
+
+    def _functions_read(self) -> Sequence[FunctionType]:
+        return [*self._functions.values()]
 
     # -- looking at them -------------------------------------------------------------------------
 
@@ -241,7 +254,7 @@ class Lookups(Names):
             self.look_at_all(vars(one))
 
 
-def _never() -> bool:
+def never() -> bool:
     """Stand in for a test that this torch has not."""
     return False
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from statemachine_trainer.loops import outputs
 from statemachine_trainer.loops.compiled import private_names
 from statemachine_trainer.loops.compiled.compiled_errors import (
     NotCapturable,
@@ -40,6 +41,13 @@ _FILTERS: Final = hasattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe")
 _NO_HOOKS: Final = "EMPTY_NN_MODULE_HOOKS_DICT"
 _SAVING: Final = "AUTOGRAD_SAVED_TENSORS_HOOKS"
 """A test that takes long, and that `Surroundings` makes."""
+
+_OF_OURS: Final = (
+    f"G['__import_{outputs.__name__.replace('.', '_dot_')}']",
+    "G['_target']",
+    "G['read_output']",
+)
+"""Where the functions of this library are found that are part of each step, and stay as they are."""
 
 _GRAD: Final = re.compile(r"check_tensor\([^,]*\.grad,|\.grad, [^)]*\), type=<class 'NoneType'>")
 """A test of the gradient of something, where guards are known as text alone."""
@@ -236,7 +244,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
             (one.value if isinstance(one.value, type) else type(one.value), None) for one in guards
         )
         asked.extend(one.value for one in guards if type(one.value) in (ModuleType, FunctionType))
-        return [one.guard_type != _SAVING for one in guards]
+        return [one.guard_type != _SAVING and not one.name.startswith(_OF_OURS) for one in guards]
 
     options: Any = {"guard_filter_fn": keep} if _FILTERS else None
     compiled = torch.compile(

@@ -8,8 +8,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import CodeType
-from typing import Any
+from operator import attrgetter
+from types import CodeType, FunctionType
+from typing import Any, Final
+
+_code: Final = attrgetter("__code__")
 
 
 @contextmanager
@@ -56,23 +59,40 @@ def versions(spaces: Sequence[dict[str, Any]]) -> list[int] | None:
         return None
 
 
-def unchanged(spaces: Sequence[dict[str, Any]]) -> Callable[[], bool] | None:
-    """Return a test whether dictionaries have the versions that they have now; None if unknown.
+def unchanged(
+    spaces: Sequence[dict[str, Any]], functions: Sequence[FunctionType] = ()
+) -> Callable[[], bool] | None:
+    """Return a test whether all is as it is now; None if this torch has none.
 
-    It is one call into C, however many there are.
+    It is one call into C, however much there is to look at.
+
+    Args:
+        spaces: Dictionaries, which are to have the versions that they have.
+        functions: Those that are to have the code that they have.
     """
     try:
         from torch._C._dynamo.guards import RootGuardManager
         from torch._dynamo.guards import GuardManagerType
 
-        root, places = RootGuardManager(), dict(enumerate(spaces))
-        for place, space in places.items():
+        root = RootGuardManager()
+        places: dict[int, Any] = dict(enumerate(spaces))
+        for place, space in enumerate(spaces):
             kind = GuardManagerType.GUARD_MANAGER
             manager = root.dict_getitem_manager(place, f"spaces[{place}]", space, kind)
             try:
                 manager.add_dict_version_guard(space, ["changed"], None)
             except TypeError:  # without a place in the code, as in torch 2.7
                 manager.add_dict_version_guard(space, ["changed"])  # type: ignore[call-arg]
-        return functools.partial(root.check, places)
+        same = functools.partial(root.check, places)
+        if functions and not hasattr(root, "code_manager"):  # as in torch 2.7
+            codes = [*map(_code, functions)]
+            return lambda: same() and [*map(_code, functions)] == codes
+        for place, function in enumerate(functions, len(spaces)):
+            places[place] = function
+            source, kind = f"functions[{place}]", GuardManagerType.GUARD_MANAGER
+            manager = root.dict_getitem_manager(place, source, function, kind)
+            manager = manager.code_manager(f"{source}.__code__", function.__code__, kind)
+            manager.add_id_match_guard(id(function.__code__), ["changed"], None)
+        return same
     except (ImportError, AttributeError, TypeError):
         return None

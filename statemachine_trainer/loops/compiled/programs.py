@@ -42,20 +42,23 @@ class ProgramsLoop(CompilingLoop):
         fused: FusedStep,
         capture: Capture,
         arguments: Arguments,
-        closes: bool,
+        size: int,
     ) -> Compiled:
-        """Return the program that does what is to be done; compile it where it is the first time."""
+        """Return the program that does what is to be done; compile it where it is the first time.
+
+        `size` is that of the window of accumulation.
+        """
         scaled = self.context.precision.scaler is not None
         # Gradients have to be averaged before a step.
-        alone = closes and not self.context.steps.sync.by
+        window = fused.slot.window
+        alone = window + 1 >= size and not self.context.steps.sync.by
         updates = alone and not scaled and self.nonfinite_loss == "ignore"
         updates = updates and index not in self.apart and not fused.is_watched()
         binding = fused.binding
         if binding is None or not (binding.holds() if updates else binding.holds_for_gradients()):
             self._bind(index, fused)
             updates = updates and index not in self.apart
-        size = self._window_size(fused.slot)
-        held = fused.held() if updates and fused.slot.window else ()
+        held = fused.held() if updates and window else ()
         # In the order of the fields of a recipe.
         key = (size, self.clip_norm, self.clip_value, updates, held, scaled)
         program: Compiled | None = capture.programs.get(key)
@@ -67,7 +70,7 @@ class ProgramsLoop(CompilingLoop):
                     raise
                 kind = type(fused.slot.optimizer).__name__
                 self._set_apart(index, f"{kind} steps outside of the compiled call: {error}")
-                return self._program(index, fused, capture, arguments, closes)
+                return self._program(index, fused, capture, arguments, size)
             capture.programs[key] = program
         return program
 

@@ -124,19 +124,24 @@ class CompiledStep(ProgramsLoop):
         index = context.optimizer_idx
         slot = slots[index]
         fused = self._fused.get(index)
-        if fused is None or not fused.is_of(slot, context.model):
+        if (
+            fused is None
+            or fused.slot is not slot
+            or fused.optimizer is not slot.optimizer
+            or fused.model is not context.model
+        ):
             fused = self._fuse(index, slot)
         elif fused.asked != Signal.changes or fused.above is not self._parent:
             self._ask(fused)
-        closes = slot.window + 1 >= self._window_size(slot)
+        size = self._window_size(slot)
         # The first step gives the optimizer its state.
         if not slot.steps or slot.takes_closure or fused is None:
             return self._without(fused)
         if slot.others:
             with slot.others_frozen():
-                done = self._run(index, fused, closes)
+                done = self._run(index, fused, size)
         else:
-            done = self._run(index, fused, closes)
+            done = self._run(index, fused, size)
         if done is None:
             return self._without(fused)
         if isinstance(done, str):
@@ -157,9 +162,9 @@ class CompiledStep(ProgramsLoop):
         done.keep_gradients()
         if sync.by:
             sync.average(slot.parameters)
-        slot.size = self._window_size(slot)
+        slot.size = size
         slot.window += 1
-        return "backward_done" if closes else self._turn_done()
+        return "backward_done" if slot.window >= size else self._turn_done()
 
     def optimizer_step(self) -> Literal["next_optimizer", "optimized", "next_window", "flushed"]:
         """Count the step and step the schedulers; do the step, where it was not compiled."""
@@ -250,8 +255,8 @@ class CompiledStep(ProgramsLoop):
             fused.clean = False
         return "uncompiled"
 
-    def _run(self, index: int, fused: FusedStep, closes: bool) -> Compiled | Step | None:
-        """Call what is compiled for this batch.
+    def _run(self, index: int, fused: FusedStep, size: int) -> Compiled | Step | None:
+        """Call what is compiled for this batch, in a window of `size` backward passes.
 
         Returns:
             What was called, and what the step returned is in the context then; None where nothing
@@ -279,7 +284,7 @@ class CompiledStep(ProgramsLoop):
             if capture.graph is None:
                 return None
             while True:
-                program = self._program(index, fused, capture, arguments, closes)
+                program = self._program(index, fused, capture, arguments, size)
                 # A pass that keeps its gradients would add to those that a receiver has set.
                 if not (fused.clean and (fused.slot.window or program.recipe.updates)):
                     fused.clear()

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from statemachine_trainer.loops.compiled import private_names
 from statemachine_trainer.loops.compiled.compiled_errors import NotTraceable
-from statemachine_trainer.loops.compiled.lookups import Names, function_of, words
+from statemachine_trainer.loops.compiled.lookups import OFTEN, Names, function_of, never, words
 
 Step = Callable[[Optimizer], object]
 
@@ -61,7 +62,7 @@ class SteppingCode:
         self._optimizer = optimizer
         self._of_class = type(optimizer).step
         self._methods = _methods(optimizer)
-        self._names = _names_of_torch(optimizer)
+        self._names = _names_of_code(optimizer)
         self._replaced: bool = before is not None and (
             before._replaced or not before.is_untouched()
         )
@@ -81,9 +82,37 @@ class SteppingCode:
                 self.surroundings = self._read(optimizer)
         except NotTraceable as error:
             self.refused = self.surroundings = str(error)
+        self._attributes = vars(optimizer)
+        self._rearmed = 0
+        self._arm()
 
     def holds(self) -> bool:
         """Tell whether the optimizer has the code that it had, and what this reads is the same."""
+        optimizer = self._optimizer
+        # In nearly all steps this is all: one call, in C.
+        if (
+            type(optimizer).step is self._of_class
+            and optimizer.__dict__ is self._attributes
+            and self._is_untouched()
+        ):
+            return True
+        if not self._looks_alike():
+            return False
+        if self._rearmed < OFTEN:
+            self._rearmed += 1
+            self._arm()
+        else:  # something writes to it all the time
+            self._is_untouched = never
+        return True
+
+    def _arm(self) -> None:
+        """Remember the versions of all dictionaries that decide about a step of torch's own code."""
+        of_torch = self.refused is None and not self._foreign
+        spaces = [*self._names.spaces, self._attributes] if of_torch else []
+        self._is_untouched = (private_names.unchanged(spaces) if spaces else None) or never
+
+    def _looks_alike(self) -> bool:
+        """Tell the same as `holds`, one by one."""
         step = vars(self._optimizer).get("step")
         if type(self._optimizer).step is not self._of_class:
             return False
@@ -162,13 +191,16 @@ def _methods(optimizer: Optimizer) -> frozenset[str]:
     return frozenset(n for n in dir(kind) if n != "step" and callable(getattr(kind, n, None)))
 
 
-def _names_of_torch(optimizer: Optimizer) -> Names:
-    """Return what an optimizer looks up in the modules of torch; the code of others is read."""
+def _names_of_code(optimizer: Optimizer) -> Names:
+    """Return the methods of an optimizer, and what it looks up in the modules of torch.
+
+    What the code of others looks up is read.
+    """
     found = Names()
     for kind in type(optimizer).__mro__:
+        found.look_at_class(kind)
         if not kind.__module__.startswith("torch."):
             continue
-        found.look_at_class(kind)
         space = vars(sys.modules[kind.__module__])
         found.look_at_all(space)
         functions = [
