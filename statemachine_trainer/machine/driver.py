@@ -220,6 +220,8 @@ class Driver(Engine):
         Raises:
             UnknownEvent: No loop of the tree has a transition for this posted event.
         """
+        if self._chains:
+            self._note_poster(event)
         (self.post_here if self.post_to is None else self.post_to.post)(event)
 
     def post_here(self, event: str) -> None:
@@ -381,6 +383,17 @@ class Driver(Engine):
             failure = state.get("failure")
             self.failure = None if failure is None else Failure(**failure)
             self.board.load_state_dict(state["fired"])
+
+    def _most_posted(self, edge: Edge) -> int:
+        return self.program.loop_of(edge).most_posted
+
+    def _note_poster(self, event: str) -> None:
+        """Note who posts, in case the next chain of posted events does not end."""
+        from statemachine_trainer.machine.endless import poster
+
+        who = poster()
+        for chain in self._chains.values():
+            chain.posters[f"{event}"] = who
 
     def _stand_at(self, path: str) -> None:
         self._node = self.program.nodes[path]

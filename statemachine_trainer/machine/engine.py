@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from statemachine_trainer.machine.errors import (
     AlreadyRunning,
@@ -22,6 +22,9 @@ from statemachine_trainer.machine.errors import (
 )
 from statemachine_trainer.machine.failures import Failure, Undos
 from statemachine_trainer.machine.program import NO_ANSWER, Calls, Edge, Emission, Node, Step
+
+if TYPE_CHECKING:
+    from statemachine_trainer.machine.endless import Chain
 
 _MOST_POSTED: Final = 1000
 """Events posted by receivers that are taken without the work of a state in between."""
@@ -60,6 +63,9 @@ class Engine:
         self._taken: list[
             Edge
         ] = []  # such events that were taken since a state last worked, in `_step`
+        self._chains: dict[
+            Node, Chain
+        ] = {}  # such events by the state before which they were taken
         self._requests: list[Callable[[], None]] = []
         self._pending: list[Step] = []  # what is left of a transition, the next step last
         self._busy = threading.Lock()
@@ -291,12 +297,22 @@ class Engine:
         if event not in self._posted_inside:
             return
         self._posted_inside.discard(event)
+        # Imported here, because most programs never need it.
+        from statemachine_trainer.machine.endless import Chain, endless
+
+        node = self._node
+        if not taken and node is not None and not node.may_rest:
+            chain = self._chains.get(node)
+            if chain is None or chain.is_broken:
+                chain = self._chains[node] = Chain(node, self._chains)
+            chain.add(edge, self._most_posted(edge))
         taken.append(edge)
         if len(taken) > _MOST_POSTED:
-            # Imported here, because most programs never need it.
-            from statemachine_trainer.machine.endless import endless
-
             raise endless(taken)
+
+    def _most_posted(self, _edge: Edge) -> int:
+        """Return how often such edges may be taken before a state that does not work."""
+        return _MOST_POSTED
 
     def _serve_requests(self) -> None:
         if not self._requests or (self._node is not None and self._node.transient):

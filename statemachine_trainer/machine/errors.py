@@ -99,7 +99,7 @@ class TooManyErrors(StateMachineError):
 
 
 class EndlessPosting(StateMachineError):
-    """Receivers post events to each other again and again at one boundary, so that no state works."""
+    """Receivers post events to each other again and again, so that a state never comes to its work."""
 
 
 class NotUndone(StateMachineError):

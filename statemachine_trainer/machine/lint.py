@@ -21,6 +21,7 @@ from statemachine_trainer.machine.source import Facts, facts_of
 
 _DECLARATIONS: Final = (
     "initial", "transitions", "errors", "most_errors", "outcomes", "entries", "posted",
+    "most_posted",
 )  # fmt: skip
 _CONTAINERS: Final = (list, dict, set, deque, bytearray)
 _READ_BY_THE_MACHINE: Final = (

@@ -34,7 +34,17 @@ SEPARATOR = "."
 L = TypeVar("L", bound="Loop")
 
 _DECLARATIONS = frozenset(
-    {"context", "initial", "transitions", "errors", "most_errors", "outcomes", "entries", "posted"}
+    {
+        "context",
+        "initial",
+        "transitions",
+        "errors",
+        "most_errors",
+        "outcomes",
+        "entries",
+        "posted",
+        "most_posted",
+    }
 )
 
 
@@ -102,6 +112,8 @@ class Loop(HasSettings):
         posted: Events that reach this loop from outside (`post`), besides "stop", "validate",
             "checkpoint" and "pause". An event that a state of the loop answers with itself is taken
             from outside only if it is listed here.
+        most_posted: How often in a row events that receivers post may take transitions of this loop
+            from the same state, which in between does no work.
         errors: `[type, source, dest]`: where an exception of this type leads that `source`, or a
             state inside it, raises. The innermost loop that has one for it decides, there the most
             specific type. Without one the exception surfaces.
@@ -117,6 +129,7 @@ class Loop(HasSettings):
     transitions: ClassVar[Sequence[Declared]] = ()
     errors: ClassVar[Sequence[Declared]] = ()
     most_errors: ClassVar[int] = 100
+    most_posted: ClassVar[int] = 100
     outcomes: ClassVar[Sequence[str]] = ()
     entries: ClassVar[Mapping[str, str]] = {}
     posted: ClassVar[Sequence[str]] = ()

@@ -338,6 +338,11 @@ class Program:
                         todo.append(path)
         return undone
 
+    def loop_of(self, edge: Edge) -> Loop:
+        """Return the loop that declares the transition of an edge."""
+        source = edge.moment.path
+        return self._loops[source.rpartition(SEPARATOR)[0] or source]
+
     def retire(self) -> None:
         """Make edges of this program look up their receivers each time: they are no longer updated.
 
@@ -497,7 +502,7 @@ def wire(
             signal = signals[f"{path}:{event.name}"]
             for transition in found:
                 transition.before = [way.begin]
-                inside = transition.actions if transition.dest is None else ()
+                inside = getattr(transition, "actions", ()) if transition.dest is None else ()
                 actions = [partial(_ignoring_event, action) for action in inside]
                 transition.after = [*actions, partial(way.emit, signal, sender, path, event.name)]
 

@@ -206,11 +206,12 @@ def _check_declarations(loop: Loop, path: str) -> None:
                 f"`{name}` of loop {path!r} ({cls.__name__}) is {value!r}; it is a tuple of "
                 f"events: `{name} = ({value!r},)`."
             )
-    most = loop.most_errors
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise LoopDefinitionError(
-            f"`most_errors` of loop {path!r} ({cls.__name__}) is {most!r}: use a whole number from 1."
-        )
+    for name in ("most_errors", "most_posted"):
+        most = getattr(loop, name)
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise LoopDefinitionError(
+                f"`{name}` of loop {path!r} ({cls.__name__}) is {most!r}: use a whole number from 1."
+            )
     if dataclasses.is_dataclass(cls):
         raise LoopDefinitionError(
             f"Loop {path!r} ({cls.__name__}) is a dataclass: its settings would be fields, reset "

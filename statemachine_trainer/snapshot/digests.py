@@ -179,6 +179,7 @@ def _on_its_way(device: torch.device, rows: _Rows) -> tuple[list[int], Any, Any]
         pieces.append(_whole_numbers(joined))
     words: Any = torch.cat(pieces)
     weights: Any
+    sums: Any
     weights, ends = _weights(device, tuple(sizes))
     if device.type == "cpu":  # numpy is twice as fast with so few numbers
         words, weights = words.numpy(), weights.numpy()

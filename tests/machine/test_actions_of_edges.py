@@ -194,7 +194,8 @@ def loop_with(**declared: Any) -> Loop:
     async def waits(self: Any) -> None: ...
 
     body = {"initial": "work", "work": work, "sets": sets, "asks": asks, "waits": waits}
-    return type("Mine", (Loop,), {**body, **declared})()
+    made: Loop = type("Mine", (Loop,), {**body, **declared})()
+    return made
 
 
 @pytest.mark.parametrize(

@@ -120,3 +120,131 @@ def test_another_thread_may_post_as_often_as_it_likes() -> None:
     driver.post("again")
     assert driver.run() == "over"
     assert len(posted) == TURNS
+
+
+# -- chains in which other states work ---------------------------------------------------------------
+
+
+class Looking(Loop):
+    """Works in turns with a look from outside, which is posted before `work`."""
+
+    initial = "work"
+    outcomes = ("over",)
+    posted = ("look", "peek")
+    transitions = [
+        ["worked", "work", "work"],
+        ["look", "work", "looking"],
+        ["peek", "work", "looking"],
+        ["looked", "looking", "work"],
+    ]
+    works: int = 0
+    looks: int = 0
+
+    def work(self) -> Literal["worked", "over"]:
+        self.works += 1
+        return "over" if self.works == 5 * Looking.most_posted else "worked"
+
+    def looking(self) -> Literal["looked"]:
+        self.looks += 1
+        return "looked"
+
+
+def looking() -> Driver:
+    driver = Driver(Looking(), name="fit")
+    driver.start()
+    return driver
+
+
+def look_again(driver: Driver) -> None:
+    driver.post("look")
+
+
+def test_a_chain_before_a_state_that_never_works_names_event_place_and_receiver() -> None:
+    driver = looking()
+    driver.board.on("looking:looked", look_again)
+    driver.post("look")
+    with pytest.raises(EndlessPosting) as told:
+        driver.run()
+    text = str(told.value)
+    assert "taken 101 times in a row before state 'fit.work'" in text
+    assert "'look' by look_again (test_endless_posting.py:" in text
+    assert driver.root.state_dict() == {"works": 0, "looks": 101}  # the first one came from outside
+
+
+def test_two_receivers_that_post_each_others_events_are_both_named() -> None:
+    driver = looking()
+    driver.board.on("work:look", lambda driver: driver.post("peek"))
+    driver.board.on("work:peek", lambda driver: driver.post("look"))
+    driver.board.on("work:worked", lambda driver: driver.post("look"), once=True)
+    with pytest.raises(EndlessPosting, match=r"'look' by .*'peek' by"):
+        driver.run()
+
+
+def test_posting_at_each_work_of_the_state_is_no_chain() -> None:
+    driver = looking()
+    driver.board.on("work:worked", look_again)
+    assert driver.run() == "over"
+    assert driver.root.state_dict()["looks"] == 5 * Looking.most_posted - 1
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_the_limit_can_be_set(most: int) -> None:
+    driver = looking()
+    driver.root.most_posted = most  # type: ignore[misc]
+    driver.board.on("looking:looked", look_again)
+    driver.post("look")
+    with pytest.raises(EndlessPosting, match=f"taken {most + 1} times"):
+        driver.run()
+    assert driver.root.state_dict()["looks"] == most + 1  # the first one came from outside
+
+
+def test_a_chain_that_ends_below_the_limit_is_let_be_and_counted_anew() -> None:
+    driver = looking()
+    rounds: list[int] = []
+
+    def look_often(driver: Driver) -> None:
+        rounds.append(1)
+        if len(rounds) % Looking.most_posted:
+            driver.post("look")
+
+    driver.board.on("looking:looked", look_often)
+    driver.board.on("work:worked", look_again)
+    assert driver.run() == "over"
+    assert len(rounds) > 4 * Looking.most_posted
+
+
+def test_a_state_that_may_rest_may_be_driven_by_posts() -> None:
+    class Serving(Loop):
+        initial = "wait"
+        outcomes = ("over",)
+        posted = ("job",)
+        transitions = [["job", "wait", "serve"], ["served", "serve", "wait"]]
+        served: int = 0
+
+        def wait(self) -> Literal["over"] | None:
+            return None if self.served < TURNS else "over"
+
+        def serve(self) -> Literal["served"]:
+            self.served += 1
+            return "served"
+
+    def next_job(driver: Driver) -> None:
+        if driver.root.state_dict()["served"] < TURNS:
+            driver.post("job")
+
+    driver = Driver(Serving())
+    driver.start()
+    driver.board.on("serve:served", next_job)
+    driver.post("job")
+    assert driver.run() == "over"
+    assert driver.root.state_dict()["served"] == TURNS
+
+
+def test_a_chain_is_told_in_single_steps_and_with_probes() -> None:
+    driver = looking()
+    driver.board.on("looking:looked", look_again)
+    driver.post("look")
+    driver.instrument(lambda _path, work: work)
+    with pytest.raises(EndlessPosting):
+        for _ in driver.moments():
+            pass
