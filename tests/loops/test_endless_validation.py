@@ -15,7 +15,7 @@ DATA = [(torch.zeros(2, 3), torch.zeros(2, 1)) for _ in range(3)]
 
 def trainer(epochs: int = 2) -> Trainer:
     made = Trainer(max_epochs=epochs, device="cpu", progress=False, sanity_batches=0)
-    made.loop["epoch"].most_posted = 5  # type: ignore[misc]
+    made.loop["epoch"].most_posted = 5
     return made
 
 
