@@ -11,7 +11,7 @@ import datetime
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Protocol, TypedDict, cast, get_args
 
@@ -102,7 +102,7 @@ class Counts:
 
     def state_dict(self) -> dict[str, int | float | None]:
         """The counters by name."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
     def load_state_dict(self, state: dict[str, int | float | None]) -> None:
         """Takes over saved counters; those that are not in `state` keep their value."""

@@ -12,11 +12,12 @@ plotted later is no state. A dict that only got more keys is taken for a cache.
 
 from __future__ import annotations
 
+import functools
 import os
 import types
 import warnings
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import cache, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -42,9 +43,10 @@ from statemachine_trainer.audit.value_names import (
     name_in_process,
 )
 from statemachine_trainer.machine.errors import level_of_caller
+from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.kinds import (
+    ATOMS,
     attributes_of_class,
-    is_a,
     is_of_users,
     is_users,
     named,
@@ -64,6 +66,7 @@ _SAVES: Final = ("state_dict", "_save_to_state_dict", "on_save_checkpoint", "__g
 _BATCHES: Final = 64
 """Tensors of a list of batches, or of a data set of a library, that are looked at."""
 
+_NUMBERS: Final = (torch.Tensor, np.ndarray)
 _LISTS: Final = (list, tuple, dict)
 _IN_BATCH: Final = (
     "something changes it in place, such as `batch.add_(1)`; make a new tensor, `batch = batch + 1`"
@@ -84,6 +87,7 @@ _OF_TOOL: Final = (
     "a callback with `state_dict` and `load_state_dict`"
 )
 
+_WITH_CODE: Final = frozenset({types.FunctionType, types.MethodType, functools.partial})
 _ENVIRONMENT: Final = frozenset({"environ", "environb", "putenv"})
 _CACHED: Final = type(cache(len))
 """The class of functions with a `functools.cache`."""
@@ -172,7 +176,9 @@ class ChangingValues:
                 lines.append(f"{what}, from {was_shown} to {now_shown}: {IN_PROCESS}")
         for key, remedy in look.remedies.items():
             (_, what, name), was, now = key, before.get(key), look.values[key]
-            if was is None or what in self._told or not look.carries_over(name, was, now):
+            if was is None or was.content == now.content or what in self._told:
+                continue
+            if not look.carries_over(name, was, now):
                 continue
             self._told.add(what)
             lines.append(f"{what}, from {was.shown} to {now.shown}: {remedy}")
@@ -236,15 +242,19 @@ class _Look:
         self.holders: dict[_Key, type] = {}
         self.of_process: dict[str, str] = {}
         self._roots = roots
-        self.reader = Reader({address(one) for one in (*model.parameters(), *model.buffers())})
+        names = PlainNames(model)
+        held = (*names.parameters(), *names.buffers())
+        self.reader = Reader({address(one) for _, one in held})
         self.codes: set[types.CodeType] = {code for one in roots.values() for code in codes_of(one)}
         self._kinds: set[type] = set()
         self._changed: Changed | None = None
 
     def note(self, path: str, holder: object, name: str, value: object) -> None:
         """Take a look at one named value, as `Search` calls it."""
-        self.codes.update(codes_of(value))
-        self.codes.update(codes_of(holder))
+        if type(value) in _WITH_CODE:
+            self.codes.update(codes_of(value))
+        if type(holder) in _WITH_CODE:
+            self.codes.update(codes_of(holder))
         if type(holder) not in self._kinds:
             self._kinds.add(type(holder))
             self.codes.update(codes_of_class(type(holder)))
@@ -255,7 +265,8 @@ class _Look:
         if not _is_own(type(holder), name):  # type: ignore[arg-type]
             return
         words = name_in_objects(self._roots, path, holder, name)
-        words = words or name_in_process(self._roots, path, holder, name)
+        if words is None and (path.startswith("global ") or isinstance(holder, type)):
+            words = name_in_process(self._roots, path, holder, name)
         seen = self.reader.seen(value) if words is not None else None
         if words is None or seen is None:
             return
@@ -265,7 +276,7 @@ class _Look:
         self.values[key], self.remedies[key] = seen, words[1]
         self.holders[key] = type(holder)
         if seen.of_many:  # code may change a tensor in it by another name
-            for _, one in islice(_numbers_in(value, ""), _BATCHES):
+            for _, one in _numbers_in(value, ""):
                 if (seen := self.reader.seen(one)) is not None:
                     key = (id(one), words[0], name)
                     self.values[key], self.remedies[key] = seen, words[1]
@@ -283,7 +294,7 @@ class _Look:
             if any(map(_draws, codes)):
                 what = f"the results that the cache of {path} keeps, which are drawn at random"
                 self.of_process[what] = f"{thing.cache_info().currsize} results"
-        elif is_a(thing, _OF_TORCH) and path not in self._roots:
+        elif issubclass(type(thing), _OF_TORCH) and path not in self._roots:
             self._note_state(path, thing)
 
     def _note_state(self, path: str, thing: Any) -> None:
@@ -328,7 +339,7 @@ class _Look:
                 key, seen = (id(part), f"{path}.{name}", ""), self.reader.seen(value)
                 if seen is not None:
                     self.values[key], self.remedies[key] = seen, _OF_LIBRARY
-            for place, one in islice(_numbers_in(value, f"{path}.{name}".rstrip(".")), _BATCHES):
+            for place, one in _numbers_in(value, f"{path}.{name}".rstrip(".")):
                 if (seen := self.reader.seen(one)) is not None:
                     key = (id(one), place, "")
                     remedy = _OF_LIBRARY if path.endswith("sampler") else _IN_BATCH
@@ -368,24 +379,33 @@ def _draws(code: types.CodeType) -> bool:
     return bool(DRAWS & {*code.co_names}) or any(map(_draws, inner))
 
 
-def _numbers_in(value: Any, path: str, depth: int = 3) -> Iterator[tuple[str, object]]:
-    """Yield the tensors and arrays in plain containers, by their places."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        yield path, value
-        return
+def _numbers_in(value: Any, path: str, depth: int = 3) -> list[tuple[str, object]]:
+    """Return the first tensors and arrays in plain containers, by their places."""
+    if isinstance(value, _NUMBERS):
+        return [(path, value)]
+    found: list[tuple[str, object]] = []
     base = base_of(type(value))  # type: ignore[arg-type]
     if not depth or base is None or issubclass(base, set | frozenset):
-        return
+        return found
     pairs = base.items(value) if issubclass(base, dict) else enumerate(base.__iter__(value))
     for key, one in islice(pairs, _BATCHES):
-        yield from _numbers_in(one, f"{path}[{key!r}]" if path else "", depth - 1)
+        if type(one) in ATOMS and not isinstance(one, _NUMBERS):
+            continue
+        below = f"{path}[{key!r}]" if path else ""
+        if isinstance(one, _NUMBERS):
+            found.append((below, one))
+        else:
+            found += _numbers_in(one, below, depth - 1)
+        if len(found) >= _BATCHES:
+            break
+    return found[:_BATCHES]
 
 
 def _is_of_numbers(value: object) -> bool:
     """Whether it is a list or a tuple of plain numbers, such as the indices of a `Subset`."""
     if not isinstance(value, list | tuple):
         return False
-    return all(type(one) in (int, float, bool) for one in islice(value, _BATCHES))
+    return {*map(type, islice(value, _BATCHES))} <= {int, float, bool}
 
 
 def _tell(lines: list[str]) -> None:

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from statemachine_trainer.audit.reachable import Roots
 from statemachine_trainer.data import NotExact
 from statemachine_trainer.machine.errors import level_of_caller
-from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.parallel.wrappers import PlainNames, modules_of
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
@@ -91,11 +91,11 @@ class ModulesOutside:
 
 def _modules(search: Search, without: Collection[object]) -> dict[str, nn.Module]:
     """Return the outermost modules with tensors that are found, but for some, by path."""
-    known = {id(part) for one in without if isinstance(one, nn.Module) for part in one.modules()}
+    known = {id(part) for one in without if isinstance(one, nn.Module) for part in modules_of(one)}
     outermost: dict[str, nn.Module] = {}
     for path, module in search.modules.items():
         if id(module) not in known:
-            known |= {id(part) for part in module.modules()}
+            known |= {id(part) for part in modules_of(module)}
             outermost[path] = module
     return {path: module for path, module in outermost.items() if _tensors(module)}
 

@@ -49,6 +49,7 @@ _STANDARD: Final = ("datetime", "decimal", "fractions", "pathlib", "uuid")
 """Modules of the standard library whose objects say what they are."""
 
 _RAW: Final = ("array.array", "builtins.bytearray", "builtins.memoryview")
+_TENSORS: Final = (torch.Tensor, torch.nn.Parameter)
 _CONTAINERS: Final = (OrderedDict, dict, list, tuple, deque, set, frozenset)
 
 
@@ -175,6 +176,13 @@ class Reader:
             if where is None or where in self._held or value.grad_fn is not None:
                 return None
             if value.device.type == "cpu" and value.nbytes <= _BYTES:
+                # What `_has_memory` and `checksum` say of most: many small tensors are looked at.
+                size = value.nbytes
+                if value.is_contiguous() and not value.is_conj() and not value.is_neg():
+                    begin = value.storage_offset() * value.itemsize
+                    if begin + size > value.untyped_storage().nbytes():
+                        return None
+                    return value.shape, crc32((ctypes.c_char * size).from_address(where))
                 return (value.shape, checksum(value, where)) if _has_memory(value) else None
             return value.shape, where, value._version
 
@@ -187,7 +195,7 @@ class Reader:
         if issubclass(base, dict):
             pairs = [*islice(base.items(value), _ELEMENTS)]
             return count, tuple(
-                (self._element(key, 0), self._element(one, depth, few=few)) for key, one in pairs
+                [(self._element(key, 0), self._element(one, depth, few=few)) for key, one in pairs]
             )
         if count <= _ELEMENTS:
             kept = [*base.__iter__(value)]
@@ -199,7 +207,7 @@ class Reader:
                 else base.__getitem__(value, slice(-half, None))
             )
             kept = [*islice(base.__iter__(value), half), *last]
-        return count, tuple(self._element(one, depth, few=few) for one in kept)
+        return count, tuple([self._element(one, depth, few=few) for one in kept])
 
     def _element(self, value: Any, depth: int = _DEPTH, *, few: bool = False) -> object:
         kind = type(value)
@@ -241,7 +249,8 @@ def checksum(tensor: torch.Tensor, where: int) -> int:
 
 def address(tensor: torch.Tensor) -> int | None:
     """Return where the numbers of a plain tensor are; None of any other."""
-    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+    plain = type(tensor) in _TENSORS
+    if (not plain and is_lazy(tensor)) or tensor.layout is not torch.strided or tensor.is_meta:
         return None
     if tensor.is_inference() or tensor.is_quantized:
         return None

@@ -16,6 +16,7 @@ from statemachine_trainer.data.own_generators import parts_of
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.parallel.wrappers import modules_of
 from statemachine_trainer.snapshot.search import Search
 
 Roots = dict[str, object]
@@ -65,7 +66,7 @@ def roots_of_feed(name: str, feed: Feed) -> Roots:
 
 def _listeners(board: SignalBoard, context: Context) -> Iterator[tuple[str, object]]:
     """Yield the receivers of signals, each once: objects with methods, and functions."""
-    seen = {id(module) for module in context.model.modules()}
+    seen = {id(module) for module in modules_of(context.model)}
     for one in board.subscriptions:
         owner = getattr(one.receiver, "__self__", None)
         thing: Any = one.receiver if owner is None else owner

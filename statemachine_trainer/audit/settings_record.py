@@ -175,26 +175,29 @@ def _settings_of(thing: object) -> dict[str, str]:
 def constructor_values(thing: object) -> Iterator[tuple[str, object]]:
     """Yield what the constructor of an object takes, and the object keeps under the same name."""
     found: set[str] = set()
-    for kind in type(thing).__mro__[:-1]:
-        if "__init__" not in vars(kind):
+    for name in _names_in_turn(type(thing)):  # type: ignore[arg-type]
+        try:
+            # A loop with a field or a state of this name shows the setting so.
+            shows = isinstance(getattr(type(thing), f"_{name}", None), property)
+            value = getattr(thing, f"_{name}" if shows else name, _MISSING)
+        except Exception:  # a place for a loop, or a property that is not ready
             continue
-        for name in _taken_by(kind):
-            try:
-                # A loop with a field or a state of this name shows the setting so.
-                shows = isinstance(getattr(type(thing), f"_{name}", None), property)
-                value = getattr(thing, f"_{name}" if shows else name, _MISSING)
-            except Exception:  # a place for a loop, or a property that is not ready
-                continue
-            if is_plain(value) and name not in found:
-                found.add(name)
-                yield name, value
+        if is_plain(value) and name not in found:
+            found.add(name)
+            yield name, value
+
+
+@lru_cache(maxsize=1024)
+def _names_in_turn(kind: type) -> tuple[str, ...]:
+    """Return the names of what the constructors of a class and of its bases take, its own first."""
+    bases = [one for one in kind.__mro__[:-1] if "__init__" in vars(one)]
+    return tuple(dict.fromkeys(name for one in bases for name in _taken_by(one)))
 
 
 @lru_cache(maxsize=2048)
 def names_given(kind: type) -> frozenset[str]:
     """Return the names of what the constructors of a class and of its bases take."""
-    bases = [one for one in kind.__mro__[:-1] if "__init__" in vars(one)]
-    return frozenset(name for one in bases for name in _taken_by(one))
+    return frozenset(_names_in_turn(kind))
 
 
 @lru_cache(maxsize=1024)
@@ -272,14 +275,11 @@ def _layers(context: Context) -> dict[str, str]:
 
 def _modes(model: nn.Module) -> dict[str, str]:
     """Read which parameters are not trained, and which modules are in evaluation mode."""
-    frozen: list[str] = []
-    if not all(one.requires_grad for one in model.parameters()):
-        named = PlainNames(model).parameters()
-        frozen = [name for name, one in named if not one.requires_grad]
-    evaluated: list[str] = []
-    if not all(one.training for one in model.modules()):
-        modules = PlainNames(model).modules(wrappers=False)
-        evaluated = [name or "itself" for name, one in modules if not one.training]
+    names = PlainNames(model)
+    frozen = [name for name, one in names.parameters() if not one.requires_grad]
+    evaluated = [
+        name or "itself" for name, one in names.modules(wrappers=False) if not one.training
+    ]
     return {"frozen": _in_few_words(frozen), "in evaluation mode": _in_few_words(evaluated)}
 
 
@@ -331,8 +331,12 @@ def note_functions(scheduler: Scheduler) -> dict[str, str]:
 
 def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the plain ones of these values as text."""
-    texts = {name: as_text(value) for name, value in settings.items()}
-    return {name: text for name, text in texts.items() if text is not None}
+    texts = {}
+    for name, value in settings.items():
+        if type(value) in _PLAIN or is_plain(value):
+            text = repr(value)
+            texts[name] = text if len(text) <= _LONGEST else text[:_LONGEST]
+    return texts
 
 
 def as_text(value: object) -> str | None:
@@ -352,6 +356,8 @@ def is_plain(value: object, around: tuple[int, ...] = ()) -> bool:
         value: The value.
         around: The collections that it stands in, by `id`.
     """
+    if type(value) in _PLAIN:
+        return True
     if not isinstance(value, list | tuple | set | frozenset | Mapping):
         return isinstance(value, _PLAIN)
     if len(value) > _LONGEST or len(around) >= _DEEPEST or id(value) in around:

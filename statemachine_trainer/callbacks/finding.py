@@ -25,7 +25,6 @@ from statemachine_trainer.snapshot.ranked import (
     read_parts_together,
     tree_of_rank,
 )
-from statemachine_trainer.snapshot.store import load_checkpoint
 
 if TYPE_CHECKING:
     from statemachine_trainer.loops.context import Context
@@ -110,6 +109,8 @@ def _find(
             store.wait()
             mirror.fetch(store.root)
     try:
+        from statemachine_trainer.snapshot.loading import load_checkpoint  # most fits begin
+
         return load_checkpoint(resume, misfit=misfit)
     except NotACheckpoint as error:
         advice = '. The newest one of this trainer is resume="auto".' if _means_auto(resume) else ""

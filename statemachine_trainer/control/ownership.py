@@ -72,7 +72,7 @@ class Ownership:
         self._descriptor: int | None = None
         self._place_of_folder: tuple[int, int] | None = None
         self._close: Callable[[], object] = _nothing
-        self._token = ""
+        self._token, self._text = "", b""
         self._lost = False
         self._lockable = True
         self._before: weakref.ref[Ownership] | None = None
@@ -221,7 +221,7 @@ class Ownership:
 
     def _note(self, descriptor: int) -> None:
         self._token = secrets.token_hex(8)
-        text = json.dumps({"token": self._token, **describe_process()}).encode()
+        self._text = text = json.dumps({"token": self._token, **describe_process()}).encode()
         with suppress(OSError):  # a full disk: then the place of the file alone tells
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, text, 0)
@@ -250,6 +250,11 @@ class Ownership:
         assert self._descriptor is not None
         if _place(self._descriptor) != _place_of(self.path):
             return False
+        with suppress(
+            OSError
+        ):  # each checkpoint asks several times: most often it is as it was written
+            if os.pread(self._descriptor, _LONGEST, 0) == self._text:
+                return True
         found = _facts_in(self.path)
         return not found or found.get("token") == self._token
 

@@ -18,7 +18,7 @@ from statemachine_trainer.observe.kept import (
 )
 from statemachine_trainer.observe.run import NoMetric, Run, check_mode, is_run
 from statemachine_trainer.snapshot import NotACheckpoint
-from statemachine_trainer.snapshot import store as snapshots
+from statemachine_trainer.snapshot import loading as snapshots
 
 
 class NoBestCheckpoint(NotACheckpoint):

@@ -7,7 +7,7 @@ and names in files are those of a model without wrappers. All knowledge of wrapp
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from operator import is_
 from types import FunctionType
@@ -136,10 +136,11 @@ class PlainNames:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._modules = _named_modules(model)
         self._inner = {
             name: _INNER[kind]
-            for name, module in model.named_modules()
-            if (kind := _wrapper(module)) in _INNER
+            for name, module in self._modules
+            if (kind := _wrapper_of(type(module))) in _INNER  # type: ignore[arg-type]
         }
 
     def of(self, name: str) -> str:
@@ -189,21 +190,38 @@ class PlainNames:
             for name, value in state.items()
         }
 
-    def modules(self, *, wrappers: bool = True) -> Iterator[tuple[str, nn.Module]]:
-        """Yield all modules; a wrapper, if those are wanted, and then the module in it, by one name."""
-        for name, module in self._model.named_modules():
-            if wrappers or name not in self._inner:
-                yield self.of(name), module
+    def modules(self, *, wrappers: bool = True) -> list[tuple[str, nn.Module]]:
+        """Return all modules; a wrapper, if those are wanted, and then the module in it, by one name."""
+        if not self._inner:
+            return [*self._modules]
+        return [
+            (self.of(name), module)
+            for name, module in self._modules
+            if wrappers or name not in self._inner
+        ]
 
-    def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield all buffers, also those that are in no `state_dict`."""
-        for name, buffer in self._model.named_buffers():
-            yield self.of(name), buffer
+    def buffers(self) -> list[tuple[str, torch.Tensor]]:
+        """Return all buffers, also those that are in no `state_dict`."""
+        return self._members("buffers")
 
-    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield all parameters."""
-        for name, parameter in self._model.named_parameters():
-            yield self.of(name), parameter
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return all parameters."""
+        return self._members("parameters")
+
+    def _members(self, which: str) -> list[tuple[str, Any]]:
+        """Return what torch yields as `named_parameters` or `named_buffers`, without walking over the modules again."""
+        listed, own = f"named_{which}", getattr(nn.Module, f"named_{which}")
+        if getattr(type(self._model), listed) is not own or listed in vars(self._model):
+            found = getattr(self._model, listed)()
+        else:
+            once: dict[int, tuple[str, Any]] = {}
+            for name, module in self._modules:
+                before = f"{name}." if name else ""
+                for key, one in getattr(module, f"_{which}").items():
+                    if one is not None:
+                        once.setdefault(id(one), (f"{before}{key}", one))
+            found = once.values()
+        return [(self.of(name), one) for name, one in found] if self._inner else [*found]
 
     def _plain_of_saved(self, name: str, mine: set[str]) -> str:
         plain = self.of(name)
@@ -217,6 +235,36 @@ class PlainNames:
             versions = type(metadata)((self.of(name), one) for name, one in metadata.items())
             setattr(made, _METADATA, versions)
         return made
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model as its `modules()` yields them, in less time."""
+    if type(model).modules is not nn.Module.modules:
+        return [*model.modules()]
+    return [module for _, module in _named_modules(model)]
+
+
+def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return what `named_modules` of a model yields; torch's own takes a step of a generator for each level."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[nn.Module] = set()
+    left = [("", model)]
+    while left:
+        name, module = left.pop()
+        if module in seen:
+            continue
+        kind = type(module)
+        if kind.named_modules is not nn.Module.named_modules or "named_modules" in vars(module):
+            found += module.named_modules(seen, name)
+            continue
+        seen.add(module)
+        found.append((name, module))
+        if inside := module._modules:
+            before = f"{name}." if name else ""
+            left += [
+                (f"{before}{key}", one) for key, one in [*inside.items()][::-1] if one is not None
+            ]
+    return found
 
 
 class KnownParameters:

@@ -48,6 +48,7 @@ from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted, level_of_caller
 from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.parallel.wrappers import modules_of
 from statemachine_trainer.running.control_panel import ControlPanel
 from statemachine_trainer.running.drivers import context_of
 from statemachine_trainer.snapshot.frozen import with_frozen
@@ -359,7 +360,7 @@ class FitState:
         found = {id(owner): owner for owner in owners}
         for other in (host, host.checkpoints, None):
             found.pop(id(other), None)
-        for module in context.model.modules() if context is not None else ():
+        for module in modules_of(context.model) if context is not None else ():
             found.pop(id(module), None)
         return [
             owner

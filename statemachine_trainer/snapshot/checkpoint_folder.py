@@ -110,8 +110,11 @@ class Draft:
     beside: Callable[[Path], Mapping[str, FileEntry]] | None = None
 
 
-def write(files: FileSystem, folder: Path, draft: Draft) -> None:
+def write(files: FileSystem, folder: Path, draft: Draft) -> Manifest:
     """Make `folder` and write a checkpoint into it, durably.
+
+    Returns:
+        What its manifest says.
 
     Raises:
         Unwritable: when the tree is too large for JSON; nothing was written then
@@ -137,12 +140,14 @@ def write(files: FileSystem, folder: Path, draft: Draft) -> None:
         if draft.beside is not None:
             entries |= draft.beside(folder)
         sinks.append(stack.enter_context(_Sink(files.create(folder / MANIFEST))))
-        sinks[-1].write(_manifest_text(draft, entries))
+        text = _manifest_text(draft, entries)
+        sinks[-1].write(text)
         sinks[-1].finish()
         # All that is waited for is under way by now. The folder gets its name after this.
         files.sync_folder(folder)
         for sink in sinks:
             sink.sync()
+    return _parse_manifest(folder / MANIFEST, strictjson.loads(text))
 
 
 def read(
@@ -241,7 +246,7 @@ def _manifest_text(draft: Draft, entries: Mapping[str, FileEntry]) -> bytes:
             name: {"size": entry.size, "crc32": entry.checksum} for name, entry in entries.items()
         },
     }
-    body = strictjson.dumps(content, indent=2).removeprefix(b"{\n") + b"\n"
+    body = strictjson.lines(content).removeprefix(b"{\n") + b"\n"
     if len(body) > _MANIFEST_LIMIT // 2:
         raise Unwritable(
             "metadata", f"it is {len(body) >> 20} MB", "keep what is large in the tree instead"

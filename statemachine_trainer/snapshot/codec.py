@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import isfinite
 from types import NoneType
 from typing import TypeAlias
 
@@ -38,7 +39,8 @@ from statemachine_trainer.snapshot.strictjson import Json
 from statemachine_trainer.snapshot.tensor_file import Detail, TensorNotPlain, pack, unpack
 
 Document: TypeAlias = "dict[str, Json]"
-Key: TypeAlias = "tuple[object, bool]"  # of a mapping (a key) or of a sequence (an index)
+Path: TypeAlias = "tuple[Path, object, bool] | None"
+"""Where a value lies: where its container lies, and the key of a mapping (True) or the index of a sequence."""
 MapLocation: TypeAlias = "str | torch.device | Callable[[str], str | torch.device] | None"
 
 _DEPTH = 100
@@ -66,7 +68,7 @@ def encode(tree: object) -> tuple[Document, dict[str, Tensor]]:
         Unwritable: naming the first value that is something else
     """
     encoder = _Encoder()
-    encoded = encoder.encode(tree, ())
+    encoded = encoder.encode(tree, None)
     return {"tree": encoded, "tensors": dict(encoder.details)}, encoder.tensors
 
 
@@ -110,15 +112,26 @@ def _placing(map_location: MapLocation) -> Callable[[str], str | torch.device]:
     return map_location
 
 
-def address(path: tuple[Key, ...]) -> str:
+def address(path: Path) -> str:
     """A path as a person writes it: ``loops.fit.batches[3].x``."""
+    steps = []
+    while path is not None:
+        path, key, named = path
+        steps.append((key, named))
     text = ""
-    for key, named in path:
+    for key, named in reversed(steps):
         if named and isinstance(key, str):
             text += f".{key}" if text else key
         else:
             text += f"[{key!r}]"
     return text
+
+
+def _length(path: Path) -> int:
+    length = 0
+    while path is not None:
+        path, length = path[0], length + 1
+    return length
 
 
 class _Encoder:
@@ -128,7 +141,7 @@ class _Encoder:
         self._names: dict[int, str] = {}
         self._alive: list[object] = []  # an id is only an object's while the object is alive
         self._open: set[int] = set()
-        self._by_type: dict[type, Callable[[object, tuple[Key, ...]], Json]] = {
+        self._by_type: dict[type, Callable[[object, Path], Json]] = {
             list: self._list,
             tuple: lambda value, path: {"$tuple": self._list(value, path)},
             torch.Size: lambda value, path: {"$size": self._list(value, path)},
@@ -142,52 +155,42 @@ class _Encoder:
             np.ndarray: self._tensor,
         }
 
-    def encode(self, value: object, path: tuple[Key, ...]) -> Json:
+    def encode(self, value: object, path: Path) -> Json:
+        # Each checkpoint comes by here some hundred times in the foreground: no call lies between.
         container = self._by_type.get(type(value))
-        if container is not None:
-            return self._nested(container, value, path)
-        try:
-            return encode_leaf(value)
-        except NotALeaf:
-            if (record := record_of(value)) is not None:
-                name, fields = record
-                return self._nested(partial(self._record, name, fields), value, path)
-            kind = type(value)
-            raise Unwritable(
-                address(path),
-                f"a {kind.__module__}.{kind.__qualname__} is not plain data",
-                remedy(value),
-            ) from None
-
-    def _nested(
-        self,
-        container: Callable[[object, tuple[Key, ...]], Json],
-        value: object,
-        path: tuple[Key, ...],
-    ) -> Json:
-        if id(value) in self._open:
+        if container is None:
+            try:
+                return encode_leaf(value)
+            except NotALeaf:
+                if (record := record_of(value)) is None:
+                    raise _not_plain(value, path) from None
+                container = partial(self._record, *record)
+        here, around = id(value), self._open
+        if here in around:
             raise Unwritable(address(path), "it contains itself", "break the cycle")
-        if len(path) >= _DEPTH:
+        if len(around) >= _DEPTH and _length(path) >= _DEPTH:  # that of a key is its container's
             raise Unwritable(
                 address(path), f"it is nested deeper than {_DEPTH} levels", "flatten the tree"
             )
-        self._open.add(id(value))
+        around.add(here)
         encoded = container(value, path)
-        self._open.discard(id(value))
+        around.discard(here)
         return encoded
 
-    def _list(self, value: object, path: tuple[Key, ...]) -> list[Json]:
+    def _list(self, value: object, path: Path) -> list[Json]:
         assert isinstance(value, (list, tuple))
-        if _all_small_integers(value):  # a permutation of a million indices takes no time
-            return list(value)
-        return [self.encode(item, (*path, (i, False))) for i, item in enumerate(value)]
+        if not value:
+            return []
+        if type(value[0]) is int and _all_small_integers(value):
+            return list(value)  # a permutation of a million indices takes no time
+        return [self.encode(item, (path, i, False)) for i, item in enumerate(value)]
 
-    def _set(self, value: object, path: tuple[Key, ...]) -> list[Json]:
+    def _set(self, value: object, path: Path) -> list[Json]:
         """The items in an order that does not depend on the process's seed for hashes."""
         assert isinstance(value, (set, frozenset))
         return sorted((self._hashable(item, path) for item in value), key=repr)
 
-    def _dict(self, value: object, path: tuple[Key, ...]) -> Json:
+    def _dict(self, value: object, path: Path) -> Json:
         assert isinstance(value, dict)
         encoded: dict[str, Json] = {}
         for key, item in value.items():
@@ -201,20 +204,21 @@ class _Encoder:
                 or kind is NoneType
                 or (kind is str and item.isascii())
                 or (kind is int and -_LONG <= item < _LONG)
+                or (kind is float and isfinite(item))
             ):
                 encoded[key] = item  # as `encode` returns it: most values are of these kinds
             else:
-                encoded[key] = self.encode(item, (*path, (key, True)))
+                encoded[key] = self.encode(item, (path, key, True))
         else:
             return encoded
         return {
             "$dict": [
-                [self._hashable(key, path), self.encode(item, (*path, (key, True)))]
+                [self._hashable(key, path), self.encode(item, (path, key, True))]
                 for key, item in value.items()
             ]
         }
 
-    def _hashable(self, value: object, path: tuple[Key, ...]) -> Json:
+    def _hashable(self, value: object, path: Path) -> Json:
         """A key of a dict or an item of a set: plain, immutable, and not a tensor."""
         if type(value) in (tuple, frozenset):
             assert isinstance(value, (tuple, frozenset))
@@ -228,19 +232,17 @@ class _Encoder:
             )
         return self.encode(value, path)
 
-    def _ordered_dict(self, value: object, path: tuple[Key, ...]) -> Json:
+    def _ordered_dict(self, value: object, path: Path) -> Json:
         """What `nn.Module.state_dict` returns, with the versions of the modules that it carries."""
         assert isinstance(value, OrderedDict)
         metadata = getattr(value, _MODULE_METADATA, None)
-        key = (_MODULE_METADATA, True)
-        return {"$ordered": [self._dict(value, path), self.encode(metadata, (*path, key))]}
+        content = self._dict(value, path)
+        return {"$ordered": [content, self.encode(metadata, (path, _MODULE_METADATA, True))]}
 
-    def _record(
-        self, name: Name, fields: dict[str, object], _value: object, path: tuple[Key, ...]
-    ) -> Json:
+    def _record(self, name: Name, fields: dict[str, object], _value: object, path: Path) -> Json:
         return {"$record": [*name, self._dict(fields, path)]}
 
-    def _tensor(self, value: object, path: tuple[Key, ...]) -> Json:
+    def _tensor(self, value: object, path: Path) -> Json:
         assert isinstance(value, (Tensor, np.ndarray))
         if id(value) not in self._names:
             try:
@@ -261,6 +263,12 @@ class _Encoder:
             count += 1
             candidate = f"{name}#{count}"
         return candidate
+
+
+def _not_plain(value: object, path: Path) -> Unwritable:
+    kind = type(value)
+    what = f"a {kind.__module__}.{kind.__qualname__} is not plain data"
+    return Unwritable(address(path), what, remedy(value))
 
 
 class _Decoder:

@@ -11,6 +11,7 @@ import re
 import secrets
 import socket
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -83,7 +84,7 @@ class LocalFileSystem:
         path.mkdir()
 
     def names(self, folder: Path) -> list[str]:
-        return [path.name for path in folder.iterdir()]
+        return os.listdir(folder)  # noqa: PTH208 - each checkpoint asks, and needs no paths
 
     def rename(self, source: Path, target: Path) -> None:
         source.replace(target)
@@ -150,6 +151,53 @@ class _LocalFile:
     def close(self) -> None:
         self._worker.close()
         os.close(self._descriptor)
+
+
+# -- Deleting -------------------------------------------------------------------------------------
+
+
+def delete(
+    files: FileSystem, root: Path, paths: Iterable[Path], check_owned: Callable[[], object]
+) -> None:
+    """Delete checkpoints, and what is left of earlier attempts to.
+
+    They are renamed first, so that a crash half-way leaves no checkpoint that lacks a file.
+
+    Args:
+        files: The disk.
+        root: The folder that they lie in.
+        paths: Their folders.
+        check_owned: Raises where `root` has become that of another run.
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    doomed = []
+    for path in paths:
+        if not path.name.startswith(TRASH):
+            check_owned()
+            trash = path.with_name(trash_name(path.name))
+            files.rename(path, trash)
+            path = trash
+        doomed.append(path)
+    if doomed:
+        files.sync_folder(root)
+    for path in doomed:
+        remove_all(files, path)
+
+
+def remove_all(files: FileSystem, path: Path) -> None:
+    """Remove a file, or a folder with the files in it.
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    if path.is_symlink() or not path.is_dir():
+        files.remove(path)
+        return
+    for name in files.names(path):
+        files.remove(path / name)
+    files.remove_folder(path)
 
 
 # -- Names of folders -----------------------------------------------------------------------------

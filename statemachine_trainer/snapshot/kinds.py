@@ -11,7 +11,7 @@ import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -153,23 +153,46 @@ def is_a(thing: object, kinds: type | tuple[type, ...]) -> bool:
     return issubclass(type(thing), kinds)
 
 
-def named(thing: object) -> Iterator[tuple[str, object]]:
-    """Yield what an object holds itself, in slots and in its dictionary, without asking the object."""
-    kind, found = type(thing), False
+def named(thing: object) -> list[tuple[str, object]]:
+    """Return what an object holds itself, in slots and in its dictionary, without asking the object."""
+    kind = type(thing)
+    slots, dictionary = _layout(kind)  # type: ignore[arg-type]
+    if not slots:
+        return [] if dictionary is None else [*dictionary.__get__(thing, kind).items()]
+    found: list[tuple[str, object]] = []
+    for name, slot in slots:
+        if slot is dictionary:
+            found += dictionary.__get__(thing, kind).items()
+            continue
+        try:
+            found.append((name, slot.__get__(thing, kind)))
+        except AttributeError:  # nothing in it yet
+            continue
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout(kind: type) -> tuple[tuple[tuple[str, Any], ...], Any]:
+    """Return the slots of a class, and the descriptor of its dictionary, which stands among them in its turn."""
+    slots: list[tuple[str, Any]] = []
+    dictionary: Any = None
     for base in kind.__mro__:
         inside = attributes_of_class(base)
         if base.__flags__ & HEAP:
-            for name, slot in inside.items():
-                if type(slot) is types.MemberDescriptorType:
-                    try:
-                        yield name, slot.__get__(thing, kind)
-                    except AttributeError:  # nothing in it yet
-                        continue
+            slots += [
+                (name, slot)
+                for name, slot in inside.items()
+                if type(slot) is types.MemberDescriptorType and name != "__dict__"
+            ]
         entry: Any = inside.get("__dict__")
-        if not found and type(entry) in (types.GetSetDescriptorType, types.MemberDescriptorType):
-            found = True  # each of several bases may have a way to the one dictionary
-            held: Any = entry.__get__(thing, kind)
-            yield from [*held.items()]
+        if dictionary is None and type(entry) in (
+            types.GetSetDescriptorType,
+            types.MemberDescriptorType,
+        ):
+            dictionary = entry  # each of several bases may have a way to the one dictionary
+            slots.append(("__dict__", entry))
+    only_dictionary = len(slots) == 1 and dictionary is not None
+    return () if only_dictionary else tuple(slots), dictionary
 
 
 _VARS: Final = type.__dict__["__dict__"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections import OrderedDict
 from typing import Any, Final
 
 import torch
 
-from statemachine_trainer.parallel import leaves, leaves_with_paths, map_leaves
+from statemachine_trainer.parallel import leaves_with_paths, map_leaves
+from statemachine_trainer.parallel.containers import parts
 from statemachine_trainer.parallel.gradient_sync import is_cut_up
 
 _KEYS: Final = frozenset({"cut_up", "shape", "placements"})
@@ -43,7 +46,7 @@ def take_out(tree: Any) -> tuple[Any, dict[str, Any]]:
 
 def whole(tree: Any) -> Any:
     """Return a tree with whole tensors where they are cut up among ranks of which there is one only."""
-    if not any(map(is_cut_up, [one for one in leaves(tree) if isinstance(one, torch.Tensor)])):
+    if not _is_any_cut_up(tree):
         return tree
 
     def gathered(leaf: Any) -> Any:
@@ -51,3 +54,32 @@ def whole(tree: Any) -> Any:
         return cut.full_tensor() if isinstance(leaf, torch.Tensor) and is_cut_up(leaf) else leaf
 
     return map_leaves(gathered, tree)
+
+
+_PLAIN: Final = frozenset(
+    {str, bytes, int, float, bool, type(None), torch.Tensor, torch.nn.Parameter}
+)
+"""What most of a tree consists of, and is not cut up. A permutation of a million indices is all of this kind."""
+
+
+def _is_any_cut_up(tree: Any) -> bool:
+    """Return whether a tensor of a tree is cut up; the types in each container are looked at in C."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return False  # whoever cuts up a tensor imports it
+    left, seen = [tree], set()
+    while left:
+        one = left.pop()
+        kind = type(one)
+        if kind is dict or kind is OrderedDict:
+            inside: Any = one.values()
+        else:
+            inside = one if kind is list or kind is tuple else parts(one)
+        if inside is None:
+            if isinstance(one, torch.Tensor) and is_cut_up(one):
+                return True
+        elif not _PLAIN.issuperset(map(type, inside)) and id(one) not in seen:
+            seen.add(id(one))
+            for part in inside:  # no call of a comprehension for each container
+                if type(part) not in _PLAIN:
+                    left.append(part)
+    return False

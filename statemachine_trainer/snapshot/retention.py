@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, Protocol, cast
+from pathlib import Path
+from typing import Final, Generic, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -214,3 +217,92 @@ def _number(value: object) -> float | None:
         return float(value)
     except (OverflowError, TypeError):
         return None
+
+
+# -- What of a folder is kept ----------------------------------------------------------------------
+
+
+class Listed(Kept, Protocol):
+    """A checkpoint in a folder, as `Info` of the store."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def damage(self) -> str | None: ...
+
+
+T = TypeVar("T", bound=Listed)
+Entry = tuple[int, str, Path]
+"""Number, name and folder of a checkpoint."""
+
+Print = tuple[tuple[str, int, int, int], ...]
+"""Of each file in a folder its name, size, time of the last change, and number."""
+
+_TOO_NEW: Final = 20_000_000
+"""Nanoseconds within which a file may change twice and show one time: clocks of file systems are coarse."""
+
+
+class Known(Generic[T]):
+    """What was read of the checkpoints of a folder, for as long as their files stay as they are."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[Print, T]] = {}
+
+    def of(self, entries: Iterable[Entry], read: Callable[[int, str, Path], T], new: T) -> list[T]:
+        """Return what is known of some checkpoints; read the others.
+
+        Args:
+            entries: The checkpoints that are there.
+            read: Reads one.
+            new: What is known of the one that was written just now.
+        """
+        known, self._known = self._known, {}
+        found = []
+        for number, name, path in entries:
+            if path == new.path:
+                found.append(new)
+                continue
+            now, before = _print(path), known.get(path)
+            info = (
+                before[1] if before is not None and before[0] == now else read(number, name, path)
+            )
+            if now is not None and info.damage is None:
+                self._known[path] = now, info
+            found.append(info)
+        return found
+
+
+def _print(folder: Path) -> Print | None:
+    """Return what tells whether a file in a folder has changed; None where that cannot be told."""
+    try:
+        with os.scandir(folder) as inside:
+            found = [(one.name, one.stat(follow_symlinks=False)) for one in inside]
+    except OSError:
+        return None
+    if any(abs(time.time_ns() - one.st_mtime_ns) < _TOO_NEW for _, one in found):
+        return None
+    return tuple(sorted((name, one.st_size, one.st_mtime_ns, one.st_ino) for name, one in found))
+
+
+def no_longer_kept(
+    retention: Retention, infos: Sequence[Listed], pins: Collection[str]
+) -> list[Path]:
+    """Return the folders that no rule keeps; what is damaged is left for a person to look at.
+
+    Args:
+        retention: The rules.
+        infos: All checkpoints of a folder, the oldest first.
+        pins: Names of those that are kept in any case.
+    """
+    whole = [info for info in infos if info.damage is None]
+    newest_of_name = {info.name: info for info in whole}
+    current = [info for info in whole if newest_of_name[info.name] is info]
+    kept = retention.choose(current)
+    kept_paths = {
+        info.path for place, info in enumerate(current) if place in kept or info.name in pins
+    }
+    return [info.path for info in whole if info.path not in kept_paths]

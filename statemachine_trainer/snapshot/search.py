@@ -75,6 +75,10 @@ class Step(NamedTuple):
     key: Any
 
 
+_Step = tuple[str, str, Any]
+"""A `Step` on the way: one is made of it where a generator is found."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a generator lies: `step` is its first place, `also` are the others."""
@@ -186,10 +190,10 @@ class Search:
         self._seen: set[int] = set()
         self._classes: set[int] = set()  # that wait to be looked at, or were
         self._found: dict[int, Place] = {}
-        self._now: deque[tuple[object, str, Step, _Way]] = deque()
-        self._later: deque[tuple[object, str, Step, _Way]] = deque()
+        self._now: deque[tuple[object, str, _Step, _Way]] = deque()
+        self._later: deque[tuple[object, str, _Step, _Way]] = deque()
         for path, root in roots.items():
-            self._now.append((root, path, Step("", "other", path), _Way()))
+            self._now.append((root, path, ("", "other", path), _Way()))
         self._walk()
 
     # -- the walk ----------------------------------------------------------------------------------
@@ -215,7 +219,16 @@ class Search:
                     self.holders[path] = thing
                 if self._on_visit is not None:
                     self._on_visit(path, thing)
-                self._visit(thing, path, way)
+                visit, told = how_to_visit(type(thing))  # type: ignore[arg-type]
+                if visit == "tell":
+                    if not is_harmless(thing):
+                        assert told is not None
+                        self._tell(path, *told, way)
+                elif visit:
+                    if told is not None:  # what is below is the business of this object
+                        lent = told is LENT and (way.told or way.lent)
+                        way = way._replace(told=False, lent=lent)
+                    getattr(self, visit)(thing, path, way)
 
     def _go_on_where_generators_lie(self) -> bool:
         """Visit containers whole if a generator was found in one of the elements visited."""
@@ -235,11 +248,12 @@ class Search:
             self._offer(thing, *group.at(mark), group.way._replace(through=through))
         return bool(self._now)
 
-    def _find(self, generator: Generator, path: str, step: Step, way: _Way) -> None:
+    def _find(self, generator: Generator, path: str, step: _Step, way: _Way) -> None:
         if is_global(generator):
             return
         if isinstance(generator, random.SystemRandom):
             return self._tell(path, "drawn from the operating system", _OF_SYSTEM, way)
+        step = Step(*step)
         known = self._found.get(identity_of(generator))
         if known is not None:
             if step not in (known.step, *known.also):
@@ -261,7 +275,7 @@ class Search:
         if way.told:
             self.unheld.append(Unheld(path, what, remedy))
 
-    def _offer(self, thing: object, path: str, step: Step, way: _Way) -> None:
+    def _offer(self, thing: object, path: str, step: _Step, way: _Way) -> None:
         kind = type(thing)
         if kind in ATOMS:
             return
@@ -273,19 +287,6 @@ class Search:
 
     # -- what to do with an object of some type ------------------------------------------------------
 
-    def _visit(self, thing: Any, path: str, way: _Way) -> None:
-        visit, told = how_to_visit(type(thing))  # type: ignore[arg-type]
-        if visit == "":
-            return
-        if visit == "tell":
-            if not is_harmless(thing):
-                assert told is not None
-                self._tell(path, *told, way)
-            return
-        if told is not None:  # what is below is the business of this object
-            way = way._replace(told=False, lent=told is LENT and (way.told or way.lent))
-        getattr(self, visit)(thing, path, way)
-
     def _object(self, thing: object, path: str, way: _Way) -> None:
         # A loader's own iterator, of persistent workers, is begun anew with each pass.
         without = ("_iterator",) if is_a(thing, DataLoader) else ()
@@ -294,20 +295,23 @@ class Search:
     def _module(self, module: nn.Module, path: str, way: _Way) -> None:
         inner = inner_of(module)
         if inner is not None:  # paths are those of a model without wrappers
-            self._offer(inner, path, Step(path, "other", ""), way)
+            self._offer(inner, path, (path, "other", ""), way)
             return
         if way.told:
             self.modules[path] = module
         children = module.__dict__.get("_modules", {})  # a compiled script has none
         for name, child in children.items():
             if child is not None:
-                self._offer(child, f"{path}.{name}", Step(path, "other", name), way)
+                self._offer(child, f"{path}.{name}", (path, "other", name), way)
+        own = module.__dict__
         for name in _HOOKS:
-            # Their keys are numbers that count the hooks of the whole process.
-            for place, hook in enumerate([*(module.__dict__.get(name) or {}).values()]):
-                self._offer(hook, f"{path}.{name}[{place}]", Step(path, "other", name), way)
+            if hooks := own.get(
+                name
+            ):  # their keys are numbers that count those of the whole process
+                for place, hook in enumerate([*hooks.values()]):
+                    self._offer(hook, f"{path}.{name}[{place}]", (path, "other", name), way)
         for group in ("_parameters", "_buffers"):
-            for name, tensor in module.__dict__.get(group, {}).items():
+            for name, tensor in own.get(group, {}).items():
                 if tensor is not None:
                     self._beside_numbers(tensor, f"{path}.{name}", way)
         self._attributes(module, path, way, without=_OF_MODULES)
@@ -319,12 +323,13 @@ class Search:
         self._seen.add(id(tensor))
         with torch._C.DisableTorchFunctionSubclass():
             for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-                for place, hook in enumerate([*(getattr(tensor, name, None) or {}).values()]):
-                    self._offer(hook, f"{path}.{name}[{place}]", Step(path, "other", name), way)
+                if hooks := getattr(tensor, name, None):
+                    for place, hook in enumerate([*hooks.values()]):
+                        self._offer(hook, f"{path}.{name}[{place}]", (path, "other", name), way)
         for name, value in [*object.__getattribute__(tensor, "__dict__").items()]:
             if way.told or not self._quiet:
                 self._note(path, tensor, name, value)
-            self._offer(value, f"{path}.{name}", Step(path, "other", name), way)
+            self._offer(value, f"{path}.{name}", (path, "other", name), way)
 
     def _attributes(
         self, thing: object, path: str, way: _Way, without: tuple[str, ...] = ()
@@ -333,17 +338,21 @@ class Search:
         heard = is_of_users(kind)
         if self._quiet:
             heard = way.told and (heard or isinstance(thing, nn.Module))
+        notice = self._notice if heard else None
         for name, value in named(thing):
             if name in without:
                 continue
-            if heard:
-                self._note(path, thing, name, value)
-            if type(value) in _TENSORS:
+            if notice is not None:
+                of_context = type(value) is contextvars.ContextVar
+                notice(path, thing, name, behind(value) if of_context else value)
+            of_value = type(value)
+            if of_value in _TENSORS:
                 self._beside_numbers(cast(torch.Tensor, value), f"{path}.{name}", way)
-            self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
+            elif of_value not in ATOMS:  # most are: for those no step is made
+                self._offer(value, f"{path}.{name}", (path, "attribute", name), way)
         if self._code and is_users(kind.__module__) and id(kind) not in self._classes:
             self._classes.add(id(kind))
-            self._later.append((kind, f"{path}.__class__", Step(path, "other", ""), way))
+            self._later.append((kind, f"{path}.__class__", (path, "other", ""), way))
 
     # -- containers --------------------------------------------------------------------------------
 
@@ -354,17 +363,17 @@ class Search:
             def items() -> Iterator[Element]:
                 return ((one[1][1], one) for one in enumerate(copied(dict.items(thing))))
 
-            def at(mark: Any) -> tuple[str, Step]:
+            def at(mark: Any) -> tuple[str, _Step]:
                 place, (key, _) = mark
                 if type(key) in _KEYS and not (type(key) is int and key in self._seen):
-                    return f"{path}[{key!r}]", Step(path, "item", key)
+                    return f"{path}[{key!r}]", (path, "item", key)
                 # The key means nothing in another process: an object, or its `id`.
-                return f"{path}[#{place}]", Step(path, "other", place)
+                return f"{path}[#{place}]", (path, "other", place)
 
             self._elements(Group(path, count, items, at, kinds, way, lambda: dict.values(thing)))
         if self.sampling.kinds(count, lambda: dict.keys(thing), INSIDE):
             for place, key in enumerate(islice(copied(dict.keys(thing)), LARGE)):
-                self._offer(key, f"{path}.key[{place}]", Step(path, "other", None), way)
+                self._offer(key, f"{path}.key[{place}]", (path, "other", None), way)
         self._own_attributes(thing, dict, path, way)
 
     def _sequence(self, thing: Any, path: str, way: _Way) -> None:
@@ -376,8 +385,8 @@ class Search:
             def items() -> Iterator[Element]:
                 return zip(copied(base.__iter__(thing)), itertools.count(), strict=False)
 
-            def at(mark: Any) -> tuple[str, Step]:
-                return f"{path}[{mark}]", Step(path, how, mark)
+            def at(mark: Any) -> tuple[str, _Step]:
+                return f"{path}[{mark}]", (path, how, mark)
 
             self._elements(Group(path, count, items, at, kinds, way, lambda: base.__iter__(thing)))
         self._own_attributes(thing, base, path, way)
@@ -391,8 +400,8 @@ class Search:
             def items() -> Iterator[Element]:
                 return ((one, None) for one in copied(base.__iter__(thing)))
 
-            def at(_: Any) -> tuple[str, Step]:
-                return f"{path}{{...}}", Step(path, "other", None)
+            def at(_: Any) -> tuple[str, _Step]:
+                return f"{path}{{...}}", (path, "other", None)
 
             self._elements(
                 Group(path, count, items, at, kinds, below, lambda: base.__iter__(thing))
@@ -431,7 +440,7 @@ class Search:
                 value = cell.cell_contents
             except ValueError:  # nothing in it yet
                 continue
-            self._variable(function, path, name, value, Step(path, "closure", name), way)
+            self._variable(function, path, name, value, (path, "closure", name), way)
         given = function.__defaults__ or ()
         # From the end, since more may have been assigned than there are parameters.
         names = reversed(code.co_varnames[: code.co_argcount])
@@ -439,11 +448,11 @@ class Search:
             *zip(names, reversed(given), strict=False),
             *(function.__kwdefaults__ or {}).items(),
         ]:
-            self._variable(function, path, name, value, Step(path, "other", name), way)
+            self._variable(function, path, name, value, (path, "other", name), way)
         for name, value in [*function.__dict__.items()]:
             if is_users(function.__module__):
                 self._note(path, function, name, value)
-            self._offer(value, f"{path}.{name}", Step(path, "attribute", name), way)
+            self._offer(value, f"{path}.{name}", (path, "attribute", name), way)
         if self._code and is_users(function.__module__):
             self._globals(function, way)
             if not path.endswith("worker_init_fn"):  # samples are seeded after it
@@ -455,7 +464,7 @@ class Search:
                     self._tell(at, "drawn from the operating system", _FRESH, way)
 
     def _variable(
-        self, function: object, path: str, name: str, value: object, step: Step, way: _Way
+        self, function: object, path: str, name: str, value: object, step: _Step, way: _Way
     ) -> None:
         if is_users(getattr(function, "__module__", None)):
             self._note(path, function, name, value)
@@ -487,30 +496,30 @@ class Search:
                 if holder in self._wanted:
                     self.holders[holder] = space
                 if type(value) not in ATOMS:
-                    step = Step(holder, "item", name)
+                    step = (holder, "item", name)
                     self._later.append((value, f"{holder}.{name}", step, way))
 
     def _partial(self, partial: functools.partial[Any], path: str, way: _Way) -> None:
-        self._offer(partial.func, f"{path}.func", Step(path, "other", "func"), way)
+        self._offer(partial.func, f"{path}.func", (path, "other", "func"), way)
         names = _names_of_arguments(partial.func)
         if is_users(getattr(partial.func, "__module__", None)):
             for name, value in [*zip(names, partial.args, strict=False), *partial.keywords.items()]:
                 self._note(path, partial, name, value)
         for place, value in [*enumerate(partial.args), *partial.keywords.items()]:
-            self._offer(value, f"{path}({place})", Step(path, "other", place), way)
+            self._offer(value, f"{path}({place})", (path, "other", place), way)
         self._attributes(partial, path, way)
 
     def _bound(self, method: Any, path: str, way: _Way) -> None:
         owner = getattr(method, "__self__", None)  # a function of Cython may be unbound
         if not is_a(owner, types.ModuleType):
-            self._offer(owner, f"{path}.__self__", Step(path, "other", "__self__"), way)
+            self._offer(owner, f"{path}.__self__", (path, "other", "__self__"), way)
         if isinstance(method, types.MethodType):
-            self._offer(method.__func__, f"{path}.__func__", Step(path, "other", ""), way)
+            self._offer(method.__func__, f"{path}.__func__", (path, "other", ""), way)
 
     def _referents(self, thing: object, path: str, way: _Way) -> None:
         """Look at what an object of C refers to, such as a read-only view of a dict."""
         for place, one in enumerate(gc.get_referents(thing)[:LARGE]):
-            self._offer(one, f"{path}<{place}>", Step(path, "other", place), way)
+            self._offer(one, f"{path}<{place}>", (path, "other", place), way)
 
     def _cache(self, thing: object, path: str, way: _Way) -> None:
         """Look at what a function with a `functools.cache` has returned."""
@@ -520,7 +529,7 @@ class Search:
     def _context_variable(
         self, variable: contextvars.ContextVar[Any], path: str, way: _Way
     ) -> None:
-        self._offer(behind(variable), f"{path}.get()", Step(path, "other", "get"), way)
+        self._offer(behind(variable), f"{path}.get()", (path, "other", "get"), way)
 
     def _of_thread(self, local: threading.local, path: str, way: _Way) -> None:
         """Look at what this thread has in an object that has other attributes in each thread."""
@@ -528,12 +537,12 @@ class Search:
         for name, value in [*threading.local.__getattribute__(local, "__dict__").items()]:
             if way.told or not self._quiet:
                 self._note(path, local, name, value)
-            self._offer(value, f"{path}.{name}", Step(path, "other", name), way)
+            self._offer(value, f"{path}.{name}", (path, "other", name), way)
 
     def _weak(self, reference: weakref.ref[Any], path: str, way: _Way) -> None:
         thing = weakref.ref.__call__(reference)
         if thing is not None:
-            self._offer(thing, f"{path}()", Step(path, "other", "()"), way)
+            self._offer(thing, f"{path}()", (path, "other", "()"), way)
 
     def _class(self, kind: type, _path: str, way: _Way) -> None:
         """Look at the attributes and the code of a class that a user wrote, and of its bases."""
@@ -548,20 +557,20 @@ class Search:
                 self._of_class(base, path, name, value, way)
 
     def _of_class(self, base: type, path: str, name: str, value: Any, way: _Way) -> None:
-        if is_a(value, property):
-            for one in (value.fget, value.fset):
-                self._later.append((one, f"{path}.{name}", Step(path, "other", name), way))
-        elif is_a(value, functools.cached_property):  # whose lock, up to Python 3.11, is its own
-            self._later.append((value.func, f"{path}.{name}", Step(path, "other", name), way))
-        elif is_a(value, (classmethod, staticmethod)):
-            self._later.append((value.__func__, f"{path}.{name}", Step(path, "other", name), way))
-        elif is_a(value, types.FunctionType):
+        if type(value) is types.FunctionType:  # most are
             self._note(path, base, name, value)
-            self._later.append((value, f"{path}.{name}", Step(path, "other", name), way))
+            self._later.append((value, f"{path}.{name}", (path, "other", name), way))
+        elif is_a(value, property):
+            for one in (value.fget, value.fset):
+                self._later.append((one, f"{path}.{name}", (path, "other", name), way))
+        elif is_a(value, functools.cached_property):  # whose lock, up to Python 3.11, is its own
+            self._later.append((value.func, f"{path}.{name}", (path, "other", name), way))
+        elif is_a(value, (classmethod, staticmethod)):
+            self._later.append((value.__func__, f"{path}.{name}", (path, "other", name), way))
         elif not (name.startswith("__") and name.endswith("__")):
             self._note(path, base, name, value)
             if type(value) not in ATOMS:
-                self._later.append((value, f"{path}.{name}", Step(path, "attribute", name), way))
+                self._later.append((value, f"{path}.{name}", (path, "attribute", name), way))
 
 
 def _names_of_arguments(function: object) -> tuple[str, ...]:

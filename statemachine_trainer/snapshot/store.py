@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import platform
 import warnings
@@ -17,24 +18,18 @@ from types import TracebackType
 
 import numpy as np
 import torch
-from torch import nn
 
 from statemachine_trainer.files import path_given, read_regular
 from statemachine_trainer.machine.errors import level_of_caller
-from statemachine_trainer.parallel.gradient_sync import is_cut_up
-from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem, strictjson
-from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.filesystem import (
     FOLDER,
     NAME,
     FileSystem,
     LocalFileSystem,
+    is_abandoned,
 )
-from statemachine_trainer.snapshot.frozen import with_frozen
-from statemachine_trainer.snapshot.marks import is_mark
-from statemachine_trainer.snapshot.modules import load_module_weights
-from statemachine_trainer.snapshot.retention import Retention
+from statemachine_trainer.snapshot.retention import Known, Retention, no_longer_kept
 from statemachine_trainer.snapshot.snapshot_errors import (
     BadName,
     CleanupWarning,
@@ -147,6 +142,7 @@ class Store:
         self.staging_of_parts = Staging() if background else None
         self._background = Background()
         self._writing = Lock()
+        self._known: Known[Info] = Known()
         self.versions = {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -244,12 +240,14 @@ class Store:
         with self._writing, self.owned():
             self.check_owned()
             with self._failing(draft.name):
-                paths = [self.root / name for name in self._files.names(self.root)]
-                self._delete([path for path in paths if filesystem.is_abandoned(path)])
-                self._commit(draft, target)
+                hidden = [one for one in self._files.names(self.root) if one.startswith(".")]
+                left = [path for path in map(self.root.__truediv__, hidden) if is_abandoned(path)]
+                self._delete(left)
+                manifest = self._commit(draft, target)
                 self.check_owned()
             self._point_to(target)
-            self._retain()
+            sequence = int(target.name.partition("-")[0])
+            self._retain(_info_of(manifest, sequence, draft.name, target))
         self.settled()
 
     def _point_to(self, target: Path) -> None:
@@ -264,17 +262,18 @@ class Store:
                 stacklevel=level_of_caller(),
             )
 
-    def _commit(self, draft: checkpoint_folder.Draft, target: Path) -> None:
+    def _commit(self, draft: checkpoint_folder.Draft, target: Path) -> checkpoint_folder.Manifest:
         temporary = self.root / filesystem.temporary_name(target.name)
         try:
-            checkpoint_folder.write(self._files, temporary, draft)
+            manifest = checkpoint_folder.write(self._files, temporary, draft)
             self.check_owned()  # while that was written somebody may have got the folder
             self._files.rename(temporary, target)
         except BaseException:
             with suppress(OSError):
-                self._remove(temporary)
+                filesystem.remove_all(self._files, temporary)
             raise
         self._files.sync_folder(self.root)
+        return manifest
 
     def _replace_file(self, name: str, content: bytes, *, wait: bool = True) -> None:
         """Write a small file; a loss of power leaves the one before, or this one if `wait`."""
@@ -305,6 +304,8 @@ class Store:
             ) from cause
 
     def _make_root(self) -> None:
+        if self.root.is_dir():
+            return
         for path in reversed((self.root, *self.root.parents)):
             if not path.is_dir():
                 with suppress(FileExistsError):
@@ -312,7 +313,8 @@ class Store:
                 self._files.sync_folder(path.parent)
 
     def _next_number(self) -> int:
-        return max((sequence for sequence, _, _ in self._entries()), default=0) + 1
+        numbers = [int(match[1]) for match in map(FOLDER.fullmatch, self._names()) if match]
+        return max(numbers, default=0) + 1
 
     # -- keeping and deleting
 
@@ -328,7 +330,8 @@ class Store:
             self._write_pins(self._pins() - {name})
 
     def _write_pins(self, names: set[str]) -> None:
-        self._replace_file(_PINS, strictjson.dumps([*sorted(names)], indent=2) + b"\n")
+        text = json.dumps([*sorted(names)], indent=2, ensure_ascii=False)
+        self._replace_file(_PINS, text.encode() + b"\n")
 
     def _pins(self) -> set[str]:
         try:
@@ -341,11 +344,11 @@ class Store:
             raise Damaged(self.root / _PINS, "it is not a list of names")
         return {name for name in names if isinstance(name, str)}
 
-    def _retain(self) -> None:
+    def _retain(self, written: Info) -> None:
         """Delete what no rule keeps; what is damaged is left for a person to look at."""
         try:
             pins = self._pins()
-            whole = [info for info in self.list() if info.damage is None]
+            infos = self._known.of(self._entries(), self._info, written)
         except (Damaged, OSError) as error:
             warnings.warn(
                 f"{error}. Nothing is deleted meanwhile.",
@@ -353,29 +356,11 @@ class Store:
                 stacklevel=level_of_caller(),
             )
             return
-        newest_of_name = {info.name: info for info in whole}
-        current = [info for info in whole if newest_of_name[info.name] is info]
-        kept = self.retention.choose(current)
-        kept_paths = {
-            info.path for place, info in enumerate(current) if place in kept or info.name in pins
-        }
-        self._delete([info.path for info in whole if info.path not in kept_paths])
+        self._delete(no_longer_kept(self.retention, infos, pins))
 
     def _delete(self, paths: Iterable[Path]) -> None:
-        """Rename first, so that a crash half-way leaves no checkpoint that lacks a file."""
         try:
-            doomed = []
-            for path in paths:
-                if not path.name.startswith(filesystem.TRASH):
-                    self.check_owned()
-                    trash = path.with_name(filesystem.trash_name(path.name))
-                    self._files.rename(path, trash)
-                    path = trash
-                doomed.append(path)
-            if doomed:
-                self._files.sync_folder(self.root)
-            for path in doomed:
-                self._remove(path)
+            filesystem.delete(self._files, self.root, paths, self.check_owned)
         except OSError as error:
             warnings.warn(
                 f"In {self.root}, what is no longer needed could not be deleted: {error}. "
@@ -383,14 +368,6 @@ class Store:
                 CleanupWarning,
                 stacklevel=level_of_caller(),
             )
-
-    def _remove(self, path: Path) -> None:
-        if path.is_symlink() or not path.is_dir():
-            self._files.remove(path)
-            return
-        for name in self._files.names(path):
-            self._files.remove(path / name)
-        self._files.remove_folder(path)
 
     # -- reading
 
@@ -480,17 +457,19 @@ class Store:
             raise Damaged(self.root, "no checkpoint in it is whole: " + "; ".join(damages))
         return None
 
-    def _entries(self) -> Sequence[tuple[int, str, Path]]:
-        """Number, name and folder of each checkpoint, the oldest first."""
+    def _names(self) -> Sequence[str]:
         try:
-            names = self._files.names(self.root)
+            return self._files.names(self.root)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise Unreadable(f"{self.root} cannot be read ({error}).") from error
+
+    def _entries(self) -> Sequence[tuple[int, str, Path]]:
+        """Number, name and folder of each checkpoint, the oldest first."""
         found = [
             (int(match[1]), match[2], self.root / match[0])
-            for match in map(FOLDER.fullmatch, names)
+            for match in map(FOLDER.fullmatch, self._names())
             if match
         ]
         return sorted(entry for entry in found if not entry[2].is_symlink())
@@ -501,7 +480,7 @@ class Store:
         except (Damaged, NotACheckpoint, FormatTooNew, OSError) as error:
             nothing = datetime.fromtimestamp(0, UTC)
             return Info(name, path, sequence, nothing, {}, 0, damage=str(error))
-        return Info(name, path, sequence, manifest.created, manifest.metadata, manifest.size)
+        return _info_of(manifest, sequence, name, path)
 
     def _find(self, name: str) -> Path:
         entries = self._entries()
@@ -543,93 +522,9 @@ class Store:
         self.close()
 
 
+def _info_of(manifest: checkpoint_folder.Manifest, sequence: int, name: str, path: Path) -> Info:
+    return Info(name, path, sequence, manifest.created, manifest.metadata, manifest.size)
+
+
 def _nobody_asks() -> None:
     """See to nothing: a store by itself belongs to whoever writes to it."""
-
-
-# -- Weights alone --------------------------------------------------------------------------------
-
-
-def load_checkpoint(
-    place: str | Path, *, misfit: Callable[[Loaded], str | None] | None = None
-) -> Loaded:
-    """Read a checkpoint from its own folder, or the newest whole one from the folder of a run.
-
-    Args:
-        place: The folder.
-        misfit: As for `Store.newest`; a checkpoint that is named itself is refused.
-
-    Raises:
-        NotACheckpoint: There is none.
-        Damaged: There are, and none is whole; or the one that was named is not.
-        FormatTooNew: A later version of this package wrote it.
-        SnapshotMismatch: It cannot be used.
-    """
-    path = path_given(place)
-    if path.is_dir() and not (path / MANIFEST).exists():
-        newest = Store(path).newest(misfit=misfit)
-        if newest is None:
-            raise NotACheckpoint(f"There is no checkpoint in {str(path)!r}.")
-        return newest
-    loaded = Store(path.parent).load(path)
-    why = None if misfit is None else misfit(loaded)
-    if why is not None:
-        raise SnapshotMismatch(f"{path.name} cannot be gone on from: {why}")
-    return loaded
-
-
-def load_weights(model: nn.Module, checkpoint: str | Path, *, average: bool = False) -> None:
-    """Load the weights of a checkpoint into a model, and nothing else.
-
-    The model keeps its device, its mode (training or evaluation) and what of it needs gradients.
-
-    Args:
-        model: A model with the parameters and buffers of the one that was saved.
-        checkpoint: Folder of a checkpoint, or of a run (the newest whole one is taken).
-        average: Load the average of the weights that a callback keeps, instead of those of the model.
-
-    Raises:
-        NotACheckpoint: There is none.
-        SnapshotMismatch: The parameters differ, or frozen ones that the checkpoint leaves out; the message lists
-            them. The model is unchanged.
-        Damaged: The checkpoint is not what was written.
-    """
-    loaded = load_checkpoint(checkpoint)
-    loaded = replace(loaded, tree=with_frozen(loaded.tree, model))
-    try:
-        weights = loaded.tree["context"]["model"]["weights"]  # type: ignore[index]
-    except (KeyError, TypeError):
-        weights = None
-    if not isinstance(weights, Mapping):
-        raise SnapshotMismatch(f"The checkpoint {str(loaded.path)!r} holds no weights of a model.")
-    weights = {**weights, **_put_in_for(loaded, average=average)}
-    own = PlainNames(model).state_dict()
-    if any(map(is_mark, weights.values())) or any(is_cut_up(one) for one in own.values()):
-        from statemachine_trainer.snapshot.shards import (  # most runs have one process
-            as_kept,
-            with_parts,
-        )
-
-        weights = as_kept(with_parts(weights, loaded.path, model), own)
-    load_module_weights(model, weights)
-
-
-def _put_in_for(loaded: Loaded, *, average: bool) -> dict[str, torch.Tensor]:
-    """Return the weights that differ from those of the model in a checkpoint: the average, or the raw ones.
-
-    A checkpoint that was written in the course of a validation has the average in the model.
-
-    Raises:
-        SnapshotMismatch: An average is wanted, and there is none.
-    """
-    callbacks = loaded.tree.get("callbacks", []) if isinstance(loaded.tree, Mapping) else []
-    states = [one["state"] for one in callbacks]
-    kept = [one for one in states if isinstance(one, Mapping) and {"average", "raw"} <= one.keys()]
-    if not average:
-        return next((dict(one["raw"]) for one in kept if one["raw"] is not None), {})
-    if not kept or not kept[0]["average"]:
-        raise SnapshotMismatch(
-            f"The checkpoint {str(loaded.path)!r} holds no average of weights. EMA and SWA keep one: "
-            "Trainer(callbacks=[EMA()])."
-        )
-    return dict(kept[0]["average"])

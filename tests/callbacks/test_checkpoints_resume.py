@@ -23,8 +23,8 @@ from statemachine_trainer.machine.errors import StateMachineError, StateMismatch
 from statemachine_trainer.parallel.parallel_errors import PrecisionMismatch
 from statemachine_trainer.run_record import RESUME_VARIABLE
 from statemachine_trainer.snapshot import Damaged, DamagedCheckpointWarning, Retention
+from statemachine_trainer.snapshot.loading import load_weights
 from statemachine_trainer.snapshot.snapshot_errors import NotACheckpoint, SnapshotMismatch
-from statemachine_trainer.snapshot.store import load_weights
 from tests.callbacks.kit import Net, batches, fit, same, steps, trainer_with, weights_of
 
 ALL = Retention(last=None)

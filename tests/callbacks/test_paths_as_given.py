@@ -13,7 +13,7 @@ from statemachine_trainer import LabelFolder, Run, RunFolder
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.files import NoPath
 from statemachine_trainer.snapshot import Store
-from statemachine_trainer.snapshot.store import load_checkpoint, load_weights
+from statemachine_trainer.snapshot.loading import load_checkpoint, load_weights
 from tests.observe.recorded import Net, batches, trainer
 
 

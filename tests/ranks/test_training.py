@@ -15,7 +15,7 @@ import torch
 
 from statemachine_trainer.observe.blackbox import find_parting, read_blackbox
 from statemachine_trainer.run_record import read_record
-from statemachine_trainer.snapshot.store import load_checkpoint, load_weights
+from statemachine_trainer.snapshot.loading import load_checkpoint, load_weights
 from tests.processes import ROOT
 from tests.ranks.launching import (
     alone,

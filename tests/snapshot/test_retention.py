@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -206,3 +207,22 @@ def test_while_the_pins_cannot_be_read_nothing_is_deleted(tmp_path: Path) -> Non
 def test_what_is_kept_for_ever_is_said_by_any_interval(interval: Any, same: KeepEvery) -> None:
     assert Retention(every=interval) == Retention(every=same)
     assert Retention(every=(interval, KeepEvery(7, "step"))).every == (same, KeepEvery(7, "step"))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json"])
+def test_what_is_damaged_after_a_save_has_looked_at_it_is_left_for_a_person(
+    tmp_path: Path, name: str
+) -> None:
+    store = Store(tmp_path, retention=Retention(last=2))
+    first = store.save({"step": 0}, name="step-0")
+    for file in first.iterdir():
+        os.utime(
+            file, (1e9, 1e9)
+        )  # long before the look of the next save, which keeps what it found
+    store.save({"step": 1}, name="step-1")
+    damaged = first / name
+    damaged.write_bytes(damaged.read_bytes() + b" ")
+    for step in (2, 3):
+        store.save({"step": step}, name=f"step-{step}")
+    assert first.exists()
+    assert [info.name for info in store.list() if info.damage is None] == ["step-2", "step-3"]

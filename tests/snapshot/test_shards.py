@@ -14,9 +14,9 @@ from torch import nn
 from statemachine_trainer.snapshot import Damaged, NotACheckpoint, Store, WriteFailed
 from statemachine_trainer.snapshot.checkpoint_folder import FileEntry, write_tensors
 from statemachine_trainer.snapshot.filesystem import LocalFileSystem
+from statemachine_trainer.snapshot.loading import load_weights
 from statemachine_trainer.snapshot.marks import is_mark, take_out
 from statemachine_trainer.snapshot.shards import with_parts
-from statemachine_trainer.snapshot.store import load_weights
 
 WEIGHT = torch.arange(15.0).reshape(5, 3)
 BIAS = torch.tensor([1.0, -0.0, float("nan"), 4.0, 5.0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, cast, get_args
 
@@ -23,6 +23,10 @@ class Shown:
     on_step: bool = False
     on_epoch: bool = True
     prog_bar: bool = False
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the three by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(slots=True)
@@ -101,7 +105,7 @@ class Number:
         return {
             "kind": "number",
             "reduce": self.reduce,
-            "shown": asdict(self.shown),
+            "shown": self.shown.state_dict(),
             "total": self.total,
             "weight": self.weight,
             "newest": self.newest,

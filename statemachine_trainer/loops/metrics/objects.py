@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, cast
 
 import torch
@@ -55,7 +55,7 @@ class Held:
     def state(self, name: str, owner: nn.Module | None) -> dict[str, object]:
         return {
             "kind": "object",
-            "shown": asdict(self.shown),
+            "shown": self.shown.state_dict(),
             "prefix": self.prefix,
             "path": next((p for p, m in metrics_of(owner) if m is self.metric), None),
             "state": metric_state(self.metric, name),
