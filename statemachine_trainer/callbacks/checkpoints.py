@@ -53,7 +53,7 @@ from statemachine_trainer.snapshot import (
     Unwritable,
     WriteFailed,
 )
-from statemachine_trainer.snapshot.frozen import digests_of, without_frozen
+from statemachine_trainer.snapshot.frozen import Base, without_frozen
 from statemachine_trainer.snapshot.marks import whole
 from statemachine_trainer.snapshot.mirror import Mirror, mirror_given
 from statemachine_trainer.snapshot.ranked import do_together, save_together
@@ -166,7 +166,7 @@ class Checkpoints(HasSettings):
         self.last: Path | None = None
         self.on_written: Callable[[Path], object] | None = None
         self._interval = Interval(self.every)
-        self._base: dict[str, str] = {}
+        self._base: Base | None = None
         self._due = False
         self._told_of_weights = False
         self._postponed_at: int | None = None
@@ -424,7 +424,7 @@ class Checkpoints(HasSettings):
 
     def know_base(self, model: nn.Module) -> None:
         """Look at the weights that the script has made, before anything is trained or loaded."""
-        self._base = digests_of(model) if self.parameters == "trainable" else {}
+        self._base = Base.of(model) if self.parameters == "trainable" else None
 
     def belong_to(self, owner: Ownership) -> None:
         """Write only while the folder is that of this run."""

@@ -114,7 +114,7 @@ def check_alone(ranks: Ranks, trainer: Any, context: Context) -> None:
         SettingError: The model, or a loop, does.
         UnsupportedWrapper: The parameters are cut up in a way that is not supported.
     """
-    layout = _check_model(ranks, trainer, context)
+    layout = _check_model(ranks, context)
     _check_loops(trainer.loop, context, cut_up=bool(layout.cut_up))
 
 
@@ -242,7 +242,7 @@ def _shown(path: str, loop: Loop) -> str:
     return repr(path) if path else type(loop).__name__
 
 
-def _check_model(ranks: Ranks, trainer: Any, context: Context) -> Layout:
+def _check_model(ranks: Ranks, context: Context) -> Layout:
     model = context.model
     from statemachine_trainer.parallel.layout import Layout  # most runs have one process
 
@@ -251,14 +251,6 @@ def _check_model(ranks: Ranks, trainer: Any, context: Context) -> Layout:
     sync.several_meshes = layout.several_meshes
     if layout.data_size < layout.size:
         sync.data_ranks = cast("list[int]", ranks.from_all(layout.data_rank))
-    checkpoints = trainer.checkpoints
-    if layout.cut_up and checkpoints is not None and checkpoints.parameters != "all":
-        by = layout.by or "tensor parallelism"
-        raise SettingError(
-            f"The parameters of {type(model).__name__} are cut up among the ranks by {by}, and Checkpoints(parameters="
-            f"{checkpoints.parameters!r}) compares whole ones with those of the script. Leave it out: each rank writes "
-            "its parts of all parameters."
-        )
     return layout
 
 

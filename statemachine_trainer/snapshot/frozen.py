@@ -5,17 +5,22 @@ a checkpoint need not hold it, as long as a resumed run gets the very same: the 
 out only if it needs no gradient *and* has the bits that it had when the fit began. One that is changed by hand, such as
 that of a momentum encoder, or was trained and frozen later, is written.
 
-The digest is the CRC-32 that checkpoints have for their files: it finds accidents, not intent.
+The digest is the CRC-32 that checkpoints have for their files: it finds accidents, not intent. It is that of whole
+weights, also where they are cut up among ranks, so that another number of ranks can go on. Each rank looks only at its
+own parts from then on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
 
+from statemachine_trainer.parallel.gradient_sync import is_cut_up, local_of
+from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.checkpoint_folder import crc32
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
@@ -28,23 +33,40 @@ _SHOWN: Final = 5
 _AVERAGES: Final = ("average", "raw")
 
 
-def digests_of(model: nn.Module) -> dict[str, str]:
-    """Return a digest of each plain tensor among the weights of a model, by name, the same on any device."""
-    found = {}
-    for name, one in PlainNames(model).state_dict().items():
-        if (text := _digest(one)) is not None:
-            found[name] = text
-    return found
+@dataclass(frozen=True)
+class Base:
+    """The weights of a model as the script has made them.
+
+    Attributes:
+        digests: A digest of each plain tensor among them, by name, the same on any device.
+        parts: A digest of what this rank has of each, the same as above unless they are cut up among ranks.
+        cut_up: Whether some are.
+    """
+
+    digests: Mapping[str, str]
+    parts: Mapping[str, str]
+    cut_up: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Base:
+        """Look at the weights of a model. A collective where they are cut up: each is put together once."""
+        weights = PlainNames(model).state_dict()
+        found = {name: _digest(one) for name, one in weights.items()}
+        digests = {name: text for name, text in found.items() if text is not None}
+        cut = {name for name in digests if is_cut_up(weights[name])}
+        parts = {name: _digest(local_of(weights[name].detach())) or "" for name in cut}
+        return cls(digests, {**digests, **parts}, bool(cut))
 
 
-def without_frozen(tree: Mapping[str, Any], base: Mapping[str, str]) -> Mapping[str, Any]:
+def without_frozen(tree: Mapping[str, Any], base: Base) -> Mapping[str, Any]:
     """Return the state of a fit without the frozen weights that are still those of the script.
 
-    Averages of them are left out too, where they are the same to the bit.
+    Averages of them are left out too, where they are the same to the bit. A collective where weights are cut up
+    among ranks: what has changed at one of them is written by all.
 
     Args:
         tree: The state; it is not changed.
-        base: What `digests_of` returned as the fit began.
+        base: The weights as the fit began.
     """
     model = tree["context"]["model"]
     needs, weights = model["requires_grad"], model["weights"]
@@ -55,26 +77,33 @@ def without_frozen(tree: Mapping[str, Any], base: Mapping[str, str]) -> Mapping[
         (one["raw"] for one in map(_average_in, callbacks) if one and one["raw"]), {}
     )
     own = {name: raw.get(name, one) for name, one in weights.items() if id(one) in frozen}
+    averages = {place: found for place, one in enumerate(callbacks) if (found := _average_in(one))}
+    held: dict[Any, Mapping[str, Any]] = {"own": own, "weights": weights}
+    held |= {(place, key): one[key] or {} for place, one in averages.items() for key in _AVERAGES}
     digests: dict[int, str | None] = {}  # each tensor is read once
 
     def is_base(name: str, tensor: Any) -> bool:
         if id(tensor) not in digests:
-            digests[id(tensor)] = _digest(tensor)
-        return digests[id(tensor)] == base[name]
+            digests[id(tensor)] = _digest(
+                local_of(tensor.detach()) if is_cut_up(tensor) else tensor
+            )
+        return digests[id(tensor)] == base.parts[name]
 
-    left = {name: base[name] for name, one in own.items() if name in base and is_base(name, one)}
+    known = [name for name in own if name in base.digests]
+    looked_at = [(at, name) for at, one in held.items() for name in known if name in one]
+    same = _at_all([is_base(name, held[at][name]) for at, name in looked_at], base)
+    unchanged = {one for one, as_before in zip(looked_at, same, strict=True) if as_before}
+    left = {name: base.digests[name] for name in known if ("own", name) in unchanged}
     if not left:
         return tree
 
-    def without(saved: Any) -> Any:
-        same = [name for name in left if saved is not None and name in saved]
-        return _replaced(saved, {name: None for name in same if is_base(name, saved[name])})
+    def without(at: Any, saved: Any) -> Any:
+        return _replaced(saved, {name: None for name in left if (at, name) in unchanged})
 
-    for place, one in enumerate(callbacks):
-        if (state := _average_in(one)) is not None:
-            shorter = {key: without(state[key]) for key in _AVERAGES}
-            callbacks[place] = {**one, "state": {**state, **shorter}}
-    context = {**tree["context"], "model": {**model, "weights": without(weights)}}
+    for place, state in averages.items():
+        shorter = {key: without((place, key), state[key]) for key in _AVERAGES}
+        callbacks[place] = {**callbacks[place], "state": {**state, **shorter}}
+    context = {**tree["context"], "model": {**model, "weights": without("weights", weights)}}
     return {**tree, "context": context, "callbacks": callbacks, FROZEN: left}
 
 
@@ -117,6 +146,14 @@ def with_frozen(tree: Any, model: nn.Module) -> Any:
     return {**rest, "context": context, "callbacks": callbacks}
 
 
+def _at_all(answers: list[bool], base: Base) -> list[bool]:
+    """Return which answers are yes at all ranks, where weights are cut up among them."""
+    ranks = Ranks.here() if base.cut_up else None
+    if ranks is None or not answers:
+        return answers
+    return [not found for found in ranks.largest([not one for one in answers])]
+
+
 def _average_in(callback: Any) -> Mapping[str, Any] | None:
     """Return the state of a callback that keeps an average of the weights; None of any other."""
     state = callback["state"]
@@ -134,7 +171,12 @@ def _replaced(saved: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _digest(tensor: object) -> str | None:
-    """Return kind, shape and checksum of a plain tensor; None of anything else."""
+    """Return kind, shape and checksum of a plain tensor; None of anything else.
+
+    One that is cut up is put together, which is a collective.
+    """
+    if isinstance(tensor, torch.Tensor) and is_cut_up(tensor):
+        tensor = cast(Any, tensor).detach().full_tensor()
     if type(tensor) not in (torch.Tensor, nn.Parameter) or not isinstance(tensor, torch.Tensor):
         return None
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:

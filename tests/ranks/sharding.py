@@ -334,12 +334,6 @@ def refusal(act: Callable[[], object]) -> str | None:
     return None
 
 
-def checkpoints_of_what_is_trained() -> Any:
-    writer = Checkpoints(FOLDER / "trainable", parameters="trainable")
-    fit = trainer(run=None, checkpoints=writer)
-    return refusal(lambda: fit.fit(cut_up(Task()), *loaders()))
-
-
 def a_disk_that_fails_at_one_rank() -> Any:
     """The file of rank 1 cannot be made: its folder is another one there."""
     ranks = Ranks.here()
@@ -413,7 +407,6 @@ OF_FOUR: list[Callable[[], Any]] = [
 ]
 TOLD: list[Callable[[], Any]] = [
     sizes_of_files,
-    checkpoints_of_what_is_trained,
     a_disk_that_fails_at_one_rank,
     sharpness,
     losses_that_are_yielded,

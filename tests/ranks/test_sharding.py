@@ -147,10 +147,6 @@ def test_parts_may_be_repeated_along_another_axis(
 @pytest.mark.parametrize(
     "name, message",
     [
-        (
-            "checkpoints_of_what_is_trained",
-            "Checkpoints(parameters='trainable') compares whole ones",
-        ),
         ("a_disk_that_fails_at_one_rank", "The checkpoints before it are untouched"),
         ("sharpness", "the loop 'epoch.batch.optimizer' climbs along gradients"),
         ("losses_that_are_yielded", "optimize by hand (automatic_optimization = False)"),

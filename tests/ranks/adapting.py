@@ -1,0 +1,155 @@
+"""Checkpoints of what is trained alone, of a model that is cut up among two ranks.
+
+All in one launch: each answers with what came of it, as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from statemachine_trainer import load_weights
+from statemachine_trainer.callbacks import EMA, Checkpoints
+from statemachine_trainer.parallel.gradient_sync import is_cut_up, local_of
+from statemachine_trainer.parallel.ranks import Ranks
+from statemachine_trainer.snapshot import Retention
+from tests.ranks.together import FOLDER, RANK, loader, play, trainer
+
+
+class Adapted(nn.Module):
+    """A large frozen layer, and a small one that is trained."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.base = nn.Linear(3, 4001)
+        self.top = nn.Linear(4001, 1)
+        self.base.requires_grad_(False)
+        self.top.weight.requires_grad_(False)
+        self.by_hand = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.by_hand and RANK == 1:
+            with torch.no_grad():
+                local_of(self.base.weight).mul_(1.5)
+        return nn.functional.mse_loss(self.top(self.base(batch[0])), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam([self.top.bias], lr=0.05)
+
+
+def cut_up(model: Adapted) -> Adapted:
+    """Cut up the parameters among the ranks."""
+    mesh = cast(Any, init_device_mesh)("cpu", (2,))
+    shard = cast(Any, fully_shard)
+    for one in (model.base, model.top, model):
+        shard(one, mesh=mesh)
+    return model
+
+
+def fit(model: nn.Module, folder: str, resume: Path | None = None, **settings: Any) -> Any:
+    """Fit with checkpoints of what is trained; return them."""
+    kept = Retention(last=99)
+    made = Checkpoints(FOLDER / folder, every=3, retention=kept, parameters="trainable", **settings)
+    with_average = [EMA(0.9)]
+    trainer(checkpoints=made, callbacks=with_average).fit(model, loader(), resume=resume)
+    return made
+
+
+def whole(model: nn.Module) -> Any:
+    """The weights, put together."""
+    parts = {name: one.detach() for name, one in model.state_dict().items()}
+    found = {
+        name: (cast(Any, one).full_tensor() if is_cut_up(one) else one).tolist()
+        for name, one in parts.items()
+    }
+    return [found["top.bias"], hash(str(found))]
+
+
+def told(value: Any) -> list[Any]:
+    """What each rank has."""
+    ranks = Ranks.here()
+    assert ranks is not None
+    return ranks.from_all(value)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files of a checkpoint."""
+    return sum(one.stat().st_size for one in folder.iterdir())
+
+
+def refusal(act: Callable[[], object]) -> str:
+    """What is said by something that cannot be done."""
+    try:
+        act()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def it_goes_on() -> Any:
+    model = cut_up(Adapted())
+    made = fit(model, "whole")
+    undisturbed = whole(model)
+    first = sorted(one for one in made.store.root.iterdir() if one.name[:3] == "000")[0]
+    again = cut_up(Adapted())
+    fit(again, "again", first)
+    return {
+        "same": told(whole(again) == undisturbed),
+        "size": size_of(first),
+        "others": told(refusal(lambda: fit(cut_up(Adapted(1)), "other", first))),
+        "alone": told(alone(first, again)),
+    }
+
+
+def alone(checkpoint: Path, model: Adapted) -> Any:
+    """Whether one process gets the frozen rest from its model, and what is said of another one."""
+    with Ranks.apart():
+        plain, average = Adapted(), Adapted()
+        load_weights(plain, checkpoint)
+        load_weights(average, checkpoint, average=True)
+        said = refusal(lambda: load_weights(Adapted(1), checkpoint))
+    same = torch.equal(plain.base.weight, Adapted().base.weight)
+    moved = not torch.equal(plain.top.bias, average.top.bias)
+    return [same, moved, said.partition(" of its")[0]]
+
+
+def in_the_background() -> Any:
+    model = cut_up(Adapted())
+    made = fit(model, "background", background=True)
+    made.store.wait()
+    again = cut_up(Adapted())
+    last = sorted(one for one in made.store.root.iterdir() if one.name[:3] == "000")[1]
+    fit(again, "background-again", last)
+    return {"same": told(whole(again) == whole(model)), "size": size_of(last)}
+
+
+def changed_by_hand_at_one_rank() -> Any:
+    """What one rank changes is written by both."""
+    model = cut_up(Adapted())
+    model.by_hand = True
+    made = fit(model, "by-hand", at_end=True)
+    assert made.last is not None
+    again = cut_up(Adapted())
+    load_weights(again, made.last)
+    return {"same": told(whole(again) == whole(model)), "size": size_of(made.last)}
+
+
+def of_all() -> Any:
+    """The size of a checkpoint of all weights."""
+    made = Checkpoints(FOLDER / "all", every=3)
+    trainer(checkpoints=made, callbacks=[EMA(0.9)]).fit(cut_up(Adapted()), loader())
+    assert made.last is not None
+    return size_of(made.last)
+
+
+SCENES = [it_goes_on, in_the_background, changed_by_hand_at_one_rank, of_all]
+
+if __name__ == "__main__":
+    play(SCENES)
