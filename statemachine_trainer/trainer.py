@@ -662,7 +662,9 @@ class Trainer:
         Raises:
             NotStarted: Nothing was run yet.
         """
-        return self._drivers.context
+        # Receivers ask in every batch: the usual answer costs them one call.
+        context = self._drivers.active.context
+        return context if isinstance(context, Context) else self._drivers.context
 
     @property
     def model(self) -> nn.Module:

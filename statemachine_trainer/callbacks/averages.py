@@ -92,7 +92,7 @@ class Average(HasSettings):
 
     def _take_in(self, model: nn.Module, weight: float) -> None:
         """Bring the average up to date; the weights that the model has now count by `weight` in it."""
-        with torch.no_grad():
+        with self._pairs.no_grad:
             for averaged, current in self._pairs.of(model, self.average, first=not self.updates):
                 torch._foreach_lerp_(averaged, current, weight)
         self.updates += 1
@@ -306,9 +306,13 @@ class _Pairs:
     """Each average beside its parameter, in groups that one call averages. Asked after each step.
 
     The groups are made anew when parameters or averages are other objects, or on other devices.
+
+    Attributes:
+        no_grad: Switches gradients off for a block. It is made once: to make one takes four calls.
     """
 
     def __init__(self) -> None:
+        self.no_grad = torch.no_grad()
         self._parameters = KnownParameters()
         self._named: list[tuple[str, nn.Parameter]] | None = None
         self._devices: list[torch.device] = []
