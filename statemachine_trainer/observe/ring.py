@@ -159,11 +159,14 @@ def read_ring(path: Path) -> RawRing:
         raise BadRing(f"{path} cannot be read: {error.strerror or error}.") from error
     try:
         facts = _facts(data)
-        slots, slots_before = (_slots(one, facts["capacity"]) for one in (data, before))
-        names, laps = _names(data), _laps(data)
-        pairs = zip(slots, slots_before, strict=True)
+        capacity = facts["capacity"]
+        now, earlier = (_written(one, capacity) for one in (data, before))
+        # Of a young ring most was never written: nothing is there to be read.
+        used = -(-len(now.rstrip(b"\0")) // ENTRY.size) * ENTRY.size
+        pairs = zip(*(ENTRY.iter_unpack(one[:used]) for one in (now, earlier)), strict=True)
         still = [slot if slot == was else None for slot, was in pairs]
-        return RawRing(facts, names, _in_order(still, laps), _call(data, laps))
+        names, laps = _names(data), _laps(data)
+        return RawRing(facts, names, _in_order(still, laps, capacity), _call(data, laps))
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise BadRing(f"{path} is not a black box that can be read here: {error}.") from error
 
@@ -178,11 +181,12 @@ def _facts(data: bytes) -> dict[str, Any]:
     return facts
 
 
-def _slots(data: bytes, capacity: int) -> list[tuple[int, ...]]:
-    slots = [*ENTRY.iter_unpack(data[_ENTRIES_AT : _ENTRIES_AT + capacity * ENTRY.size])]
-    if len(slots) != capacity or not capacity:
+def _written(data: bytes, capacity: int) -> bytes:
+    """Return all entries, those included that were not written yet."""
+    entries = data[_ENTRIES_AT : _ENTRIES_AT + capacity * ENTRY.size]
+    if capacity <= 0 or len(entries) != capacity * ENTRY.size:
         raise ValueError("it is too short")
-    return slots
+    return entries
 
 
 def _names(data: bytes) -> list[str]:
@@ -204,9 +208,10 @@ def _call(data: bytes, laps: list[tuple[int, ...]]) -> tuple[int, int] | None:
     return (name, at - laps[0][1] + laps[0][2]) if name and laps else None
 
 
-def _in_order(slots: list[tuple[int, ...] | None], laps: list[tuple[int, ...]]) -> list[RawEntry]:
+def _in_order(
+    slots: list[tuple[int, ...] | None], laps: list[tuple[int, ...]], capacity: int
+) -> list[RawEntry]:
     """Return the newest entries without a gap; that in the place to be written next is left out."""
-    capacity = len(slots)
     found: dict[int, RawEntry] = {}
     for place, slot in enumerate(slots):
         if slot is None or not slot[-1]:
