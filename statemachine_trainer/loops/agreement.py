@@ -21,6 +21,7 @@ from statemachine_trainer.loops.meetings import Meetings, meeting_points
 from statemachine_trainer.loops.metrics.numbers import Number
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.ranks_compared import (
+    RanksDiffer,
     check_alone,
     check_same,
     compare_weights,
@@ -265,6 +266,20 @@ def reduce_over_ranks(
     told = first_of_each(data_ranks, all_told)
     for name in dict.fromkeys(name for one in told for name in one):
         ours = [one[name] for one in told if name in one]
+        _check_alike(
+            name, {rank: one[name]["reduce"] for rank, one in enumerate(all_told) if name in one}
+        )
         entries[name] = Number.restored(joined(ours))
     table._numbers = None
     table.compute()  # here, where all ranks are: some objects communicate in `compute`
+
+
+def _check_alike(name: str, reduces: dict[int, str]) -> None:
+    """Check that all ranks reduce a metric alike."""
+    first, *others = reduces.items()
+    for rank, how in others:
+        if how != first[1]:
+            raise RanksDiffer(
+                f"{name!r} is logged with reduce={first[1]!r} at rank {first[0]}, and with reduce={how!r} at rank "
+                f"{rank}. Log it alike at each rank, or under another name."
+            )

@@ -183,7 +183,20 @@ def all_leave_out() -> Any:
     return {name: run().context.counts.step for name, run in fits.items()}
 
 
+class LogsOtherwise(LeavesOut):
+    """Logs the mean at one rank, and the largest at the other."""
+
+    def training_step(self, batch: Any, batch_idx: int, trainer: Trainer) -> Any:
+        cast(Any, self).log("seen", 1.0, reduce="max" if RANK else "mean")
+        return self.loss(batch)
+
+
+def a_metric_that_is_reduced_otherwise() -> Any:
+    return refused_to(partial(in_ddp, LogsOtherwise({})))
+
+
 SCENES = [
+    a_metric_that_is_reduced_otherwise,
     none_at_one_rank,
     none_within_a_window,
     none_where_gradients_lie_in_buckets,

@@ -70,6 +70,14 @@ def test_ranks_are_told_where_one_yields_no_loss(found: Found) -> None:
     assert first.startswith("RanksPart: The ranks make different numbers of backward passes")
 
 
+def test_a_metric_that_ranks_reduce_otherwise_is_an_error_at_all(found: Found) -> None:
+    first, second = both(found, "a_metric_that_is_reduced_otherwise")
+    assert first == second
+    assert first == (
+        "RanksDiffer: 'seen' is logged with reduce='mean' at rank 0, and with reduce='max' at rank 1"
+    )
+
+
 def test_where_a_rank_cannot_take_part_without_a_loss_all_leave_the_batch_out(found: Found) -> None:
     assert both(found, "all_leave_out") == {
         "fully_shard": 6,
