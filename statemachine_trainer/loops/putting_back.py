@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from statemachine_trainer.loops.loop_errors import ChangedForGood
 from statemachine_trainer.loops.scheduler_state import load_scheduler_state, scheduler_state
 from statemachine_trainer.machine.fields import copied
 from statemachine_trainer.parallel.containers import leaves_with_paths
+from statemachine_trainer.snapshot.generators import identity_of
 from statemachine_trainer.snapshot.held import keep, put_back
 from statemachine_trainer.snapshot.rng import keep_rng
-from statemachine_trainer.snapshot.search import Search
+from statemachine_trainer.snapshot.search import Place, Search
 
 _FIELDS = [name for name in (*saved_as("plain"), *saved_as("tensors")) if name != "outputs"]
 
@@ -38,13 +39,19 @@ class Kept:
         self._fields = {name: copied(getattr(context, name)) for name in _FIELDS}
         # Outputs are only ever appended, and there may be as many as batches in an epoch.
         self._outputs = context.outputs, len(context.outputs or ())
-        self._modes = [(module, module.training) for module in model.modules()]
+        modules = [*model.modules()]
+        self._modes = [(module, module.training) for module in modules]
         self._counts = context.counts.state_dict()
         self._rng = keep_rng()
-        self._generators = keep(Search({"model": model}).places)
+        found = _FOUND.get(model)
+        if found is None:
+            found = _FOUND[model] = _Found()
+        searched = found.search_if_changed(model, modules)
+        self._holders = None if searched else found.holders
+        self._generators = keep(found.places)
         self._buffers = [
             (module, name, one, one.clone())
-            for module in model.modules()
+            for module in modules
             for name, one in module._buffers.items()
             if one is not None
         ]
@@ -69,7 +76,8 @@ class Kept:
         """Put everything back.
 
         Raises:
-            ChangedForGood: Weights, the batch or hiddens have changed in place.
+            ChangedForGood: Weights, the batch or hiddens have changed in place, or the model holds a
+                generator whose state before is not known.
         """
         context = self._context
         self._check()
@@ -108,6 +116,21 @@ class Kept:
                 "x = x + noise instead of x += noise."
             )
 
+        self._check_generators()
+
+    def _check_generators(self) -> None:
+        """Refuse a generator that has come into the model, perhaps long ago, where no attribute tells."""
+        if self._holders is None or self._holders != _holders([*self._context.model.modules()]):
+            return  # all were known before, so a new one is of the state that raised
+        known = {identity_of(generator) for generator, _ in self._generators}
+        for path, place in Search({"model": self._context.model}).places.items():
+            if identity_of(place.generator) not in known:
+                raise ChangedForGood(
+                    f"The model has a new generator of random numbers, {path}, within an object that is no "
+                    "module. Its state before the error is not known. Make it when the model is made, or "
+                    "keep it as an attribute of a module."
+                )
+
     def _put_scaler(self) -> None:
         scaler = self._context.precision.scaler
         if scaler is None or self._scaler is None:
@@ -119,6 +142,49 @@ class Kept:
         scaler._per_optimizer_states = stages
         if self._scale is not None and scaler._scale is not None:
             scaler._scale.copy_(self._scale)
+
+
+class _Found:
+    """The generators that a model holds. It is searched again when a module has other attributes.
+
+    A search takes longer than all else that is kept. What it cannot miss is checked after an error.
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[str, Place] = {}
+        self.holders: list[tuple[object, ...]] = []
+        self._attributes: list[tuple[int, ...]] | None = None
+
+    def search_if_changed(self, model: nn.Module, modules: Sequence[nn.Module]) -> bool:
+        """Search the model, unless its modules hold the same objects as at the last search.
+
+        Returns:
+            Whether it was searched.
+        """
+        attributes = [tuple(map(id, vars(module).values())) for module in modules]
+        if attributes == self._attributes:
+            return False
+        self._attributes = attributes
+        holders = _holders(modules)
+        if holders == self.holders:
+            return False
+        self.holders = holders
+        self.places = Search({"model": model}).places
+        return True
+
+
+_PLAIN: Final = (int, float, complex, str, bytes, type(None), Tensor)
+
+
+def _holders(modules: Sequence[nn.Module]) -> list[tuple[object, ...]]:
+    """Return which objects modules hold. Numbers and tensors change in each step, and hold no generator."""
+    return [
+        tuple(_PLAIN if isinstance(one, _PLAIN) else id(one) for one in vars(module).values())
+        for module in modules
+    ]
+
+
+_FOUND: weakref.WeakKeyDictionary[nn.Module, _Found] = weakref.WeakKeyDictionary()
 
 
 class _KeptSlot:

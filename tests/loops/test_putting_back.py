@@ -140,6 +140,58 @@ def test_so_it_is_with_the_scaler_of_fp16() -> None:
     assert all(torch.equal(clean[name], again[name]) for name in clean)
 
 
+class Box:
+    """An object that is no module, and holds generators."""
+
+    def __init__(self) -> None:
+        self.generators: list[torch.Generator] = []
+
+
+class Late(Net):
+    """Makes a generator in its third step, and draws from it from then on."""
+
+    def __init__(self, raising: set[int], inside: bool) -> None:
+        super().__init__(raising, "forward")
+        self.box, self.inside, self.late, self.begun = Box(), inside, None, 0
+
+    late: torch.Generator | None
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 2 and self.late is None and not self.box.generators:
+            made = torch.Generator().manual_seed(5)
+            if self.inside:
+                self.box.generators.append(made)
+            else:
+                self.late = made
+        generator = self.box.generators[0] if self.box.generators else self.late
+        if generator is not None:
+            batch = batch + torch.rand((), generator=generator)
+        return super().training_step(batch, batch_idx)
+
+
+def late(raising: set[int], *, inside: bool) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    model, data = Late(raising, inside), [torch.randn(6, 4) for _ in range(7)]
+    epoch = EpochLoop(batch=BatchLoop(optimizer=RetryingStep()))
+    trainer = Trainer(loop=FitLoop(max_epochs=1, epoch=epoch))
+    trainer.on("fit_start", seed)
+    trainer.fit(model, data)
+    return [*model.state_dict().values()]
+
+
+def test_a_generator_that_a_module_was_given_on_the_way_is_put_back() -> None:
+    clean, again = late(set(), inside=False), late({5, 6}, inside=False)
+    assert all(map(torch.equal, clean, again))
+
+
+def test_one_that_came_into_another_object_on_the_way_is_told() -> None:
+    late({2}, inside=True)  # it is not there yet
+    with pytest.raises(NotUndone, match=r"new generator of random numbers.*box"):
+        late({5}, inside=True)
+
+
 def test_an_error_after_the_weights_were_changed_surfaces_and_says_why() -> None:
     with pytest.raises(NotUndone, match="Weights of the model have changed in place"):
         trained({2}, "after", RetryingStep)
