@@ -59,6 +59,7 @@ class Line(nn.Module):
         self.net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3), nn.LayerNorm(3))
         self.special, self.local = Special(), local_tool()
         self.options = Options()
+        self.library, self.libraries = math, [math]
 
     def more(self, hidden: Tensor) -> Tensor:
         return hidden
@@ -188,6 +189,18 @@ CHANGES: dict[str, tuple[More | None, Change]] = {
     "what a function had not, by a name that is computed": (
         lambda m, x: x * getattr(helper, "".join(["we", "ight"]), 1.0),
         lambda p, m: p.setattr(helper, "weight", 0.5, raising=False),
+    ),
+    "what a module had not that is reached through an attribute": (
+        lambda m, x: x * getattr(m.library, "".join(["mis", "sing"]), 1.0),
+        lambda p, m: p.setattr(math, "missing", 0.5, raising=False),
+    ),
+    "whether a module in a list has something": (
+        lambda m, x: x * (0.5 if hasattr(m.libraries[0], "missing") else 1.0),
+        lambda p, m: p.setattr(math, "missing", 1, raising=False),
+    ),
+    "what a method had not": (
+        lambda m, x: x * getattr(m.special.work, "weight", 1.0),
+        lambda p, m: p.setattr(Tool.work, "weight", 0.5, raising=False),
     ),
     "a function of a name that is computed": (
         lambda m, x: getattr(F, "".join(["re", "lu"]))(x),

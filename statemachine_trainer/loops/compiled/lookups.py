@@ -214,6 +214,8 @@ class Lookups(Names):
                 function = function_of(value)
                 if function is None or not (foreign or name == "forward" or self._wanted):
                     continue
+                if foreign and self._computes:
+                    self._look_at_whole(function)
                 if function.__code__ in self._wanted or not self._wanted:
                     self._functions[id(function)] = function
                     self._follow(function.__code__, function.__globals__)

@@ -251,7 +251,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
         function, backend=backend, fullgraph=True, dynamic=False, options=options
     )
     try:
-        with patch, private_names.noting(read, kinds):
+        with patch, private_names.noting(read, kinds, asked):
             compiled(**arguments)
     except Reached as stopped:
         inputs = stopped.inputs

@@ -9,22 +9,26 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 _code: Final = attrgetter("__code__")
 
 
 @contextmanager
-def noting(read: list[CodeType], kinds: dict[type, None]) -> Iterator[None]:
+def noting(
+    read: list[CodeType], kinds: dict[type, None], asked: list[ModuleType | FunctionType]
+) -> Iterator[None]:
     """Note the code that Dynamo reads within a block, where it does not do so itself (torch 2.7).
 
     Args:
         read: Takes the code.
         kinds: Takes the classes of what it is called with.
+        asked: Takes modules and functions that are asked for an attribute by `getattr` or `hasattr`.
     """
     try:
         from torch._dynamo.symbolic_convert import InliningInstructionTranslator as Reader
+        from torch._dynamo.variables import BuiltinVariable
         from torch._guards import TracingContext
     except ImportError:
         yield
@@ -42,11 +46,32 @@ def noting(read: list[CodeType], kinds: dict[type, None]) -> Iterator[None]:
         kinds.update((type(value), None) for value in values if value is not None)
         return known.__get__(None, Reader)(parent, function, args, kwargs)
 
+    def asking(plain: Any) -> Any:
+        def call(self: Any, tx: Any, one: Any, *rest: Any) -> Any:
+            places = getattr(one.realize() if hasattr(one, "realize") else one, "__dict__", {})
+            value = places.get("value", places.get("fn"))
+            value = getattr(value, "__func__", value)
+            if type(value) in (ModuleType, FunctionType):
+                asked.append(value)
+            return plain(self, tx, one, *rest)
+
+        return call
+
+    # It keeps what it found for a function once, which would call what was there before.
+    found: Any = getattr(BuiltinVariable, "call_function_handler_cache", {})
+    found.clear()
+    names = [n for n in ("call_getattr", "call_hasattr") if n in vars(BuiltinVariable)]
+    plain = {name: vars(BuiltinVariable)[name] for name in names}
     Reader.inline_call = staticmethod(inline_call)  # type: ignore[method-assign, assignment]
+    for name in names:
+        setattr(BuiltinVariable, name, asking(plain[name]))
     try:
         yield
     finally:
         Reader.inline_call = known  # type: ignore[method-assign]
+        for name in names:
+            setattr(BuiltinVariable, name, plain[name])
+        found.clear()
 
 
 def versions(spaces: Sequence[dict[str, Any]]) -> list[int] | None:

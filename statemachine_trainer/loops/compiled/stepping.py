@@ -83,6 +83,7 @@ class SteppingCode:
         except NotTraceable as error:
             self.refused = self.surroundings = str(error)
         self._attributes = vars(optimizer)
+        self._is_untouched: Callable[[], bool] = never
         self._rearmed = 0
         self._arm()
 
