@@ -258,10 +258,27 @@ class Feed:
                 for fact, was in state["facts"].items()
                 if was != now.get(fact) and (same_pass or fact == "items")
             ]
+            if same_pass:
+                self._check_deal(state["reader"].get("cursor"))
         if differences:
             raise DataChanged(
                 f"The data of {self.name!r} is not what it was when the state was taken: "
                 f"{'; '.join(differences)}. Resume with the same data, or begin a new run."
+            )
+
+    def _check_deal(self, cursor: dict[str, Any] | None) -> None:
+        """Refuse an epoch whose beginning as many processes have dealt out in another way."""
+        if cursor is None:
+            return
+        from statemachine_trainer.data.dealing import Dealer
+
+        dealer = Dealer.of(self.loader)
+        if dealer is not None and dealer.ranks != cursor["ranks"]:
+            raise DataChanged(
+                f"The epoch of {self.name!r} was dealt out with num_replicas={cursor['ranks']} when the state was "
+                f"taken, and now with num_replicas={dealer.ranks}, by as many processes: their mesh or their sampler "
+                "is another one. Start another number of processes, with which an epoch goes on; or go on as it "
+                "began, or from a checkpoint at the end of an epoch."
             )
 
 

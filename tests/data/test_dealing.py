@@ -139,3 +139,15 @@ def test_another_order_is_refused_with_the_way_out(seed: int | None) -> None:
         other = DataLoader(data, 4, sampler=RandomSampler(data))
     with pytest.raises(DataChanged, match=r"of other ranks.*DistributedSampler\(dataset, num_rep"):
         Feed(other).load_state_dict(of_others(state))
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_as_many_processes_that_deal_in_another_way_are_refused_with_the_way_out(
+    ranks: int,
+) -> None:
+    """As those are whose mesh is another one, also where each reads as much as before."""
+    _, state = beginning(20, 2, 2, 0, 2)
+    with pytest.raises(
+        DataChanged, match=f"num_replicas=2 when .* num_replicas={ranks}, .*another number of proc"
+    ):
+        Feed(loader(20, ranks, 0, 2)).load_state_dict(state)
