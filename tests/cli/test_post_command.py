@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from statemachine_trainer.cli import app
+from tests.cli.sandbox import smt_that_tells_imports
 from tests.page.processes import training
 from tests.page.runs import Run
 from tests.processes import ROOT
@@ -161,21 +162,8 @@ def test_a_guess_is_told_the_right_command() -> None:
 
 
 def test_asking_does_not_wait_for_torch(tmp_path: Path) -> None:
-    code = (
-        "import sys\n"
-        "from statemachine_trainer.cli import main\n"
-        "try: main()\n"
-        "finally: print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)\n"
-    )
     with training(tmp_path / "run"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, "post", str(tmp_path / "run"), "pause"],
-            cwd=ROOT,
-            env={**os.environ},
-            capture_output=True,
-            text=True,
-            timeout=110,
-        )
+        done = smt_that_tells_imports("post", tmp_path / "run", "pause")
     assert done.returncode == 0
     assert done.stdout.startswith("The run is held before fit.")
     assert done.stderr.splitlines()[-1] == "False False"

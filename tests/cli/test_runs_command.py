@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +12,9 @@ from typer.testing import CliRunner, Result
 from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.cli import app
 from statemachine_trainer.observe.ring import RingWriter
+from tests.cli.sandbox import smt_that_tells_imports
 from tests.observe.recorded import Net, batches, trainer
 from tests.observe.running import train, training, wait_until
-from tests.processes import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -177,21 +174,8 @@ def test_a_name_in_it_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 
 
 def test_reading_runs_and_black_boxes_does_not_wait_for_torch(runs: Path) -> None:
-    code = (
-        "import sys\n"
-        "from statemachine_trainer.cli import main\n"
-        "try: main()\n"
-        "finally: print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)\n"
-    )
-    for arguments in (["runs", str(runs)], ["blackbox", str(runs / "ended")]):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            cwd=ROOT,
-            env={**os.environ},
-            capture_output=True,
-            text=True,
-            timeout=110,
-        )
+    for arguments in (["runs", runs], ["blackbox", runs / "ended"]):
+        done = smt_that_tells_imports(*arguments)
         assert done.returncode == 0
         assert done.stderr.splitlines()[-1] == "False False"
 

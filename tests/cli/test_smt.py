@@ -3,15 +3,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from statemachine_trainer import __version__
 from statemachine_trainer.cli import app
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.cli.sandbox import smt_that_tells_imports
+from tests.processes import ROOT
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -46,15 +45,7 @@ def test_the_console_script_is_this_command() -> None:
     "arguments", [["--help"], ["demo", "--help"], ["version"], ["graph", "x.py:y"]]
 )
 def test_what_needs_no_torch_does_not_wait_for_it(arguments: list[str]) -> None:
-    code = (
-        "import sys\n"
-        "from statemachine_trainer.cli import main\n"
-        "try: main()\n"
-        "finally: print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    done = smt_that_tells_imports(*arguments)
     assert done.stderr.splitlines()[-1] == "False False"
 
 
