@@ -272,7 +272,8 @@ class Feed:
             return
         from statemachine_trainer.data.dealing import Dealer
 
-        dealer = Dealer.of(self.loader)
+        loader: Any = self.loader  # a DataLoader: others have no cursor
+        dealer = Dealer.of(loader)
         if dealer is not None and dealer.ranks != cursor["ranks"]:
             raise DataChanged(
                 f"The epoch of {self.name!r} was dealt out with num_replicas={cursor['ranks']} when the state was "
