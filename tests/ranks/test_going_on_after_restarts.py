@@ -61,3 +61,18 @@ def test_a_run_whose_ranks_are_killed_goes_on_by_itself_to_the_same_bits(
     assert {one["how"] for one in restarts} == {"killed"}
     began = None if kind == "wrapped" else "000001-step-00000000-batch-00000001"
     assert restarts[0]["checkpoint"] == began
+
+
+def test_a_rank_that_is_killed_between_two_backward_passes_by_hand_goes_on_to_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    assert launch(PROGRAM, tmp_path / "whole", "--by-hand") == 0
+    killed = ("--by-hand", "--kill", "between@5/1")
+    assert launch(PROGRAM, tmp_path / "killed", *killed, restarts=1) == 0
+    for whole, resumed in zip(
+        *map(results, (tmp_path / "whole", tmp_path / "killed")), strict=True
+    ):
+        assert (whole.pop("attempt"), resumed.pop("attempt")) == (0, 1)
+        read, rest = whole.pop("read"), resumed.pop("read")
+        assert resumed == whole
+        assert read[-len(rest) :] == rest
