@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,8 +25,6 @@ from statemachine_trainer.loops.settings_checks import flags, whole_number
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.observe.blackbox import BlackBox, Mark, read_blackbox
-from statemachine_trainer.observe.fingerprint_writer import FingerprintWriter
-from statemachine_trainer.observe.fingerprints import Fingerprints, hardware_of
 from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.readings import Readings
 from statemachine_trainer.observe.recoveries import watch_recoveries
@@ -34,6 +32,10 @@ from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.parallel.gradient_sync import is_cut_up
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.version import __version__
+
+if TYPE_CHECKING:
+    from statemachine_trainer.observe.fingerprint_writer import FingerprintWriter
+    from statemachine_trainer.observe.fingerprints import Fingerprints
 
 _log = logging.getLogger(__name__)
 
@@ -319,6 +321,10 @@ class Recorder:
         root, rank = self.folder.path, rank_of_process()
         if rank and _is_cut_up(self._fit.context.model):
             return  # its weights are no replica of those of rank 0
+        # Imported here, because most runs have none.
+        from statemachine_trainer.observe.fingerprint_writer import FingerprintWriter
+        from statemachine_trainer.observe.fingerprints import Fingerprints, hardware_of
+
         facts = {
             "every": asdict(self._every),
             **_processes(),

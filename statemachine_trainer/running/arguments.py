@@ -16,7 +16,6 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.plain import NOTHING_GIVEN, PlainParts
 from statemachine_trainer.loops.settings_checks import flags, is_whole, refuse
 from statemachine_trainer.machine.errors import BadReceiver
-from statemachine_trainer.observe.fingerprints import interval_of_fingerprints
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder, RunFolder
 from statemachine_trainer.run_record import wants_resume
@@ -66,7 +65,12 @@ def recorder_given(
     Raises:
         SettingError: The folder differs from that of the checkpoints, or there is no folder.
     """
-    every = interval_of_fingerprints(fingerprints)
+    every = None
+    if fingerprints is not None and fingerprints is not False:
+        # Imported here, because most runs have none.
+        from statemachine_trainer.observe.fingerprints import interval_of_fingerprints
+
+        every = interval_of_fingerprints(fingerprints)
     if not (run is None or isinstance(run, RunFolder | str | os.PathLike | bool)):
         raise SettingError(
             f"run={run!r}: give a folder, such as 'runs/name', or RunFolder(...), True or False."
