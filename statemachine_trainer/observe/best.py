@@ -18,7 +18,6 @@ from statemachine_trainer.observe.kept import (
 )
 from statemachine_trainer.observe.run import NoMetric, Run, check_mode, is_run
 from statemachine_trainer.snapshot import NotACheckpoint
-from statemachine_trainer.snapshot import loading as snapshots
 
 
 class NoBestCheckpoint(NotACheckpoint):
@@ -64,9 +63,15 @@ def load_weights(
         with at_hand(checkpoint, whole_run=best is not None) as place:
             load_weights(model, place, best=best, mode=mode, average=average)
     elif best is None:
-        snapshots.load_weights(model, checkpoint, average=average)
+        _load(model, checkpoint, average=average)
     else:
         _load_best_weights(model, checkpoint, best, mode, average=average)
+
+
+def _load(model: nn.Module, checkpoint: str | Path, *, average: bool) -> None:
+    from statemachine_trainer.snapshot import loading  # most runs begin without
+
+    loading.load_weights(model, checkpoint, average=average)
 
 
 def _load_best_weights(
@@ -79,7 +84,7 @@ def _load_best_weights(
             f"{best!r} of {shown(found)} was measured with other weights than those in it: something replaced them "
             "for the validation. EMA and SWA keep what was measured."
         )
-    snapshots.load_weights(model, found, average=average or best in said.of_average)
+    _load(model, found, average=average or best in said.of_average)
 
 
 def best_checkpoint(run: str | Path, metric: str, mode: Mode | None = None) -> Path:
