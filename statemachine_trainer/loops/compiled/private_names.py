@@ -51,7 +51,7 @@ def noting(
             places = getattr(one.realize() if hasattr(one, "realize") else one, "__dict__", {})
             value = places.get("value", places.get("fn"))
             value = getattr(value, "__func__", value)
-            if type(value) in (ModuleType, FunctionType):
+            if isinstance(value, ModuleType | FunctionType):
                 asked.append(value)
             return plain(self, tx, one, *rest)
 
