@@ -10,12 +10,9 @@ their way nor put in the way of a failing disk.
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
-import mmap
 import re
 import reprlib
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
@@ -56,7 +53,6 @@ _HEADER_LIMIT = 100_000_000  # the limit of the safetensors library
 _DIMENSIONS = 64  # the limit of torch
 _PIECE = 8 << 20
 _SMALL = 64 << 10
-_LARGE_PAGES = 4 << 20  # bytes of a tensor from which on large pages, of 2 MB, are asked for
 
 
 class BadTensorFile(ValueError):
@@ -134,7 +130,6 @@ def read(file: BinaryIO, size: int, seen: Sink) -> dict[str, Tensor]:
     for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):
         tensor = torch.empty(place.shape, dtype=place.dtype)
         data = bytes_of(tensor)
-        _ask_for_large_pages(tensor)
         _fill(file, data)
         seen(data)
         tensors[name] = tensor
@@ -256,25 +251,6 @@ def bytes_of(tensor: Tensor) -> memoryview:
     memory = (ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr())
     memory.tensor = flat  # type: ignore[attr-defined]  # lives as long as the view
     return np.ctypeslib.as_array(memory).data
-
-
-def _ask_for_large_pages(tensor: Tensor) -> None:
-    """Let Linux give a large tensor that nothing was written to its memory in large pages.
-
-    In pages of 4 KB, as a new process gets them, giving the memory takes longer than reading the file.
-    """
-    if sys.platform != "linux" or tensor.nbytes < _LARGE_PAGES:
-        return
-    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (tensor.data_ptr() + tensor.nbytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
-    # It is a piece of advice: where the system refuses it, all goes on as before.
-    _advice()(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
-
-
-@functools.cache
-def _advice() -> Callable[..., object]:
-    advise: Callable[..., object] = ctypes.CDLL(None).madvise
-    return advise
 
 
 def _fill(file: BinaryIO, target: memoryview) -> None:
