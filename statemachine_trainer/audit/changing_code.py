@@ -144,10 +144,13 @@ def changed_by(code: types.CodeType) -> Changed:
     found = _Statements()
     for one in dis.get_instructions(code):
         found.take(one)
+    # A text that is put into a variable first may be the name of what is set.
+    texts = {one for one in code.co_consts if isinstance(one, str) and one.isidentifier()}
+    by_text = texts if found.by_computed_name else set()
     changed = Changed(
-        frozenset(found.updated),
+        frozenset(found.updated | by_text),
         frozenset(found.in_place),
-        frozenset(found.read),
+        frozenset(found.read | by_text),
         frozenset(found.other_each_time),
         frozenset(found.stored),
         frozenset() if _SEEDED & {*code.co_names} else frozenset(found.made_once),
@@ -167,6 +170,7 @@ class _Statements:
         self.other_each_time: set[str] = set()
         self.stored: set[tuple[str, str]] = set()
         self.made_once: set[tuple[str, str]] = set()
+        self.by_computed_name = False
         self._tested: set[str] = set()  # and not set yet
         self._before: tuple[str, str] = ("", "")  # the instruction before, and its name
         self._begin()
@@ -236,8 +240,10 @@ class _Statements:
         self.stored.add(place)
 
     def _end(self, names: set[str], *, jumps: bool) -> None:
-        if "setattr" in names:
-            self.updated |= self._texts if "getattr" in names else names & self._texts
+        if names & {"setattr", "__setattr__"}:
+            reads = names & {"getattr", "__getattribute__"}
+            self.updated |= self._texts if reads else names & self._texts
+            self.by_computed_name |= bool(reads) and not self._texts
         elif names & {"getattr", "vars", "__dict__"}:
             self.read |= self._texts
         for owner, name in self._loaded:  # of a context variable

@@ -62,7 +62,7 @@ _SETTLED: Final = {
 }
 """Settings that are used once, when the run begins."""
 
-_NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples", "retention"}
+_NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples", "retention", "tied"}
 """Settings that earlier versions did not write."""
 
 _CODE: Final = f" (code in {compiler()})"
@@ -274,13 +274,27 @@ def _layers(context: Context) -> dict[str, str]:
 
 
 def _modes(model: nn.Module) -> dict[str, str]:
-    """Read which parameters are not trained, and which modules are in evaluation mode."""
+    """Read which parameters are not trained or stand under several names, and which modules are in evaluation mode."""
     names = PlainNames(model)
     frozen = [name for name, one in names.parameters() if not one.requires_grad]
     evaluated = [
         name or "itself" for name, one in names.modules(wrappers=False) if not one.training
     ]
-    return {"frozen": _in_few_words(frozen), "in evaluation mode": _in_few_words(evaluated)}
+    return {
+        "frozen": _in_few_words(frozen),
+        "in evaluation mode": _in_few_words(evaluated),
+        "tied": _in_few_words(_ties(names)),
+    }
+
+
+def _ties(names: PlainNames) -> list[str]:
+    """Return the names of each parameter that several modules share, as "emb.weight = head.weight"."""
+    found: dict[int, list[str]] = {}
+    for where, module in names.modules(wrappers=False):
+        for name, one in module._parameters.items():
+            if one is not None:
+                found.setdefault(id(one), []).append(f"{where}.{name}" if where else name)
+    return [" = ".join(places) for places in found.values() if len(places) > 1]
 
 
 def _in_few_words(names: list[str]) -> str:
@@ -485,6 +499,8 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
         if which in fresh:
             return f"The script's holds, by fresh={tuple(fresh)!r}."
         return f"The checkpoint's holds; for the script's say fit(..., fresh=({which!r},))."
+    if name == "tied" and part == "modes":
+        return "The script's holds; for the checkpoint's let these be one parameter, or several, there."
     if part == "modes":
         return "The checkpoint's holds; for the script's set it after `start`, or load only the weights."
     if part == "code":

@@ -15,7 +15,7 @@ from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.marks import is_mark
-from statemachine_trainer.snapshot.modules import load_module_weights
+from statemachine_trainer.snapshot.modules import load_module_weights, tied_names
 from statemachine_trainer.snapshot.snapshot_errors import NotACheckpoint, SnapshotMismatch
 from statemachine_trainer.snapshot.store import Loaded, Store
 
@@ -72,7 +72,11 @@ def load_weights(model: nn.Module, checkpoint: str | Path, *, average: bool = Fa
         weights = None
     if not isinstance(weights, Mapping):
         raise SnapshotMismatch(f"The checkpoint {str(loaded.path)!r} holds no weights of a model.")
-    weights = {**weights, **_put_in_for(loaded, average=average)}
+    put_in = _put_in_for(loaded, average=average)
+    # A callback keeps a tied weight under its first name.
+    for first, *others in tied_names(weights):
+        put_in |= {name: put_in[first] for name in others if first in put_in}
+    weights = {**weights, **put_in}
     own = PlainNames(model).state_dict()
     if any(map(is_mark, weights.values())) or any(is_cut_up(one) for one in own.values()):
         from statemachine_trainer.snapshot.shards import (  # most runs have one process

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from statemachine_trainer.parallel.gradient_sync import local_of
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
+from statemachine_trainer.snapshot.tensor_file import plain_bytes
 
 _LOAD_WHAT_THEY_ARE: Final = (_NormBase,)
 """Modules of torch that look at versions as they load, and take no other shapes."""
@@ -90,6 +91,7 @@ def load_module_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
     differences = [
         text for name, text in _differences(own, saved) if not _lies_within(name, lenient)
     ]
+    differences += _saved_apart(own, saved, lenient)
     if differences:
         raise _of_another_model(module, differences)
     _unfold_buffers(module)
@@ -129,13 +131,43 @@ def _drop_lazy(weights: dict[str, Any]) -> None:
 
 def _write_once(weights: dict[str, Any]) -> None:
     """Put one tensor under all the names of a tied one, so that a file holds it once."""
-    known: dict[tuple[Any, ...], torch.Tensor] = {}
+    for first, *others in tied_names(weights):
+        for name in others:
+            weights[name] = weights[first]
+
+
+def tied_names(weights: Mapping[str, Any]) -> list[list[str]]:
+    """Return the names under which one and the same tensor stands, by their order, for each tensor with several."""
+    known: dict[tuple[Any, ...], list[str]] = {}
     for name, one in weights.items():
-        if isinstance(one, torch.Tensor) and one.layout is torch.strided and one.numel():
+        if not isinstance(one, torch.Tensor) or is_lazy(one):
+            continue
+        if one.layout is torch.strided and one.numel():
             here = local_of(one)
-            if here.numel():
+            if here.numel() and not here.is_meta:
                 memory = here.device, here.data_ptr(), here.dtype, tuple(here.shape), here.stride()
-                weights[name] = known.setdefault(memory, one)
+                known.setdefault(memory, []).append(name)
+    return [names for names in known.values() if len(names) > 1]
+
+
+def _saved_apart(
+    own: Mapping[str, Any], saved: Mapping[str, Any], lenient: Sequence[str]
+) -> Iterator[str]:
+    """Yield weights that are tied in the model and were not in what is saved, where their values differ."""
+    for first, *others in tied_names(own):
+        for name in others:
+            one, other = saved.get(first), saved.get(name)
+            if one is other or _lies_within(name, lenient) or _lies_within(first, lenient):
+                continue
+            if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
+                continue
+            if one.shape == other.shape and not _same_bits(one, other):
+                yield f"{first!r} and {name!r} are one tensor in the model, and two with other values in the checkpoint"
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    one, other = local_of(one), local_of(other)
+    return torch.equal(one, other) or plain_bytes(one) == plain_bytes(other)
 
 
 def _differences(

@@ -113,10 +113,30 @@ def count_by_key(model: Any, batch: torch.Tensor) -> None:
     model.counts["batches"] += 1
 
 
+def count_by_computed_name(model: Any, batch: torch.Tensor) -> None:
+    name = "seen"
+    setattr(model, name, getattr(model, name) + 1)
+
+
+def count_past_setattr(model: Any, batch: torch.Tensor) -> bool:
+    object.__setattr__(model, "seen", model.seen + 1)
+    return bool(model.seen > 3)
+
+
+TABLE = {"count": count}
+
+
+def count_by_table(model: Any, batch: torch.Tensor) -> bool:
+    return TABLE["count"](model, batch)
+
+
 @pytest.mark.parametrize(
     "model, name",
     [
         (Net(count, seen=0), "seen"),
+        (Net(count_by_computed_name, seen=0), "seen"),
+        (Net(count_past_setattr, seen=0), "seen"),
+        (Net(count_by_table, seen=0), "seen"),
         (Net(average, mean=0.0), "mean"),
         (Net(center, center=torch.zeros(4)), "center"),
         (Net(lambda model, batch: model.center.add_(1), center=torch.zeros(4)), "center"),

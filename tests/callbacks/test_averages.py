@@ -145,6 +145,27 @@ def test_what_was_measured_is_what_is_exported(tmp_path: Path, name: str) -> Non
     assert newest > 0
 
 
+@pytest.mark.parametrize("name", ["ema", "swa"])
+def test_the_average_of_a_tied_weight_is_loaded_under_all_its_names(
+    tmp_path: Path, name: str
+) -> None:
+    def tied() -> Net:
+        net = Net()
+        net.norm = nn.Linear(2, 2)
+        net.norm.weight = net.layer.weight
+        return net
+
+    average = AVERAGES[name][0]()
+    trainer = Trainer(
+        max_epochs=3, checkpoints=tmp_path, callbacks=[average], progress=False, device="cpu"
+    )
+    trainer.fit(tied(), DATA)
+    model = tied()
+    load_weights(model, tmp_path, average=True)
+    assert torch.equal(model.layer.weight, average.average["layer.weight"])
+    assert model.norm.weight is model.layer.weight
+
+
 def test_the_weights_of_the_model_are_raw_in_a_checkpoint(tmp_path: Path) -> None:
     _, model = fitted(tmp_path, EMA(0.8))
     other = Net()

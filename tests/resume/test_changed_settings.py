@@ -243,6 +243,24 @@ def test_what_a_script_freezes_is_told_and_not_taken(tmp_path: Path) -> None:
     assert net.layers[0].bias.requires_grad
 
 
+def test_a_weight_that_was_tied_at_the_checkpoint_is_told(tmp_path: Path) -> None:
+    def net() -> Net:
+        made = Net()
+        made.layers.append(nn.Linear(1, 1))
+        made.make = lambda: SGD(made.layers[0].parameters(), lr=0.1)
+        return made
+
+    first, tied = make_trainer(tmp_path), net()
+    first.start(tied, BATCHES)
+    tied.layers[2].bias = tied.layers[0].bias
+    first.run()
+    with changes(
+        "fit (FitLoop)",
+        "the model: tied was layers.0.bias = layers.2.bias, is nothing now. The script's holds",
+    ):
+        make_trainer(tmp_path, 2).fit(net(), BATCHES, resume="auto")
+
+
 def test_what_the_run_itself_has_frozen_is_not_told(tmp_path: Path) -> None:
     def freeze(trainer: Any) -> None:
         trainer.model.layers[0].bias.requires_grad_(False)

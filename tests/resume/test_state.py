@@ -269,26 +269,40 @@ def test_layers_that_take_their_shape_from_the_first_batch_are_saved_before_and_
     one_by_one(lambda: started(quiet(seed=1), Lazy()), "fit_start", "fetch", "batch_end")
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(3, 4)
+        self.head = nn.Linear(4, 3, bias=False)
+        self.head.weight = self.words.weight
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(self.head(self.words(batch[1])), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return sgd(self.words)
+
+
 def test_a_tied_weight_is_written_once_and_stays_tied() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words = nn.Embedding(3, 4)
-            self.head = nn.Linear(4, 3, bias=False)
-            self.head.weight = self.words.weight
-
-        def training_step(self, batch: Any) -> torch.Tensor:
-            return F.cross_entropy(self.head(self.words(batch[1])), batch[1])
-
-        def configure_optimizers(self) -> Any:
-            return sgd(self)
-
     def make_trainer() -> Trainer:
         return started(quiet(), Tied())
 
     document = Written.of(make_trainer().state_dict())
     assert sum("weight" in name for name in document.tensors) == 1
     one_by_one(make_trainer, "fetch", "batch_end")
+
+
+def test_a_weight_that_the_run_has_untied_does_not_go_into_a_tied_one() -> None:
+    model = Tied()
+    trainer = started(quiet(), model)
+    trainer.run(until="batch_end")
+    model.head.weight = nn.Parameter(model.words.weight.detach().clone())
+    trainer.run(until="batch_end")
+    other = Tied()
+    before = other.head.weight.detach().clone()
+    with pytest.raises(SnapshotMismatch, match=r"'words\.weight' and 'head\.weight' are one"):
+        resumed(lambda: started(quiet(), other), trainer.state_dict())
+    assert torch.equal(other.head.weight, before)
 
 
 class Warmup(LRScheduler):
