@@ -68,7 +68,6 @@ _BATCHES: Final = 64
 
 _NUMBERS: Final = (torch.Tensor, np.ndarray)
 _LISTS: Final = (list, tuple, dict)
-_TABLES: Final = frozenset({dict, list, tuple})
 _IN_BATCH: Final = (
     "something changes it in place, such as `batch.add_(1)`; make a new tensor, `batch = batch + 1`"
 )
@@ -254,9 +253,8 @@ class _Look:
         """Take a look at one named value, as `Search` calls it."""
         if type(value) in _WITH_CODE:
             self.codes.update(codes_of(value))
-        elif type(value) in _TABLES and value:
-            inside = value.values() if type(value) is dict else value  # type: ignore[attr-defined]
-            for one in islice(inside, _BATCHES):  # a table of functions
+        elif isinstance(value, _LISTS) and type(value) in _LISTS:  # it may be a table of functions
+            for one in islice(value.values() if isinstance(value, dict) else value, _BATCHES):
                 if type(one) in _WITH_CODE:
                     self.codes.update(codes_of(one))
         if type(holder) in _WITH_CODE:

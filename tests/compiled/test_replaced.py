@@ -36,7 +36,7 @@ class Tool:
 
 
 class Special(Tool):
-    pass
+    weight = 1.0
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Line(nn.Module):
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3), nn.LayerNorm(3))
         self.special, self.local = Special(), local_tool()
-        self.options = Options()
+        self.options, self.kind = Options(), Special
         self.library, self.libraries = math, [math]
 
     def more(self, hidden: Tensor) -> Tensor:
@@ -257,6 +257,23 @@ def test_what_cannot_be_seen_or_compiled_is_told(name: str) -> None:
         compiled, loop = trained(more, change, compiled=True)
     torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9)
     assert loop.eager is not None
+
+
+@pytest.mark.filterwarnings("ignore::statemachine_trainer.loops.compiled.NotCompiled")
+@pytest.mark.parametrize("more", [
+    lambda m, x: x * type(m.special).weight,
+    lambda m, x: x * m.kind.weight,
+    lambda m, x: x * Special.weight,
+])  # fmt: skip
+def test_a_number_in_a_class_is_seen_to_change_or_read_without_the_compiler(more: More) -> None:
+    def change(patch: Patch, model: Any) -> None:
+        patch.setattr(Special, "weight", 0.5)
+
+    unchanged, _ = trained(more, lambda p, m: None, compiled=False)
+    eager, _ = trained(more, change, compiled=False)
+    assert not torch.allclose(eager, unchanged)
+    compiled, _ = trained(more, change, compiled=True)
+    torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9)
 
 
 count = 0

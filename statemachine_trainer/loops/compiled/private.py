@@ -223,6 +223,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
     bare: list[Any] = []
     kinds: dict[type, None] = {}
     asked: list[ModuleType | FunctionType] = []
+    constants: list[str] = []
     seen: list[Any] = []
     # Dynamo says only once in a process that it looks through `functools.lru_cache`.
     said: Any = getattr(utils, "warn_once_cache", set())
@@ -251,7 +252,7 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
         function, backend=backend, fullgraph=True, dynamic=False, options=options
     )
     try:
-        with patch, private_names.noting(read, kinds, asked):
+        with patch, private_names.noting(read, kinds, asked, constants):
             compiled(**arguments)
     except Reached as stopped:
         inputs = stopped.inputs
@@ -260,6 +261,11 @@ def run_dynamo(function: FunctionType, arguments: Mapping[str, Any]) -> Captured
         if isinstance(refused, NotCapturable):
             raise refused from error
         raise NotCapturable(reason(error)) from error
+    if constants:
+        raise NotCapturable(
+            f"it reads {constants[0]}, and torch {torch.__version__} does not look whether that changes. Keep it in "
+            "an attribute of the model, or use a later torch"
+        )
     with guarded():
         entries = entries_of(function.__code__)
         if not entries:

@@ -6,6 +6,8 @@ As in `private`, none of it is promised by torch. What a version has not is done
 from __future__ import annotations
 
 import functools
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
@@ -17,7 +19,10 @@ _code: Final = attrgetter("__code__")
 
 @contextmanager
 def noting(
-    read: list[CodeType], kinds: dict[type, None], asked: list[ModuleType | FunctionType]
+    read: list[CodeType],
+    kinds: dict[type, None],
+    asked: list[ModuleType | FunctionType],
+    constants: list[str],
 ) -> Iterator[None]:
     """Note the code that Dynamo reads within a block, where it does not do so itself (torch 2.7).
 
@@ -25,10 +30,11 @@ def noting(
         read: Takes the code.
         kinds: Takes the classes of what it is called with.
         asked: Takes modules and functions that are asked for an attribute by `getattr` or `hasattr`.
+        constants: Takes the names of numbers and texts in classes of users, which become part of the graph.
     """
     try:
         from torch._dynamo.symbolic_convert import InliningInstructionTranslator as Reader
-        from torch._dynamo.variables import BuiltinVariable
+        from torch._dynamo.variables import BuiltinVariable, UserDefinedClassVariable
         from torch._guards import TracingContext
     except ImportError:
         yield
@@ -57,6 +63,17 @@ def noting(
 
         return call
 
+    def of_class(self: Any, tx: Any, name: str) -> Any:
+        held = inspect.getattr_static(self.value, name, None)
+        if type(held) in (bool, int, float, str) and name not in ("__module__", "__doc__"):
+            module = str(self.value.__module__).partition(".")[0]
+            if module != "torch" and (
+                module == "__main__" or module not in sys.stdlib_module_names
+            ):
+                constants.append(f"{self.value.__qualname__}.{name}")
+        return attribute(self, tx, name)
+
+    attribute = UserDefinedClassVariable.var_getattr
     # It keeps what it found for a function once, which would call what was there before.
     found: Any = getattr(BuiltinVariable, "call_function_handler_cache", {})
     found.clear()
@@ -65,12 +82,14 @@ def noting(
     Reader.inline_call = staticmethod(inline_call)  # type: ignore[method-assign, assignment]
     for name in names:
         setattr(BuiltinVariable, name, asking(plain[name]))
+    UserDefinedClassVariable.var_getattr = of_class  # type: ignore[method-assign]
     try:
         yield
     finally:
         Reader.inline_call = known  # type: ignore[method-assign]
         for name in names:
             setattr(BuiltinVariable, name, plain[name])
+        UserDefinedClassVariable.var_getattr = attribute  # type: ignore[method-assign]
         found.clear()
 
 
