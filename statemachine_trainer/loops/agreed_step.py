@@ -8,8 +8,8 @@ from __future__ import annotations
 import dis
 import inspect
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -18,22 +18,36 @@ from statemachine_trainer.parallel.gradient_sync import GradientSync
 _log = logging.getLogger("statemachine_trainer.recovery")
 
 
-_HANDED_ON: Final = ("RETURN", "STORE", "BUILD", "JUMP")
-"""What comes after a None that is no argument of a call."""
-
-
 def may_return_none(step: Callable[..., Any]) -> bool:
-    """Return whether the code of a step has a None that it may return."""
+    """Return whether the code of a step has a None that it may return, alone or within a tuple or dict.
+
+    A None that is an argument of a call does not count.
+    """
     code = getattr(inspect.unwrap(getattr(step, "__func__", step)), "__code__", None)
     if code is None:
         return False
-    made = [(one.opname, one.argval) for one in dis.get_instructions(code)]
-    pairs = zip(made, [*made[1:], ("", None)], strict=True)
+    found = [*dis.get_instructions(code)]
     return any(
-        name == "RETURN_CONST" or following.startswith(_HANDED_ON)
-        for (name, value), (following, _) in pairs
-        if value is None and name in ("RETURN_CONST", "LOAD_CONST")
+        one.opname == "RETURN_CONST" or _is_handed_on(found[place:])
+        for place, one in enumerate(found, 1)
+        if one.opname in ("RETURN_CONST", "LOAD_CONST") and one.argval is None
     )
+
+
+def _is_handed_on(following: Sequence[dis.Instruction]) -> bool:
+    """Return whether a value on top of the stack is returned or stored; True as well where that is not clear."""
+    above = 0  # values that lie on it
+    for one in following:
+        effect = dis.stack_effect(one.opcode, one.arg, jump=False)
+        if one.opname.startswith("JUMP") or (one.opname == "SWAP" and above < (one.arg or 0)):
+            return True
+        if one.opname.startswith("BUILD") and above + effect <= 0:
+            above = 0  # from here on: the tuple or dict that it is in
+            continue
+        above += effect
+        if above < 0:
+            return one.opname.startswith(("RETURN", "STORE"))
+    return False
 
 
 def agreed(step: Callable[..., Any], sync: GradientSync) -> Callable[..., Any]:

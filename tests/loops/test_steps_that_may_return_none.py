@@ -15,7 +15,7 @@ from statemachine_trainer.loops.agreed_step import may_return_none
 def always(batch: Any, scale: Any = None) -> Any:
     with torch.no_grad():
         print(batch, file=None)
-    return batch * (scale or 1)
+    return batch[..., None] * (scale or 1)
 
 
 def returns_at_once(batch: Any) -> Any:
@@ -39,6 +39,27 @@ def returns_a_dict(batch: Any) -> Any:
     return {"loss": batch if batch else None}
 
 
+def returns_a_larger_dict(batch: Any) -> Any:
+    return batch if batch else {"loss": None, "seen": 0}
+
+
+def puts_it_in_a_dict(batch: Any) -> Any:
+    found = {"loss": batch}
+    if not batch:
+        found["loss"] = None
+    return found
+
+
+def returns_hiddens_beside(batch: Any) -> Any:
+    return (batch, len(batch)) if batch else (None, len(batch))
+
+
+def returns_hiddens_within_a_block(batch: Any) -> Any:
+    with torch.no_grad():
+        return None, len(batch)
+    raise AssertionError
+
+
 def falls_through(batch: Any) -> Any:
     if batch:
         return batch
@@ -54,7 +75,17 @@ def decorated(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 @pytest.mark.parametrize(
     "step",
-    [returns_at_once, returns_one_of_two, returns_a_name, returns_a_dict, falls_through],
+    [
+        returns_at_once,
+        returns_one_of_two,
+        returns_a_name,
+        returns_a_dict,
+        returns_a_larger_dict,
+        puts_it_in_a_dict,
+        returns_hiddens_beside,
+        returns_hiddens_within_a_block,
+        falls_through,
+    ],
 )
 def test_a_none_that_may_be_returned_is_seen(step: Callable[[Any], Any]) -> None:
     assert may_return_none(step)
