@@ -308,7 +308,10 @@ class Ddp(GradientSync):
             buffers = list(self.module.buffers())
             if buffers:  # those of one type in one exchange, as the wrapper does
                 torch_dist: Any = dist
-                torch_dist._broadcast_coalesced(self.wrapper.process_group, buffers, _AT_ONCE, 0)
+                with torch.no_grad():  # a buffer may require gradients
+                    torch_dist._broadcast_coalesced(
+                        self.wrapper.process_group, buffers, _AT_ONCE, 0
+                    )
 
 
 class FullyShard(GradientSync):

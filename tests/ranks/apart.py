@@ -41,6 +41,8 @@ class Pair(nn.Module):
         torch.manual_seed(3)
         self.maker: Any = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
         self.judge: Any = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        # One that requires gradients can be sent to all ranks only where none are recorded.
+        self.register_buffer("seen", torch.zeros(1, requires_grad=True))
 
     def configure_optimizers(self) -> Any:
         return [torch.optim.Adam(one.parameters(), lr=0.05) for one in (self.judge, self.maker)]
