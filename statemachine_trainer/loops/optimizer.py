@@ -354,8 +354,11 @@ class SplittingLoop(OptimizerLoop):
         self._last = context.piece_size is None or sync.objector(stop >= samples) is None
         if not start and not self._slot_at_work().window:
             sync.share_buffers()  # when the wrapper of the model would
+        gathered = len(context.outputs or ())
         answer = self._unless_short(lambda: self._forward_piece(start, stop, samples))
         if not self._all_can(answer == "forward_done") and answer == "forward_done":
+            if context.outputs is not None:
+                del context.outputs[gathered:]  # as at the rank that has no loss
             answer = self._turn_done()
         if answer != "forward_done" and start:
             raise StepOutputError(

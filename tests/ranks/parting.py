@@ -183,6 +183,18 @@ def all_leave_out() -> Any:
     return {name: run().context.counts.step for name, run in fits.items()}
 
 
+def outputs_where_all_leave_out() -> Any:
+    """How many outputs each rank has gathered in the first epoch."""
+    gathered: list[int] = []
+    one = trainer(on_oom="split", max_epochs=1)
+    one.loop["epoch"].gather_outputs = True
+    one.on("epoch_end", lambda: gathered.append(len(one.context.outputs or ())))
+    one.fit(DistributedDataParallel(LeavesOut({2: 1})), loader())
+    ranks = Ranks.here()
+    assert ranks is not None
+    return ranks.from_all(gathered)
+
+
 class LogsOtherwise(LeavesOut):
     """Logs the mean at one rank, and the largest at the other."""
 
@@ -205,6 +217,7 @@ SCENES = [
     by_hand,
     yields_nothing,
     all_leave_out,
+    outputs_where_all_leave_out,
 ]
 
 if __name__ == "__main__":

@@ -86,3 +86,7 @@ def test_where_a_rank_cannot_take_part_without_a_loss_all_leave_the_batch_out(fo
         "lbfgs": 6,
         "split": 6,
     }
+
+
+def test_no_rank_keeps_the_output_of_a_batch_that_all_leave_out(found: Found) -> None:
+    assert both(found, "outputs_where_all_leave_out") == [[3], [3]]
