@@ -89,10 +89,10 @@ class LeftOut:
             return
         if not ahead:
             raise self._parted(int(who), int(epoch), int(batch))
-        for slot in unclear:
-            slot.window += (
-                1  # as at those that had a loss, which exchange gradients when it is full
-            )
+        for (
+            slot
+        ) in unclear:  # as at those that had a loss, which exchange gradients when it is full
+            slot.window += 1
 
     def check_all(self) -> None:
         """Compare at once what the ranks did. A collective.

@@ -194,8 +194,8 @@ class Meetings:
         for event in self._on_the_way:  # remove only these: a thread may have just posted others
             self._wishes.discard(event)
         pausing, self._pausing = self._pausing, False
-        # Kept until it is agreed on, so that whoever asks for it hears that it is on its way.
         told = _NONE_TOLD if self._differences is None else self._differences.tell()
+        # A hold is kept until it is agreed on, so that whoever asks for it hears that it is on its way.
         numbers = [self._read_clock(), *asked, pausing, self._holding, *told, *wishes]
         answer = self._transport.begin_largest(numbers)
         self._asked = events, answer

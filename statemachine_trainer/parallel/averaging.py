@@ -24,7 +24,6 @@ _DENSE: Final = 1
 _SPARSE: Final = 2
 """What a gradient is, the largest of which holds for all ranks."""
 
-
 _ENDED: Final = 2**30
 """In place of the number of a backward pass: this rank makes none, and checks that the others make none."""
 
@@ -75,7 +74,16 @@ def check_none_averages(wrapper: DistributedDataParallel, batch: int) -> None:
 def _of_all(
     wrapper: DistributedDataParallel, forms: dict[int, int], where: tuple[int, int]
 ) -> dict[int, int]:
-    """Return the largest form of each gradient over the ranks, after a check that all average the same ones."""
+    """Return the largest form of each gradient over the ranks. A collective.
+
+    Args:
+        wrapper: The wrapper.
+        forms: The form of each gradient that this rank averages, by the `id` of its parameter.
+        where: The batch, and the number of the backward pass in it.
+
+    Raises:
+        RanksPart: Another rank is in another backward pass.
+    """
     parameters: list[nn.Parameter] = cast(Any, wrapper)._module_parameters
     batch, number = where
     sent = [batch, number, -batch, -number, *(forms.get(id(one), _NONE) for one in parameters)]
