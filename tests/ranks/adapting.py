@@ -5,21 +5,18 @@ All in one launch: each answers with what came of it, as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from statemachine_trainer import load_weights
 from statemachine_trainer.callbacks import EMA, Checkpoints
 from statemachine_trainer.parallel.gradient_sync import is_cut_up, local_of
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import Retention
-from tests.ranks.together import FOLDER, RANK, loader, play, trainer
+from tests.ranks.together import FOLDER, RANK, cut_up, from_all, loader, play, refusal, trainer
 
 
 class Adapted(nn.Module):
@@ -44,13 +41,10 @@ class Adapted(nn.Module):
         return torch.optim.Adam([self.top.bias], lr=0.05)
 
 
-def cut_up(model: Adapted) -> Adapted:
-    """Cut up the parameters among the ranks."""
-    mesh = cast(Any, init_device_mesh)("cpu", (2,))
-    shard = cast(Any, fully_shard)
-    for one in (model.base, model.top, model):
-        shard(one, mesh=mesh)
-    return model
+def adapted(seed: int = 0) -> Adapted:
+    """A model that is cut up among the ranks."""
+    model = Adapted(seed)
+    return cast(Adapted, cut_up(model, model.base, model.top))
 
 
 def fit(model: nn.Module, folder: str, resume: Path | None = None, **settings: Any) -> Any:
@@ -63,20 +57,11 @@ def fit(model: nn.Module, folder: str, resume: Path | None = None, **settings: A
 
 
 def whole(model: nn.Module) -> Any:
-    """The weights, put together."""
-    parts = {name: one.detach() for name, one in model.state_dict().items()}
-    found = {
-        name: (cast(Any, one).full_tensor() if is_cut_up(one) else one).tolist()
-        for name, one in parts.items()
+    """The weights, put together. A collective."""
+    parts: dict[str, Any] = model.state_dict()
+    return {
+        name: (one.full_tensor() if is_cut_up(one) else one).tolist() for name, one in parts.items()
     }
-    return [found["top.bias"], hash(str(found))]
-
-
-def told(value: Any) -> list[Any]:
-    """What each rank has."""
-    ranks = Ranks.here()
-    assert ranks is not None
-    return ranks.from_all(value)
 
 
 def size_of(folder: Path) -> int:
@@ -84,27 +69,18 @@ def size_of(folder: Path) -> int:
     return sum(one.stat().st_size for one in folder.iterdir())
 
 
-def refusal(act: Callable[[], object]) -> str:
-    """What is said by something that cannot be done."""
-    try:
-        act()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
 def it_goes_on() -> Any:
-    model = cut_up(Adapted())
+    model = adapted()
     made = fit(model, "whole")
     undisturbed = whole(model)
     first = sorted(one for one in made.store.root.iterdir() if one.name[:3] == "000")[0]
-    again = cut_up(Adapted())
+    again = adapted()
     fit(again, "again", first)
     return {
-        "same": told(whole(again) == undisturbed),
+        "same": from_all(whole(again) == undisturbed),
         "size": size_of(first),
-        "others": told(refusal(lambda: fit(cut_up(Adapted(1)), "other", first))),
-        "alone": told(alone(first, again)),
+        "others": from_all(refusal(lambda: fit(adapted(1), "other", first))),
+        "alone": from_all(alone(first, again)),
     }
 
 
@@ -121,30 +97,30 @@ def alone(checkpoint: Path, model: Adapted) -> Any:
 
 
 def in_the_background() -> Any:
-    model = cut_up(Adapted())
+    model = adapted()
     made = fit(model, "background", background=True)
     made.store.wait()
-    again = cut_up(Adapted())
+    again = adapted()
     last = sorted(one for one in made.store.root.iterdir() if one.name[:3] == "000")[1]
     fit(again, "background-again", last)
-    return {"same": told(whole(again) == whole(model)), "size": size_of(last)}
+    return {"same": from_all(whole(again) == whole(model)), "size": size_of(last)}
 
 
 def changed_by_hand_at_one_rank() -> Any:
     """What one rank changes is written by both."""
-    model = cut_up(Adapted())
+    model = adapted()
     model.by_hand = True
     made = fit(model, "by-hand", at_end=True)
     assert made.last is not None
-    again = cut_up(Adapted())
+    again = adapted()
     load_weights(again, made.last)
-    return {"same": told(whole(again) == whole(model)), "size": size_of(made.last)}
+    return {"same": from_all(whole(again) == whole(model)), "size": size_of(made.last)}
 
 
 def of_all() -> Any:
     """The size of a checkpoint of all weights."""
     made = Checkpoints(FOLDER / "all", every=3)
-    trainer(checkpoints=made, callbacks=[EMA(0.9)]).fit(cut_up(Adapted()), loader())
+    trainer(checkpoints=made, callbacks=[EMA(0.9)]).fit(adapted(), loader())
     assert made.last is not None
     return size_of(made.last)
 

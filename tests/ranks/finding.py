@@ -6,15 +6,22 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from statemachine_trainer import find_batch_size, find_learning_rate
 from statemachine_trainer.parallel.gradient_sync import local_of
-from statemachine_trainer.parallel.ranks import Ranks
-from tests.ranks.together import RANK, Task, loader, play, refusal, trained, trainer
+from tests.ranks.together import (
+    RANK,
+    Task,
+    cut_up,
+    from_all,
+    loader,
+    play,
+    refusal,
+    trained,
+    trainer,
+)
 
 MOST = 6 - RANK
 """Samples that each rank has memory for."""
@@ -35,14 +42,9 @@ class Full(Task):
         return self.loss(batch)
 
 
-def cut_up() -> nn.Module:
-    """A model whose parameters are cut up among the ranks."""
-    mesh = cast(Any, init_device_mesh)("cpu", (2,))
+def full_and_cut_up() -> Full:
     model = Full()
-    shard = cast(Any, fully_shard)
-    for one in (model.net[0], model.net[2], model):
-        shard(one, mesh=mesh)
-    return model
+    return cast(Full, cut_up(model, model.net[0], model.net[2]))
 
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer, data: DataLoader[Any]) -> list[Any]:
@@ -56,13 +58,6 @@ def state(model: nn.Module, optimizer: torch.optim.Optimizer, data: DataLoader[A
     return [*plain, rates, cast(Any, data.sampler).epoch, cast(Any, model).calls]
 
 
-def told(value: Any) -> list[Any]:
-    """What each rank has."""
-    ranks = Ranks.here()
-    assert ranks is not None
-    return ranks.from_all(value)
-
-
 def searched_rate(wrapped: nn.Module, model: Full) -> dict[str, Any]:
     optimizer = model.configure_optimizers()
     data = loader()
@@ -71,8 +66,8 @@ def searched_rate(wrapped: nn.Module, model: Full) -> dict[str, Any]:
     before = state(model, optimizer, data)
     found = find_learning_rate(wrapped, data, optimizer=optimizer, steps=12, device="cpu")
     kept = before == state(model, optimizer, data)
-    first, second = told([found.losses, found.suggestion])
-    return {"kept": told(kept), "same": first == second, "steps": len(found.rates)}
+    first, second = from_all([found.losses, found.suggestion])
+    return {"kept": from_all(kept), "same": first == second, "steps": len(found.rates)}
 
 
 def a_rate() -> Any:
@@ -81,8 +76,8 @@ def a_rate() -> Any:
 
 
 def a_rate_where_parameters_are_cut_up() -> Any:
-    model = cut_up()
-    return searched_rate(model, cast(Full, model))
+    model = full_and_cut_up()
+    return searched_rate(model, model)
 
 
 def a_fit_after_a_search() -> Any:
@@ -105,16 +100,16 @@ def a_batch_size() -> Any:
     before = state(model, optimizer, data)
     wrapped = DistributedDataParallel(model)
     size = find_batch_size(wrapped, data, optimizer=optimizer, device="cpu")
-    return {"size": told(size), "kept": told(before == state(model, optimizer, data))}
+    return {"size": from_all(size), "kept": from_all(before == state(model, optimizer, data))}
 
 
 def a_batch_size_that_all_have_memory_for() -> Any:
-    return told(find_batch_size(DistributedDataParallel(Full()), loader(), device="cpu"))
+    return from_all(find_batch_size(DistributedDataParallel(Full()), loader(), device="cpu"))
 
 
 def too_large_a_start() -> Any:
     wrapped = DistributedDataParallel(Full(MOST))
-    return told(refusal(lambda: find_batch_size(wrapped, loader(), start=6, device="cpu")))
+    return from_all(refusal(lambda: find_batch_size(wrapped, loader(), start=6, device="cpu")))
 
 
 def an_error_at_one_rank() -> Any:
@@ -127,12 +122,12 @@ def an_error_at_one_rank() -> Any:
     try:
         find_batch_size(DistributedDataParallel(Wrong()), loader(), device="cpu")
     except Exception as error:
-        return told(type(error).__name__)
-    return told("")
+        return from_all(type(error).__name__)
+    return from_all("")
 
 
 def a_batch_size_where_parameters_are_cut_up() -> Any:
-    return told(refusal(lambda: find_batch_size(cut_up(), loader(), device="cpu")))
+    return from_all(refusal(lambda: find_batch_size(full_and_cut_up(), loader(), device="cpu")))
 
 
 SCENES = [

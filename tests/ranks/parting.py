@@ -11,14 +11,22 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from statemachine_trainer import SAMLoop, Trainer, YieldingLoop
 from statemachine_trainer.callbacks import Checkpoints
-from statemachine_trainer.parallel.ranks import Ranks
-from tests.ranks.together import FOLDER, RANK, Task, loader, play, refusal, trained, trainer
+from tests.ranks.together import (
+    FOLDER,
+    RANK,
+    Task,
+    cut_up,
+    from_all,
+    loader,
+    play,
+    refusal,
+    trained,
+    trainer,
+)
 
 BOTH = -1
 """In place of the number of a rank."""
@@ -96,10 +104,7 @@ def in_ddp(model: nn.Module, loops: dict[str, Any] | None = None, **settings: An
 
 def refused_to(act: Callable[[], object]) -> list[str]:
     """What each rank says of something that not all do alike, without its advice."""
-    said = refusal(act).partition(". ")[0]
-    ranks = Ranks.here()
-    assert ranks is not None
-    return [str(one) for one in ranks.from_all(said)]
+    return from_all(refusal(act).partition(". ")[0])
 
 
 def none_at_one_rank() -> Any:
@@ -135,9 +140,7 @@ def none_at_both() -> Any:
 def checkpoints_before_none() -> Any:
     every = Checkpoints(FOLDER / "before-none", every=1)
     said = refused_to(partial(in_ddp, LeavesOut({3: 1}), checkpoints=every))
-    ranks = Ranks.here()
-    assert ranks is not None
-    return [said, ranks.from_first(sorted(one.name for one in every.store.root.glob("0*")))]
+    return [said, from_all(sorted(one.name for one in every.store.root.glob("0*")))[0]]
 
 
 def by_hand() -> Any:
@@ -153,16 +156,6 @@ def yields_nothing() -> Any:
     return refused_to(partial(in_ddp, Yields({2: 1}), loops))
 
 
-def cut_up(bad: dict[int, int]) -> nn.Module:
-    """A model whose parameters are cut up among the ranks."""
-    mesh = cast(Any, init_device_mesh)("cpu", (2,))
-    model = LeavesOutLate(bad)
-    shard = cast(Any, fully_shard)
-    for one in (*model.net, model):
-        shard(one, mesh=mesh)
-    return model
-
-
 def inside(bad: dict[int, int]) -> nn.Module:
     """A model whose network is in the wrapper."""
     model = LeavesOut(bad)
@@ -173,8 +166,9 @@ def inside(bad: dict[int, int]) -> nn.Module:
 def all_leave_out() -> Any:
     """Where a rank cannot take part without a loss, all leave the batch out."""
     bad = {2: 1, 7: 0}
+    late = LeavesOutLate(bad)
     fits: dict[str, Callable[[], Trainer]] = {
-        "fully_shard": lambda: fit(cut_up(bad)),
+        "fully_shard": lambda: fit(cut_up(late, *late.net)),
         "wrapped inside": lambda: fit(inside(bad)),
         "sam": lambda: in_ddp(LeavesOut(bad), {"optimizer": SAMLoop()}),
         "lbfgs": lambda: in_ddp(Searching(bad)),
@@ -190,9 +184,7 @@ def outputs_where_all_leave_out() -> Any:
     one.loop["epoch"].gather_outputs = True
     one.on("epoch_end", lambda: gathered.append(len(one.context.outputs or ())))
     one.fit(DistributedDataParallel(LeavesOut({2: 1})), loader())
-    ranks = Ranks.here()
-    assert ranks is not None
-    return ranks.from_all(gathered)
+    return from_all(gathered)
 
 
 class LogsOtherwise(LeavesOut):

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -81,6 +82,23 @@ def batches() -> Iterator[tuple[int, list[Any]]]:
         yield epoch, list(data)
 
 
+def from_all(value: Any) -> list[Any]:
+    """What each rank has. A collective."""
+    ranks = Ranks.here()
+    assert ranks is not None
+    return ranks.from_all(value)
+
+
+def cut_up(model: Any, *parts: nn.Module) -> Any:
+    """Cut up the parameters of a model among the ranks, those of some parts by themselves; return the model."""
+    from torch.distributed.fsdp import fully_shard  # most scenes have no use for it
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for one in (*parts, model):
+        fully_shard(one, mesh=mesh)
+    return model
+
+
 def trained(model: nn.Module) -> list[Any]:
     """The parameters, to the bit; the buffers are those of a rank."""
     return [one.tolist() for one in model.parameters()]
@@ -107,9 +125,7 @@ def fitted(name: str, make: Callable[[], nn.Module], **settings: Any) -> dict[st
         return {"weights": trained(model), "steps": slots, "batches": one.context.counts.batch}
 
     whole = fit(None)
-    ranks = Ranks.here()
-    assert ranks is not None
-    told = ranks.from_all(whole)
+    told = from_all(whole)
     assert told[0] == told[1], "the ranks have come to different ends"
     saved = sorted(one for one in (FOLDER / name).iterdir() if one.name[:3].isdigit())
     for place in saved[2::3]:
