@@ -26,6 +26,7 @@ import os
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +147,25 @@ def rows_of(ranks: int, found: list[list[dict[str, float]]]) -> Iterator[Row]:
         yield Row(ranks, case, median, min(ratios), max(ratios), lowest, bare_ms)
 
 
+def table_of(rows: list[Row]) -> str:
+    """Return a table in Markdown."""
+    lines = [
+        "| ranks | case | ratio to bare | range | of the lowest times | bare, ms/step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in rows:
+        ratio = f"{one.ratio:.3f} | {one.low:.3f} to {one.high:.3f} | {one.lowest:.3f}"
+        lines.append(f"| {one.ranks} | {one.case} | {ratio} | {one.bare_ms:.2f} |")
+    return "\n".join(lines)
+
+
+def has_priority() -> bool:
+    """Return whether this process, and so the ranks that it starts, have a real-time priority."""
+    if not hasattr(os, "sched_getscheduler"):
+        return False
+    return os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
+
+
 def draw(rows: list[Row], path: Path) -> None:
     """Draw the ratio against the number of ranks, a line for each case with its range, as SVG."""
     import matplotlib as mpl
@@ -187,6 +207,8 @@ def main() -> None:
     if options.here:
         measure_here(options.turns, Classifier if options.compute else Waiting)
         return
+    if options.write is not None:
+        options.write.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()[0]
     arguments = ["--turns", str(options.turns), *["--compute"] * options.compute]
     rows = [
@@ -194,24 +216,15 @@ def main() -> None:
         for ranks in options.ranks
         for row in rows_of(ranks, [launch(ranks, arguments) for _ in range(options.launches)])
     ]
-    policy = getattr(os, "sched_getscheduler", lambda _: 0)(0)
     how = (
-        f"{machine()}; load {load:.1f} before{', real-time priority' if policy else ''}; one thread a rank; "
+        f"{machine()}; load {load:.1f} before{', real-time priority' if has_priority() else ''}; one thread a rank; "
         f"{'computes' if options.compute else 'waits'}; {options.launches} launches, {options.turns} turns of "
         f"{STEPS} steps"
     )
-    lines = [
-        "| ranks | case | ratio to bare | range | of the lowest times | bare, ms/step |",
-        "|---|---|---|---|---|---|",
-    ]
-    for one in rows:
-        ratio = f"{one.ratio:.3f} | {one.low:.3f} to {one.high:.3f} | {one.lowest:.3f}"
-        lines.append(f"| {one.ranks} | {one.case} | {ratio} | {one.bare_ms:.2f} |")
-    table = "\n".join(lines)
-    print(f"{how}\n\n{table}")
+    text = f"{textwrap.fill(how, 120)}\n\n{table_of(rows)}\n"
+    print(text, end="")
     if options.write is not None:
-        text = f"# What ranks that agree cost\n\n{how}\n\n{table}\n"
-        (options.write / "ranks.md").write_text(text)
+        (options.write / "ranks.md").write_text(f"# What ranks that agree cost\n\n{text}")
         draw(rows, options.write / "ranks.svg")
 
 
