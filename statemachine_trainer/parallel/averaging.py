@@ -65,6 +65,10 @@ def average(
 def check_none_averages(wrapper: DistributedDataParallel, batch: int) -> None:
     """Check that no rank averages gradients while this one has none to average. A collective.
 
+    Args:
+        wrapper: The wrapper.
+        batch: The batch before which this rank averages none.
+
     Raises:
         RanksPart: One does.
     """

@@ -158,7 +158,18 @@ class GradientSync:
         """
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average gradients over the ranks that no backward pass has averaged. A collective."""
+        """Average gradients over the ranks that no backward pass has averaged. A collective.
+
+        Raises:
+            RanksPart: Another rank has none to average in this batch, and calls `check_none_averages`.
+        """
+
+    def check_none_averages(self) -> None:
+        """Check that no rank calls `average` in a batch in which this one has no gradients. A collective.
+
+        Raises:
+            RanksPart: One does.
+        """
 
     def aside(self) -> AbstractContextManager[None]:
         """Within the block, call training steps without what averages their gradients; `average` does it then."""
@@ -297,7 +308,10 @@ class Ddp(GradientSync):
             check_none_averages(self.wrapper, self.batch())
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        average(self.wrapper, list(parameters))
+        average(self.wrapper, list(parameters), (self.batch(), 1))
+
+    def check_none_averages(self) -> None:
+        check_none_averages(self.wrapper, self.batch() + 1)
 
     def share_buffers(self) -> None:
         """Give all ranks the buffers of rank 0, as the wrapper does before each training step.

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from statemachine_trainer import SAMLoop, Trainer, YieldingLoop
 from statemachine_trainer.callbacks import Checkpoints
+from statemachine_trainer.loops.compiled import CompiledStep
 from tests.ranks.together import (
     FOLDER,
     RANK,
@@ -156,6 +157,13 @@ def yields_nothing() -> Any:
     return refused_to(partial(in_ddp, Yields({2: 1}), loops))
 
 
+def none_beside_a_compiled_step() -> Any:
+    loops = {"optimizer": CompiledStep(backend="eager", accumulate=2)}
+    none_at_both = in_ddp(LeavesOut({2: BOTH}), loops).context.counts.step
+    loops = {"optimizer": CompiledStep(backend="eager", accumulate=2)}
+    return [none_at_both, refused_to(partial(in_ddp, LeavesOut({2: 1}), loops))]
+
+
 def inside(bad: dict[int, int]) -> nn.Module:
     """A model whose network is in the wrapper."""
     model = LeavesOut(bad)
@@ -208,6 +216,7 @@ SCENES = [
     checkpoints_before_none,
     by_hand,
     yields_nothing,
+    none_beside_a_compiled_step,
     all_leave_out,
     outputs_where_all_leave_out,
 ]

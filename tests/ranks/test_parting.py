@@ -74,6 +74,15 @@ def test_ranks_are_told_where_one_yields_no_loss(found: Found) -> None:
     assert first.startswith("RanksPart: The ranks make different numbers of backward passes")
 
 
+def test_ranks_are_told_where_one_has_no_loss_for_a_compiled_step(found: Found) -> None:
+    steps, (first, second) = both(found, "none_beside_a_compiled_step")
+    assert steps == 4
+    assert first == second
+    assert first.endswith(
+        "rank 0 is in number 1 of batch 3, rank 1 has no more of them before batch 4"
+    )
+
+
 def test_a_metric_that_ranks_reduce_otherwise_is_an_error_at_all(found: Found) -> None:
     first, second = both(found, "a_metric_that_is_reduced_otherwise")
     assert first == second

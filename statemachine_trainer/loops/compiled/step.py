@@ -205,6 +205,14 @@ class CompiledStep(ProgramsLoop):
         with sync.aside():
             return super()._call_step()
 
+    def _leave_out(self) -> torch.Tensor | None:
+        context = self.context
+        sync = context.steps.sync
+        if not sync.by or context.slots[context.optimizer_idx].takes_closure:
+            return super()._leave_out()
+        sync.check_none_averages()  # which others do after each of their backward passes
+        return None
+
     def _propagate(self, slot: OptimizerSlot) -> None:
         super()._propagate(slot)
         if self.context.steps.sync.by:
