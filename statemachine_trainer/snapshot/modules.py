@@ -144,9 +144,11 @@ def tied_names(weights: Mapping[str, Any]) -> list[list[str]]:
             continue
         if one.layout is torch.strided and one.numel():
             here = local_of(one)
-            if here.numel() and not here.is_meta:
-                memory = here.device, here.data_ptr(), here.dtype, tuple(here.shape), here.stride()
-                known.setdefault(memory, []).append(name)
+            if here.numel() and (address := here.data_ptr()):  # else it has no memory of its own
+                layout = here.dtype, tuple(here.shape), here.stride()
+                # The same memory, read as conjugated or negative numbers, holds other values.
+                reading = here.is_conj(), here.is_neg()
+                known.setdefault((here.device, address, layout, reading), []).append(name)
     return [names for names in known.values() if len(names) > 1]
 
 
@@ -161,7 +163,8 @@ def _saved_apart(
                 continue
             if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
                 continue
-            if one.shape == other.shape and not _same_bits(one, other):
+            plain = all(each.layout is torch.strided and not each.is_meta for each in (one, other))
+            if plain and one.shape == other.shape and not _same_bits(one, other):
                 yield f"{first!r} and {name!r} are one tensor in the model, and two with other values in the checkpoint"
 
 

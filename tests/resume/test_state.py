@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from statemachine_trainer.machine.errors import StateMismatch
 from statemachine_trainer.snapshot import Unwritable
-from statemachine_trainer.snapshot.modules import load_module_weights
+from statemachine_trainer.snapshot.modules import load_module_weights, module_state
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 from statemachine_trainer.snapshot.written import Written
 from statemachine_trainer.testing import NotReady, assert_resumable
@@ -303,6 +303,40 @@ def test_a_weight_that_the_run_has_untied_does_not_go_into_a_tied_one() -> None:
     with pytest.raises(SnapshotMismatch, match=r"'words\.weight' and 'head\.weight' are one"):
         resumed(lambda: started(quiet(), other), trainer.state_dict())
     assert torch.equal(other.head.weight, before)
+
+
+class Conjugated(nn.Module):
+    """Has buffers that read the same memory as other numbers."""
+
+    def __init__(self, number: complex) -> None:
+        super().__init__()
+        self.line = nn.Linear(2, 1)
+        numbers = torch.full((2,), number)
+        self.register_buffer("plain", numbers)
+        self.register_buffer("conjugated", numbers.conj())
+        self.register_buffer("imaginary", numbers.imag)
+        self.register_buffer("negative", numbers.conj().imag)
+
+
+def test_numbers_and_their_conjugates_in_one_memory_are_two_tensors() -> None:
+    other = Conjugated(5j)
+    load_module_weights(other, module_state(Conjugated(1 + 2j), grads=False)["weights"])
+    found = {name: one.tolist() for name, one in other.named_buffers()}
+    assert found == {
+        "plain": [1 + 2j] * 2,
+        "conjugated": [1 - 2j] * 2,
+        "imaginary": [2.0] * 2,
+        "negative": [-2.0] * 2,
+    }
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda one: one.to("meta")])
+def test_weights_of_another_kind_than_tied_ones_are_told(change: Any) -> None:
+    model = Tied()
+    saved = {name: change(one.detach()) for name, one in model.state_dict().items()}
+    saved["head.weight"] = change(model.head.weight.detach() + 1)
+    with pytest.raises(SnapshotMismatch):
+        load_module_weights(model, saved)
 
 
 class Warmup(LRScheduler):
