@@ -220,7 +220,8 @@ class Driver(Engine):
         Raises:
             UnknownEvent: No loop of the tree has a transition for this posted event.
         """
-        if self._chains:
+        # An event that another thread posts belongs to no chain.
+        if self._chains and self._owner == threading.get_ident():
             self._note_poster(event)
         (self.post_here if self.post_to is None else self.post_to.post)(event)
 

@@ -1,4 +1,4 @@
-"""What is said of receivers that post events to each other without end."""
+"""Finds receivers that post events to each other without end, and says which they are."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Chain:
         if len(self.edges) <= most:
             return
         edges = [*dict.fromkeys(self.edges)]
-        self._end()
+        self.end()
         events = [f"{one.moment.event}" for one in edges]
         posters = [
             f"{event!r} by {self.posters[event]}" for event in events if event in self.posters
@@ -67,10 +67,11 @@ class Chain:
         )
 
     def _ended_by_work(self) -> object:
-        self._end()
+        self.end()
         return self._work()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Count no further, and give the state its own work back."""
         if not self.is_broken:
             self._node.work = self._work
         self._chains.pop(self._node, None)

@@ -60,12 +60,10 @@ class Engine:
         self._met = False  # whether `until` was met on the way to this boundary
         self._posted: list[str] = []
         self._posted_inside: set[str] = set()  # by receivers and states
-        self._taken: list[
-            Edge
-        ] = []  # such events that were taken since a state last worked, in `_step`
-        self._chains: dict[
-            Node, Chain
-        ] = {}  # such events by the state before which they were taken
+        # Edges of such events that were taken since a state last worked, in `_step`.
+        self._taken: list[Edge] = []
+        # Such edges by the state before which they were taken.
+        self._chains: dict[Node, Chain] = {}
         self._requests: list[Callable[[], None]] = []
         self._pending: list[Step] = []  # what is left of a transition, the next step last
         self._busy = threading.Lock()
@@ -344,6 +342,10 @@ class Engine:
     def _forget_requests(self) -> None:
         self._posted, self._requests, self._pending = [], [], []
         self._pausing = self._met = self._attention = False
+        self._posted_inside.clear()
+        self._taken.clear()
+        for chain in [*self._chains.values()]:  # each takes itself out
+            chain.end()
 
     def _meet(self) -> None:
         self._met = self._attention = True

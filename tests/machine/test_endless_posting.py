@@ -248,3 +248,47 @@ def test_a_chain_is_told_in_single_steps_and_with_probes() -> None:
     with pytest.raises(EndlessPosting):
         for _ in driver.moments():
             pass
+
+
+class Leaving(Loop):
+    """Is left before its state `work` has worked, if somebody posts `leave`."""
+
+    initial = "prepare"
+    outcomes = ("over", "leave")
+    posted = ("leave",)
+    transitions = [["ready", "prepare", "work"]]
+
+    def prepare(self) -> Literal["ready"]:
+        return "ready"
+
+    def work(self) -> Literal["over", "leave"]:
+        return "over"
+
+
+@pytest.mark.parametrize("again", ["start", "load"])
+def test_a_machine_that_begins_anew_counts_anew(again: str) -> None:
+    driver = Driver(Leaving())
+    driver.board.on("prepare:ready", lambda driver: driver.post("leave"))
+    driver.start()
+    begun = driver.state_dict()
+    for _ in range(Leaving.most_posted + 1):
+        assert driver.run() == "leave"
+        if again == "start":
+            driver.start()
+        else:
+            driver.load_state_dict(begun)
+
+
+def test_another_thread_is_not_named_as_the_receiver_that_posts() -> None:
+    driver = looking()
+
+    def look_twice(driver: Driver) -> None:
+        driver.post("look")
+        outside = threading.Thread(target=driver.post, args=("look",))
+        outside.start()
+        outside.join()
+
+    driver.board.on("looking:looked", look_twice)
+    driver.post("look")
+    with pytest.raises(EndlessPosting, match=r"'look' by .*look_twice \(test_endless_posting"):
+        driver.run()
