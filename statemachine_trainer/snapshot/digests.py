@@ -5,11 +5,11 @@ and it is multiplied by an odd number that belongs to its place. A long tensor i
 laid out as a table. The sums of its columns and of its rows are combined in the same way. All is modulo 2^64,
 so the order of summation does not matter, and a digest is the same on every device.
 
-Two elements that change places are always seen: they are in another row, or in another column. Two tensors
-that differ have the same digest by chance, about once in 2^64, unless the differences cancel in each row and
-in each column of the table at once, as those of a rectangle can. Errors of computing do not do that; somebody
-who wants to could. `torch.hash_tensor`, the exclusive or of all elements, sees neither the order of the
-elements nor a value that stands there twice, and takes as long as the two sums.
+Two elements that change places lie in two rows or in two columns, so sums of the table change with them. Two
+tensors that differ should have the same digest only by chance, about once in 2^64, unless the differences
+cancel in each row and in each column of the table at once, as those of a rectangle can. Errors of computing
+hardly do that; somebody who wants to could. `torch.hash_tensor`, the exclusive or of all elements, sees
+neither the order of the elements nor a value that stands there twice.
 """
 
 from __future__ import annotations
@@ -136,14 +136,17 @@ def _plain(tensor: Tensor) -> Tensor | None:
             return None
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
         return None
-    if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
-        return tensor if type(tensor) in _USUAL else _copied(tensor)
-    return _copied(tensor)
+    if tensor.is_nested:  # its rows differ in length, so it has no flat view
+        return None
+    usual = type(tensor) in _USUAL and not tensor.is_conj() and not tensor.is_neg()
+    return tensor if usual and tensor.is_contiguous() else _copied(tensor)
 
 
 def _copied(tensor: Tensor) -> Tensor | None:
+    """Return a contiguous copy, or the tensor if it is contiguous; None if it has no memory of its own."""
     try:
-        return tensor.detach().resolve_conj().resolve_neg().contiguous()
+        found = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        return found if found.data_ptr() or not found.numel() else None
     except (RuntimeError, NotImplementedError, TypeError):  # a tensor of another library
         return None
 
@@ -151,9 +154,9 @@ def _copied(tensor: Tensor) -> Tensor | None:
 def _words_of(plain: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the words of a long contiguous tensor, and the bytes that are left over."""
     flat = plain.view(-1)
-    each = plain.element_size()
-    if flat.storage_offset() * each % 8:
-        flat = flat.clone()
+    if flat.storage_offset() * flat.element_size() % 8:
+        flat = flat.view(torch.uint8).clone()  # as bytes: some types cannot be copied
+    each = flat.element_size()
     over = flat.numel() * each % 8
     if not over:
         return flat.view(torch.int64), None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +76,31 @@ def test_what_has_no_plain_bytes_has_no_digest() -> None:
     found = Digests([*tensors, lazy])
     assert found.seen == [True, False, False, False]
     assert found.read()[1:].tolist() == [0, 0, 0]
+
+
+class Wrapping(Tensor):
+    """A tensor of another library: it has no memory of its own, and knows few operations."""
+
+    @staticmethod
+    def __new__(cls, size: int) -> Any:
+        return Tensor._make_wrapper_subclass(cls, (size,))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, given: Any = (), named: Any = None
+    ) -> Any:
+        if function is torch.ops.aten.detach.default:
+            return cls(*given[0].shape)
+        raise NotImplementedError(function)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_tensors_without_a_flat_view_have_no_digest_and_stop_no_others() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])
+    plain = torch.ones(3)
+    found = Digests([nested, Wrapping(4), Wrapping(40_000), plain])
+    assert found.seen == [False, False, False, True]
+    assert found.read().tolist() == [0, 0, 0, digest(plain)]
 
 
 @pytest.mark.parametrize("size", [4, 20_000])
