@@ -285,7 +285,7 @@ def _check_actions(plan: LoopPlan) -> None:
             name = action.work
             work = getattr(plan.loop, name, None) if isinstance(name, str) else name
             if not callable(work):
-                methods = methods_of(type(plan.loop))
+                methods = [one for one in methods_of(type(plan.loop)) if one not in plan.states]
                 raise UnknownState(f"{what} is no method of {where}. {suggest(str(name), methods)}")
             if name in plan.states:
                 raise MalformedTransition(

@@ -66,7 +66,8 @@ def _is_any_cut_up(tree: Any) -> bool:
     """Return whether a tensor of a tree is cut up; the types in each container are looked at in C."""
     if "torch.distributed.tensor" not in sys.modules:
         return False  # whoever cuts up a tensor imports it
-    left, seen = [tree], set()
+    left: list[Any] = [tree]
+    seen: dict[int, object] = {}  # held, so that no other container gets the id of one meanwhile
     while left:
         one = left.pop()
         kind = type(one)
@@ -78,7 +79,7 @@ def _is_any_cut_up(tree: Any) -> bool:
             if isinstance(one, torch.Tensor) and is_cut_up(one):
                 return True
         elif not _PLAIN.issuperset(map(type, inside)) and id(one) not in seen:
-            seen.add(id(one))
+            seen[id(one)] = one
             for part in inside:  # no call of a comprehension for each container
                 if type(part) not in _PLAIN:
                     left.append(part)

@@ -305,9 +305,8 @@ class Search:
                 self._offer(child, f"{path}.{name}", (path, "other", name), way)
         own = module.__dict__
         for name in _HOOKS:
-            if hooks := own.get(
-                name
-            ):  # their keys are numbers that count those of the whole process
+            if hooks := own.get(name):
+                # Their keys are numbers that count the hooks of the whole process.
                 for place, hook in enumerate([*hooks.values()]):
                     self._offer(hook, f"{path}.{name}[{place}]", (path, "other", name), way)
         for group in ("_parameters", "_buffers"):

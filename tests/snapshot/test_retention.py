@@ -216,9 +216,8 @@ def test_what_is_damaged_after_a_save_has_looked_at_it_is_left_for_a_person(
     store = Store(tmp_path, retention=Retention(last=2))
     first = store.save({"step": 0}, name="step-0")
     for file in first.iterdir():
-        os.utime(
-            file, (1e9, 1e9)
-        )  # long before the look of the next save, which keeps what it found
+        # Long before the look of the next save, which keeps what it found.
+        os.utime(file, (1e9, 1e9))
     store.save({"step": 1}, name="step-1")
     damaged = first / name
     damaged.write_bytes(damaged.read_bytes() + b" ")
