@@ -19,7 +19,7 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.samples import is_out_of_memory
 from statemachine_trainer.loops.settings_checks import number, refuse, whole_number
 from statemachine_trainer.loops.untouched import untouched
-from statemachine_trainer.parallel.gradient_sync import is_cut_up, settle
+from statemachine_trainer.parallel.cut_up import is_cut_up, settle
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.parallel.wrappers import see_through
 from statemachine_trainer.snapshot.ranked import do_together

@@ -19,7 +19,7 @@ from statemachine_trainer.loops.settings_checks import number, refuse, whole_num
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.parallel import to_device
-from statemachine_trainer.parallel.gradient_sync import exchange, is_fully_sharded, settle
+from statemachine_trainer.parallel.cut_up import exchange, is_fully_sharded, settle
 from statemachine_trainer.parallel.wrappers import KnownParameters, PlainNames
 from statemachine_trainer.snapshot.rng import isolated_rng
 

@@ -15,7 +15,7 @@ from statemachine_trainer.loops.schedules import learning_rates
 from statemachine_trainer.loops.settings_checks import flags, function, is_whole, number, refuse
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment
-from statemachine_trainer.parallel.gradient_sync import total_norm
+from statemachine_trainer.parallel.cut_up import total_norm
 
 READINGS: Final = frozenset(
     (

@@ -23,7 +23,8 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.errors import StateMachineError, level_of_caller
 from statemachine_trainer.machine.loop import Loop
-from statemachine_trainer.parallel.gradient_sync import GradientSync, is_cut_up
+from statemachine_trainer.parallel.cut_up import is_cut_up
+from statemachine_trainer.parallel.gradient_sync import GradientSync
 from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.ranked import digest

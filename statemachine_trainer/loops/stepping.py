@@ -25,7 +25,7 @@ from statemachine_trainer.loops.verbs import (
 )
 from statemachine_trainer.machine.fields import RUN, field
 from statemachine_trainer.parallel.containers import detach
-from statemachine_trainer.parallel.gradient_sync import clip_over_meshes
+from statemachine_trainer.parallel.cut_up import clip_over_meshes
 
 _log = logging.getLogger("statemachine_trainer.recovery")
 

@@ -29,7 +29,7 @@ from statemachine_trainer.observe.journal import Journal
 from statemachine_trainer.observe.readings import Readings
 from statemachine_trainer.observe.recoveries import watch_recoveries
 from statemachine_trainer.observe.ring import BadRing
-from statemachine_trainer.parallel.gradient_sync import is_cut_up
+from statemachine_trainer.parallel.cut_up import is_cut_up
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.version import __version__
 

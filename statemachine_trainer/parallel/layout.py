@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from statemachine_trainer.parallel.gradient_sync import GradientSync, is_cut_up, is_fully_sharded
+from statemachine_trainer.parallel.cut_up import is_cut_up, is_fully_sharded
+from statemachine_trainer.parallel.gradient_sync import GradientSync
 from statemachine_trainer.parallel.parallel_errors import UnsupportedWrapper
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 import torch
 from torch import nn
 
-from statemachine_trainer.parallel.gradient_sync import is_cut_up, local_of
+from statemachine_trainer.parallel.cut_up import is_cut_up, local_of
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.checkpoint_folder import crc32

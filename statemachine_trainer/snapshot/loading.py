@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer.files import path_given
-from statemachine_trainer.parallel.gradient_sync import is_cut_up
+from statemachine_trainer.parallel.cut_up import is_cut_up
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.frozen import with_frozen

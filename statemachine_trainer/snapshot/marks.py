@@ -10,7 +10,7 @@ import torch
 
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves
 from statemachine_trainer.parallel.containers import parts
-from statemachine_trainer.parallel.gradient_sync import is_cut_up
+from statemachine_trainer.parallel.cut_up import is_cut_up
 
 _KEYS: Final = frozenset({"cut_up", "shape", "placements"})
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from statemachine_trainer.parallel.gradient_sync import local_of
+from statemachine_trainer.parallel.cut_up import local_of
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 from statemachine_trainer.snapshot.tensor_file import plain_bytes

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves
-from statemachine_trainer.parallel.gradient_sync import is_cut_up
+from statemachine_trainer.parallel.cut_up import is_cut_up
 from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.snapshot import checkpoint_folder, codec, strictjson, tensor_file
 from statemachine_trainer.snapshot.checkpoint_folder import FileEntry

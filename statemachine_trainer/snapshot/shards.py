@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves
-from statemachine_trainer.parallel.gradient_sync import is_cut_up
+from statemachine_trainer.parallel.cut_up import is_cut_up
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot import checkpoint_folder

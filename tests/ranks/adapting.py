@@ -13,7 +13,7 @@ from torch import nn
 
 from statemachine_trainer import load_weights
 from statemachine_trainer.callbacks import EMA, Checkpoints
-from statemachine_trainer.parallel.gradient_sync import is_cut_up, local_of
+from statemachine_trainer.parallel.cut_up import is_cut_up, local_of
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import Retention
 from tests.ranks.together import FOLDER, RANK, cut_up, from_all, loader, play, refusal, trainer

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from statemachine_trainer import find_batch_size, find_learning_rate
-from statemachine_trainer.parallel.gradient_sync import local_of
+from statemachine_trainer.parallel.cut_up import local_of
 from tests.ranks.together import (
     RANK,
     Task,

@@ -29,7 +29,7 @@ from statemachine_trainer.loops.settings_checks import (
 from statemachine_trainer.loops.slower_steps import SlowerSteps
 from statemachine_trainer.loops.spikes import why_spike, with_loss
 from statemachine_trainer.machine.fields import field
-from statemachine_trainer.parallel.gradient_sync import total_norm
+from statemachine_trainer.parallel.cut_up import total_norm
 from statemachine_trainer.snapshot.written import Written
 
 _log = logging.getLogger("statemachine_trainer.recovery")
