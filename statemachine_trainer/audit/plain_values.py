@@ -252,7 +252,7 @@ def address(tensor: torch.Tensor) -> int | None:
     plain = type(tensor) in _TENSORS
     if (not plain and is_lazy(tensor)) or tensor.layout is not torch.strided or tensor.is_meta:
         return None
-    if tensor.is_inference() or tensor.is_quantized:
+    if tensor.is_inference() or tensor.is_quantized or tensor.is_nested:
         return None
     try:
         return tensor.data_ptr() or None

@@ -207,7 +207,7 @@ class _Pending:
         for kind, leaves in found.items():
             layout, values = self._layouts.setdefault(kind, []), self._values.setdefault(kind, [])
             for leaf_name, leaf in leaves:
-                if isinstance(leaf, Tensor):
+                if isinstance(leaf, Tensor) and not leaf.is_nested:
                     layout.append((leaf_name, _described(leaf.dtype, leaf.shape)))
                     values.append(~len(tensors))
                     tensors.append(leaf)

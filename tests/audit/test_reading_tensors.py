@@ -62,6 +62,13 @@ def test_a_tensor_whose_memory_was_freed_is_left_out(made: str, left: int) -> No
     assert Reader(()).seen(tensor) is None
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_a_tensor_whose_rows_differ_in_length_is_left_out() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+    assert Reader(()).seen(nested) is None
+
+
 def test_a_tensor_in_several_places_is_read_once() -> None:
     tensor, reader = ramp(), Reader(())
     before = reader.seen(tensor)

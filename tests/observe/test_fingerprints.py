@@ -337,3 +337,16 @@ def test_tensors_that_were_looked_at_may_still_be_given_more_memory(tmp_path: Pa
         trainer.fit(model, loader())
     assert len(model.values) == len(model.seen) == 3 + 2 * trainer.steps
     assert read(tmp_path).looks
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_a_batch_with_rows_of_several_lengths_is_trained_and_has_no_digest_for_them(
+    tmp_path: Path,
+) -> None:
+    rows = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    train(tmp_path, data=[(torch.ones(4, 5), torch.zeros(4).long(), rows)], max_epochs=1)
+    found = read_fingerprints(tmp_path)
+    assert found is not None
+    layouts = found.taken(found.looks[0]).layouts
+    described = dict(layouts["batch"])
+    assert [*described.values()] == ["float32 (4, 5)", "int64 (4,)", "?"]
