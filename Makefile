@@ -55,7 +55,7 @@ test-slow: setup ## Run the tests marked slow: crashes, long property tests
 
 # What is tried with the oldest and the newest versions: the machine, the loops, what is written down
 # and read again, each of them fast. Several GB are fetched, so it is no part of CI.
-SPAN_TESTS := tests/machine tests/loops tests/snapshot tests/resume tests/running tests/data
+SPAN_TESTS := tests/machine tests/loops tests/snapshot tests/resume tests/running tests/audit tests/data
 define span
 	$(BIN)/python -m pip install --no-input --disable-pip-version-check -q 'uv>=0.8'
 	$(BIN)/uv venv -q --allow-existing --python $(BIN)/python .venv-$(1)
