@@ -134,6 +134,20 @@ def _length(path: Path) -> int:
     return length
 
 
+def _check_key(value: object, path: Path) -> None:
+    """Refuse what cannot be a key of a dict or an item of a set, at any depth."""
+    if type(value) in (tuple, frozenset):
+        assert isinstance(value, (tuple, frozenset))
+        for item in value:
+            _check_key(item, path)
+    elif not is_key(value):
+        raise Unwritable(
+            address(path),
+            f"{value!r}, of type {type(value).__qualname__}, is a key or an item of a set here",
+            "use keys of str, int, float, bool, None, bytes, or tuples of them",
+        )
+
+
 class _Encoder:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -220,16 +234,7 @@ class _Encoder:
 
     def _hashable(self, value: object, path: Path) -> Json:
         """A key of a dict or an item of a set: plain, immutable, and not a tensor."""
-        if type(value) in (tuple, frozenset):
-            assert isinstance(value, (tuple, frozenset))
-            for item in value:
-                self._hashable(item, path)
-        elif not is_key(value):
-            raise Unwritable(
-                address(path),
-                f"{value!r}, of type {type(value).__qualname__}, is a key or an item of a set here",
-                "use keys of str, int, float, bool, None, bytes, or tuples of them",
-            )
+        _check_key(value, path)
         return self.encode(value, path)
 
     def _ordered_dict(self, value: object, path: Path) -> Json:
