@@ -46,8 +46,7 @@ class Kept:
         found = _FOUND.get(model)
         if found is None:
             found = _FOUND[model] = _Found()
-        searched = found.search_if_changed(model, modules)
-        self._holders = None if searched else found.holders
+        self._searched = found.search_if_changed(model, modules)
         self._generators = keep(found.places)
         self._buffers = [
             (module, name, one, one.clone())
@@ -120,11 +119,15 @@ class Kept:
 
     def _check_generators(self) -> None:
         """Refuse a generator that has come into the model, perhaps long ago, where no attribute tells."""
-        if self._holders is None or self._holders != _holders([*self._context.model.modules()]):
+        if self._searched:
             return  # all were known before, so a new one is of the state that raised
+        model = self._context.model
         known = {identity_of(generator) for generator, _ in self._generators}
-        for path, place in Search({"model": self._context.model}).places.items():
-            if identity_of(place.generator) not in known:
+        # So is one that a module itself holds: for an earlier one the model would have been searched.
+        of_modules = {id(one) for module in model.modules() for one in vars(module).values()}
+        for path, place in Search({"model": model}).places.items():
+            generator = place.generator
+            if identity_of(generator) not in known and id(generator) not in of_modules:
                 raise ChangedForGood(
                     f"The model has a new generator of random numbers, {path}, within an object that is no "
                     "module. Its state before the error is not known. Make it when the model is made, or "

@@ -150,13 +150,16 @@ class Box:
 class Late(Net):
     """Makes a generator in its third step, and draws from it from then on."""
 
-    def __init__(self, raising: set[int], inside: bool) -> None:
-        super().__init__(raising, "forward")
-        self.box, self.inside, self.late, self.begun = Box(), inside, None, 0
+    late: torch.Generator | None = None
+    noted: Box | None = None
 
-    late: torch.Generator | None
+    def __init__(self, raising: set[int], inside: bool, noting: int | None) -> None:
+        super().__init__(raising, "forward")
+        self.box, self.inside, self.noting, self.begun = Box(), inside, noting, 0
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if batch_idx == self.noting:
+            self.noted = Box()
         if batch_idx == 2 and self.late is None and not self.box.generators:
             made = torch.Generator().manual_seed(5)
             if self.inside:
@@ -169,11 +172,11 @@ class Late(Net):
         return super().training_step(batch, batch_idx)
 
 
-def late(raising: set[int], *, inside: bool) -> list[torch.Tensor]:
+def late(raising: set[int], *, inside: bool, noting: int | None = None) -> list[torch.Tensor]:
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    model, data = Late(raising, inside), [torch.randn(6, 4) for _ in range(7)]
+    model, data = Late(raising, inside, noting), [torch.randn(6, 4) for _ in range(7)]
     epoch = EpochLoop(batch=BatchLoop(optimizer=RetryingStep()))
     trainer = Trainer(loop=FitLoop(max_epochs=1, epoch=epoch))
     trainer.on("fit_start", seed)
@@ -190,6 +193,11 @@ def test_one_that_came_into_another_object_on_the_way_is_told() -> None:
     late({2}, inside=True)  # it is not there yet
     with pytest.raises(NotUndone, match=r"new generator of random numbers.*box"):
         late({5}, inside=True)
+
+
+def test_it_is_told_too_where_the_model_gets_another_attribute_before_the_error() -> None:
+    with pytest.raises(NotUndone, match=r"new generator of random numbers.*box"):
+        late({5}, inside=True, noting=4)
 
 
 def test_an_error_after_the_weights_were_changed_surfaces_and_says_why() -> None:
