@@ -140,7 +140,7 @@ def tied_names(weights: Mapping[str, Any]) -> list[list[str]]:
     """Return the names under which one and the same tensor stands, by their order, for each tensor with several."""
     known: dict[tuple[Any, ...], list[str]] = {}
     for name, one in weights.items():
-        if not isinstance(one, torch.Tensor) or is_lazy(one):
+        if not isinstance(one, torch.Tensor) or is_lazy(one) or one.is_nested:
             continue
         if one.layout is torch.strided and one.numel():
             here = local_of(one)

@@ -364,7 +364,9 @@ def _check_plain(value: Tensor) -> None:
             "a tensor in the middle of an autograd graph, which no file holds",
             "write its .detach(), or mark the boundary at which it lives as transient",
         )
-    if value.layout is not torch.strided or value.is_nested:
+    if value.is_nested:
+        raise TensorNotPlain("a nested tensor", "write the list of its parts, [*x.unbind()]")
+    if value.layout is not torch.strided:
         raise TensorNotPlain(f"a tensor of layout {value.layout}", "write its .to_dense()")
     if value.is_quantized:
         raise TensorNotPlain("a quantized tensor", "write its .int_repr(), scale and zero point")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer.snapshot import Store, Unwritable, encode
+from statemachine_trainer.snapshot.modules import module_state
 
 
 def elsewhere() -> object:
@@ -71,6 +72,14 @@ def test_a_value_that_is_not_plain_is_named_with_a_remedy(value: object, remedy:
     assert caught.value.where.startswith("loops.fit[1].batches[1]")
     assert str(caught.value).startswith(caught.value.where)
     assert remedy in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_a_nested_tensor_is_named_with_its_place_in_the_model() -> None:
+    model = nn.Linear(1, 1)
+    model.register_buffer("rows", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+    with pytest.raises(Unwritable, match=r"weights\.rows: a nested tensor.*unbind\(\)"):
+        encode(module_state(model, grads=False))
 
 
 def test_the_address_names_keys_that_are_not_text() -> None:
