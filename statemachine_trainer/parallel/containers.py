@@ -51,7 +51,7 @@ def leaves(tree: object) -> list[object]:
     left = [tree]
     while left:
         one = left.pop()
-        if type(one) in _NO_CONTAINERS:
+        if type(one) in NO_CONTAINERS:
             found.append(one)
             continue
         inside = parts(one)
@@ -63,9 +63,10 @@ def leaves(tree: object) -> list[object]:
     return found
 
 
-_NO_CONTAINERS: Final = frozenset(
+NO_CONTAINERS: Final = frozenset(
     {str, bytes, int, float, bool, type(None), torch.Tensor, torch.nn.Parameter}
 )
+"""Types of most leaves."""
 
 
 def leaves_with_paths(

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from statemachine_trainer.parallel import leaves_with_paths, map_leaves
-from statemachine_trainer.parallel.containers import parts
+from statemachine_trainer.parallel.containers import NO_CONTAINERS, parts
 from statemachine_trainer.parallel.cut_up import is_cut_up
 
 _KEYS: Final = frozenset({"cut_up", "shape", "placements"})
@@ -56,14 +56,11 @@ def whole(tree: Any) -> Any:
     return map_leaves(gathered, tree)
 
 
-_PLAIN: Final = frozenset(
-    {str, bytes, int, float, bool, type(None), torch.Tensor, torch.nn.Parameter}
-)
-"""What most of a tree consists of, and is not cut up. A permutation of a million indices is all of this kind."""
-
-
 def _is_any_cut_up(tree: Any) -> bool:
-    """Return whether a tensor of a tree is cut up; the types in each container are looked at in C."""
+    """Return whether a tensor of a tree is cut up.
+
+    The types in each container are looked at in C: a permutation of a million indices takes no time.
+    """
     if "torch.distributed.tensor" not in sys.modules:
         return False  # whoever cuts up a tensor imports it
     left: list[Any] = [tree]
@@ -78,9 +75,9 @@ def _is_any_cut_up(tree: Any) -> bool:
         if inside is None:
             if isinstance(one, torch.Tensor) and is_cut_up(one):
                 return True
-        elif not _PLAIN.issuperset(map(type, inside)) and id(one) not in seen:
+        elif not NO_CONTAINERS.issuperset(map(type, inside)) and id(one) not in seen:
             seen[id(one)] = one
             for part in inside:  # no call of a comprehension for each container
-                if type(part) not in _PLAIN:
+                if type(part) not in NO_CONTAINERS:
                     left.append(part)
     return False
