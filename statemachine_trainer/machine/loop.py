@@ -113,7 +113,8 @@ class Loop(HasSettings):
             "checkpoint" and "pause". An event that a state of the loop answers with itself is taken
             from outside only if it is listed here.
         most_posted: How often in a row events that receivers post may take transitions of this loop
-            from the same state, which in between does no work.
+            from the same state, if that state does no work in between. Beyond it `EndlessPosting` is
+            raised.
         errors: `[type, source, dest]`: where an exception of this type leads that `source`, or a
             state inside it, raises. The innermost loop that has one for it decides, there the most
             specific type. Without one the exception surfaces.
