@@ -162,11 +162,21 @@ def _putting(loop: Loop, name: str) -> Callable[[Value], None]:
     return lambda value: setattr(loop, name, value)
 
 
-def put_rates_since(context: Context, batch: int) -> None:
-    """Set the settings of optimizers again that were changed after so many batches: these have been put back."""
+def note_rate(context: Context, name: str, value: Value) -> None:
+    """Note a change of a setting of an optimizer, with its number."""
+    context.rates = {**context.rates, name: (value, changes_of_rates(context) + 1)}
+
+
+def changes_of_rates(context: Context) -> int:
+    """Return the number of the last change of a setting of an optimizer; 0 if there was none."""
+    return max((number for _, number in context.rates.values()), default=0)
+
+
+def put_rates_since(context: Context, changes: int) -> None:
+    """Set the settings of optimizers again that were changed after so many changes: these have been put back."""
     settings = {one.name: one for one in _of_optimizers(context)}
-    for name, (value, at) in context.rates.items():
-        if at > batch and name in settings:
+    for name, (value, number) in context.rates.items():
+        if number > changes and name in settings:
             settings[name].put(value)
 
 

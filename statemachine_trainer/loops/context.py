@@ -191,7 +191,7 @@ class Context:
         sample_size: Finds the number of samples in a batch; None as long as nobody counts samples.
         changes: Settings of loops that were changed while the run went on: each with its value, and that which
             the script had given.
-        rates: Settings of optimizers that were changed while the fit ran, each with the number of batches done then.
+        rates: Settings of optimizers that were changed while the fit ran, each with the number of that change.
         clock: Tells the time in seconds, from any beginning.
     """
 

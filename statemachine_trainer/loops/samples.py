@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import torch
@@ -21,7 +21,8 @@ def why_not_cut(batch: object) -> str | None:
     """Return why a batch cannot be cut into samples; None if it can.
 
     Every tensor and array of at least one dimension must have as many entries along its first
-    dimension as the batch has samples. Texts and numbers may lie in lists of that length.
+    dimension as the batch has samples. Texts and numbers may lie in lists of that length, and so may
+    records of one sample each.
     """
     size = batch_size_of(batch)
     if size is None:
@@ -105,11 +106,26 @@ def _is_array(leaf: object) -> bool:
 
 
 def _is_listed(tree: object) -> bool:
-    """Return whether a list holds a text or a number for each sample."""
-    if type(tree) not in (list, tuple) or not tree:
+    """Return whether a list holds a text or a number for each sample, or a record with one."""
+    if not isinstance(tree, list | tuple) or type(tree) not in (list, tuple) or not tree:
         return False
-    inside = parts(tree)
-    return all(isinstance(one, str | int | float | bool) for one in inside or ())
+    if all(isinstance(one, str | int | float | bool) for one in tree):
+        return True
+    return len(tree) > 1 and all(parts(one) is not None for one in tree) and _are_records(tree)
+
+
+def _are_records(listed: Sequence[object]) -> bool:
+    """Return whether containers are alike, and each has one number or text at the same place."""
+    first, *others = (dict(leaves_with_paths(one, is_leaf=_is_listed)) for one in listed)
+    return all(one.keys() == first.keys() for one in others) and any(
+        all(_is_single(one[place]) for one in (first, *others)) for place in first
+    )
+
+
+def _is_single(leaf: object) -> bool:
+    if isinstance(leaf, Tensor) or _is_array(leaf):
+        return not getattr(leaf, "shape", None)
+    return isinstance(leaf, str | int | float | bool)
 
 
 # -- Running out of memory ------------------------------------------------------------------------

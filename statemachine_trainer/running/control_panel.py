@@ -8,7 +8,13 @@ from typing import Any, Final
 
 from statemachine_trainer.control.processes import asked_by, asking
 from statemachine_trainer.loops.base import take_limits
-from statemachine_trainer.loops.changeable import Setting, Value, named, settings_of
+from statemachine_trainer.loops.changeable import (
+    Setting,
+    Value,
+    named,
+    note_rate,
+    settings_of,
+)
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
@@ -129,7 +135,7 @@ class ControlPanel:
                 _log.warning("%s is not set to %r: it cannot be changed any more.", name, value)
                 continue
             if one.owner is None:
-                context.rates = {**context.rates, name: (value, context.counts.batch)}
+                note_rate(context, name, value)
             else:
                 change: Change = (value, self._given.setdefault(name, one.value))
                 context.changes = {**context.changes, name: change}

@@ -312,6 +312,9 @@ def test_a_step_that_leaves_batches_out_leaves_them_out_whole() -> None:
         ((torch.zeros(4, 3), object()), r"batch\[1\] is a object"),
         ((torch.zeros(4, 3), ["a", "b"]), r"batch\[1\] has 2 entries"),
         (torch.zeros(4, 3).to_sparse(), "sparse"),
+        ([(torch.zeros(4), n) for n in range(6)], "batch has 6 entries, .* 4 samples"),
+        ([{"x": torch.zeros(4), "y": torch.tensor(n)} for n in range(6)], "batch has 6 entries"),
+        ((torch.zeros(4, 3), [{"id": "a"}, {"id": "b"}]), r"batch\[1\] has 2 entries"),
     ],
 )
 def test_a_batch_that_cannot_be_cut_surfaces_and_says_why(batch: Any, why: str) -> None:
@@ -332,12 +335,14 @@ def test_batches_of_many_forms_are_cut() -> None:
         "scale": torch.tensor(2.0),
         "name": "train",
         "inner": [torch.arange(4), None],
+        "records": [{"id": n, "boxes": torch.zeros(n, 2)} for n in range(4)],
     }
     assert why_not_cut(batch) is None
     piece = cut(batch, 1, 3)
     assert piece["x"].tolist() == [[3, 4, 5], [6, 7, 8]]
     assert (piece["text"], piece["length"], piece["name"]) == (["b", "c"], (2, 3), "train")
     assert (piece["scale"].item(), piece["inner"][0].tolist()) == (2.0, [1, 2])
+    assert [(one["id"], len(one["boxes"])) for one in piece["records"]] == [(1, 1), (2, 2)]
 
 
 @pytest.mark.parametrize(

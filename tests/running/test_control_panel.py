@@ -308,6 +308,29 @@ def test_a_loop_that_goes_back_keeps_the_rate_that_was_set_since() -> None:
     assert rate(trainer) == 0.01
 
 
+@pytest.mark.parametrize("place", ["batch_start", "forward", "optimizer_step", "judge"])
+@pytest.mark.parametrize("keep_every", [1, 2])
+def test_so_does_one_that_goes_back_within_the_batch_in_which_it_was_set(
+    place: str, keep_every: int
+) -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(max_epochs=1, seed=1, device="cpu", progress=False)
+    loop = RecoverLoop(
+        when=lambda trainer: trainer.context.counts.batch == 4, keep_every=keep_every, most=1
+    )
+    trainer.loop.epoch.replace(batch=loop)
+
+    def change(trainer: Trainer) -> None:
+        if trainer.context.counts.batch == 3:
+            trainer.post("set", lr=0.01)
+
+    trainer.on(place, change)
+    trainer.start(Net(), DATA)
+    trainer.run()
+    assert len(loop.history) == 1
+    assert rate(trainer) == 0.01
+
+
 def test_a_damaged_entry_of_the_journal_sets_nothing(tmp_path: Path) -> None:
     stopped = started(tmp_path, change=after(7, lr=0.01))
     stopped.run(until=lambda trainer, moment: trainer.context.counts.batch == 8)

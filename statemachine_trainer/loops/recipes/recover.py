@@ -15,7 +15,7 @@ from weakref import finalize, ref
 import torch
 
 from statemachine_trainer.loops.batch import BatchLoop
-from statemachine_trainer.loops.changeable import put_rates_since
+from statemachine_trainer.loops.changeable import changes_of_rates, put_rates_since
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import load_training_state, training_state
 from statemachine_trainer.loops.loop_errors import NotRecovered
@@ -183,7 +183,8 @@ class RecoverLoop(BatchLoop):
         state = Written(found["text"].encode(), found["tensors"]).tree()
         self._put_back_callbacks(state["callbacks"])
         load_training_state(context, state["training"])  # generators come last
-        put_rates_since(context, found["batch"])
+        # Earlier versions numbered a change by the batch. "changes" is then missing.
+        put_rates_since(context, found.get("changes", found["batch"]))
         self.losses = list(found["losses"])
         # The boundary stays: nothing has been trained since.
         self.kept = self.kept[: self.kept.index(found) + 1]
@@ -220,6 +221,8 @@ class RecoverLoop(BatchLoop):
         one: dict[str, Any] = {
             "batch": self.context.counts.batch,
             "losses": list(self.losses),
+            # A batch is too coarse: a change may come between this boundary and the end of its batch.
+            "changes": changes_of_rates(self.context),
             "text": written.text.decode(),
             "tensors": written.tensors,
         }
