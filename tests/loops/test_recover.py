@@ -267,6 +267,33 @@ def test_a_callback_that_came_since_the_boundary_is_told() -> None:
         trainer.fit(Net(), data({3: NAN}))
 
 
+def test_what_was_changed_by_hand_since_the_boundary_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def freeze(trainer: Trainer) -> None:
+        if trainer.context.counts.batch == 5:
+            trainer.model.get_parameter("head.bias").requires_grad_(False)
+            trainer.context.optimizers[0].add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+
+    trainer = Trainer(FitLoop(max_epochs=1, epoch=EpochLoop(batch=RecoverLoop())))
+    trainer.on("forward", freeze)
+    with caplog.at_level(logging.WARNING):
+        trainer.fit(Net(), data({5: NAN}, 8))
+    assert "undone what was changed since then: requires_grad of head.bias" in caplog.text
+    assert "parameters of optimizer 0" in caplog.text
+
+
+def test_a_model_that_got_parts_since_the_boundary_is_told() -> None:
+    class Growing(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+            self.register_buffer("seen_so_far", torch.zeros(1))
+            return super().training_step(batch, batch_idx)
+
+    trainer = Trainer(FitLoop(max_epochs=1, epoch=EpochLoop(batch=RecoverLoop())))
+    with pytest.raises(NotRecovered, match=r"other parts .* 'seen_so_far' is only in the model"):
+        trainer.fit(Growing(), data({0: NAN}, 8))
+
+
 def test_the_end_of_an_epoch_is_not_undone() -> None:
     first, _ = trained({0: NAN}, RecoverLoop(back=3, most=4), epochs=2)
     clean, _ = trained({}, BatchLoop(), {0}, epochs=2)

@@ -30,6 +30,7 @@ from statemachine_trainer.loops.slower_steps import SlowerSteps
 from statemachine_trainer.loops.spikes import why_spike, with_loss
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.parallel.cut_up import total_norm
+from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 from statemachine_trainer.snapshot.written import Written
 
 _log = logging.getLogger("statemachine_trainer.recovery")
@@ -182,7 +183,14 @@ class RecoverLoop(BatchLoop):
         found = behind[-1]
         state = Written(found["text"].encode(), found["tensors"]).tree()
         self._put_back_callbacks(state["callbacks"])
-        load_training_state(context, state["training"])  # generators come last
+        changed = _changed_by_hand(training_state(context), state["training"])
+        try:
+            load_training_state(context, state["training"])  # generators come last
+        except SnapshotMismatch as error:
+            raise NotRecovered(
+                f"The fit cannot go back: the model has other parts than at the boundary it would go back to. "
+                f"{error} Make them before the fit, or between epochs."
+            ) from error
         # Earlier versions numbered a change by the batch. "changes" is then missing.
         put_rates_since(context, found.get("changes", found["batch"]))
         self.losses = list(found["losses"])
@@ -204,6 +212,12 @@ class RecoverLoop(BatchLoop):
             self.gone_back,
             self.most,
         )
+        if changed:
+            _log.warning(
+                "Going back has undone what was changed since then: %s. What changes it once, such as a receiver, "
+                "does not do so again: change it between epochs, or in each batch.",
+                ", ".join(changed),
+            )
         return "rolled_back"
 
     # -- parts -----------------------------------------------------------------------------------
@@ -298,6 +312,20 @@ def _slower_steps(loop: RecoverLoop, scale: float) -> SlowerSteps:
     slower = SlowerSteps(scale, holds)
     finalize(loop, slower.end)
     return slower
+
+
+def _changed_by_hand(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Return which things differ between two states of training that no step of an optimizer changes."""
+    found = [
+        f"{what} of {name or 'the model'}"
+        for what in ("requires_grad", "training")
+        for name, flag in before["model"][what].items()
+        if now["model"][what].get(name, flag) != flag
+    ]
+    pairs = zip(now["optimizers"], before["optimizers"], strict=False)
+    groups = [n for n, (a, b) in enumerate(pairs) if a["parameters"] != b["parameters"]]
+    more = ["..."] if len(found) > 3 else []
+    return [*found[:3], *more, *(f"parameters of optimizer {n}" for n in groups)]
 
 
 def _norm_of_gradients(context: Context) -> float:
