@@ -97,6 +97,6 @@ def test_a_model_that_exchanges_gradients_in_its_own_way_is_refused(
     assert both(found, scene).startswith(said)
 
 
-def test_ranks_agree_twice_a_batch_more_and_three_times_a_piece(found: Found) -> None:
-    """One of them is the meeting of each batch."""
-    assert both(found, "exchanges_of_a_batch") == [3.0, 7.0]
+def test_ranks_agree_three_times_a_batch_more_and_four_times_a_piece(found: Found) -> None:
+    """One is the meeting of each batch. The others: do all forward passes fit, have a loss, and backward passes fit?"""
+    assert both(found, "exchanges_of_a_batch") == [4.0, 9.0]
