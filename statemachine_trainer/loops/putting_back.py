@@ -60,6 +60,7 @@ class Kept:
         in_flight = (context.batch, context.split, context.kept_hiddens)
         self._unchanged = [(one, _version(one)) for tree in in_flight for one in _tensors(tree)]
         self._weights = [(one, _version(one)) for one in model.parameters()]
+        self._trained = [(one, one.requires_grad) for one, _ in self._weights]
         copies = context.open_windows or context.manual or context.piece_start > 0
         self._gradients = [_KeptGradient(p, copies) for p in model.parameters()]
         self._slots = [_KeptSlot(slot) for slot in context.slots]
@@ -86,6 +87,9 @@ class Kept:
         del (context.outputs or [])[length:]
         for module, mode in self._modes:
             module.training = mode
+        for parameter, trained in self._trained:
+            if parameter.requires_grad != trained:
+                parameter.requires_grad_(trained)
         context.counts.load_state_dict(self._counts)
         for table, state in self._tables:
             table.load_state_dict(state)
@@ -108,6 +112,12 @@ class Kept:
                 "Weights of the model have changed in place, and weights are not copied at each step. "
                 "Declare the error edge for states that do not step an optimizer, or let the error "
                 "surface and resume from a checkpoint."
+            )
+        now = {id(one) for one in self._context.model.parameters()}
+        if any(id(one) not in now for one, _ in self._weights):
+            raise ChangedForGood(
+                "Parameters of the model were replaced by others. Copy values into those that it has, or let the "
+                "error surface and resume from a checkpoint."
             )
         if _have_changed(self._unchanged):
             raise ChangedForGood(

@@ -205,6 +205,40 @@ def test_an_error_after_the_weights_were_changed_surfaces_and_says_why() -> None
         trained({2}, "after", RetryingStep)
 
 
+def test_parameters_that_the_step_had_frozen_are_trained_again() -> None:
+    class Toggling(Net):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            self.head.requires_grad_(False)
+            loss = super().training_step(batch, batch_idx)
+            self.head.requires_grad_(True)
+            return loss
+
+    model = Toggling({4}, "forward")
+    fit_leaving_out(model)
+    assert all(one.requires_grad for one in model.parameters())
+
+
+def test_a_parameter_that_the_step_had_replaced_is_told() -> None:
+    class Replacing(Net):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            self.head.bias = nn.Parameter(torch.ones(1))
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(NotUndone, match="Parameters of the model were replaced"):
+        fit_leaving_out(Replacing({3}, "forward"))
+
+
+def fit_leaving_out(model: Net) -> None:
+    """Fit a model, and leave out the batches at which it raises."""
+
+    class Leaving(BatchLoop):
+        errors = [[Flaky, "optimizer", "batch_split"]]
+
+    seed()
+    trainer = Trainer(FitLoop(max_epochs=1, epoch=EpochLoop(batch=Leaving())))
+    trainer.fit(model, [torch.randn(4, 4) for _ in range(4)])
+
+
 def test_a_batch_that_the_step_had_changed_is_told() -> None:
     class InPlace(Net):
         def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
