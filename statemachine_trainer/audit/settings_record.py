@@ -138,6 +138,12 @@ def settings_of_run(
         checkpoints: When they are written, and which are kept; None if none are.
     """
     equipment = context.equipment
+    loops = [*loops]
+    parts = {
+        f"{what} of {path} ({type(one).__name__})": _settings_of(one)
+        for path, loop in loops
+        for what, one in in_training(loop).parts_with_settings().items()
+    }
     return {
         "loops": {
             # A stand-in may be set by callbacks of its library, which put that back themselves.
@@ -145,7 +151,8 @@ def settings_of_run(
                 in_training(loop).stands_in_for() or loop
             )
             for path, loop in loops
-        },
+        }
+        | parts,
         "callbacks": {
             f"callback {place} ({type(one).__name__})": _settings_of(one)
             for place, one in enumerate(callbacks)
@@ -517,6 +524,8 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
             "The checkpoint's holds: the data are divided already. For the script's begin anew: "
             "fit(..., restart=True)."
         )
+    if kind == "Phase":
+        return "What the phase has begun with stays; the script's holds from the next time that it begins."
     if part in ("model", "layers", "data", "content"):
         return "The script's holds; for the checkpoint's write it there."
     return "The script's holds; for the checkpoint's set it there."

@@ -217,6 +217,10 @@ class TrainingLoop(Loop):
         """Return the loop that this one replaces for the present model, and that returns later."""
         return None
 
+    def parts_with_settings(self) -> Mapping[str, object]:
+        """Return objects, by what to call them, whose settings are settings of this loop too; phases are such."""
+        return {}
+
     def steps_aside(self, why: str) -> bool:
         """Return whether another loop may stand in for this one, with a model that needs one of its own.
 

@@ -18,6 +18,9 @@ from torch.utils.data import DataLoader
 from statemachine_trainer import (
     Checkpoints,
     EarlyStopping,
+    FitLoop,
+    Phase,
+    PhasesLoop,
     Retention,
     Run,
     Trainer,
@@ -204,6 +207,23 @@ def test_settings_of_loops_and_of_the_trainer_are_the_scripts(
     make_trainer(tmp_path).fit(Net(), BATCHES)
     with changes("fit (FitLoop)", line):
         make_trainer(tmp_path, 2, **settings).fit(Net(), BATCHES, resume="auto")
+
+
+def test_what_a_phase_changes_is_told(tmp_path: Path) -> None:
+    def start(**changes: Any) -> None:
+        loop = PhasesLoop(Phase("only", FitLoop(max_epochs=2), **changes))
+        trainer = Trainer(loop, progress=False, checkpoints=tmp_path)
+        trainer.start(Net(), BATCHES, resume="auto")
+        trainer.run(until="epoch_end")
+        trainer.checkpoint()
+
+    start(freeze=["layers.0.bias"], settings={"lr": 0.05})
+    start(freeze=["layers.0.bias"], settings={"lr": 0.05})
+    with changes(
+        "phase 'only' of fit (Phase): freeze was ['layers.0.bias'], is [] now. What the phase",
+        "phase 'only' of fit (Phase): settings was {'lr': 0.05}, is {'lr': 0.01} now.",
+    ):
+        start(freeze=[], settings={"lr": 0.01})
 
 
 def test_what_layers_are_set_to_is_told(tmp_path: Path) -> None:

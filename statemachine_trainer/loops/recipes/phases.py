@@ -210,6 +210,9 @@ class PhasesLoop(TrainingLoop):
         thaw(self.context.model, self.frozen, self.asleep)
         self.frozen, self.asleep = [], []
 
+    def parts_with_settings(self) -> Mapping[str, object]:
+        return {f"phase {name!r}": phase for name, phase in self.phases.items()}
+
     def more_to_come(self) -> bool | None:
         return self.done + 1 < len(self.phases)
 
