@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from statemachine_trainer import Trainer, every
 from statemachine_trainer.machine.driver import Until
+from statemachine_trainer.observe.fingerprint_file import FingerprintFile, read_fingerprints
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -72,3 +73,10 @@ def at_step(step: int, action: Callable[[Trainer], object]) -> Callable[[Trainer
             action(trainer)
 
     return lambda trainer: trainer.on("optimizer.forward", act)
+
+
+def read(folder: Path) -> FingerprintFile:
+    """The fingerprints of a run that has some."""
+    found = read_fingerprints(folder)
+    assert found is not None
+    return found

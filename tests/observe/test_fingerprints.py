@@ -19,7 +19,6 @@ from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.observe.difference import compare_looks
 from statemachine_trainer.observe.fingerprint_file import (
     BadFingerprints,
-    FingerprintFile,
     Look,
     Taken,
     read_fingerprints,
@@ -28,13 +27,7 @@ from statemachine_trainer.observe.fingerprint_file import (
 from statemachine_trainer.observe.fingerprint_writer import FingerprintWriter
 from statemachine_trainer.run_record import FINGERPRINTS
 from tests.loops.test_custom import Plain
-from tests.observe.printed import Net, loader, train
-
-
-def read(folder: Path) -> FingerprintFile:
-    found = read_fingerprints(folder)
-    assert found is not None
-    return found
+from tests.observe.printed import Net, loader, read, train
 
 
 def places(folder: Path) -> list[tuple[str, int, int]]:

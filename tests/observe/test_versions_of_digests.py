@@ -13,21 +13,13 @@ from statemachine_trainer import compare_runs
 from statemachine_trainer.observe.difference import OtherDigests, compare_looks
 from statemachine_trainer.observe.fingerprint_file import (
     MAGIC,
-    FingerprintFile,
     Look,
     block,
     blocks_of,
-    read_fingerprints,
 )
 from statemachine_trainer.run_record import FINGERPRINTS
 from statemachine_trainer.snapshot.digests import VERSION
-from tests.observe.printed import train
-
-
-def read(folder: Path) -> FingerprintFile:
-    found = read_fingerprints(folder)
-    assert found is not None
-    return found
+from tests.observe.printed import read, train
 
 
 def as_of_version(folder: Path, version: int, first: int = 10**6) -> None:
