@@ -11,7 +11,8 @@ from torch import Tensor
 
 from statemachine_trainer.loops.foreign_names import check_arguments
 from statemachine_trainer.loops.loop_errors import TrainingError
-from statemachine_trainer.loops.metrics.table import LogSettings, Metrics, is_metric
+from statemachine_trainer.loops.metrics.numbers import LogSettings, Shown
+from statemachine_trainer.loops.metrics.table import Metrics, is_metric
 
 
 class NotLogging(TrainingError):
@@ -34,6 +35,7 @@ class LogContext(Protocol):
 
 _NUMBERS: Final = frozenset((Tensor, float, int))
 _SETTINGS: Final = frozenset({*LogSettings.__annotations__, "batch_size"})
+_SHOWN: Final = frozenset(Shown.__slots__)
 _current: ContextVar[LogContext | None] = ContextVar("statemachine_trainer_log", default=None)
 
 
@@ -71,11 +73,18 @@ def log(name: str, value: Any, *, batch_size: int | None = None, **settings: Any
         raise NotLogging(
             f"log({name!r}, ...) was called outside of fit, validate, test or predict."
         )
+    batch = target.split
+    if settings and settings.get("reduce") == "mean":
+        del settings["reduce"]  # it is that anyway
+    # What is usual is asked first: this is called in every batch.
+    usual = not settings or _SHOWN.issuperset(settings)
+    if usual and table.take(name + target.log_suffix, value, batch, batch_size):
+        return
     if (
         batch_size is None
-        and (batch := target.split) is not None
+        and batch is not None
         and (value.__class__ in _NUMBERS or not is_metric(value))
-        and (not settings or settings.get("reduce", "mean") == "mean")
+        and "reduce" not in settings
     ):
         batch_size = table.weight_of(batch, name)
     try:

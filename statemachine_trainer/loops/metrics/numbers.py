@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, cast, get_args
+from typing import Literal, TypedDict, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,16 @@ from statemachine_trainer.loops.loop_errors import BadMetricValue
 from statemachine_trainer.machine.errors import suggest
 
 Reduce = Literal["mean", "sum", "min", "max", "last"]
+
+
+class LogSettings(TypedDict, total=False):
+    """What `log` takes by keyword."""
+
+    batch_size: float | None
+    reduce: Reduce
+    on_step: bool
+    on_epoch: bool
+    prog_bar: bool
 
 
 @dataclass(frozen=True, slots=True)

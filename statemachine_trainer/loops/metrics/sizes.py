@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.parallel.containers import leaves_with_paths, parts
 
 
@@ -26,16 +28,16 @@ def batch_size_of(batch: object) -> int | None:
     if (batch.__class__ is tuple or batch.__class__ is list) and batch:
         first = batch[0]
         if first.__class__ is Tensor and first.ndim:
-            return int(first.shape[0])  # what is usual: intervals by samples ask in every batch
+            return first.size(0)  # what is usual: intervals by samples ask in every batch
     if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.dim() else None
+        return batch.size(0) if batch.dim() else None
     size = _first_dimension(batch)
     return size if size is not None else _number_of_texts(batch)
 
 
 def _first_dimension(batch: object) -> int | None:
     if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.dim() else None
+        return batch.size(0) if batch.dim() else None
     if isinstance(batch, PackedSequence):
         return int(batch.batch_sizes[0])
     inside = parts(batch)
@@ -101,11 +103,31 @@ def why_unclear(batch: object, size: int | None) -> str:
     return f"{' and '.join(listed)} along the first dimension"
 
 
+def tell_unclear(name: str, size: int | None, why: str) -> None:
+    """Warn that the weight of a logged value is not clear.
+
+    Args:
+        name: Of the metric.
+        size: What `batch_size_of` found.
+        why: What `why_unclear` found.
+
+    Warns:
+        UnclearBatchSize: Always.
+    """
+    counts = "every batch counts the same" if size is None else f"this one counts as {size}"
+    warnings.warn(
+        f"The mean of {name!r} is weighted by the samples of each batch, and {why}. So {counts}. Say how many "
+        f"it holds: log({name!r}, value, batch_size=...).",
+        UnclearBatchSize,
+        stacklevel=level_of_caller(),
+    )
+
+
 def _collect(batch: object, sizes: set[int]) -> None:
     """Find every number that might be the number of samples."""
     if isinstance(batch, Tensor):
         if batch.dim():
-            sizes.add(batch.shape[0])
+            sizes.add(batch.size(0))
         return
     inside = None if isinstance(batch, PackedSequence) else parts(batch)
     if inside is None:

@@ -7,9 +7,8 @@ Objects of torchmetrics, and all that look like them, keep their state and are a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypedDict, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 from torch import Tensor, nn
 
@@ -22,13 +21,14 @@ from statemachine_trainer.loops.loop_errors import (
     UnsavableMetric,
 )
 from statemachine_trainer.loops.metrics.numbers import (
+    LogSettings,
     Number,
     Reduce,
     Shown,
     as_number,
-    bad_tensor,
     check_new,
     check_weight,
+    item,
     read_all,
 )
 from statemachine_trainer.loops.metrics.objects import (
@@ -43,8 +43,13 @@ from statemachine_trainer.loops.metrics.objects import (
     metric_state,
     torchmetrics_state,
 )
-from statemachine_trainer.loops.metrics.sizes import UnclearBatchSize, batch_size_of, why_unclear
-from statemachine_trainer.machine.errors import level_of_caller, suggest
+from statemachine_trainer.loops.metrics.sizes import (
+    UnclearBatchSize,
+    batch_size_of,
+    tell_unclear,
+    why_unclear,
+)
+from statemachine_trainer.machine.errors import suggest
 
 __all__ = [
     "BadMetricValue",
@@ -66,16 +71,6 @@ __all__ = [
     "metric_state",
     "torchmetrics_state",
 ]
-
-
-class LogSettings(TypedDict, total=False):
-    """What `log` takes by keyword."""
-
-    batch_size: float | None
-    reduce: Reduce
-    on_step: bool
-    on_epoch: bool
-    prog_bar: bool
 
 
 class Metrics(Mapping[str, float]):
@@ -169,19 +164,12 @@ class Metrics(Mapping[str, float]):
             BadMetricValue: Not one number; or a weight that is negative or no Python number.
             MetricConflict: The name was logged before with another `reduce` or metric object.
         """
-        # Runs in every batch: what is usual is asked first, and by attributes rather than by calls.
         if self.over:
             self.begin()
         number: float | None = None
         if isinstance(value, Tensor):
-            # Reading a tensor of the CPU waits for nothing, and is cheaper than adding to one.
-            if value.is_cpu:
-                try:
-                    number = value.item()
-                except RuntimeError:
-                    raise bad_tensor(name, value) from None
-                if number.__class__ is complex:
-                    raise bad_tensor(name, value)
+            if value.is_cpu:  # reading it waits for nothing, and is cheaper than adding to one
+                number = item(name, value)
         elif isinstance(value, (float, int)):
             number = value
         elif is_metric(value):
@@ -201,6 +189,62 @@ class Metrics(Mapping[str, float]):
         else:
             entry.add_on_device(name, cast(Tensor, value), weight)
 
+    def take(self, name: str, value: Any, batch: Any, batch_size: float | None) -> bool:
+        """Add a value as `log` does, if all of it is as usual.
+
+        As usual is one more number of a mean, or one more tensor of the CPU. Its weight is given, or that
+        of a batch in which all are tensors of one size.
+
+        Args:
+            name: Of the metric.
+            value: What was logged.
+            batch: The batch that the value is of.
+            batch_size: The weight; None for that of the batch.
+
+        Returns:
+            Whether it was added. If not, nothing has changed, and it is for `log` and `weight_of`.
+        """
+        # In one piece, since this is called in every batch. Between the steps of a model the processor has
+        # forgotten our code, and to call a function or to touch an object takes long.
+        entry: Any = self._entries.get(name)
+        if entry.__class__ is not Number or entry.reduce != "mean" or self.over:
+            return False
+        weight: Any = batch_size
+        if weight is None:
+            kind = batch.__class__
+            if kind is dict:
+                batch = batch.values()
+            elif kind is Tensor:
+                batch = (batch,)
+            elif kind is not tuple and kind is not list:
+                return False
+            for one in batch:
+                if one.__class__ is not Tensor:
+                    return False
+                try:
+                    size = one.size(0)
+                except IndexError:  # one number
+                    return False
+                if weight is None:
+                    weight = size
+                elif size != weight:
+                    return False
+        if weight.__class__ is not int or weight < 0:
+            return False
+        if value.__class__ is Tensor and value.is_cpu:
+            try:
+                value = value.item()
+            except RuntimeError:  # several numbers
+                return False
+        if value.__class__ is not float and value.__class__ is not int:
+            return False
+        self._numbers = None
+        entry.newest, entry.newest_on = value, None
+        if weight:
+            entry.total += value * weight
+            entry.weight += weight
+        return True
+
     def weight_of(self, batch: Any, name: str) -> int | None:
         """The number of samples in a batch, as the weight of a value in a mean; None if unknown.
 
@@ -211,29 +255,10 @@ class Metrics(Mapping[str, float]):
         Warns:
             UnclearBatchSize: The batch does not say it clearly. Told once.
         """
-        if batch.__class__ is list or batch.__class__ is tuple:
-            # What is usual, and asked in every batch: a pair of tensors of one size.
-            found: int | None = None
-            for one in batch:
-                if one.__class__ is not Tensor or not one.ndim:
-                    break
-                if found is None:
-                    found = one.shape[0]
-                elif one.shape[0] != found:
-                    break
-            else:
-                if found is not None:
-                    return found
         size = batch_size_of(batch)
         if not self._told_of_size and (why := why_unclear(batch, size)):
             self._told_of_size = True
-            warnings.warn(
-                f"The mean of {name!r} is weighted by the samples of each batch, and {why}. So "
-                f"{'every batch counts the same' if size is None else f'this one counts as {size}'}. Say "
-                f"how many it holds: log({name!r}, value, batch_size=...).",
-                UnclearBatchSize,
-                stacklevel=level_of_caller(),
-            )
+            tell_unclear(name, size, why)
         return size
 
     def log_dict(
