@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from statemachine_trainer.machine.program import Work
+from statemachine_trainer.machine.edges import Work
 
 if TYPE_CHECKING:
     from statemachine_trainer.machine.driver import Driver

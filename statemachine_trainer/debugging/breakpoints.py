@@ -8,8 +8,8 @@ from typing import Any
 
 from statemachine_trainer.debugging.debugger_errors import BadBreakpoint
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.edges import Work
 from statemachine_trainer.machine.loop import SEPARATOR
-from statemachine_trainer.machine.program import Work
 from statemachine_trainer.machine.signals import Moment, Subscription, adapt
 
 ANYWHERE = "*"

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.chart import Chart
 from statemachine_trainer.machine.declaration import plain_text
+from statemachine_trainer.machine.edges import Edge
 from statemachine_trainer.machine.engine import Engine
 from statemachine_trainer.machine.errors import (
     LoopInUse,
@@ -20,7 +21,7 @@ from statemachine_trainer.machine.errors import (
 from statemachine_trainer.machine.failures import Failure
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.plan import END
-from statemachine_trainer.machine.program import Edge, Probe, Program, wire
+from statemachine_trainer.machine.program import Probe, Program, wire
 from statemachine_trainer.machine.signals import ERROR, ErrorMoment, Moment
 from statemachine_trainer.machine.tree_state import check_state, state_of_loops
 from statemachine_trainer.machine.until import Goal, Moments, Until

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from statemachine_trainer.machine.edges import Edge, Node
 from statemachine_trainer.machine.errors import EndlessPosting
-from statemachine_trainer.machine.program import Edge, Node
 from statemachine_trainer.machine.signals import Subscription
 
 _SHOWN: Final = 5

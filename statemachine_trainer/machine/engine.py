@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from statemachine_trainer.machine.edges import NO_ANSWER, Calls, Edge, Emission, Node, Step
 from statemachine_trainer.machine.errors import (
     AlreadyRunning,
     NotUndone,
@@ -21,7 +22,6 @@ from statemachine_trainer.machine.errors import (
     UnexpectedEvent,
 )
 from statemachine_trainer.machine.failures import Failure, Undos
-from statemachine_trainer.machine.program import NO_ANSWER, Calls, Edge, Emission, Node, Step
 
 if TYPE_CHECKING:
     from statemachine_trainer.machine.endless import Chain

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from statemachine_trainer.machine.board import SignalBoard
+from statemachine_trainer.machine.edges import Edge
 from statemachine_trainer.machine.errors import BadReceiver
-from statemachine_trainer.machine.program import Edge
 from statemachine_trainer.machine.signals import ENTER, Moment, Subscription, adapt
 
 Until = str | Callable[..., Any] | None

@@ -26,8 +26,8 @@ from statemachine_trainer.control.processes import (
 )
 from statemachine_trainer.files import names_in
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.edges import Work
 from statemachine_trainer.machine.errors import StateMachineError
-from statemachine_trainer.machine.program import Work
 from statemachine_trainer.machine.signals import Call, CallProbe, Moment, Part, Subscription
 from statemachine_trainer.observe.ring import (
     CALL,

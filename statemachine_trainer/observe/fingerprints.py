@@ -20,7 +20,7 @@ from statemachine_trainer.intervals import Counts, Every, parse_interval
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.program import Work
+from statemachine_trainer.machine.edges import Work
 from statemachine_trainer.observe.fingerprint_file import Kind, Look, Place, Taken, root_of
 from statemachine_trainer.parallel.containers import leaves_with_paths
 from statemachine_trainer.snapshot.digests import VERSION, Digests

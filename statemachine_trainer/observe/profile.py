@@ -19,8 +19,9 @@ import torch
 from statemachine_trainer.control.processes import rank_of_process, ranks_of_run
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.edges import Work
 from statemachine_trainer.machine.loop import SEPARATOR
-from statemachine_trainer.machine.program import Probe, Work
+from statemachine_trainer.machine.program import Probe
 from statemachine_trainer.machine.signals import Call, Moment, Part, Subscription, label_of
 
 if TYPE_CHECKING:

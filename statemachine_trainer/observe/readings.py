@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from statemachine_trainer.machine.program import Work
+from statemachine_trainer.machine.edges import Work
 from statemachine_trainer.observe.epoch_table import EpochRecord
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from typing import Any, Final, Self
 from statemachine_trainer.files import path_given
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.edges import Work
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.machine.loop import SEPARATOR
-from statemachine_trainer.machine.program import Work
 from statemachine_trainer.machine.signals import (
     ENTER,
     EXIT,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from statemachine_trainer.machine.program import Work
+from statemachine_trainer.machine.edges import Work
 
 RECENT = 30
 """Transitions that are remembered."""

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import pytest
 
 from statemachine_trainer.machine import Driver, Loop, Moment, SignalBoard, place
+from statemachine_trainer.machine.edges import Calls
 from statemachine_trainer.machine.errors import AmbiguousSignal, BadReceiver, UnknownSignal
-from statemachine_trainer.machine.program import Calls
 from statemachine_trainer.machine.signals import Call, Part, Subscription
 from tests.machine.kit import Batch, Epoch, Fit, fit_driver, path_of
 
