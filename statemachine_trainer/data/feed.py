@@ -141,8 +141,9 @@ class Feed:
             StrayStopIteration: if user code raised `StopIteration` where there is more data
             EmptyLoader: if the pass ends without a batch
         """
+        advance = self._advance  # read first: CPython would search the class for a method
         try:
-            batch = self._advance()
+            batch = advance()
         except StopIteration as stop:
             return self._stopped(stop)
         except BaseException:

@@ -145,15 +145,17 @@ class EpochLoop(TrainingLoop):
             if event is not None:
                 return event
         # The same as `CustomLoop.next_batch` from here on, inlined because it runs in every batch.
-        if not self.holding:
+        if self.holding:  # it was fetched before, and moving it failed
+            move_batch(self, context)
+        else:
             batch = context.train.next_batch()
             if batch is END:
                 batch = self._batch_of_next_pass()
                 if batch is END:
                     return self._exhausted()
             context.batch = batch
-        if self.holding or (context.transfer is not None and not context.train.moves):
-            move_batch(self, context)
+            if context.transfer is not None and not context.train.moves:
+                move_batch(self, context)
         context.batch_idx = context.counts.batch_in_epoch
         return "fetched"
 

@@ -137,7 +137,8 @@ class OptimizerLoop(SteppingLoop):
         ):
             usable = self._call_step()
         else:
-            output = context.output = steps.training(context.split, context.batch_idx)
+            step = steps.training  # read first: CPython would search the class for a method
+            output = context.output = step(context.split, context.batch_idx)
             # Only attributes are read, without calls.
             if output.__class__ is Tensor and output.requires_grad and not output.ndim:
                 context.loss = output

@@ -100,7 +100,10 @@ class Engine:
                 if node is None:
                     break
             try:
-                event: Any = node.work()
+                # Read first, then called: CPython takes `node.work()` for a method, and searches the
+                # class for it each time.
+                work = node.work
+                event: Any = work()
             except Exception as error:
                 event = self._edge_of(node, error)  # stands for the answer from here on
                 if event is None:

@@ -171,6 +171,9 @@ class Loop(HasSettings):
         if args:
             _check_positions(cls, args, kwargs)
         loop = super().__new__(cls, *args, **kwargs)
+        # A dict of its own, not one that shares its keys with other loops: CPython reads an attribute
+        # of an object straight from its place in the former, and searches the latter each time.
+        loop.__dict__ = {}
         loop._loops, loop._declared = {}, {}
         loop._given = names_given(cls, args, kwargs)
         loop.reset_fields()
