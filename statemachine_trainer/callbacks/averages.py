@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from operator import is_
-from typing import Any
+from operator import attrgetter, is_
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from statemachine_trainer.parallel.wrappers import KnownParameters, PlainNames
 from statemachine_trainer.snapshot.rng import isolated_rng
 
 _ROOT = "fit"
+_DEVICE: Final = attrgetter("device")
 
 
 class Average(HasSettings):
@@ -92,9 +93,15 @@ class Average(HasSettings):
 
     def _take_in(self, model: nn.Module, weight: float) -> None:
         """Bring the average up to date; the weights that the model has now count by `weight` in it."""
-        with self._pairs.no_grad:
-            for averaged, current in self._pairs.of(model, self.average, first=not self.updates):
+        groups = self._pairs.of(model, self.average, first=not self.updates)
+        # As functions: a block of `no_grad` takes twice as many calls, and this runs after each step.
+        before = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+        try:
+            for averaged, current in groups:
                 torch._foreach_lerp_(averaged, current, weight)
+        finally:
+            torch.set_grad_enabled(before)
         self.updates += 1
 
     # -- evaluating ------------------------------------------------------------------------------
@@ -208,17 +215,16 @@ class EMA(Average):
 
     def on_batch_end(self, trainer: Any, moment: Moment | None = None) -> None:
         """Take in the weights, if a step was made."""
-        self._look(trainer.context)
+        context = trainer.context
+        step = context.counts.step
+        before, self._seen = self._seen, step
+        every = self.every
+        if before < step > self.start and (every == 1 or step // every > before // every):
+            self._take_in(context.model, 1 - self.decay)
 
     def on_drain(self, trainer: Any) -> None:
         """Take in the weights after the step of the last, open window of an epoch."""
-        self._look(trainer.context)
-
-    def _look(self, context: Context) -> None:
-        step = context.counts.step
-        before, self._seen = self._seen, step
-        if step > max(before, self.start) and step // self.every > before // self.every:
-            self._take_in(context.model, 1 - self.decay)
+        self.on_batch_end(trainer)
 
 
 class SWA(Average):
@@ -306,15 +312,12 @@ class _Pairs:
     """Each average beside its parameter, in groups that one call averages. Asked after each step.
 
     The groups are made anew when parameters or averages are other objects, or on other devices.
-
-    Attributes:
-        no_grad: Switches gradients off for a block. It is made once: to make one takes four calls.
     """
 
     def __init__(self) -> None:
-        self.no_grad = torch.no_grad()
         self._parameters = KnownParameters()
         self._named: list[tuple[str, nn.Parameter]] | None = None
+        self._current: list[nn.Parameter] = []
         self._devices: list[torch.device] = []
         self._averages: list[torch.Tensor] = []
         self._groups: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
@@ -336,22 +339,22 @@ class _Pairs:
         if self._cut_up:
             settle(model)
         named = self._parameters.of(model)
-        devices = [one.device for _, one in named]
         if (
             first
             or named is not self._named
-            or devices != self._devices
+            or [*map(_DEVICE, self._current)] != self._devices
             or len(average) != len(self._averages)
             or not all(map(is_, average.values(), self._averages))
         ):
             self._make(model, average, first=first)
-            self._devices = devices
         return self._groups
 
     def _make(self, model: nn.Module, average: dict[str, torch.Tensor], *, first: bool) -> None:
         settle(model)
         self._cut_up = any(map(is_fully_sharded, model.modules()))
         self._named = named = self._parameters.of(model)
+        self._current = [one for _, one in named]
+        self._devices = [one.device for one in self._current]
         groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         for name, parameter in named:
             if not parameter.is_floating_point():

@@ -137,22 +137,21 @@ class Monitor(HasSettings):
         self._apart, self._began = state["seconds_apart"]
 
     def _look_at_batch(self, trainer: Any, moment: Moment) -> None:
+        context: Context = trainer.context
         if self.learning_rate:
-            self._log_rates(trainer)
+            slots, table = context.slots, context.log_table
+            groups = slots[0].optimizer.param_groups if len(slots) == 1 else ()
+            rate = groups[0].get("lr") if len(groups) == 1 else None
+            # The usual case: one rate, which from one step of a scheduler to the next is the same.
+            if rate.__class__ is not float or table is None or not table.is_newest("lr", rate):
+                self._log_rates(context)
         if self._tokens_of is not None:
-            found = self._tokens_of(trainer.context.batch)
+            found = self._tokens_of(context.batch)
             if not is_whole(found):
                 refuse(self, "tokens", found, "the function returns a whole number.")
             self._tokens += int(found)
 
-    def _log_rates(self, trainer: Any) -> None:
-        context: Context = trainer.context
-        slots, table = context.slots, context.log_table
-        if len(slots) == 1 and len(groups := slots[0].optimizer.param_groups) == 1:
-            # The usual case: one rate, which from one step of a scheduler to the next is the same.
-            rate = groups[0].get("lr")
-            if rate.__class__ is float and table is not None and table.is_newest("lr", rate):
-                return
+    def _log_rates(self, context: Context) -> None:
         for name, rate in learning_rates(context.optimizers).items():
             log(name, rate, reduce="last", on_step=self.on_step)
 

@@ -333,9 +333,9 @@ class Metrics(Mapping[str, float]):
 
     def is_newest(self, name: str, value: float) -> bool:
         """Return whether this is the newest value of this pass under a name; waits for no device."""
-        entry = self._entries.get(name)
-        on_host = isinstance(entry, Number) and entry.newest_on is None
-        return on_host and entry.newest == value and not self.over  # type: ignore[union-attr]
+        entry: Any = self._entries.get(name)
+        on_host = entry.__class__ is Number and entry.newest_on is None
+        return on_host and entry.newest == value and not self.over
 
     def shown(self, name: str) -> Shown:
         """Return where to show the metric."""
