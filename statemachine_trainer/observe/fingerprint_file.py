@@ -342,10 +342,11 @@ def blocks_of(taken: Taken, known: dict[Leaves, int]) -> bytes:
     found = b""
     numbers = {}
     for kind, layout in taken.layouts.items():
-        if layout not in known:
-            known[layout] = len(known)
+        number = known.get(layout)
+        if number is None:
+            number = known[layout] = len(known)
             found += block(b"L", json.dumps(layout).encode())
-        numbers[kind] = known[layout]
+        numbers[kind] = number
     head = {**vars(taken.look), "layouts": numbers}
     if taken.look.digests == Look.digests:  # as the first version wrote it
         del head["digests"]

@@ -5,26 +5,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
-import random
-import struct
-from array import array
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from statemachine_trainer.intervals import Counts, Every, parse_interval
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.edges import Work
-from statemachine_trainer.observe.fingerprint_file import Kind, Look, Place, Taken, root_of
-from statemachine_trainer.parallel.containers import leaves_with_paths
+from statemachine_trainer.observe.fingerprint_file import Kind, Leaves, Look, Place, Taken, root_of
+from statemachine_trainer.observe.looked_at import PLAIN, Walk
 from statemachine_trainer.snapshot.digests import VERSION, Digests
-from statemachine_trainer.snapshot.rng import devices_in_use
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +29,6 @@ _MOST_WAITING: Final = 8
 _BEFORE: Final[tuple[Kind, ...]] = ("batch", "generators", "weights", "buffers", "optimizer")
 _AFTER: Final[tuple[Kind, ...]] = (*("generators", "buffers", "loss", "gradients", "weights"),)
 _AT_CHECKPOINTS: Final[tuple[Kind, ...]] = ("generators", "weights", "buffers", "optimizer")
-
-_PLAIN: Final = (str, bytes, int, float, complex, bool, type(None))
-_NO_GRADIENT: Final = "none"
 
 
 class Sink(Protocol):
@@ -83,6 +75,8 @@ class Fingerprints:
         self.every = every
         self._driver = driver
         self._sink = sink
+        self._walk = Walk(cast(Context, driver.context))
+        self._parts: dict[str, _Part] = {}
         self._waiting: list[_Pending] = []
         self._looked = (-1, -1)  # batch and step before the batch that was last looked at
 
@@ -148,12 +142,20 @@ class Fingerprints:
         return every.unit == "batch" or counts.step != self._looked[1] or not counts.batch
 
     def _look(self, place: Place, kinds: tuple[Kind, ...], name: str = "") -> None:
-        context = cast(Context, self._driver.context)
-        state = _State(context)
-        found: dict[str, list[_Leaf]] = {
-            kind: leaves for kind in kinds if (leaves := [*state.of(kind)])
-        }
-        counts = context.counts
+        counts = self._driver.context.counts
+        walk = self._walk
+        walk.begin()
+        found: dict[str, tuple[_Part, Sequence[object]]] = {}
+        for kind in kinds:
+            names, leaves = walk.of(kind)
+            if not names:
+                continue
+            types = [*map(type, leaves)]
+            part = self._parts.get(kind)
+            if part is None or not part.is_of(names, types):
+                part = self._parts[kind] = _Part(names, types)
+            found[kind] = part, leaves
+        walk.end()
         head: dict[str, Any] = {
             "place": place,
             "path": self._driver.path or "",
@@ -192,125 +194,97 @@ def hardware_of(device: torch.device) -> dict[str, str]:
     return found
 
 
-_Leaf = tuple[str, Any]
-"""A name, and a tensor or something plain."""
+class _Part:
+    """Leaves of one kind, as they were at the last look: which are tensors, and what is known of the others.
+
+    Args:
+        names: Names of the leaves.
+        types: Their types.
+    """
+
+    def __init__(self, names: Sequence[str], types: list[type]) -> None:
+        self.names = names
+        self.types = types
+        self.is_tensor = [issubclass(one, Tensor) for one in types]
+        self.others = [at for at, one in enumerate(self.is_tensor) if not one]
+        self.tensors = [at for at, one in enumerate(self.is_tensor) if one]
+        self._last: list[object] = [_UNKNOWN] * len(types)
+        self._digests: list[int | None] = [None] * len(types)
+        self._described: tuple[str, ...] = ()
+        self._layout: Leaves = ()
+
+    def is_of(self, names: Sequence[str], types: list[type]) -> bool:
+        """Whether the leaves have these names and types."""
+        return types == self.types and (names is self.names or names == self.names)
+
+    def digests_of_others(self, leaves: Sequence[object]) -> list[int | None]:
+        """Return the digests of leaves that are no tensors, each in its place."""
+        last, found = self._last, self._digests
+        for at in self.others:
+            leaf = leaves[at]
+            if leaf is last[at] or (type(leaf) is bytes and leaf == last[at]):
+                continue
+            # Only what never changes is known to be the same if it is the same object.
+            last[at] = leaf if type(leaf) in PLAIN else _UNKNOWN
+            found[at] = _digest_of(leaf)
+        return [found[at] for at in self.others]
+
+    def layout(self, of_tensors: list[str], others: list[int | None]) -> Leaves:
+        """Return the names of the leaves, each with what it is."""
+        described = of_tensors
+        if others:
+            described = [""] * len(self.types)
+            for at, text in zip(self.tensors, of_tensors, strict=True):
+                described[at] = text
+            for at, digest in zip(self.others, others, strict=True):
+                described[at] = "?" if digest is None else ""
+        now = tuple(described)
+        if now != self._described or not self._layout:
+            self._described, self._layout = now, tuple(zip(self.names, now, strict=True))
+        return self._layout
 
 
 class _Pending:
     """A look whose digests may still be on their way."""
 
-    def __init__(self, head: Mapping[str, Any], found: Mapping[str, list[_Leaf]]) -> None:
+    def __init__(
+        self, head: Mapping[str, Any], found: Mapping[str, tuple[_Part, Sequence[object]]]
+    ) -> None:
         self._head = head
-        self._layouts: dict[str, list[tuple[str, str]]] = {}
-        self._values: dict[str, list[int]] = {}  # of what is no tensor; else which tensor it is
         tensors: list[Tensor] = []
-        for kind, leaves in found.items():
-            layout, values = self._layouts.setdefault(kind, []), self._values.setdefault(kind, [])
-            for leaf_name, leaf in leaves:
-                if isinstance(leaf, Tensor) and not leaf.is_nested:
-                    layout.append((leaf_name, _described(leaf.dtype, leaf.shape)))
-                    values.append(~len(tensors))
-                    tensors.append(leaf)
-                else:
-                    digest = _digest_of(leaf)
-                    layout.append((leaf_name, "?" if digest is None else ""))
-                    values.append(digest or 0)
-        self._digests = Digests(tensors)
+        for part, leaves in found.values():
+            tensors += [leaves[at] for at in part.tensors] if part.others else leaves  # type: ignore[misc, arg-type]
+        self._digests = digests = Digests(tensors)
+        self._kinds: dict[str, tuple[_Part, int, list[int | None], Leaves]] = {}
+        begin = 0
+        for kind, (part, leaves) in found.items():
+            others = part.digests_of_others(leaves) if part.others else []
+            end = begin + len(part.tensors)
+            self._kinds[kind] = (
+                part, begin, others, part.layout(digests.described[begin:end], others)
+            )  # fmt: skip
+            begin = end
 
     @property
     def ready(self) -> bool:
         return self._digests.ready
 
     def finish(self) -> Taken:
-        read, seen = self._digests.read().tolist(), self._digests.seen
+        read = self._digests.read().astype("<u8", copy=False)
         leaves, layouts, roots = {}, {}, {}
-        for kind, layout in self._layouts.items():
-            values = [read[~one] if one < 0 else one for one in self._values[kind]]
-            if not all(seen):
-                layout = [
-                    (name, "?" if one < 0 and not seen[~one] else described)
-                    for (name, described), one in zip(layout, self._values[kind], strict=True)
-                ]
-            layouts[kind] = kept = tuple(layout)
-            leaves[kind] = struct.pack(f"<{len(values)}Q", *values)
-            roots[kind] = root_of(kept, leaves[kind])
+        for kind, (part, begin, others, layout) in self._kinds.items():
+            values = read[begin : begin + len(part.tensors)]
+            if others:
+                of_tensors, values = values, np.empty(len(layout), dtype="<u8")
+                values[part.tensors] = of_tensors
+                values[part.others] = [one or 0 for one in others]
+            layouts[kind] = layout
+            leaves[kind] = values.tobytes()
+            roots[kind] = root_of(layout, leaves[kind])
         return Taken(Look(**self._head, roots=roots), layouts, leaves)
 
 
-@lru_cache(maxsize=4096)
-def _described(dtype: torch.dtype, shape: torch.Size) -> str:
-    return f"{str(dtype)[6:]} {(*shape,)}"
-
-
-# -- what is looked at -----------------------------------------------------------------------------
-
-
-class _State:
-    """The state of a run, by kind, as leaves with names."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._parameters = [*context.model.named_parameters()]
-
-    def of(self, kind: Kind) -> Iterator[_Leaf]:
-        context = self._context
-        if kind == "weights":
-            return (one for one in self._parameters if not _has_no_shape(one[1]))
-        if kind == "gradients":
-            return (
-                (name, _NO_GRADIENT if one.grad is None else one.grad)
-                for name, one in self._parameters
-            )
-        if kind == "buffers":
-            return iter([*context.model.named_buffers()])
-        if kind == "batch":
-            return leaves_with_paths(context.batch, "batch")
-        if kind == "loss":
-            return iter([] if context.loss is None else [("loss", context.loss)])
-        return self._optimizers() if kind == "optimizer" else _generators()
-
-    def _optimizers(self) -> Iterator[_Leaf]:
-        names = {id(one): name for name, one in self._parameters}
-        slots = self._context.slots
-        for index, slot in enumerate(slots):
-            before = f"{index}: " if len(slots) > 1 else ""
-            groups = slot.optimizer.param_groups
-            for number, group in enumerate(groups):
-                of = f" of group {number}" if len(groups) > 1 else ""
-                for name, value in group.items():
-                    if name not in ("params", "param_names"):
-                        yield f"{before}{name}{of}", value
-            for group in groups:
-                for one in group["params"]:
-                    of = f" of {names.get(id(one), '?')}"
-                    for name, value in slot.optimizer.state.get(one, {}).items():
-                        if isinstance(value, Tensor):
-                            yield f"{before}{name}{of}", value
-                        else:  # LBFGS has lists of them
-                            for path, leaf in leaves_with_paths(value, name):
-                                yield f"{before}{path}{of}", leaf
-        scaler = self._context.precision.scaler
-        if scaler is not None and isinstance(scaler._scale, Tensor):
-            yield "scale of the gradients", scaler._scale
-
-
-def _has_no_shape(one: nn.Parameter) -> bool:
-    return isinstance(one, nn.parameter.UninitializedParameter)
-
-
-def _generators() -> Iterator[_Leaf]:
-    """Yield the states of the global generators."""
-    version, words, gauss = random.getstate()
-    yield "python", array("I", words).tobytes() + repr((version, gauss)).encode()
-    state: Any = np.random.get_state(legacy=False)
-    yield "numpy", repr((state["bit_generator"], state.get("has_gauss"), state.get("gauss"))).encode() + b"".join(
-        value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
-        for value in state["state"].values()
-    )  # fmt: skip
-    yield "torch", torch.get_rng_state().numpy().tobytes()
-    for device in devices_in_use():
-        if device.type in ("cuda", "xpu"):  # their states lie on the CPU
-            yield str(device), getattr(torch, device.type).get_rng_state(device).numpy().tobytes()
+_UNKNOWN: Final = object()
 
 
 def _digest_of(leaf: object) -> int | None:
@@ -319,9 +293,9 @@ def _digest_of(leaf: object) -> int | None:
         content = repr((leaf.dtype.str, leaf.shape)).encode() + np.ascontiguousarray(leaf).tobytes()
     elif isinstance(leaf, bytes):
         content = leaf
-    elif isinstance(leaf, _PLAIN):
+    elif isinstance(leaf, PLAIN):
         content = repr(leaf).encode()
-    elif isinstance(leaf, tuple | list) and all(isinstance(one, _PLAIN) for one in leaf):
+    elif isinstance(leaf, tuple | list) and all(isinstance(one, PLAIN) for one in leaf):
         content = repr([*leaf]).encode()
     else:
         return None

@@ -63,6 +63,8 @@ class Replicas:
         last: The last of them.
         parting: The first at which they are not equal; None if they are.
         left_out: What each rank has a part of, so that it is not compared.
+        other_digests: Places at which all were looked at, but not with the same version of the digests. They are not
+            compared.
     """
 
     path: Path
@@ -71,6 +73,7 @@ class Replicas:
     last: Look
     parting: ReplicaParting | None
     left_out: list[str]
+    other_digests: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as data that JSON can hold."""
@@ -90,6 +93,13 @@ class Replicas:
             lines.append(f"Their replicas part at {self.parting}.")
             if self.parting.before is not None:
                 lines.append(f"  All were equal at {self.parting.before}.")
+        if self.other_digests:
+            places = f"{self.other_digests} more place{'s' * (self.other_digests > 1)}"
+            lines.append(
+                f"{places} could not be compared: not all ranks computed their digests there with the same version of "
+                "the software. Install one version for all ranks, and resume or run again: "
+                "the places that follow can then be compared."
+            )
         return "\n".join(lines)
 
 
@@ -117,6 +127,7 @@ def compare_ranks(run: str | Path) -> Replicas:
         raise other_digests(looks[0], next(one for one in looks if one.digests != looks[0].digests))
     if not keys:
         raise NoFingerprints(f"The ranks of {path} were never looked at in the same place.")
+    others = len(together) - len(keys)
     left_out: list[str] = []
     before: list[Look] | None = None
     for key in keys:
@@ -128,9 +139,11 @@ def compare_ranks(run: str | Path) -> Replicas:
             if found is None:
                 left_out.append(kind)
                 continue
-            return Replicas(path, len(files), len(keys), places[0][keys[-1]], found, left_out)
+            return Replicas(
+                path, len(files), len(keys), places[0][keys[-1]], found, left_out, others
+            )
         before = looks
-    return Replicas(path, len(files), len(keys), places[0][keys[-1]], None, left_out)
+    return Replicas(path, len(files), len(keys), places[0][keys[-1]], None, left_out, others)
 
 
 def _files(path: Path) -> list[FingerprintFile]:
@@ -199,4 +212,6 @@ def _whose(
 
 
 def _meet(before: Look, after: Look) -> bool:
-    return (before.place, after.place, before.batch) == ("batch_end", "batch_start", after.batch)
+    """Whether nothing lies between two looks, and their digests can be compared."""
+    at = "batch_end", "batch_start", after.batch, after.digests
+    return (before.place, after.place, before.batch, before.digests) == at

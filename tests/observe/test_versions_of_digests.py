@@ -16,22 +16,26 @@ from statemachine_trainer.observe.fingerprint_file import (
     Look,
     block,
     blocks_of,
+    name_of_rank,
+    read_fingerprints,
 )
-from statemachine_trainer.run_record import FINGERPRINTS
+from statemachine_trainer.observe.replicas import compare_ranks
 from statemachine_trainer.snapshot.digests import VERSION
 from tests.observe.printed import read, train
+from tests.observe.test_replicas import between_batches, run_of
 
 
-def as_of_version(folder: Path, version: int, first: int = 10**6) -> None:
+def as_of_version(folder: Path, version: int, first: int = 10**6, rank: int = 0) -> None:
     """Write the fingerprints of a run anew; the first looks say that they are of another version."""
-    found, known = read(folder), dict[Any, int]()
+    found, known = read_fingerprints(folder, rank), dict[Any, int]()
+    assert found is not None
     data = MAGIC + block(b"M", json.dumps(found.facts).encode())
     for number, one in enumerate(found.looks):
         taken = found.taken(one)
         if number < first:
             taken = replace(taken, look=replace(one, digests=version))
         data += blocks_of(taken, known)
-    (folder / FINGERPRINTS).write_bytes(data)
+    (folder / name_of_rank(rank)).write_bytes(data)
 
 
 def test_a_look_that_does_not_say_how_is_of_the_first_version(tmp_path: Path) -> None:
@@ -74,3 +78,33 @@ def test_such_a_difference_is_an_error_of_its_own(tmp_path: Path) -> None:
     as_of_version(tmp_path / "b", 1)
     with pytest.raises(OtherDigests, match="do not tell whether the two differ"):
         compare_looks(first, read(tmp_path / "b"))
+
+
+def test_ranks_with_other_digests_in_some_places_say_how_many_and_what_to_do(
+    tmp_path: Path,
+) -> None:
+    run_of(tmp_path, None, None)
+    whole = compare_ranks(tmp_path)
+    assert whole.other_digests == 0
+    assert "could not be compared" not in str(whole)
+    as_of_version(tmp_path, 1, first=3, rank=1)
+    found = compare_ranks(tmp_path)
+    assert (found.parting, found.other_digests, found.places) == (None, 3, whole.places - 3)
+    assert "3 more places could not be compared" in str(found)
+    assert "Install one version for all ranks" in str(found)
+    assert found.to_dict()["other_digests"] == 3
+
+
+def test_ranks_that_part_say_which_places_were_left_out_too(tmp_path: Path) -> None:
+    run_of(tmp_path, None, between_batches)
+    as_of_version(tmp_path, 1, first=1, rank=1)
+    found = compare_ranks(tmp_path)
+    assert found.parting is not None
+    assert "1 more place could not be compared" in str(found)
+
+
+def test_ranks_with_other_digests_everywhere_are_told(tmp_path: Path) -> None:
+    run_of(tmp_path, None, None)
+    as_of_version(tmp_path, 1, rank=1)
+    with pytest.raises(OtherDigests):
+        compare_ranks(tmp_path)

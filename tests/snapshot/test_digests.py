@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from statemachine_trainer.snapshot.digests import Digests
+from statemachine_trainer.snapshot.digests import Digests, _summed_by_numpy, _summed_by_torch
 
 SIZES = [1, 2, 3, 7, 64, 4095, 4096, 4097, 8193, 20_000, 70_001]
 """Around the size from which a tensor is laid out as a table, and with a rest."""
@@ -125,3 +125,44 @@ def test_no_tensors_and_empty_ones_have_digests_too() -> None:
 def test_digests_of_a_whole_list_are_those_of_its_tensors() -> None:
     tensors = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (3, 9000, 1)]
     assert Digests(tensors).read().tolist() == [digest(one) for one in tensors]
+
+
+def test_sums_are_the_same_on_a_device_as_on_the_cpu() -> None:
+    words, weights = torch.randint(-(2**62), 2**62, (2, 300), generator=torch.Generator())
+    begins = torch.tensor([0, 1, 7, 299])
+    found = _summed_by_torch(words.clone(), weights, begins)
+    expected = _summed_by_numpy(words.numpy(), weights.numpy(), begins.numpy())
+    assert found.numpy().view(expected.dtype).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("size", [600, 65_536, 131_072])
+def test_the_same_change_of_every_element_is_seen(size: int) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        tensor = torch.ones(size, dtype=dtype)
+        changed = [-tensor, tensor * 2, tensor * 2**8, tensor * 2**16]
+        assert len({digest(one) for one in [tensor, *changed]}) == 5
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (64, 384), (512, 256), (341, 385), (96, 3, 7, 7)])
+def test_rows_that_change_places_are_seen(shape: tuple[int, ...]) -> None:
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for step in (1, 2, shape[0] // 2):
+        assert digest(tensor.roll(step, 0)) != digest(tensor)
+    assert digest(tensor.roll(1, -1)) != digest(tensor)
+    assert digest(tensor.flip(0)) != digest(tensor)
+
+
+def test_rare_kinds_of_tensors_have_digests_or_say_that_they_have_none() -> None:
+    long = torch.ones(70, 301)
+    kinds = [
+        long.to(torch.float8_e5m2), long.to(torch.uint16), long.to(torch.complex128).conj(),
+        torch.ones(()), torch.ones(0, 3), torch.empty(0, 301), long.expand(3, 70, 301), long[:, ::3],
+        torch.ones(3, dtype=torch.complex64).conj().imag, torch.ones(2, 1).t(), nn.Parameter(long)[1:],
+    ]  # fmt: skip
+    unseen = long.to_sparse()
+    found = Digests([*kinds, unseen])
+    assert found.seen == [True] * len(kinds) + [False]
+    copies = [digest(one.resolve_conj().resolve_neg().detach().clone()) for one in kinds]
+    assert found.read().tolist() == [*copies, 0]
+    assert found.described[:2] == ["float8_e5m2 (70, 301)", "uint16 (70, 301)"]
+    assert found.described[-1] == "?"

@@ -1,0 +1,301 @@
+"""What fingerprints look at: the state of a run, by kind, as leaves with names.
+
+A look is taken in the middle of a step, so names are put together once and kept as long as the model and the
+optimizers hold the same things under the same names. What is kept are names, and numbers by which objects are told
+apart, and never a tensor: one that the run lets go of is freed.
+"""
+
+from __future__ import annotations
+
+import random
+import weakref
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain, compress
+from operator import attrgetter
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.observe.fingerprint_file import Kind
+from statemachine_trainer.parallel.containers import leaves_with_paths
+from statemachine_trainer.snapshot.rng import devices_in_use
+
+Leaves = tuple[Sequence[str], Sequence[object]]
+"""Names, and of each a tensor or something plain. Names that are the same object are the same."""
+
+PLAIN: Final = str, bytes, int, float, complex, bool, type(None)
+"""Types of values that have a digest of their own, and do not change."""
+
+_NO_GRADIENT: Final = "none"
+_LOSS: Final = ("loss",)
+_NOTHING: Final[Leaves] = (), ()
+_NO_STATE: Final[Mapping[str, object]] = {}
+_NOT_LOOKED_AT: Final = "params", "param_names"
+
+
+class Walk:
+    """Walks through the state of a run, time and again.
+
+    Args:
+        context: The state.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._members = _Members()
+        self._optimizers = _Optimizers()
+        self._generators = _Generators()
+        self._weights: Leaves = _NOTHING
+        self._buffers: Leaves = _NOTHING
+
+    def begin(self) -> None:
+        """Begin a walk. What is looked at is that of this moment, until the walk ends."""
+        self._weights, self._buffers = self._members.of(self._context.model)
+
+    def end(self) -> None:
+        """End a walk: what was found is let go of."""
+        self._weights = self._buffers = _NOTHING
+
+    def of(self, kind: Kind) -> Leaves:
+        """Return the leaves of a kind."""
+        context = self._context
+        if kind == "weights":
+            return _with_shapes(self._weights)
+        if kind == "gradients":
+            names, weights = self._weights
+            gradients = [one.grad for one in weights]  # type: ignore[attr-defined]
+            return names, [_NO_GRADIENT if one is None else one for one in gradients]
+        if kind == "buffers":
+            return self._buffers
+        if kind == "batch":
+            return _of_batch(context.batch)
+        if kind == "loss":
+            return _NOTHING if context.loss is None else (_LOSS, [context.loss])
+        if kind == "optimizer":
+            return self._optimizers.of(context, self._weights)
+        return self._generators.now()
+
+
+def _with_shapes(weights: Leaves) -> Leaves:
+    names, tensors = weights
+    lazy: list[bool] = [is_lazy(one) for one in cast(Sequence[Tensor], tensors)]
+    if True not in lazy:
+        return weights
+    kept = [not one for one in lazy]
+    return tuple(compress(names, kept)), [*compress(tensors, kept)]
+
+
+# -- models ------------------------------------------------------------------------------------------
+
+_MEMBERS: Final = attrgetter("_parameters", "_buffers", "_modules")
+
+
+@dataclass
+class _Members:
+    """Parameters and buffers of a model, found again without a walk as long as its modules hold the same objects.
+
+    Attributes:
+        modules: The modules of the walk.
+        marks: What they held: names, objects by their numbers, and how many of each.
+        chosen: Names of the parameters and of the buffers, and where each stands among all that the modules hold.
+    """
+
+    modules: list[weakref.ref[nn.Module]] = field(default_factory=list)
+    marks: object = None
+    chosen: tuple[tuple[tuple[str, ...], list[int]], ...] = ()
+
+    def of(self, model: nn.Module) -> tuple[Leaves, Leaves]:
+        """Return the parameters and the buffers."""
+        modules = [one() for one in self.modules]
+        if modules and modules[0] is model and None not in modules:
+            values, marks = _held(modules)
+            if marks == self.marks:
+                weights, buffers = (
+                    (names, [values[at] for at in places]) for names, places in self.chosen
+                )
+                return weights, buffers
+        return self._walk(model)
+
+    def _walk(self, model: nn.Module) -> tuple[Leaves, Leaves]:
+        named = [*model.named_parameters()], [*model.named_buffers()]
+        modules = [*model.modules()]
+        self.modules = []
+        if all(map(_is_usual, modules)):
+            values, self.marks = _held(modules)
+            places: dict[int, int] = {}
+            for at, one in enumerate(values):
+                places.setdefault(id(one), at)
+            if all(id(one) in places for _, one in chain(*named)):
+                self.modules = [*map(weakref.ref, modules)]
+                self.chosen = tuple(
+                    (tuple(name for name, _ in each), [places[id(one)] for _, one in each])
+                    for each in named
+                )
+                return self.of(model)
+        weights, buffers = (
+            (tuple(name for name, _ in each), [one for _, one in each]) for each in named
+        )
+        return weights, buffers
+
+
+def _held(modules: Sequence[Any]) -> tuple[list[Any], object]:
+    """Return what modules hold, and what tells whether they hold the same as before."""
+    held = [*chain.from_iterable(map(_MEMBERS, modules))]
+    values = [value for one in held for value in one.values()]
+    return values, ([*chain.from_iterable(held)], [*map(id, values)], [*map(len, held)])
+
+
+def _is_usual(module: nn.Module) -> bool:
+    """Whether a module names what it holds as those of torch do."""
+    of_type, own = type(module), vars(module)
+    return all(
+        getattr(of_type, name) is getattr(nn.Module, name) and name not in own
+        for name in ("named_parameters", "named_buffers", "named_modules", "_named_members", "modules")
+    ) and all(type(one) in (dict, OrderedDict) for one in _MEMBERS(module))  # fmt: skip
+
+
+# -- optimizers --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Optimizers:
+    """Settings and state of the optimizers, found again without new names as long as they hold the same kinds.
+
+    Attributes:
+        marks: What they held, without its values.
+        weights: Names of the parameters.
+        names: Names of the leaves.
+        taken: Which of the values are leaves.
+    """
+
+    marks: object = None
+    weights: Sequence[str] = ()
+    names: tuple[str, ...] = ()
+    taken: list[bool] = field(default_factory=list)
+
+    def of(self, context: Context, weights: Leaves) -> Leaves:
+        """Return the leaves, of the optimizers in turn."""
+        held: list[Mapping[str, object]] = []
+        marks: list[object] = []
+        for slot in context.slots:
+            groups, state = slot.optimizer.param_groups, slot.optimizer.state
+            parameters = [one for group in groups for one in group["params"]]
+            held += groups
+            held += [state.get(one, _NO_STATE) for one in parameters]
+            marks += [len(groups), *map(id, parameters)]
+        scaler = context.precision.scaler
+        scale = None if scaler is None else scaler._scale
+        if isinstance(scale, Tensor):
+            held.append({"scale of the gradients": scale})
+        values = [value for one in held for value in one.values()]
+        now = marks, [*chain.from_iterable(held)], [*map(len, held)], [*map(type, values)]
+        if now == self.marks and weights[0] is self.weights:
+            return self.names, [*compress(values, self.taken)]
+        self.marks = None
+        found = [*_of_optimizers(context, weights)]
+        names, leaves = tuple(name for name, _ in found), [one for _, one in found]
+        taken = [
+            name not in _NOT_LOOKED_AT or isinstance(value, Tensor)
+            for one in held
+            for name, value in one.items()
+        ]
+        kept = [*compress(values, taken)]
+        # Containers among the values, such as those of LBFGS, have leaves of their own: they are walked each time.
+        if len(kept) == len(leaves) and all(a is b for a, b in zip(kept, leaves, strict=True)):
+            self.marks, self.weights, self.names, self.taken = now, weights[0], names, taken
+        return names, leaves
+
+
+def _of_optimizers(context: Context, weights: Leaves) -> Iterator[tuple[str, object]]:
+    names = {id(one): name for name, one in zip(*weights, strict=True)}
+    slots = context.slots
+    for index, slot in enumerate(slots):
+        before = f"{index}: " if len(slots) > 1 else ""
+        groups = slot.optimizer.param_groups
+        for number, group in enumerate(groups):
+            of = f" of group {number}" if len(groups) > 1 else ""
+            for name, value in group.items():
+                if name not in _NOT_LOOKED_AT:
+                    yield f"{before}{name}{of}", value
+        for group in groups:
+            for one in group["params"]:
+                of = f" of {names.get(id(one), '?')}"
+                for name, value in slot.optimizer.state.get(one, _NO_STATE).items():
+                    if isinstance(value, Tensor):
+                        yield f"{before}{name}{of}", value
+                    else:  # LBFGS has lists of them
+                        for path, leaf in leaves_with_paths(value, name):
+                            yield f"{before}{path}{of}", leaf
+    scaler = context.precision.scaler
+    if scaler is not None and isinstance(scaler._scale, Tensor):
+        yield "scale of the gradients", scaler._scale
+
+
+# -- batches, and generators -------------------------------------------------------------------------
+
+
+def _of_batch(batch: Any) -> Leaves:
+    kind = type(batch)
+    if kind is tuple or kind is list:
+        if all(type(one) is Tensor for one in batch):
+            return _names_of_batch(len(batch)), batch
+    elif kind is dict and all(
+        type(name) is str and type(one) is Tensor for name, one in batch.items()
+    ):
+        return _names_of_batch(tuple(batch)), [*batch.values()]
+    found = [*leaves_with_paths(batch, "batch")]
+    return tuple(name for name, _ in found), [one for _, one in found]
+
+
+@lru_cache(maxsize=64)
+def _names_of_batch(form: int | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the leaves of a sequence of so many, or of a dict with such keys."""
+    like: object = (None,) * form if isinstance(form, int) else dict.fromkeys(form)
+    return tuple(name for name, _ in leaves_with_paths(like, "batch"))
+
+
+@dataclass
+class _Generators:
+    """States of the global generators.
+
+    Attributes:
+        words: Of Python's generator, as they were last.
+        python: The same as bytes.
+        names: Names of the generators.
+    """
+
+    words: tuple[int, ...] = ()
+    python: bytes = b""
+    names: tuple[str, ...] = "python", "numpy", "torch"
+
+    def now(self) -> Leaves:
+        version, words, gauss = random.getstate()
+        if words != self.words:  # to compare them is faster than to lay them out
+            self.words, self.python = words, array("I", words).tobytes()
+        state: Any = np.random.get_state(legacy=False)
+        numpy = repr((state["bit_generator"], state.get("has_gauss"), state.get("gauss"))).encode() + b"".join(
+            value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+            for value in state["state"].values()
+        )  # fmt: skip
+        states = [
+            self.python + repr((version, gauss)).encode(),
+            numpy,
+            torch.get_rng_state().numpy().tobytes(),
+        ]
+        names = self.names[:3]
+        for device in devices_in_use():
+            if device.type in ("cuda", "xpu"):  # their states lie on the CPU
+                names += (str(device),)
+                of_device = getattr(torch, device.type).get_rng_state(device)
+                states.append(of_device.numpy().tobytes())
+        if names != self.names:
+            self.names = names
+        return self.names, states
