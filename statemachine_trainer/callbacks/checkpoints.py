@@ -327,13 +327,23 @@ class Checkpoints(HasSettings):
     def _save(self, tree: Mapping[str, Any], name: str) -> Path:
         ranks, metadata = Ranks.here(), self._metadata()
         if ranks is None:
-            return self.store.save(whole(tree), name=name, metadata=metadata)
+            return self._save_alone(tree, name, metadata)
         sync = self._context.steps.sync
         sync.check_left_out()
         data_ranks = sync.data_ranks
         if data_ranks is not None:
             tree = {**tree, "data_ranks": data_ranks}
         return save_together(ranks, self.store, tree, name=name, metadata=metadata)
+
+    def _save_alone(self, tree: Mapping[str, Any], name: str, metadata: Mapping[str, Any]) -> Path:
+        try:
+            return self.store.save(tree, name=name, metadata=metadata)
+        except Unwritable:
+            # Only what cannot be written is looked at: most trees have no tensors that are cut up.
+            gathered = whole(tree)
+            if gathered is tree:
+                raise
+        return self.store.save(gathered, name=name, metadata=metadata)
 
     def _may_postpone(self) -> bool:
         """Whether the batch in flight will be gone soon: not at rest, nor if it has outlived the next one."""
@@ -363,6 +373,8 @@ class Checkpoints(HasSettings):
     def _of_other_weights(self, now: Collection[str]) -> dict[str, list[str]]:
         """Tell which metrics are of weights that are not the model's, and of which the checkpoint has an average."""
         assert self._host is not None
+        if self._context.validated_at != self._context.moment:
+            return {"of_other_weights": [], "of_average": []}
         averages = [one for one in self._host.stateful_callbacks() if isinstance(one, Average)]
         held = self._context.validated_weights in [one.measured for one in averages if one.updates]
         found = of_other_weights(self._context, now, tell=not held and not self._told_of_weights)

@@ -85,6 +85,8 @@ def context_state(context: Context, generators: Held, *, gradients: bool = False
     """
     context.read_clock()
     tables = {"train": context.train_metrics, "validation": context.validation_metrics}
+    in_flight = {name: getattr(context, name) for name in _TENSORS}
+    on_cpu = context.device.type == "cpu"  # then nothing is asked of each tensor
     logging = next((name for name, table in tables.items() if table is context.log_table), None)
     return {
         "model": module_state(context.model, grads=gradients or context.has_gradients),
@@ -95,8 +97,13 @@ def context_state(context: Context, generators: Held, *, gradients: bool = False
         "manual": context.manual,
         "counts": context.counts.state_dict(),
         "plain": {name: copied(getattr(context, name)) for name in _PLAIN},
-        "in_flight": {name: map_leaves(_cut_off, getattr(context, name)) for name in _TENSORS},
-        "on_device": {name: _on_device(context, getattr(context, name)) for name in _TENSORS},
+        "in_flight": {
+            name: None if value is None else map_leaves(_cut_off, value)
+            for name, value in in_flight.items()
+        },
+        "on_device": {
+            name: [] if on_cpu else on_accelerator(value) for name, value in in_flight.items()
+        },
         "metrics": {name: table.state_dict() for name, table in tables.items()},
         "logging": logging,
         "metrics_over": context.train_metrics.over,
@@ -279,11 +286,6 @@ def _cut_off(leaf: object) -> object:
     if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
         return leaf.detach()
     return leaf
-
-
-def _on_device(context: Context, tree: object) -> list[bool]:
-    """Return for each tensor whether it is on the device of the run; nothing if that is the CPU."""
-    return [] if context.device.type == "cpu" else on_accelerator(tree)
 
 
 def _check_loaders(context: Context, state: Mapping[str, Any]) -> None:

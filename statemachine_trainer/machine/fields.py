@@ -123,6 +123,10 @@ def fields_of(cls: type, ignored: Collection[str]) -> dict[str, Field]:
     return found
 
 
+SINGLE: Final = frozenset({type(None), bool, int, float, str})
+"""Types of most values of fields: `copied` returns these as they are."""
+
+
 def copied(value: Any) -> Any:
     """Copy nested lists, dicts and tuples; leave everything else as it is.
 
@@ -130,7 +134,7 @@ def copied(value: Any) -> Any:
     """
     kind = type(value)
     if kind is dict:
-        return {key: copied(one) for key, one in value.items()}
+        return {key: one if type(one) in SINGLE else copied(one) for key, one in value.items()}
     if kind is list:
         return [copied(one) for one in value]
     if kind is tuple:

@@ -17,7 +17,7 @@ from statemachine_trainer.machine.errors import (
     UnknownLoop,
     suggest,
 )
-from statemachine_trainer.machine.fields import UNSET, Field, copied, fields_of
+from statemachine_trainer.machine.fields import SINGLE, UNSET, Field, copied, fields_of
 from statemachine_trainer.machine.keywords import HasSettings, refuse_keyword, refuses_unknown
 from statemachine_trainer.machine.swap import (
     Machine,
@@ -406,8 +406,12 @@ class Loop(HasSettings):
     def state_dict(self) -> dict[str, Any]:
         """Return the values of the fields that are saved; containers are copied."""
         values = self.__dict__
-        saved = (name for name, declared in self._fields.items() if declared.saved)
-        return {name: copied(values[name]) for name in saved if name in values}
+        found: dict[str, Any] = {}
+        for name, declared in self._fields.items():  # each checkpoint asks each loop
+            if declared.saved and name in values:
+                value = values[name]
+                found[name] = value if type(value) in SINGLE else copied(value)
+        return found
 
     def undo_of(self, state: str) -> Callable[[Exception], None] | None:
         """Return a function that undoes what a state of this loop changes before it raises.

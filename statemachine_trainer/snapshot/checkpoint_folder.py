@@ -40,7 +40,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     Unwritable,
 )
 from statemachine_trainer.snapshot.strictjson import Json
-from statemachine_trainer.snapshot.threads import Worker
+from statemachine_trainer.snapshot.threads import Staged, Worker
 
 try:
     from zlib_ng.zlib_ng import crc32 as crc32
@@ -106,7 +106,7 @@ class Draft:
     versions: Mapping[str, str]
     metadata: Json
     document: codec.Document
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor] | Staged
     beside: Callable[[Path], Mapping[str, FileEntry]] | None = None
 
 
@@ -135,7 +135,7 @@ def write(files: FileSystem, folder: Path, draft: Draft) -> Manifest:
         sinks[-1].write(state)
         entries[STATE] = sinks[-1].finish()
         sinks.append(stack.enter_context(_Sink(files.create(folder / TENSORS))))
-        tensor_file.write(draft.tensors, sinks[-1].write)
+        _write_into(sinks[-1], draft.tensors)
         entries[TENSORS] = sinks[-1].finish()
         if draft.beside is not None:
             entries |= draft.beside(folder)
@@ -347,17 +347,26 @@ def _check_content(files: FileSystem, path: Path, entry: FileEntry) -> None:
 # -- Shards ----------------------------------------------------------------------------------------
 
 
-def write_tensors(files: FileSystem, path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
+def write_tensors(
+    files: FileSystem, path: Path, tensors: Mapping[str, Tensor] | Staged
+) -> FileEntry:
     """Write a file of tensors, durably, and return what it became.
 
     Raises:
         OSError: when the disk does not take it
     """
     with _Sink(files.create(path)) as sink:
-        tensor_file.write(tensors, sink.write)
+        _write_into(sink, tensors)
         entry = sink.finish()
         sink.sync()
     return entry
+
+
+def _write_into(sink: _Sink, tensors: Mapping[str, Tensor] | Staged) -> None:
+    if isinstance(tensors, Staged):
+        tensors.write(sink.write)
+    else:
+        tensor_file.write(tensors, sink.write)
 
 
 def shards_of(files: FileSystem, folder: Path) -> list[str]:

@@ -68,7 +68,11 @@ def encode(tree: object) -> tuple[Document, dict[str, Tensor]]:
         Unwritable: naming the first value that is something else
     """
     encoder = _Encoder()
-    encoded = encoder.encode(tree, None)
+    try:
+        encoded = encoder.encode(tree, None)
+    except _Deep:
+        encoder = _CarefulEncoder()
+        encoded = encoder.encode(tree, None)
     return {"tree": encoded, "tensors": dict(encoder.details)}, encoder.tensors
 
 
@@ -148,13 +152,21 @@ def _check_key(value: object, path: Path) -> None:
         )
 
 
+class _Deep(Exception):
+    """A tree that is nested very deeply, or that contains itself."""
+
+
 class _Encoder:
+    """Encodes a tree; raises `_Deep` where a `_CarefulEncoder` has to say what is wrong with it, if anything is."""
+
+    _is_careful = False
+
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.details: dict[str, Detail] = {}
         self._names: dict[int, str] = {}
         self._alive: list[object] = []  # an id is only an object's while the object is alive
-        self._open: set[int] = set()
+        self._depth = 0
         self._by_type: dict[type, Callable[[object, Path], Json]] = {
             list: self._list,
             tuple: lambda value, path: {"$tuple": self._list(value, path)},
@@ -179,16 +191,11 @@ class _Encoder:
                 if (record := record_of(value)) is None:
                     raise _not_plain(value, path) from None
                 container = partial(self._record, *record)
-        here, around = id(value), self._open
-        if here in around:
-            raise Unwritable(address(path), "it contains itself", "break the cycle")
-        if len(around) >= _DEPTH and _length(path) >= _DEPTH:  # that of a key is its container's
-            raise Unwritable(
-                address(path), f"it is nested deeper than {_DEPTH} levels", "flatten the tree"
-            )
-        around.add(here)
+        self._depth += 1
+        if self._depth > _DEPTH:
+            raise _Deep
         encoded = container(value, path)
-        around.discard(here)
+        self._depth -= 1
         return encoded
 
     def _list(self, value: object, path: Path) -> list[Json]:
@@ -207,6 +214,7 @@ class _Encoder:
     def _dict(self, value: object, path: Path) -> Json:
         assert isinstance(value, dict)
         encoded: dict[str, Json] = {}
+        careful = self._is_careful
         for key, item in value.items():
             if type(key) is not str or key[:1] == "$":
                 break
@@ -221,6 +229,12 @@ class _Encoder:
                 or (kind is float and isfinite(item))
             ):
                 encoded[key] = item  # as `encode` returns it: most values are of these kinds
+            elif kind is dict and not careful:
+                self._depth += 1
+                if self._depth > _DEPTH:
+                    raise _Deep
+                encoded[key] = self._dict(item, (path, key, True))
+                self._depth -= 1
             else:
                 encoded[key] = self.encode(item, (path, key, True))
         else:
@@ -268,6 +282,34 @@ class _Encoder:
             count += 1
             candidate = f"{name}#{count}"
         return candidate
+
+
+class _CarefulEncoder(_Encoder):
+    """Knows the containers around each value, so that it can name the place where a tree contains itself."""
+
+    _is_careful = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: set[int] = set()
+
+    def encode(self, value: object, path: Path) -> Json:
+        here, around = id(value), self._open
+        if here in around:
+            raise Unwritable(address(path), "it contains itself", "break the cycle")
+        # The depth of a key is that of its container.
+        if len(around) >= _DEPTH and _length(path) >= _DEPTH and self._is_container(value):
+            raise Unwritable(
+                address(path), f"it is nested deeper than {_DEPTH} levels", "flatten the tree"
+            )
+        self._depth = 0
+        around.add(here)
+        encoded = super().encode(value, path)
+        around.discard(here)
+        return encoded
+
+    def _is_container(self, value: object) -> bool:
+        return type(value) in self._by_type or record_of(value) is not None
 
 
 def _not_plain(value: object, path: Path) -> Unwritable:

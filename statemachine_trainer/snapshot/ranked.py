@@ -34,6 +34,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
 )
 from statemachine_trainer.snapshot.store import Loaded, Store
 from statemachine_trainer.snapshot.tensor_file import plain_bytes
+from statemachine_trainer.snapshot.threads import Staged
 
 OTHERS: Final = "of_other_ranks"
 """Stands in a state that another number of ranks goes on with, beside what was not the same at each."""
@@ -112,7 +113,9 @@ class _Beside:
         later: Whether it is written in the background.
     """
 
-    def __init__(self, ranks: Ranks, parts: Mapping[str, torch.Tensor], *, later: bool) -> None:
+    def __init__(
+        self, ranks: Ranks, parts: Mapping[str, torch.Tensor] | Staged, *, later: bool
+    ) -> None:
         self.later = later
         self._ranks = ranks
         self._parts = parts
@@ -129,17 +132,17 @@ class _Beside:
         """
         from statemachine_trainer.snapshot.shards import parts_of
 
-        parts: Mapping[str, torch.Tensor] = parts_of(ranks, cut)
+        parts = parts_of(ranks, cut)
         staging = store.staging_of_parts
         if staging is None:
             return cls(ranks, parts, later=False)
         error: Exception | None = None
         try:
-            parts = staging.copy(parts)
+            copied: Mapping[str, torch.Tensor] | Staged = staging.copy(parts) if parts else {}
         except Exception as problem:  # there is too little memory
             error = problem
         _raise_first(ranks, error)
-        return cls(ranks.of_threads(), parts, later=True)
+        return cls(ranks.of_threads(), copied, later=True)
 
     def __call__(self, folder: Path) -> dict[str, FileEntry]:
         """Write, at rank 0. The others call `take_part`."""
@@ -183,8 +186,10 @@ class _Beside:
         error: Exception | None = None
         try:
             if self._parts:
-                tensors = {name: one.cpu().contiguous() for name, one in self._parts.items()}
-                entry = checkpoint_folder.write_tensors(LocalFileSystem(), file, tensors)
+                parts = self._parts
+                if not isinstance(parts, Staged):
+                    parts = {name: one.cpu().contiguous() for name, one in parts.items()}
+                entry = checkpoint_folder.write_tensors(LocalFileSystem(), file, parts)
                 mine = [entry.size, entry.checksum]
         except Exception as problem:
             error = problem

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -48,6 +49,10 @@ from statemachine_trainer.snapshot.threads import Background, Staging
 _LATEST = "latest"
 _PINS = "pins.json"
 _LONGEST_PINS = 16 << 20
+
+
+Beside: TypeAlias = Callable[[Path], Mapping[str, checkpoint_folder.FileEntry]]
+"""Writes further files into the folder of a checkpoint, and returns what they are."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ class Store:
         *,
         name: str,
         metadata: Mapping[str, object] | None = None,
-        beside: Callable[[Path], Mapping[str, checkpoint_folder.FileEntry]] | None = None,
+        beside: Beside | None = None,
         run: Callable[[Callable[[], None]], None] | None = None,
     ) -> Path:
         """Write a checkpoint; one of the same name is replaced once this one is safe.
@@ -185,14 +190,14 @@ class Store:
                 f"beginning with a letter or digit"
             )
         self.wait()
-        draft = replace(self._draft(tree, name, metadata or {}), beside=beside)
+        draft, tensors = self._draft(tree, name, metadata or {}, beside)
         with self._failing(name):
             self._make_root()
             target = self.root / f"{self._next_number():06d}-{name}"
         if self._staging is None:
             self._write(draft, target)
         else:
-            copied = replace(draft, tensors=self._staging.copy(draft.tensors))
+            copied = replace(draft, tensors=self._staging.copy(tensors))
             write = partial(self._write, copied, target)
             self._background.start(write if run is None else partial(run, write))
         return target
@@ -217,8 +222,8 @@ class Store:
             self._files.remove(probe)
 
     def _draft(
-        self, tree: object, name: str, metadata: Mapping[str, object]
-    ) -> checkpoint_folder.Draft:
+        self, tree: object, name: str, metadata: Mapping[str, object], beside: Beside | None
+    ) -> tuple[checkpoint_folder.Draft, dict[str, torch.Tensor]]:
         document, tensors = codec.encode(tree)
         described, strangers = codec.encode({"metadata": dict(metadata)})
         for stranger in strangers:
@@ -227,14 +232,16 @@ class Store:
             )
         content = described["tree"]
         assert isinstance(content, dict)
-        return checkpoint_folder.Draft(
+        draft = checkpoint_folder.Draft(
             name=name,
             created=datetime.now(UTC),
             versions=self.versions,
             metadata=content["metadata"],
             document=document,
             tensors=tensors,
+            beside=beside,
         )
+        return draft, tensors
 
     def _write(self, draft: checkpoint_folder.Draft, target: Path) -> None:
         with self._writing, self.owned():

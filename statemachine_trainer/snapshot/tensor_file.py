@@ -73,9 +73,8 @@ def write(tensors: Mapping[str, Tensor], sink: Sink) -> None:
     Tensors are taken to the CPU one at a time, so that a model on an accelerator does not need
     twice its memory here.
     """
-    # Wide items first: then each tensor begins at a multiple of the size of its items.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    sink(_header(tensors, names))
+    names = in_file_order(tensors)
+    sink(header_of(tensors, names))
     small = bytearray()
     for name in names:
         data = bytes_of(tensors[name].detach().cpu())
@@ -92,7 +91,18 @@ def write(tensors: Mapping[str, Tensor], sink: Sink) -> None:
     sink(bytes(small))
 
 
-def _header(tensors: Mapping[str, Tensor], names: list[str]) -> bytes:
+def in_file_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return names, those of wide items first: then each tensor begins at a multiple of the size of its items."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def header_of(tensors: Mapping[str, Tensor], names: list[str]) -> bytes:
+    """Return the beginning of a file, up to the bytes of its tensors.
+
+    Args:
+        tensors: Contiguous tensors of the dtypes of `DTYPES`.
+        names: Their names, in the order of the file.
+    """
     entries: dict[str, Json] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name in names:

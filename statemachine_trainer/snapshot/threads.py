@@ -12,7 +12,78 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from statemachine_trainer.snapshot.tensor_file import Sink, bytes_of, header_of, in_file_order
+
 _log = logging.getLogger(__name__)
+
+_SMALL = 64 << 10
+_PIECE = 8 << 20
+
+
+class Staged:
+    """A place in memory of the CPU for tensors of certain names, types and shapes, laid out as in their file.
+
+    Small ones, and the header before them, lie side by side: the thread that writes makes one call for
+    all of them, and none for each.
+
+    Args:
+        tensors: The tensors that there is to be a place for.
+        buffers: Large ones of an earlier place, by name: those that fit are used again.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+        self._kinds = _kinds(tensors)
+        self.buffers: dict[str, Tensor] = {}
+        names = in_file_order(tensors)
+        header = header_of(tensors, names)
+        small = [name for name in names if tensors[name].nbytes <= _SMALL]
+        pinned = any(tensors[name].is_cuda for name in small)
+        size = len(header) + sum(tensors[name].nbytes for name in small)
+        arena = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        memory = bytes_of(arena)
+        memory[: len(header)] = header
+        places: dict[str, Tensor] = {}
+        self._segments: list[memoryview] = []
+        begin, end = 0, len(header)
+        for name in names:
+            tensor = tensors[name]
+            if tensor.nbytes <= _SMALL:
+                # Wide items come first, so that each begins at a multiple of the size of its items.
+                place = arena[end : end + tensor.nbytes].view(tensor.dtype)
+                places[name] = place.view(tensor.shape)
+                end += tensor.nbytes
+                continue
+            self._segments.append(memory[begin:end])
+            begin = end
+            places[name] = self.buffers[name] = _buffer(buffers.get(name), tensor)
+            self._segments.append(bytes_of(places[name]))
+        self._segments.append(memory[begin:end])
+        self._places = [places[name] for name in tensors]
+
+    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Return whether these tensors have the names, types and shapes that there is a place for."""
+        return _kinds(tensors) == self._kinds
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors that fit."""
+        if self._places:
+            torch._foreach_copy_(self._places, [*tensors.values()])
+
+    def write(self, sink: Sink) -> None:
+        """Write the file of the copies."""
+        for segment in self._segments:
+            for start in range(0, len(segment), _PIECE):
+                sink(segment[start : start + _PIECE])
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> list[tuple[str, torch.dtype, torch.Size, bool]]:
+    return [(name, one.dtype, one.shape, one.is_cuda) for name, one in tensors.items()]
+
+
+def _buffer(buffer: Tensor | None, tensor: Tensor) -> Tensor:
+    if buffer is None or buffer.shape != tensor.shape or buffer.dtype is not tensor.dtype:
+        buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return buffer
 
 
 class Staging:
@@ -23,24 +94,24 @@ class Staging:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+        self._staged: Staged | None = None
 
-    def copy(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Copy all; the copies of the call before are overwritten."""
-        self._buffers = {
-            name: self._buffer(name, tensor).copy_(tensor) for name, tensor in tensors.items()
-        }
-        return self._buffers
+    def copy(self, tensors: Mapping[str, Tensor]) -> Staged:
+        """Copy all; the copies of the call before are overwritten.
 
-    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype is not tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        return buffer
+        Args:
+            tensors: Contiguous tensors of dtypes that a file holds.
+        """
+        staged = self._staged
+        if staged is None or not staged.fits(tensors):
+            staged = Staged(tensors, {} if staged is None else staged.buffers)
+            self._staged = staged
+        staged.fill(tensors)
+        return staged
 
     def release(self) -> None:
         """Give the memory back."""
-        self._buffers = {}
+        self._staged = None
 
 
 class Background:

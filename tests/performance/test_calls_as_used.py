@@ -16,7 +16,6 @@ from rich.console import Console
 from statemachine_trainer import EMA, Checkpoints, Monitor, Progress, every, log
 from statemachine_trainer.observe.recorder import RunFolder
 from statemachine_trainer.snapshot.codec import encode
-from statemachine_trainer.snapshot.marks import whole
 from statemachine_trainer.trainer import Trainer
 from tests.counting import counting_calls
 from tests.performance.test_call_counts import (
@@ -116,7 +115,7 @@ def test_the_state_of_a_fit_is_made_ready_for_its_file_by_few_python_calls(tmp_p
     trainer.fit(Classifier(), Batches(3))
 
     def make_ready() -> None:
-        encode(whole(trainer.state_dict()))
+        encode(trainer.state_dict())
 
     make_ready()  # what is kept of classes is kept from now on
     seen: Counter[str] = Counter()
