@@ -110,11 +110,11 @@ class Draft:
     beside: Callable[[Path], Mapping[str, FileEntry]] | None = None
 
 
-def write(files: FileSystem, folder: Path, draft: Draft) -> Manifest:
+def write(files: FileSystem, folder: Path, draft: Draft) -> tuple[Manifest, bytes]:
     """Make `folder` and write a checkpoint into it, durably.
 
     Returns:
-        What its manifest says.
+        Its manifest, and the text of that.
 
     Raises:
         Unwritable: when the tree is too large for JSON; nothing was written then
@@ -147,7 +147,10 @@ def write(files: FileSystem, folder: Path, draft: Draft) -> Manifest:
         files.sync_folder(folder)
         for sink in sinks:
             sink.sync()
-    return _parse_manifest(folder / MANIFEST, strictjson.loads(text))
+    metadata = codec.decode({"tree": draft.metadata, "tensors": {}}, {})
+    assert isinstance(metadata, dict)
+    versions = dict(draft.versions)
+    return Manifest(draft.name, draft.created, versions, metadata, entries), text
 
 
 def read(
@@ -435,7 +438,7 @@ class _Sink:
         self._file = file
         self._size = 0
         self._sum = 0
-        self._worker = Worker("checkpoint-checksum")
+        self._worker: Worker | None = None
 
     def __enter__(self) -> _Sink:
         return self
@@ -446,7 +449,8 @@ class _Sink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._worker.close()
+        if self._worker is not None:
+            self._worker.close()
         self._file.close()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -459,6 +463,8 @@ class _Sink:
             self._sum = crc32(view, self._sum)
             self._file.write(view)
             return
+        if self._worker is None:
+            self._worker = Worker("checkpoint-checksum")
         later = self._worker.submit(crc32, view, self._sum)
         self._file.write(view)
         self._sum = later.result()

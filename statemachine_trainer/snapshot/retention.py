@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Final, Generic, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
+from statemachine_trainer.files import read_regular
 from statemachine_trainer.intervals import Every, IntervalError, parse_interval
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotError
@@ -246,30 +247,67 @@ _TOO_NEW: Final = 20_000_000
 """Nanoseconds within which a file may change twice and show one time: clocks of file systems are coarse."""
 
 
+@dataclass(frozen=True)
+class Written(Generic[T]):
+    """A checkpoint that this process has written.
+
+    Args:
+        info: What is known of it.
+        manifest: Where its manifest is, and the text of that.
+        sizes: Of each file its size.
+    """
+
+    info: T
+    manifest: tuple[Path, bytes]
+    sizes: Mapping[str, int]
+
+    def is_there(self, found: Print | None) -> bool:
+        """Return whether a folder that looks so still has the files, and the manifest, that were written."""
+        if found is None or {name: size for name, size, _, _ in found} != self.sizes:
+            return False
+        path, text = self.manifest
+        try:
+            return read_regular(path, len(text)) == text
+        except OSError:
+            return False
+
+
 class Known(Generic[T]):
     """What was read of the checkpoints of a folder, for as long as their files stay as they are."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[Print, T]] = {}
+        self._written: Written[T] | None = None
 
-    def of(self, entries: Iterable[Entry], read: Callable[[int, str, Path], T], new: T) -> list[T]:
+    def of(
+        self,
+        entries: Iterable[Entry],
+        read: Callable[[int, str, Path], T],
+        written: Written[T],
+    ) -> list[T]:
         """Return what is known of some checkpoints; read the others.
 
         Args:
             entries: The checkpoints that are there.
             read: Reads one.
-            new: What is known of the one that was written just now.
+            written: The one that was written just now.
         """
         known, self._known = self._known, {}
+        # The files of the one before were too new to be known by their times.
+        last, self._written = self._written, written
+        new = written.info
         found = []
         for number, name, path in entries:
             if path == new.path:
                 found.append(new)
                 continue
             now, before = _print(path), known.get(path)
-            info = (
-                before[1] if before is not None and before[0] == now else read(number, name, path)
-            )
+            if before is not None and before[0] == now:
+                info = before[1]
+            elif last is not None and path == last.info.path and last.is_there(now):
+                info = last.info
+            else:
+                info = read(number, name, path)
             if now is not None and info.damage is None:
                 self._known[path] = now, info
             found.append(info)
@@ -283,8 +321,10 @@ def _print(folder: Path) -> Print | None:
             found = [(one.name, one.stat(follow_symlinks=False)) for one in inside]
     except OSError:
         return None
-    if any(abs(time.time_ns() - one.st_mtime_ns) < _TOO_NEW for _, one in found):
-        return None
+    now = time.time_ns()
+    for _, one in found:
+        if abs(now - one.st_mtime_ns) < _TOO_NEW:
+            return None
     return tuple(sorted((name, one.st_size, one.st_mtime_ns, one.st_ino) for name, one in found))
 
 

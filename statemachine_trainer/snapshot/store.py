@@ -30,7 +30,7 @@ from statemachine_trainer.snapshot.filesystem import (
     LocalFileSystem,
     is_abandoned,
 )
-from statemachine_trainer.snapshot.retention import Known, Retention, no_longer_kept
+from statemachine_trainer.snapshot.retention import Known, Retention, Written, no_longer_kept
 from statemachine_trainer.snapshot.snapshot_errors import (
     BadName,
     CleanupWarning,
@@ -142,12 +142,13 @@ class Store:
         self.owned: Callable[[], AbstractContextManager[object]] = nullcontext
         self.check_owned: Callable[[], object] = _nobody_asks
         self.settled: Callable[[], object] = _nobody_asks
-        self._files = files or LocalFileSystem()
+        self._files = files or LocalFileSystem(together=not background)
         self._staging = Staging() if background else None
         self.staging_of_parts = Staging() if background else None
         self._background = Background()
         self._writing = Lock()
         self._known: Known[Info] = Known()
+        self._paths: dict[str, Path] = {}  # of the checkpoints, by name: a path takes long to make
         self.versions = {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -250,11 +251,13 @@ class Store:
                 hidden = [one for one in self._files.names(self.root) if one.startswith(".")]
                 left = [path for path in map(self.root.__truediv__, hidden) if is_abandoned(path)]
                 self._delete(left)
-                manifest = self._commit(draft, target)
+                manifest, text = self._commit(draft, target)
                 self.check_owned()
             self._point_to(target)
-            sequence = int(target.name.partition("-")[0])
-            self._retain(_info_of(manifest, sequence, draft.name, target))
+            sizes = {name: entry.size for name, entry in manifest.files.items()}
+            sizes[checkpoint_folder.MANIFEST] = len(text)
+            info = _info_of(manifest, int(target.name.partition("-")[0]), draft.name, target)
+            self._retain(Written(info, (target / checkpoint_folder.MANIFEST, text), sizes))
         self.settled()
 
     def _point_to(self, target: Path) -> None:
@@ -269,10 +272,12 @@ class Store:
                 stacklevel=level_of_caller(),
             )
 
-    def _commit(self, draft: checkpoint_folder.Draft, target: Path) -> checkpoint_folder.Manifest:
+    def _commit(
+        self, draft: checkpoint_folder.Draft, target: Path
+    ) -> tuple[checkpoint_folder.Manifest, bytes]:
         temporary = self.root / filesystem.temporary_name(target.name)
         try:
-            manifest = checkpoint_folder.write(self._files, temporary, draft)
+            written = checkpoint_folder.write(self._files, temporary, draft)
             self.check_owned()  # while that was written somebody may have got the folder
             self._files.rename(temporary, target)
         except BaseException:
@@ -280,14 +285,16 @@ class Store:
                 filesystem.remove_all(self._files, temporary)
             raise
         self._files.sync_folder(self.root)
-        return manifest
+        return written
 
     def _replace_file(self, name: str, content: bytes, *, wait: bool = True) -> None:
         """Write a small file; a loss of power leaves the one before, or this one if `wait`."""
         temporary = self.root / filesystem.temporary_name(name)
-        with suppress(FileNotFoundError):
-            self._files.remove(temporary)  # of an attempt that failed
-        file = self._files.create(temporary)
+        try:
+            file = self._files.create(temporary)
+        except FileExistsError:  # of an attempt that failed
+            self._files.remove(temporary)
+            file = self._files.create(temporary)
         try:
             file.write(content)
             file.sync()
@@ -351,7 +358,7 @@ class Store:
             raise Damaged(self.root / _PINS, "it is not a list of names")
         return {name for name in names if isinstance(name, str)}
 
-    def _retain(self, written: Info) -> None:
+    def _retain(self, written: Written[Info]) -> None:
         """Delete what no rule keeps; what is damaged is left for a person to look at."""
         try:
             pins = self._pins()
@@ -474,12 +481,16 @@ class Store:
 
     def _entries(self) -> Sequence[tuple[int, str, Path]]:
         """Number, name and folder of each checkpoint, the oldest first."""
-        found = [
-            (int(match[1]), match[2], self.root / match[0])
-            for match in map(FOLDER.fullmatch, self._names())
-            if match
-        ]
-        return sorted(entry for entry in found if not entry[2].is_symlink())
+        known, paths, found = self._paths, {}, []
+        for match in map(FOLDER.fullmatch, self._names()):
+            if match is None:
+                continue
+            path = known.get(match[0]) or self.root / match[0]
+            paths[match[0]] = path
+            if not path.is_symlink():
+                found.append((int(match[1]), match[2], path))
+        self._paths = paths
+        return sorted(found)
 
     def _info(self, sequence: int, name: str, path: Path) -> Info:
         try:

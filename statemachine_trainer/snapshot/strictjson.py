@@ -40,7 +40,9 @@ def dumps(value: Json) -> bytes:
 
 def lines(values: dict[str, Json]) -> bytes:
     """JSON of an object for people, a line for each of its values. Python indents deeper only without its C encoder."""
-    inside = [f"  {json.dumps(name)}: {_READABLE.encode(one)}" for name, one in values.items()]
+    inside = [
+        f"  {_READABLE.encode(name)}: {_READABLE.encode(one)}" for name, one in values.items()
+    ]
     return ("{\n" + ",\n".join(inside) + "\n}").encode("utf-8")
 
 
