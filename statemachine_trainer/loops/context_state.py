@@ -84,15 +84,16 @@ def context_state(context: Context, generators: Held, *, gradients: bool = False
         Unwritable: A scheduler cannot say where it stands.
     """
     context.read_clock()
+    names = PlainNames(context.model)  # one walk over the modules for all
     tables = {"train": context.train_metrics, "validation": context.validation_metrics}
     in_flight = {name: getattr(context, name) for name in _TENSORS}
     on_cpu = context.device.type == "cpu"  # then nothing is asked of each tensor
     logging = next((name for name, table in tables.items() if table is context.log_table), None)
     return {
-        "model": module_state(context.model, grads=gradients or context.has_gradients),
+        "model": module_state(names, grads=gradients or context.has_gradients),
         "generators": dict(generators),
-        "torchmetrics": torchmetrics_state(context.model),
-        "optimizers": list(_slot_states(context)),
+        "torchmetrics": torchmetrics_state(names),
+        "optimizers": list(_slot_states(context, names)),
         "precision": context.precision.state_dict(),
         "manual": context.manual,
         "counts": context.counts.state_dict(),
@@ -122,10 +123,11 @@ def lasting_state(context: Context) -> dict[str, Any]:
     Raises:
         Unwritable: A scheduler cannot say where it stands.
     """
+    names = PlainNames(context.model)
     return {
-        "model": module_state(context.model, grads=False),
-        "torchmetrics": torchmetrics_state(context.model),
-        "optimizers": list(_slot_states(context)),
+        "model": module_state(names, grads=False),
+        "torchmetrics": torchmetrics_state(names),
+        "optimizers": list(_slot_states(context, names)),
         "precision": context.precision.state_dict(),
     }
 
@@ -299,8 +301,8 @@ def _check_loaders(context: Context, state: Mapping[str, Any]) -> None:
 # -- optimizers and schedulers --------------------------------------------------------------------
 
 
-def _slot_states(context: Context) -> Iterator[dict[str, Any]]:
-    names = {id(p): name for name, p in PlainNames(context.model).parameters()}
+def _slot_states(context: Context, plain: PlainNames) -> Iterator[dict[str, Any]]:
+    names = {id(p): name for name, p in plain.parameters()}
     for index, slot in enumerate(context.slots):
         where = f"context.optimizers[{index}].schedulers"
         yield {

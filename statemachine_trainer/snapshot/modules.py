@@ -20,11 +20,11 @@ _LOAD_WHAT_THEY_ARE: Final = (_NormBase,)
 """Modules of torch that look at versions as they load, and take no other shapes."""
 
 
-def module_state(module: nn.Module, *, grads: bool) -> dict[str, Any]:
+def module_state(module: nn.Module | PlainNames, *, grads: bool) -> dict[str, Any]:
     """Return all of a module that a run may change.
 
     Args:
-        module: The module.
+        module: The module, or its names, if they are known already.
         grads: Whether gradients are to be kept: those that the run will read again are.
 
     Returns:
@@ -33,7 +33,7 @@ def module_state(module: nn.Module, *, grads: bool) -> dict[str, Any]:
         leaves out parameters that are trained. Tensors are not copied. Names are those of the
         module without wrappers in it, such as compiled parts.
     """
-    names = PlainNames(module)
+    names = module if isinstance(module, PlainNames) else PlainNames(module)
     weights = names.state_dict()  # no dict of ours: it carries the versions of the modules
     _drop_lazy(weights)
     left_out = _left_out(names, weights)

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from statemachine_trainer.snapshot import Retention, Store, Unwritable, WriteFailed
 from statemachine_trainer.snapshot.filesystem import LocalFileSystem, OutputFile
+from statemachine_trainer.snapshot.tensor_file import DTYPES, bytes_of, write
+from statemachine_trainer.snapshot.threads import Staging
 
 
 class Gate(LocalFileSystem):
@@ -95,6 +97,24 @@ def test_memory_used_again_for_other_shapes_holds_no_old_values(shapes: list[lis
             assert isinstance(read, list)
             assert [len(weight) for weight in read] == sizes
             assert all(bool((weight == step).all()) for weight in read)
+
+
+@pytest.mark.parametrize("names", [[*DTYPES], [*DTYPES][::-1], [*DTYPES][::3], []])
+def test_the_file_of_copies_is_that_of_the_tensors_themselves(names: list[str]) -> None:
+    shapes = [(3,), (), (0,), (2, 0, 3), (5, 7), (70_000,)]
+    tensors = {
+        f"{name} {shape}": torch.zeros(shape, dtype=torch.uint8).to(DTYPES[name])
+        for name in names
+        for shape in shapes
+    }
+    staging = Staging()
+    for value in (0, 1, 255):
+        for one in tensors.values():
+            bytes_of(one)[:] = bytes([value % (2 if one.dtype is torch.bool else 256)]) * one.nbytes
+        expected, found = bytearray(), bytearray()
+        write(tensors, expected.extend)
+        staging.copy(tensors).write(found.extend)
+        assert found == expected
 
 
 def test_a_failed_write_is_raised_by_wait_once(tmp_path: Path) -> None:

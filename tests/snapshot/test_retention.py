@@ -225,3 +225,22 @@ def test_what_is_damaged_after_a_save_has_looked_at_it_is_left_for_a_person(
         store.save({"step": step}, name=f"step-{step}")
     assert first.exists()
     assert [info.name for info in store.list() if info.damage is None] == ["step-2", "step-3"]
+
+
+@pytest.mark.parametrize("hours_ago", [0, 1])
+def test_the_newest_is_damaged_before_the_next_save_looks_at_it_and_is_left_for_a_person(
+    tmp_path: Path, hours_ago: int
+) -> None:
+    store = Store(tmp_path, retention=Retention(last=1))
+    first = store.save({"w": np.arange(3)}, name="step-1")
+    manifest = first / "manifest.json"
+    text = manifest.read_bytes()
+    manifest.write_bytes(text.replace(b"step-1", b"step-7"))  # as long as it was
+    for file in first.iterdir():
+        then = file.stat().st_mtime - 3600 * hours_ago
+        os.utime(file, (then, then))
+    store.save({"w": np.arange(3)}, name="step-2")
+    assert first.is_dir()
+    manifest.write_bytes(text)
+    store.save({"w": np.arange(3)}, name="step-3")
+    assert [info.name for info in store.list()] == ["step-3"]

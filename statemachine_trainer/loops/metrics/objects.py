@@ -124,11 +124,14 @@ def load_metric_state(metric: object, state: Mapping[str, object]) -> None:
     _set_attributes(metric, cast("dict[str, object]", state.get("attributes", {})))
 
 
-def torchmetrics_state(module: nn.Module) -> dict[str, dict[str, object]]:
+def torchmetrics_state(module: nn.Module | PlainNames) -> dict[str, dict[str, object]]:
     """The states of all torchmetrics objects inside a module, by their path in it.
 
     Those are no part of the module's own `state_dict`, yet a run stopped in the middle of a pass
     has to go on from them: whether or not they are ever passed to `log`.
+
+    Args:
+        module: The module, or its names, if they are known already.
     """
     return {path: _plain_attributes(metric) for path, metric in _torchmetrics_in(module)}
 
@@ -145,8 +148,9 @@ def load_torchmetrics_state(module: nn.Module, state: Mapping[str, dict[str, obj
         _set_attributes(metrics[path], saved)
 
 
-def _torchmetrics_in(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for path, inside in PlainNames(module).modules(wrappers=False):
+def _torchmetrics_in(module: nn.Module | PlainNames) -> Iterator[tuple[str, nn.Module]]:
+    names = module if isinstance(module, PlainNames) else PlainNames(module)
+    for path, inside in names.modules(wrappers=False):
         if hasattr(type(inside), "compute_groups"):
             # A collection updates one metric of a group of equals; asked so, it links the others.
             cast("Any", inside).values(copy_state=False)
