@@ -171,9 +171,10 @@ class Loop(HasSettings):
         if args:
             _check_positions(cls, args, kwargs)
         loop = super().__new__(cls, *args, **kwargs)
-        # A dict of its own, not one that shares its keys with other loops: CPython reads an attribute
-        # of an object straight from its place in the former, and searches the latter each time.
-        loop.__dict__ = {}
+        # A dict with keys of its own. CPython reads an attribute from its place in such a dict, and
+        # searches one that shares its keys with those of other loops each time. Set on `object`,
+        # because a subclass may have a `__setattr__` that is not ready yet.
+        object.__setattr__(loop, "__dict__", {**vars(loop)})
         loop._loops, loop._declared = {}, {}
         loop._given = names_given(cls, args, kwargs)
         loop.reset_fields()
