@@ -17,14 +17,7 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.loops.metrics.sizes import batch_size_of
 from statemachine_trainer.loops.outputs import gather
-from statemachine_trainer.loops.samples import (
-    cut,
-    tell_of_sums,
-    what_was_tried,
-    why_not_cut,
-    why_not_weighted,
-    within_memory,
-)
+from statemachine_trainer.loops.samples import InPieces, cut, tell_of_sums
 from statemachine_trainer.loops.settings_checks import function, one_of, whole_number
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.loops.stepping import NonFinite, SteppingLoop
@@ -233,7 +226,7 @@ class OptimizerLoop(SteppingLoop):
         count_step(context, context.optimizer_idx)
 
 
-class SplittingLoop(OptimizerLoop):
+class SplittingLoop(InPieces, OptimizerLoop):
     """An optimizer loop that cuts a batch that does not fit into memory: `OptimizerLoop(on_oom="split")`.
 
     When memory runs out in the forward or backward pass, what is left of the batch is tried again in
@@ -307,10 +300,6 @@ class SplittingLoop(OptimizerLoop):
 
     _last = True
     """Whether the piece at work is the last one of the split, at all ranks. Set before its forward pass."""
-    _can_be_smaller = False
-    """Whether all ranks can go on in smaller pieces. Set before an error is raised that asks for it."""
-    _tells = False
-    """Whether this rank is one that cannot, so that its error says what was tried."""
 
     def why_alone(self, context: Context) -> str | None:
         steps = context.steps
@@ -419,60 +408,7 @@ class SplittingLoop(OptimizerLoop):
             context.piece_since = context.counts.step
         return answer
 
-    # -- guards and parts ------------------------------------------------------------------------
-
-    def _leave_out(self) -> None:
-        """Leave it to `forward`, where all ranks agree on it."""
-
-    def can_be_smaller(self) -> bool:
-        """Guard of the edge for errors: each rank can do what is left of its batch in smaller pieces."""
-        return self._can_be_smaller
-
-    def undo_of(self, state: str) -> Callable[[Exception], None] | None:
-        undo = super().undo_of(state)
-        if undo is None or state != "forward":
-            return undo
-
-        def undo_and_tell(error: Exception) -> None:
-            undo(error)
-            if self._tells and isinstance(error, torch.OutOfMemoryError):
-                context = self.context
-                start, _, samples = self._piece()
-                error.add_note(what_was_tried(context.split, context.batch_idx + 1, start, samples))
-
-        return undo_and_tell
-
-    def _unless_short(self, work: Callable[[], T]) -> T:
-        """Let each rank do its work, and raise at all of them if memory runs out at one. A collective."""
-        objector = self.context.steps.sync.objector
-        answer: Any = None
-        error: torch.OutOfMemoryError | None = None
-        try:
-            answer = within_memory(work)
-        except torch.OutOfMemoryError as raised:
-            error = raised
-        rank = objector(error is None)
-        if rank is None:
-            return answer  # type: ignore[no-any-return]
-        start, stop, _ = self._piece()
-        # A rank whose own piece did fit need not be able to cut it.
-        can = stop - start > 1 or error is None
-        can = can and (stop - start < 2 or why_not_cut(self.context.split) is None)
-        cannot = objector(can)
-        self._can_be_smaller, self._tells = cannot is None, not can
-        if error is None:
-            number = self.context.batch_idx + 1
-            error = torch.OutOfMemoryError(
-                f"Rank {rank} has run out of memory for its piece of batch {number}."
-            )
-        if can and cannot is not None:
-            error.add_note(
-                f"Rank {cannot} cannot cut its batch further, so no rank goes on. Its own error says why."
-            )
-        try:
-            raise error
-        finally:
-            del error  # a frame and its error in a cycle would keep tensors alive
+    # -- pieces ----------------------------------------------------------------------------------
 
     def _forward_piece(
         self, start: int, stop: int, samples: int
@@ -507,27 +443,6 @@ class SplittingLoop(OptimizerLoop):
             loss.backward()
         context.pieces_loss = so_far
 
-    def _average(self, slot: OptimizerSlot) -> None:
-        """Average gradients over the ranks. A collective; a rank short of memory here ends the run."""
-        self._can_be_smaller = False
-        self.context.steps.sync.average(slot.parameters)
-
-    def _slot_at_work(self) -> OptimizerSlot:
-        slots = self.context.slots
-        return self._take_turn() if len(slots) > 1 else slots[0]
-
-    def _piece(self) -> tuple[int, int, int]:
-        """Return first and last sample of the piece to do next, and the number of samples in the split.
-
-        What is left is cut into pieces of about the same size.
-        """
-        context = self.context
-        samples, start = batch_size_of(context.split) or 1, context.piece_start
-        left = samples - start
-        most = context.piece_size or max(left, 1)
-        pieces = -(-left // most) or 1
-        return start, start + -(-left // pieces), samples
-
     def _share(self, start: int, stop: int, samples: int) -> float:
         """Return how much the loss of a piece counts in that of the split."""
         if self.weight is None or stop - start == samples:
@@ -540,23 +455,6 @@ class SplittingLoop(OptimizerLoop):
                 "the batch. A weight counts something, such as tokens."
             )
         return part / whole if whole else (stop - start) / samples
-
-    def _refuse_what_is_not_cut(self) -> None:
-        context = self.context
-        around: Any = self._parent
-        if context.steps.takes_hiddens:
-            what = "passes hiddens on, whose samples this loop cannot find"
-        elif any(slot.takes_closure for slot in context.slots):
-            what = "has an optimizer that evaluates the loss itself"
-        elif getattr(around, "split_steps", None) is not None and around.time_dim == 0:
-            what = "has time, not samples, along the first dimension (time_dim=0)"
-        elif (why := why_not_weighted(context.steps.given.loss)) is not None:
-            what = f"has a loss whose pieces do not count by their share: {why}"
-        else:
-            return
-        raise SettingError(
-            f"on_oom='split' cuts batches into samples, and this training {what}. Leave on_oom at 'raise'."
-        )
 
 
 class _LeftOut(Exception):

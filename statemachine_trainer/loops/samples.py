@@ -9,7 +9,10 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor, nn
 
+from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.metrics.sizes import batch_size_of
+from statemachine_trainer.loops.slots import OptimizerSlot
+from statemachine_trainer.loops.stepping import SteppingLoop
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves, parts
 
 T = TypeVar("T")
@@ -168,3 +171,113 @@ def within_memory(work: Callable[[], T]) -> T:
         if not is_out_of_memory(error):
             raise
         raise torch.OutOfMemoryError(str(error) or "out of memory") from error
+
+
+# -- A loop that does a batch piece by piece ------------------------------------------------------
+
+
+class InPieces(SteppingLoop):
+    """Base of a loop that goes through the samples of a batch in pieces.
+
+    It has no states. It tells which piece is next, and lets the ranks agree on whether memory suffices.
+    """
+
+    _can_be_smaller = False
+    """Whether all ranks can go on in smaller pieces. Set before an error is raised that asks for it."""
+    _tells = False
+    """Whether this rank is one that cannot, so that its error says what was tried."""
+
+    # -- memory ----------------------------------------------------------------------------------
+
+    def _leave_out(self) -> None:
+        """Leave it to `forward`, where all ranks agree on it."""
+
+    def can_be_smaller(self) -> bool:
+        """Guard of the edge for errors: each rank can do what is left of its batch in smaller pieces."""
+        return self._can_be_smaller
+
+    def undo_of(self, state: str) -> Callable[[Exception], None] | None:
+        undo = super().undo_of(state)
+        if undo is None or state != "forward":
+            return undo
+
+        def undo_and_tell(error: Exception) -> None:
+            undo(error)
+            if self._tells and isinstance(error, torch.OutOfMemoryError):
+                context = self.context
+                start, _, samples = self._piece()
+                error.add_note(what_was_tried(context.split, context.batch_idx + 1, start, samples))
+
+        return undo_and_tell
+
+    def _unless_short(self, work: Callable[[], T]) -> T:
+        """Let each rank do its work, and raise at all of them if memory runs out at one. A collective."""
+        objector = self.context.steps.sync.objector
+        answer: Any = None
+        error: torch.OutOfMemoryError | None = None
+        try:
+            answer = within_memory(work)
+        except torch.OutOfMemoryError as raised:
+            error = raised
+        rank = objector(error is None)
+        if rank is None:
+            return answer  # type: ignore[no-any-return]
+        start, stop, _ = self._piece()
+        # A rank whose own piece did fit need not be able to cut it.
+        can = stop - start > 1 or error is None
+        can = can and (stop - start < 2 or why_not_cut(self.context.split) is None)
+        cannot = objector(can)
+        self._can_be_smaller, self._tells = cannot is None, not can
+        if error is None:
+            number = self.context.batch_idx + 1
+            error = torch.OutOfMemoryError(
+                f"Rank {rank} has run out of memory for its piece of batch {number}."
+            )
+        if can and cannot is not None:
+            error.add_note(
+                f"Rank {cannot} cannot cut its batch further, so no rank goes on. Its own error says why."
+            )
+        try:
+            raise error
+        finally:
+            del error  # a frame and its error in a cycle would keep tensors alive
+
+    # -- pieces ----------------------------------------------------------------------------------
+
+    def _average(self, slot: OptimizerSlot) -> None:
+        """Average gradients over the ranks. A collective; a rank short of memory here ends the run."""
+        self._can_be_smaller = False
+        self.context.steps.sync.average(slot.parameters)
+
+    def _slot_at_work(self) -> OptimizerSlot:
+        slots = self.context.slots
+        return self._take_turn() if len(slots) > 1 else slots[0]
+
+    def _piece(self) -> tuple[int, int, int]:
+        """Return first and last sample of the piece to do next, and the number of samples in the split.
+
+        What is left is cut into pieces of about the same size.
+        """
+        context = self.context
+        samples, start = batch_size_of(context.split) or 1, context.piece_start
+        left = samples - start
+        most = context.piece_size or max(left, 1)
+        pieces = -(-left // most) or 1
+        return start, start + -(-left // pieces), samples
+
+    def _refuse_what_is_not_cut(self) -> None:
+        context = self.context
+        around: Any = self._parent
+        if context.steps.takes_hiddens:
+            what = "passes hiddens on, whose samples this loop cannot find"
+        elif any(slot.takes_closure for slot in context.slots):
+            what = "has an optimizer that evaluates the loss itself"
+        elif getattr(around, "split_steps", None) is not None and around.time_dim == 0:
+            what = "has time, not samples, along the first dimension (time_dim=0)"
+        elif (why := why_not_weighted(context.steps.given.loss)) is not None:
+            what = f"has a loss whose pieces do not count by their share: {why}"
+        else:
+            return
+        raise SettingError(
+            f"on_oom='split' cuts batches into samples, and this training {what}. Leave on_oom at 'raise'."
+        )
