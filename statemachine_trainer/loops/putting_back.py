@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import torch
@@ -13,13 +14,17 @@ from statemachine_trainer.loops.context import Context, saved_as
 from statemachine_trainer.loops.loop_errors import ChangedForGood
 from statemachine_trainer.loops.scheduler_state import load_scheduler_state, scheduler_state
 from statemachine_trainer.machine.fields import copied
-from statemachine_trainer.parallel.containers import leaves_with_paths
+from statemachine_trainer.parallel.containers import leaves
 from statemachine_trainer.snapshot.generators import identity_of
 from statemachine_trainer.snapshot.held import keep, put_back
+from statemachine_trainer.snapshot.members import Members
 from statemachine_trainer.snapshot.rng import keep_rng
 from statemachine_trainer.snapshot.search import Place, Search
 
-_FIELDS = [name for name in (*saved_as("plain"), *saved_as("tensors")) if name != "outputs"]
+_FIELDS: Final = [name for name in (*saved_as("plain"), *saved_as("tensors")) if name != "outputs"]
+_VALUES: Final = attrgetter(*_FIELDS)
+_FIXED: Final = frozenset((int, float, bool, str, type(None)))
+"""Types of values that need no copy."""
 
 
 class Kept:
@@ -36,21 +41,23 @@ class Kept:
     def __init__(self, context: Context) -> None:
         self._context = context
         model = context.model
-        self._fields = {name: copied(getattr(context, name)) for name in _FIELDS}
+        fields = zip(_FIELDS, _VALUES(context), strict=True)
+        self._fields = {n: one if type(one) in _FIXED else copied(one) for n, one in fields}
         # Outputs are only ever appended, and there may be as many as batches in an epoch.
         self._outputs = context.outputs, len(context.outputs or ())
-        modules = [*model.modules()]
-        self._modes = [(module, module.training) for module in modules]
-        self._counts = context.counts.state_dict()
-        self._rng = keep_rng()
         found = _FOUND.get(model)
         if found is None:
             found = _FOUND[model] = _Found()
+        modules, (_, weights), _ = found.members.of(model)
+        self._modes = [(module, module.training) for module in modules]
+        self._counts = context.counts.state_dict()
+        self._rng = keep_rng()
         self._searched = found.search_if_changed(model, modules)
         self._generators = keep(found.places)
         self._buffers = [
             (module, name, one, one.clone())
             for module in modules
+            if module._buffers
             for name, one in module._buffers.items()
             if one is not None
         ]
@@ -58,11 +65,19 @@ class Kept:
         self._tables = [(table, table.state_dict()) for table in tables]
         self._over, self._log_table = context.train_metrics.over, context.log_table
         in_flight = (context.batch, context.split, context.kept_hiddens)
-        self._unchanged = [(one, _version(one)) for tree in in_flight for one in _tensors(tree)]
-        self._weights = [(one, _version(one)) for one in model.parameters()]
-        self._trained = [(one, one.requires_grad) for one, _ in self._weights]
-        copies = context.open_windows or context.manual or context.piece_start > 0
-        self._gradients = [_KeptGradient(p, copies) for p in model.parameters()]
+        self._unchanged = _versions_of(
+            [
+                one
+                for tree in in_flight
+                if tree is not None
+                for one in leaves(tree)
+                if isinstance(one, Tensor)
+            ]
+        )
+        self._weights = _versions_of(weights)
+        self._trained = [(one, one.requires_grad) for one in weights]
+        copies = bool(context.open_windows or context.manual or context.piece_start > 0)
+        self._gradients = _KeptGradients(weights, copies)
         self._slots = [_KeptSlot(slot) for slot in context.slots]
         scaler = context.precision.scaler
         self._scaler: dict[str, Any] | None = None
@@ -98,8 +113,7 @@ class Kept:
             with torch.no_grad():
                 one.copy_(before)
             module._buffers[name] = one
-        for gradient in self._gradients:
-            gradient.put_back()
+        self._gradients.put_back()
         for slot in self._slots:
             slot.put_back()
         self._put_scaler()
@@ -164,6 +178,7 @@ class _Found:
     """
 
     def __init__(self) -> None:
+        self.members = Members()
         self.places: dict[str, Place] = {}
         self.holders: list[tuple[object, ...]] = []
         self._attributes: list[tuple[int, ...]] | None = None
@@ -209,7 +224,7 @@ class _KeptSlot:
         self._groups = [{**group} for group in optimizer.param_groups]
         self._state = {p: {**one} for p, one in optimizer.state.items()}
         tensors = (t for one in self._state.values() for t in one.values())
-        self._versions = [(t, _version(t)) for t in tensors if isinstance(t, Tensor)]
+        self._versions = _versions_of([t for t in tensors if isinstance(t, Tensor)])
         self._schedulers = [(one, one.seen, scheduler_state(one, "")) for one in slot.schedulers]
 
     def put_back(self) -> None:
@@ -231,41 +246,48 @@ class _KeptSlot:
             group.update(before)
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (one for _, one in leaves_with_paths(tree) if isinstance(one, Tensor))
-
-
 def _version(one: Tensor) -> int:
     """Return how often a tensor was changed in place; 0 where torch does not count."""
     return 0 if one.is_inference() else one._version
+
+
+def _versions_of(tensors: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+    return [(one, 0 if one.is_inference() else one._version) for one in tensors]
 
 
 def _have_changed(versions: Sequence[tuple[Tensor, int]]) -> bool:
     return any(_version(one) != version for one, version in versions)
 
 
-class _KeptGradient:
-    """The gradient of one parameter, copied if it will be used again.
+class _KeptGradients:
+    """The gradients of parameters, copied if they will be used again.
 
     Else no window is open, and the next backward pass begins with none. Such a gradient is not kept
     alive: its memory may be what the step is short of.
     """
 
-    __slots__ = ("_before", "_clone", "_parameter", "_version")
+    __slots__ = ("_kept", "_parameters")
 
-    def __init__(self, parameter: nn.Parameter, copies: bool) -> None:
-        gradient = parameter.grad
-        self._parameter = parameter
-        self._before = None if gradient is None else weakref.ref(gradient)
-        self._version = 0 if gradient is None else _version(gradient)
-        self._clone = gradient.clone() if copies and gradient is not None else None
+    def __init__(self, parameters: Sequence[Tensor], copies: bool) -> None:
+        self._parameters = parameters
+        # By the place of the parameter: the gradient, its version, and its copy. Most have none as a step begins.
+        self._kept = {
+            at: (weakref.ref(one), _version(one), one.clone() if copies else None)
+            for at, one in enumerate([one.grad for one in parameters])
+            if one is not None
+        }
 
     def put_back(self) -> None:
-        now = self._parameter.grad
-        if now is None or self._before is None or now is not self._before():
-            self._parameter.grad = self._clone
-        elif _version(now) != self._version:
-            if self._clone is None:
-                self._parameter.grad = None
-            else:
-                now.detach().copy_(self._clone)
+        for at, parameter in enumerate(self._parameters):
+            before, version, clone = self._kept.get(at, _NO_GRADIENT)
+            now = parameter.grad
+            if now is None or before is None or now is not before():
+                parameter.grad = clone
+            elif _version(now) != version:
+                if clone is None:
+                    parameter.grad = None
+                else:
+                    now.detach().copy_(clone)
+
+
+_NO_GRADIENT: Final[tuple[Any, int, Tensor | None]] = None, 0, None

@@ -8,24 +8,22 @@ apart, and never a tensor: one that the run lets go of is freed.
 from __future__ import annotations
 
 import random
-import weakref
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, compress
-from operator import attrgetter
 from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.observe.fingerprint_file import Kind
 from statemachine_trainer.parallel.containers import leaves_with_paths
+from statemachine_trainer.snapshot.members import Members
 from statemachine_trainer.snapshot.rng import devices_in_use
 
 Leaves = tuple[Sequence[str], Sequence[object]]
@@ -50,7 +48,7 @@ class Walk:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._members = _Members()
+        self._members = Members()
         self._optimizers = _Optimizers()
         self._generators = _Generators()
         self._weights: Leaves = _NOTHING
@@ -58,7 +56,7 @@ class Walk:
 
     def begin(self) -> None:
         """Begin a walk. What is looked at is that of this moment, until the walk ends."""
-        self._weights, self._buffers = self._members.of(self._context.model)
+        _, self._weights, self._buffers = self._members.of(self._context.model)
 
     def end(self) -> None:
         """End a walk: what was found is let go of."""
@@ -91,75 +89,6 @@ def _with_shapes(weights: Leaves) -> Leaves:
         return weights
     kept = [not one for one in lazy]
     return tuple(compress(names, kept)), [*compress(tensors, kept)]
-
-
-# -- models ------------------------------------------------------------------------------------------
-
-_MEMBERS: Final = attrgetter("_parameters", "_buffers", "_modules")
-
-
-@dataclass
-class _Members:
-    """Parameters and buffers of a model, found again without a walk as long as its modules hold the same objects.
-
-    Attributes:
-        modules: The modules of the walk.
-        marks: What they held: names, objects by their numbers, and how many of each.
-        chosen: Names of the parameters and of the buffers, and where each stands among all that the modules hold.
-    """
-
-    modules: list[weakref.ref[nn.Module]] = field(default_factory=list)
-    marks: object = None
-    chosen: tuple[tuple[tuple[str, ...], list[int]], ...] = ()
-
-    def of(self, model: nn.Module) -> tuple[Leaves, Leaves]:
-        """Return the parameters and the buffers."""
-        modules = [one() for one in self.modules]
-        if modules and modules[0] is model and None not in modules:
-            values, marks = _held(modules)
-            if marks == self.marks:
-                weights, buffers = (
-                    (names, [values[at] for at in places]) for names, places in self.chosen
-                )
-                return weights, buffers
-        return self._walk(model)
-
-    def _walk(self, model: nn.Module) -> tuple[Leaves, Leaves]:
-        named = [*model.named_parameters()], [*model.named_buffers()]
-        modules = [*model.modules()]
-        self.modules = []
-        if all(map(_is_usual, modules)):
-            values, self.marks = _held(modules)
-            places: dict[int, int] = {}
-            for at, one in enumerate(values):
-                places.setdefault(id(one), at)
-            if all(id(one) in places for _, one in chain(*named)):
-                self.modules = [*map(weakref.ref, modules)]
-                self.chosen = tuple(
-                    (tuple(name for name, _ in each), [places[id(one)] for _, one in each])
-                    for each in named
-                )
-                return self.of(model)
-        weights, buffers = (
-            (tuple(name for name, _ in each), [one for _, one in each]) for each in named
-        )
-        return weights, buffers
-
-
-def _held(modules: Sequence[Any]) -> tuple[list[Any], object]:
-    """Return what modules hold, and what tells whether they hold the same as before."""
-    held = [*chain.from_iterable(map(_MEMBERS, modules))]
-    values = [value for one in held for value in one.values()]
-    return values, ([*chain.from_iterable(held)], [*map(id, values)], [*map(len, held)])
-
-
-def _is_usual(module: nn.Module) -> bool:
-    """Whether a module names what it holds as those of torch do."""
-    of_type, own = type(module), vars(module)
-    return all(
-        getattr(of_type, name) is getattr(nn.Module, name) and name not in own
-        for name in ("named_parameters", "named_buffers", "named_modules", "_named_members", "modules")
-    ) and all(type(one) in (dict, OrderedDict) for one in _MEMBERS(module))  # fmt: skip
 
 
 # -- optimizers --------------------------------------------------------------------------------------
