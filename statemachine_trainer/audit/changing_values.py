@@ -17,10 +17,10 @@ import os
 import types
 import warnings
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from functools import cache, lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,14 @@ from statemachine_trainer.audit.changing_code import (
     codes_of,
     codes_of_class,
 )
-from statemachine_trainer.audit.plain_values import Reader, Seen, address, base_of, is_cache
+from statemachine_trainer.audit.plain_values import (
+    Reader,
+    Seen,
+    address,
+    base_of,
+    is_cache,
+    is_numbers,
+)
 from statemachine_trainer.audit.reachable import Roots
 from statemachine_trainer.audit.report import NotHeld
 from statemachine_trainer.audit.value_names import (
@@ -51,7 +58,8 @@ from statemachine_trainer.snapshot.kinds import (
     is_users,
     named,
 )
-from statemachine_trainer.snapshot.search import Search, Unheld
+from statemachine_trainer.snapshot.rounds import Round, Rounds
+from statemachine_trainer.snapshot.search import TENSORS, Unheld
 
 if TYPE_CHECKING:
     from statemachine_trainer.audit.set_at_beginnings import Beginning, SetAtBeginnings
@@ -92,6 +100,12 @@ _ENVIRONMENT: Final = frozenset({"environ", "environb", "putenv"})
 _CACHED: Final = type(cache(len))
 """The class of functions with a `functools.cache`."""
 
+_Place = tuple[Any, ...]
+"""The keys that lead to something in containers."""
+
+_Numbers = dict[tuple[int, str, _Place], tuple[Any, type, str]]
+"""By identity, path of the data and place: what a tensor or an array holds, its class, what to do if it changes."""
+
 _Key = tuple[int, str, str]
 """Identity of the holder, what the value is called, and its name there."""
 
@@ -101,10 +115,17 @@ class ChangingValues:
 
     def __init__(self) -> None:
         self._before: dict[_Key, Seen] | None = None
+        self._numbers: _Numbers = {}
         self._of_process: dict[str, str] = {}
         self._told: set[str] = set()
         self._unheld: set[str] | None = None
         self._at_beginnings: SetAtBeginnings | None = None
+        self._begin_rounds()
+        self._known: _Known | None = None
+
+    def _begin_rounds(self) -> None:
+        self._rounds = Rounds(noting=True, visiting=_has_state_of_its_own)
+        self._rounds_of_data = Rounds(noting=True, visiting=_has_state_of_its_own)
 
     def begin(self, unheld: Collection[str] | None = None) -> None:
         """Forget what was seen: a fit begins, or goes on from a checkpoint.
@@ -112,9 +133,10 @@ class ChangingValues:
         Args:
             unheld: Paths of what no checkpoint can hold, and was told; None if nobody looked.
         """
-        self._before = None
+        self._before, self._numbers = None, {}
         self._unheld = None if unheld is None else {*unheld}
         self._at_beginnings = None
+        self._begin_rounds()  # the search that is kept of the start is one of all
 
     def compare_with_start(
         self, found: list[Beginning], made_once: frozenset[str], model: nn.Module, roots: Roots
@@ -131,17 +153,13 @@ class ChangingValues:
         if found or made_once:
             from statemachine_trainer.audit.set_at_beginnings import SetAtBeginnings
 
-            look, known = _Look(roots, model), set[int]()
-            Search(
-                roots,
-                notice=look.note,
-                visit=lambda _, thing: known.add(id(thing)),
-                quiet=True,
-            )
+            look, first = _Look(roots, model), self._rounds.search(roots)
+            look.take(first)
+            known = {id(thing) for _, thing in first.visits}
             known.update(holder for holder, _, _ in look.values)
             self._at_beginnings = SetAtBeginnings(found, look.values, known, made_once)
 
-    def look(self, model: nn.Module, roots: Roots, data: Roots, at: str | None = None) -> Search:
+    def look(self, model: nn.Module, roots: Roots, data: Roots, at: str | None = None) -> Round:
         """Look at all values, and tell of those that changed since the last time, each once.
 
         Args:
@@ -151,18 +169,22 @@ class ChangingValues:
             at: The state at which a resumed run goes on.
 
         Returns:
-            The search from the roots, for others who look for something there.
+            What was found from the roots, for others who look for something there.
 
         Warns:
             NotHeld: There is such a value. The message has its name and a way out.
         """
-        look = _Look({**roots, **data}, model)
-        search = Search(roots, notice=look.note, visit=look.visit, quiet=True)
-        in_data = Search(data, notice=look.note, visit=look.visit, quiet=True)
+        search, in_data = self._rounds.search(roots), self._rounds_of_data.search(data)
+        known = self._known if search.same and in_data.same else None
+        look = _Look({**roots, **data}, model, known)
+        for one in (search, in_data):
+            look.take(one)
+        self._known = look.known
         for path, part in data.items():
             look.note_numbers(path, part, data.values())
         look.note_environment()
         before, self._before = self._before, look.values
+        numbers, self._numbers = self._numbers, look.numbers
         of_process, self._of_process = self._of_process, look.of_process
         lines = self._appeared([*in_data.unheld, *search.unheld])
         lines += self._set_at_beginnings(look, at)
@@ -182,8 +204,21 @@ class ChangingValues:
                 continue
             self._told.add(what)
             lines.append(f"{what}, from {was.shown} to {now.shown}: {remedy}")
+        lines += self._changed_in_data(numbers, look.numbers)
         _tell(lines)
         return search
+
+    def _changed_in_data(self, before: _Numbers, now: _Numbers) -> list[str]:
+        """Return the tensors and arrays of the data that were changed in place, in words."""
+        lines = []
+        for key, (content, kind, remedy) in now.items():
+            was = before[key][0] if key in before else content
+            what = _words(*key[1:]) if was != content else None
+            if what is not None and what not in self._told:
+                self._told.add(what)
+                one, other = (f"a {kind.__name__} {tuple(some[0])}" for some in (was, content))
+                lines.append(f"{what}, from {one} to {other}: {remedy}")
+        return lines
 
     def _set_at_beginnings(self, look: _Look, at: str | None) -> list[str]:
         """Return what only code sets that a resumed run does not call again, in words."""
@@ -224,70 +259,146 @@ class ChangingValues:
         ]
 
 
+class _Named(NamedTuple):
+    """What a value is called.
+
+    Attributes:
+        what: In words.
+        name: Its name at its holder.
+        remedy: What to do so that it is held.
+        holder: The class of the holder.
+        of_library: Whether it lies in a module of a library, which changes in place what is its own.
+    """
+
+    what: str
+    name: str
+    remedy: str
+    holder: type
+    of_library: bool
+
+
+class _Known:
+    """What stays as it is while searches follow the same way.
+
+    Attributes:
+        named: Of each note, what the value is called; None of those that are not looked at.
+        codes: The code of users that was seen.
+        in_environment: The names of environment variables in that code.
+    """
+
+    def __init__(self) -> None:
+        self.named: list[_Named | None] = []
+        self.codes: set[types.CodeType] = set()
+        self.in_environment: list[str] | None = None
+
+
 class _Look:
     """One look at all values.
+
+    Args:
+        roots: Where the searches began.
+        model: The model, whose parameters and buffers are held.
+        known: What is known from the last look, if the searches have followed the same ways.
 
     Attributes:
         values: What was seen.
         remedies: What to do so that it is held.
         holders: The classes of those that have them.
-        codes: The code of users that was seen.
         reader: Reads values.
         of_process: What a new process begins anew, whoever changes it, in words.
+        numbers: What the tensors and arrays of the data hold.
+        known: What the next look may know.
     """
 
-    def __init__(self, roots: Roots, model: nn.Module) -> None:
+    def __init__(self, roots: Roots, model: nn.Module, known: _Known | None = None) -> None:
         self.values: dict[_Key, Seen] = {}
         self.remedies: dict[_Key, str] = {}
         self.holders: dict[_Key, type] = {}
         self.of_process: dict[str, str] = {}
+        self.numbers: _Numbers = {}
         self._roots = roots
         names = PlainNames(model)
         held = (*names.parameters(), *names.buffers())
         self.reader = Reader({address(one) for _, one in held})
-        self.codes: set[types.CodeType] = {code for one in roots.values() for code in codes_of(one)}
+        self._is_known = known is not None
+        self.known = known or _Known()
+        self._notes = 0  # that were taken
+        if known is None:
+            self.known.codes.update(code for one in roots.values() for code in codes_of(one))
         self._kinds: set[type] = set()
         self._changed: Changed | None = None
 
-    def note(self, path: str, holder: object, name: str, value: object) -> None:
-        """Take a look at one named value, as `Search` calls it."""
+    @property
+    def codes(self) -> set[types.CodeType]:
+        """The code of users that was seen."""
+        return self.known.codes
+
+    def take(self, found: Round) -> None:
+        """Take a look at all that a search has found."""
+        if not self._is_known:
+            self.known.named += [self._named(path, one, name) for path, one, name, _ in found.notes]
+            for _, holder, _, value in found.notes:
+                self._note_code(holder, value)
+        for path, thing in found.visits:
+            if self._is_known or _has_state_of_its_own(thing):
+                self._visit(path, thing)
+        named = self.known.named[self._notes : self._notes + len(found.notes)]
+        for one, (_, holder, _, value) in zip(named, found.notes, strict=True):
+            if one is not None and len(self.values) < _MOST:
+                self._note(one, holder, value)
+        self._notes += len(found.notes)
+
+    def _note_code(self, holder: object, value: object) -> None:
+        """Note the code of users that a named value leads to."""
+        codes = self.known.codes
         if type(value) in _WITH_CODE:
-            self.codes.update(codes_of(value))
+            codes.update(codes_of(value))
         elif isinstance(value, _LISTS) and type(value) in _LISTS:  # it may be a table of functions
             for one in islice(value.values() if isinstance(value, dict) else value, _BATCHES):
                 if type(one) in _WITH_CODE:
-                    self.codes.update(codes_of(one))
+                    codes.update(codes_of(one))
         if type(holder) in _WITH_CODE:
-            self.codes.update(codes_of(holder))
+            codes.update(codes_of(holder))
         if type(holder) not in self._kinds:
             self._kinds.add(type(holder))
-            self.codes.update(codes_of_class(type(holder)))
-        if len(self.values) >= _MOST or name.startswith("__"):
-            return
+            codes.update(codes_of_class(type(holder)))
+
+    def _named(self, path: str, holder: object, name: str) -> _Named | None:
+        """Return what a value is called; None of one that is not looked at."""
+        if name.startswith("__"):
+            return None
         if isinstance(holder, nn.Module) and name in vars(holder).get("_defaults", ()):
-            return  # a state of torchmetrics
-        if not _is_own(type(holder), name):  # type: ignore[arg-type]
-            return
+            return None  # a state of torchmetrics
+        kind = type(holder)
+        if not _is_own(kind, name):  # type: ignore[arg-type]
+            return None
         words = name_in_objects(self._roots, path, holder, name)
         if words is None and (path.startswith("global ") or isinstance(holder, type)):
             words = name_in_process(self._roots, path, holder, name)
-        seen = self.reader.seen(value) if words is not None else None
-        if words is None or seen is None:
+        if words is None:
+            return None
+        of_library = issubclass(kind, nn.Module) and not is_users(kind.__module__)
+        return _Named(words[0], name, words[1], kind, of_library)
+
+    def _note(self, named: _Named, holder: object, value: object) -> None:
+        """Take a look at one named value."""
+        seen = self.reader.seen(value)
+        if seen is None:
             return
-        if isinstance(holder, nn.Module) and not is_users(type(holder).__module__):
-            seen = seen._replace(itself=None)  # what a library changes in place is its own
-        key = (id(holder), words[0], name)
-        self.values[key], self.remedies[key] = seen, words[1]
-        self.holders[key] = type(holder)
+        if named.of_library and seen.itself is not None:
+            seen = seen._replace(itself=None)
+        what, name, remedy, kind, _ = named
+        key = (id(holder), what, name)
+        self.values[key], self.remedies[key], self.holders[key] = seen, remedy, kind
         if seen.of_many:  # code may change a tensor in it by another name
-            for _, one in _numbers_in(value, ""):
+            for _, one in _numbers_in(value):
                 if (seen := self.reader.seen(one)) is not None:
-                    key = (id(one), words[0], name)
-                    self.values[key], self.remedies[key] = seen, words[1]
+                    key = (id(one), what, name)
+                    self.values[key], self.remedies[key] = seen, remedy
                     self.holders[key] = type(one)
 
-    def visit(self, path: str, thing: object) -> None:
-        """Take a look at an object that has more state than names, as `Search` calls it.
+    def _visit(self, path: str, thing: Any) -> None:
+        """Take a look at an object that has more state than names.
 
         That is a function with a `functools.cache` that draws random numbers; and an optimizer, a schedule
         or a scaler of torch that the fit does not know, and so does not save.
@@ -298,7 +409,7 @@ class _Look:
             if any(map(_draws, codes)):
                 what = f"the results that the cache of {path} keeps, which are drawn at random"
                 self.of_process[what] = f"{thing.cache_info().currsize} results"
-        elif issubclass(type(thing), _OF_TORCH) and path not in self._roots:
+        elif path not in self._roots:
             self._note_state(path, thing)
 
     def _note_state(self, path: str, thing: Any) -> None:
@@ -318,12 +429,17 @@ class _Look:
 
     def note_environment(self) -> None:
         """Take a look at the environment variables that some code sets."""
-        for code in self.codes:
-            if _ENVIRONMENT & {*code.co_names}:
-                for name in code.co_consts:
-                    if isinstance(name, str) and name.isidentifier():
-                        value = os.environ.get(name)
-                        self.of_process[f"the environment variable {name}"] = repr(value)[:60]
+        if self.known.in_environment is None:
+            self.known.in_environment = [
+                name
+                for code in self.codes
+                if _ENVIRONMENT & {*code.co_names}
+                for name in code.co_consts
+                if isinstance(name, str) and name.isidentifier()
+            ]
+        for name in self.known.in_environment:
+            value = os.environ.get(name)
+            self.of_process[f"the environment variable {name}"] = repr(value)[:60]
 
     def note_numbers(self, path: str, part: object, parts: Collection[object]) -> None:
         """Take a look at the tensors of a list of batches; and at the numbers of a data set or a sampler of a library.
@@ -343,10 +459,15 @@ class _Look:
                 key, seen = (id(part), f"{path}.{name}", ""), self.reader.seen(value)
                 if seen is not None:
                     self.values[key], self.remedies[key] = seen, _OF_LIBRARY
-            for place, one in _numbers_in(value, f"{path}.{name}".rstrip(".")):
-                if (seen := self.reader.seen(one)) is not None:
-                    key = (id(one), place, "")
-                    remedy = _OF_LIBRARY if path.endswith("sampler") else _IN_BATCH
+            begins = f"{path}.{name}".rstrip(".")
+            remedy = _OF_LIBRARY if path.endswith("sampler") else _IN_BATCH
+            for place, one in _numbers_in(value):
+                if is_numbers(cast(Hashable, type(one))):
+                    content = self.reader.numbers(one)
+                    if content is not None:
+                        self.numbers[id(one), begins, place] = content, type(one), remedy
+                elif (seen := self.reader.seen(one)) is not None:
+                    key = (id(one), _words(begins, place), "")
                     self.values[key], self.remedies[key] = seen, remedy
 
     def carries_over(self, name: str, was: Seen, now: Seen) -> bool:
@@ -378,28 +499,37 @@ class _Look:
         )
 
 
+def _words(begins: str, place: _Place) -> str:
+    return begins + "".join(f"[{key!r}]" for key in place)
+
+
+def _has_state_of_its_own(thing: object) -> bool:
+    return type(thing) is _CACHED or issubclass(type(thing), _OF_TORCH)
+
+
 def _draws(code: types.CodeType) -> bool:
     inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
     return bool(DRAWS & {*code.co_names}) or any(map(_draws, inner))
 
 
-def _numbers_in(value: Any, path: str, depth: int = 3) -> list[tuple[str, object]]:
-    """Return the first tensors and arrays in plain containers, by their places."""
-    if isinstance(value, _NUMBERS):
-        return [(path, value)]
-    found: list[tuple[str, object]] = []
-    base = base_of(type(value))  # type: ignore[arg-type]
+def _numbers_in(value: Any, at: _Place = (), depth: int = 3) -> list[tuple[_Place, Any]]:
+    """Return the first tensors and arrays in plain containers, each with the keys that lead to it."""
+    kind = type(value)
+    if issubclass(kind, _NUMBERS):
+        return [(at, value)]
+    found: list[tuple[_Place, Any]] = []
+    base = base_of(kind)  # type: ignore[arg-type]
     if not depth or base is None or issubclass(base, set | frozenset):
         return found
     pairs = base.items(value) if issubclass(base, dict) else enumerate(base.__iter__(value))
     for key, one in islice(pairs, _BATCHES):
-        if type(one) in ATOMS and not isinstance(one, _NUMBERS):
-            continue
-        below = f"{path}[{key!r}]" if path else ""
-        if isinstance(one, _NUMBERS):
-            found.append((below, one))
+        kind = type(one)
+        if kind in TENSORS:  # most are
+            found.append(((*at, key), one))
+        elif kind not in ATOMS:
+            found += _numbers_in(one, (*at, key), depth - 1)
         else:
-            found += _numbers_in(one, below, depth - 1)
+            continue
         if len(found) >= _BATCHES:
             break
     return found[:_BATCHES]

@@ -18,6 +18,7 @@ from statemachine_trainer.audit.reachable import Roots
 from statemachine_trainer.data import NotExact
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.parallel.wrappers import PlainNames, modules_of
+from statemachine_trainer.snapshot.rounds import Round
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
@@ -48,7 +49,9 @@ class ModulesOutside:
         found = _modules(search, without)
         self.prints = {path: _print(module) for path, module in found.items()}
 
-    def state(self, search: Search, without: Collection[object]) -> dict[str, dict[str, Any]]:
+    def state(
+        self, search: Search | Round, without: Collection[object]
+    ) -> dict[str, dict[str, Any]]:
         """Return the tensors of those that have changed since the fit began, by path and by name."""
         written = {}
         for path, module in _modules(search, without).items():
@@ -89,7 +92,7 @@ class ModulesOutside:
             )
 
 
-def _modules(search: Search, without: Collection[object]) -> dict[str, nn.Module]:
+def _modules(search: Search | Round, without: Collection[object]) -> dict[str, nn.Module]:
     """Return the outermost modules with tensors that are found, but for some, by path."""
     known = {id(part) for one in without if isinstance(one, nn.Module) for part in modules_of(one)}
     outermost: dict[str, nn.Module] = {}

@@ -115,8 +115,8 @@ class Reader:
         if (text := plain_text(value)) is not None:
             shown = text if len(text) <= 60 else f"{text[:57]}..."
             return Seen(text, shown, is_time=is_time(value))
-        if _is_numbers(kind):  # type: ignore[arg-type]
-            content = self._numbers(value)
+        if is_numbers(kind):  # type: ignore[arg-type]
+            content = self.numbers(value)
             if content is None:
                 return None
             shown = f"a {kind.__name__} {tuple(value.shape)}"
@@ -152,7 +152,7 @@ class Reader:
         inside = islice(named(value), _ATTRIBUTES)
         return type(value), tuple((name, self._element(one, 0)) for name, one in inside)
 
-    def _numbers(self, value: Any) -> object:
+    def numbers(self, value: Any) -> object:
         """Return what tells whether a tensor or an array changed; None if a checkpoint holds it.
 
         Each is read once, in however many places it lies.
@@ -211,8 +211,8 @@ class Reader:
 
     def _element(self, value: Any, depth: int = _DEPTH, *, few: bool = False) -> object:
         kind = type(value)
-        if _is_numbers(kind):  # type: ignore[arg-type]
-            return self._numbers(value)
+        if is_numbers(kind):  # type: ignore[arg-type]
+            return self.numbers(value)
         if (text := plain_text(value)) is not None:
             return text
         base = base_of(kind)  # type: ignore[arg-type]
@@ -304,7 +304,7 @@ def _of_void(value: Any) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _is_numbers(kind: type) -> bool:
+def is_numbers(kind: type) -> bool:
     """Whether objects of a class are tensors or arrays that lie in memory, and are read like any other."""
     if issubclass(kind, torch.Tensor):
         return kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__

@@ -96,6 +96,11 @@ def inner_of(module: nn.Module) -> nn.Module | None:
     return inner
 
 
+def is_wrapper(kind: type[nn.Module]) -> bool:
+    """Whether the modules of a class have another one in them that `inner_of` returns."""
+    return bool(_wrapper_of(cast(Hashable, kind)))
+
+
 def _refuse_fsdp(model: nn.Module) -> None:
     if any(_is(one, _FSDP) for one in model.modules()):
         raise UnsupportedWrapper(

@@ -53,6 +53,7 @@ from statemachine_trainer.running.control_panel import ControlPanel
 from statemachine_trainer.running.drivers import context_of
 from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.held import lies_within, restore_own, states_found
+from statemachine_trainer.snapshot.rounds import Round
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
@@ -150,7 +151,7 @@ class FitState:
             "modules": self._outside.state(search, self._held_elsewhere(context, callbacks)),
         }
 
-    def _search(self, context: Context) -> Search:
+    def _search(self, context: Context) -> Search | Round:
         """Walk once over all that the fit reaches but its data, for all who look for something there."""
         roots = self._roots(context)
         if not self._checked:

@@ -16,6 +16,7 @@ from statemachine_trainer.snapshot.generators import (
     seed,
     state_of,
 )
+from statemachine_trainer.snapshot.rounds import Round
 from statemachine_trainer.snapshot.search import Place, Search, Step
 
 Held = dict[str, Any]
@@ -27,7 +28,7 @@ def own_states(roots: Mapping[str, object]) -> Held:
     return states_found(Search(roots))
 
 
-def states_found(search: Search) -> Held:
+def states_found(search: Search | Round) -> Held:
     """Return the states of the generators that a search has found, as `own_states` does."""
     return {path: _entry(place) for path, place in search.places.items()}
 

@@ -171,6 +171,12 @@ def named(thing: object) -> list[tuple[str, object]]:
     return found
 
 
+def dictionary_alone(kind: type) -> Any:
+    """Return the descriptor of the dictionary of a class, if its objects hold all in there; else None."""
+    slots, dictionary = _layout(kind)
+    return None if slots else dictionary
+
+
 @functools.lru_cache(maxsize=4096)
 def _layout(kind: type) -> tuple[tuple[tuple[str, Any], ...], Any]:
     """Return the slots of a class, and the descriptor of its dictionary, which stands among them in its turn."""

@@ -86,6 +86,11 @@ class Sampling:
         self._samples: dict[type, list[Any]] = defaultdict(list)
         self._known: dict[type, set[type]] = {}
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all elements were visited that are no plain values."""
+        return not (self._rest or self.partly)
+
     def kinds(self, count: int, elements: Callable[[], Iterable[Any]], most: int) -> set[type]:
         """Return the types of the elements that are to be visited; none if all of them are plain.
 

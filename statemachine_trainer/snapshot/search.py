@@ -101,8 +101,8 @@ class Unheld:
         return f"{self.path} is {self.what}: {self.remedy}"
 
 
-_HOOKS: Final = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
-_OF_MODULES: Final = (*_HOOKS, "_modules", "_parameters", "_buffers", "_compiled_call_impl")
+HOOKS: Final = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
+OF_MODULES: Final = (*HOOKS, "_modules", "_parameters", "_buffers", "_compiled_call_impl")
 """Attributes of a module in which nothing is searched for: they are looked at in their own way."""
 
 Notice = Callable[[str, object, str, object], None]
@@ -132,9 +132,9 @@ _OF_SYSTEM = "use `random.Random(seed)`"
 _FRESH = "give it a seed, made from the index or the epoch; or make a generator once, and keep it"
 _SET = "keep it in a list or a dict: the order of a set differs from process to process"
 
-_EMPTY: Final = frozenset({dict, list, tuple, OrderedDict, set, frozenset, deque})
-_TENSORS: Final = frozenset({torch.Tensor, nn.Parameter, nn.Buffer})
-_KEYS: Final = frozenset({str, int, float, bool, bytes, type(None)})
+EMPTY: Final = frozenset({dict, list, tuple, OrderedDict, set, frozenset, deque})
+TENSORS: Final = frozenset({torch.Tensor, nn.Parameter, nn.Buffer})
+KEYS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 class Search:
@@ -279,7 +279,7 @@ class Search:
         kind = type(thing)
         if kind in ATOMS:
             return
-        if kind in _EMPTY and not thing:
+        if kind in EMPTY and not thing:
             if path in self._wanted:  # a generator that appeared in it is to be put there
                 self.holders[path] = thing
             return
@@ -304,7 +304,7 @@ class Search:
             if child is not None:
                 self._offer(child, f"{path}.{name}", (path, "other", name), way)
         own = module.__dict__
-        for name in _HOOKS:
+        for name in HOOKS:
             if hooks := own.get(name):
                 # Their keys are numbers that count the hooks of the whole process.
                 for place, hook in enumerate([*hooks.values()]):
@@ -313,7 +313,7 @@ class Search:
             for name, tensor in own.get(group, {}).items():
                 if tensor is not None:
                     self._beside_numbers(tensor, f"{path}.{name}", way)
-        self._attributes(module, path, way, without=_OF_MODULES)
+        self._attributes(module, path, way, without=OF_MODULES)
 
     def _beside_numbers(self, tensor: torch.Tensor, path: str, way: _Way) -> None:
         """Look at the hooks of a tensor, and at attributes that were set on it."""
@@ -345,7 +345,7 @@ class Search:
                 of_context = type(value) is contextvars.ContextVar
                 notice(path, thing, name, behind(value) if of_context else value)
             of_value = type(value)
-            if of_value in _TENSORS:
+            if of_value in TENSORS:
                 self._beside_numbers(cast(torch.Tensor, value), f"{path}.{name}", way)
             elif of_value not in ATOMS:  # most are: for those no step is made
                 self._offer(value, f"{path}.{name}", (path, "attribute", name), way)
@@ -364,7 +364,7 @@ class Search:
 
             def at(mark: Any) -> tuple[str, _Step]:
                 place, (key, _) = mark
-                if type(key) in _KEYS and not (type(key) is int and key in self._seen):
+                if type(key) in KEYS and not (type(key) is int and key in self._seen):
                     return f"{path}[{key!r}]", (path, "item", key)
                 # The key means nothing in another process: an object, or its `id`.
                 return f"{path}[#{place}]", (path, "other", place)
@@ -472,7 +472,7 @@ class Search:
     def _globals(self, function: types.FunctionType, way: _Way) -> None:
         """Look at the globals that the code may read; an attribute of the same name is taken for one."""
         home, space = function.__globals__.get("__name__"), function.__globals__
-        names = _names_in(function.__code__)
+        names = names_in(function.__code__)
         for name in names:
             if name not in space or name.startswith("__"):
                 continue
@@ -500,7 +500,7 @@ class Search:
 
     def _partial(self, partial: functools.partial[Any], path: str, way: _Way) -> None:
         self._offer(partial.func, f"{path}.func", (path, "other", "func"), way)
-        names = _names_of_arguments(partial.func)
+        names = names_of_arguments(partial.func)
         if is_users(getattr(partial.func, "__module__", None)):
             for name, value in [*zip(names, partial.args, strict=False), *partial.keywords.items()]:
                 self._note(path, partial, name, value)
@@ -572,7 +572,7 @@ class Search:
                 self._later.append((value, f"{path}.{name}", (path, "attribute", name), way))
 
 
-def _names_of_arguments(function: object) -> tuple[str, ...]:
+def names_of_arguments(function: object) -> tuple[str, ...]:
     """Return the names of the parameters to which a partial gives its arguments, as far as code tells."""
     inner, skipped = function, 0
     if type(inner) is types.MethodType:
@@ -583,9 +583,10 @@ def _names_of_arguments(function: object) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _names_in(code: types.CodeType) -> tuple[str, ...]:
+def names_in(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names that code, and that of functions inside it, uses of globals and attributes."""
     names = dict.fromkeys(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names |= dict.fromkeys(_names_in(constant))
+            names |= dict.fromkeys(names_in(constant))
     return tuple(names)

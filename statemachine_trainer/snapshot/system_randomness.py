@@ -75,6 +75,11 @@ def drawn_from_system(function: types.FunctionType) -> list[str]:
     ]
 
 
+def may_draw(code: types.CodeType) -> bool:
+    """Whether it depends on what names mean at this moment if a function draws from the operating system."""
+    return bool(_calls(code))
+
+
 def _draws(call: _Call, called: object) -> bool:
     if any(called == one for one in _ALWAYS):
         return True

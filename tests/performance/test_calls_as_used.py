@@ -122,4 +122,4 @@ def test_the_state_of_a_fit_is_made_ready_for_its_file_by_few_python_calls(tmp_p
     with counting_calls(seen):
         make_ready()
     listed = "\n".join(f"{number:g} {name}" for name, number in seen.most_common(20))
-    assert sum(seen.values()) <= 2400, f"{sum(seen.values())} calls, most of them of:\n{listed}"
+    assert sum(seen.values()) <= 1900, f"{sum(seen.values())} calls, most of them of:\n{listed}"
