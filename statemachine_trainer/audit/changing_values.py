@@ -58,8 +58,8 @@ from statemachine_trainer.snapshot.kinds import (
     is_users,
     named,
 )
-from statemachine_trainer.snapshot.rounds import Round, Rounds
-from statemachine_trainer.snapshot.search import TENSORS, Unheld
+from statemachine_trainer.snapshot.rounds import Round, Rounds, first_round
+from statemachine_trainer.snapshot.search import TENSORS, Search, Unheld
 
 if TYPE_CHECKING:
     from statemachine_trainer.audit.set_at_beginnings import Beginning, SetAtBeginnings
@@ -120,10 +120,12 @@ class ChangingValues:
         self._told: set[str] = set()
         self._unheld: set[str] | None = None
         self._at_beginnings: SetAtBeginnings | None = None
-        self._begin_rounds()
         self._known: _Known | None = None
+        self._begin_rounds()
+        self._first: Round | None = None
 
     def _begin_rounds(self) -> None:
+        self._known = None
         self._rounds = Rounds(noting=True, visiting=_has_state_of_its_own)
         self._rounds_of_data = Rounds(noting=True, visiting=_has_state_of_its_own)
 
@@ -136,24 +138,31 @@ class ChangingValues:
         self._before, self._numbers = None, {}
         self._unheld = None if unheld is None else {*unheld}
         self._at_beginnings = None
-        self._begin_rounds()  # the search that is kept of the start is one of all
+
+    def search_at_start(self, roots: Roots) -> Search:
+        """Search where a fit begins, or goes on, for all who look for something there."""
+        self._begin_rounds()
+        self._first = first_round(roots)
+        assert self._first.search is not None
+        return self._first.search
 
     def compare_with_start(
         self, found: list[Beginning], made_once: frozenset[str], model: nn.Module, roots: Roots
     ) -> None:
-        """Note the values before the first state, to tell of those that only code at beginnings of loops sets.
+        """Note the values that `search_at_start` has seen, to tell of those that only code at beginnings of loops sets.
 
         Args:
             found: That code.
             made_once: Names of what steps make when it is first needed. Without any, and without such code,
                 nothing is looked at.
             model: The model, whose parameters and buffers are held.
-            roots: Where the search begins, and by which values are named.
+            roots: Where the search at the start began, by which values are named.
         """
-        if found or made_once:
+        first, self._first = self._first, None
+        if first is not None and (found or made_once):
             from statemachine_trainer.audit.set_at_beginnings import SetAtBeginnings
 
-            look, first = _Look(roots, model), self._rounds.search(roots)
+            look = _Look(roots, model)
             look.take(first)
             known = {id(thing) for _, thing in first.visits}
             known.update(holder for holder, _, _ in look.values)

@@ -173,7 +173,8 @@ class FitState:
         context = context_of(self._driver)
         if context is not None:
             self._checked = True
-            search = Search(self._roots(context))
+            roots = self._roots(context)
+            search = self._values.search_at_start(roots)
             self._outside.watch(search, self._held_elsewhere(context))
             check_writable(self._driver, context, self.stateful_callbacks())
             # The walk over large data sets takes longest, so that it is shared.
@@ -187,7 +188,7 @@ class FitState:
                 beginnings(self._host.board, self._driver),
                 made_once(self._script_of(context).codes),
                 context.model,
-                self._roots(context),
+                roots,
             )
 
     def audit(self) -> Audit:

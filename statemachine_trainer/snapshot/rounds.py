@@ -51,6 +51,7 @@ class Round:
         visits: The objects that were visited, with their paths; not all of them if it is the same way.
         same: Whether the way of the last round was followed: paths, holders and names of the notes are the
             same as then, and only values may be others.
+        search: The search; None if the way of the last round was followed.
     """
 
     places: Mapping[str, Place]
@@ -59,6 +60,7 @@ class Round:
     notes: list[Note] = field(default_factory=list)
     visits: list[tuple[str, object]] = field(default_factory=list)
     same: bool = False
+    search: Search | None = None
 
 
 class Rounds:
@@ -86,27 +88,39 @@ class Rounds:
                 return found
             self._left = _PAUSE if self._failed else 0
             self._failed, self._way = True, None
-        notes: list[tuple[int, Note]] = []
-        visits: list[tuple[str, object]] = []
-        search = Search(
-            roots,
-            notice=(lambda *note: notes.append((len(visits) - 1, note))) if self._noting else None,
-            visit=lambda path, thing: visits.append((path, thing)),
-            quiet=True,
-        )
+        found, numbers = _searched(roots, noting=self._noting)
         if self._left:
             self._left -= 1
         else:
-            self._way = _way_of(roots, search, visits, notes, self._visiting)
+            self._way = _way_of(roots, found, numbers, self._visiting)
             if self._way is None:
                 self._left = _PAUSE
-        return Round(
-            search.places,
-            search.unheld,
-            search.modules,
-            [note for _, note in notes],
-            visits,
-        )
+        return found
+
+
+def first_round(roots: Mapping[str, object]) -> Round:
+    """Search once, as `Rounds` do that note values; no way is kept."""
+    return _searched(roots, noting=True)[0]
+
+
+def _searched(roots: Mapping[str, object], *, noting: bool) -> tuple[Round, list[int]]:
+    """Search, and return of each note how many objects had been visited."""
+    notes: list[Note] = []
+    numbers: list[int] = []
+    visits: list[tuple[str, object]] = []
+
+    def note(*named: Any) -> None:
+        notes.append(named)
+        numbers.append(len(visits))
+
+    search = Search(
+        roots,
+        notice=note if noting else None,
+        visit=lambda path, thing: visits.append((path, thing)),
+        quiet=True,
+    )
+    places, unheld, modules = search.places, search.unheld, search.modules
+    return Round(places, unheld, modules, notes, visits, search=search), numbers
 
 
 class _Stop(NamedTuple):
@@ -261,18 +275,19 @@ def _leads_the_same_way(was: list[type], now: list[type]) -> bool:
 
 def _way_of(
     roots: Mapping[str, object],
-    search: Search,
-    visits: list[tuple[str, object]],
-    notes: list[tuple[int, Note]],
+    found: Round,
+    numbers: list[int],
     visiting: Callable[[object], bool],
 ) -> _Way | None:
     """Return the way of a search; None if one would have to look anew at something each time."""
+    search, visits = found.search, found.visits
+    assert search is not None
     if not search.complete or not search.sampling.is_whole or len(visits) > _MOST:
         return None
     making = _Making(visits)
     noted: dict[int, list[Note]] = {}
-    for number, note in notes:
-        noted.setdefault(number + 1, []).append(note)
+    for number, note in zip(numbers, found.notes, strict=True):
+        noted.setdefault(number, []).append(note)
     stops: list[_Stop | None] = []
     for number, thing in enumerate([roots, *(thing for _, thing in visits)]):
         if number in making.plain:
@@ -280,12 +295,12 @@ def _way_of(
             continue
         read = reader_of(cast(Hashable, type(thing))) if number else _of_roots
         try:
-            found = read(thing, making.sampling)
+            inside = read(thing, making.sampling)
         except RuntimeError:  # another thread changed it meanwhile
             return None
-        if found is None:
+        if inside is None:
             return None
-        stop = making.stop(number, thing, read, found, noted.get(number, []))
+        stop = making.stop(number, thing, read, inside, noted.get(number, []))
         if stop is None:
             return None
         stops.append(stop)
@@ -331,6 +346,8 @@ class _Making:
             [], [], [], False, [], [], [], [],
         )  # fmt: skip
         is_module = issubclass(kind, nn.Module)
+        if not {*map(type, names)} <= {str, tuple}:  # that may compare as it likes
+            return None
         for place, value in enumerate(values):
             known = is_module and place < len(names) and names[place] in OF_MODULES
             if not known and not self._leads_on(stop, place, value):
