@@ -49,7 +49,7 @@ def find_checkpoint(
     """
     ranks = Ranks.here()
     size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
-    find = partial(_find, store, resume, mirror, partial(_misfit, size))
+    find = partial(_find, store, resume, mirror, partial(_misfit, size), lend=ranks is None)
     loaded = find() if ranks is None else find_together(ranks, find)
     if loaded is None:
         return None
@@ -57,6 +57,8 @@ def find_checkpoint(
         return replace(loaded, tree=tree_of_rank(loaded.tree, rank))
     from statemachine_trainer.callbacks.other_ranks import for_other_ranks  # most runs keep theirs
 
+    with loaded.taken_over():
+        pass  # nothing stays in the file: who knows what becomes of it in another state
     return replace(loaded, tree=for_other_ranks(loaded.tree, rank))
 
 
@@ -82,6 +84,8 @@ def _find(
     resume: str | Path,
     mirror: Mirror | None,
     misfit: Callable[[Loaded], str | None],
+    *,
+    lend: bool,
 ) -> Loaded | None:
     if not isinstance(resume, str | PathLike):
         raise SettingError(
@@ -95,7 +99,7 @@ def _find(
         store.wait()
         if mirror is not None:
             mirror.fetch(store.root)
-        return store.newest(misfit=misfit)
+        return store.newest(misfit=misfit, lend=lend)
     if isinstance(resume, str) and is_address(resume):
         from statemachine_trainer.snapshot.remote import find_at  # hardly ever needed
 
@@ -111,7 +115,7 @@ def _find(
     try:
         from statemachine_trainer.snapshot.loading import load_checkpoint  # most fits begin
 
-        return load_checkpoint(resume, misfit=misfit)
+        return load_checkpoint(resume, misfit=misfit, lend=lend)
     except NotACheckpoint as error:
         advice = '. The newest one of this trainer is resume="auto".' if _means_auto(resume) else ""
         raise NoCheckpoint(f"{error}{advice}") from None

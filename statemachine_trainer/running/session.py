@@ -18,7 +18,7 @@ from statemachine_trainer.loops.assembly import Equipment, assemble_fit, go_on
 from statemachine_trainer.loops.base import abandon_loops
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.context_state import take_handed_state
-from statemachine_trainer.loops.guest import goes_on_from
+from statemachine_trainer.loops.guest import Guest, goes_on_from
 from statemachine_trainer.loops.loop_errors import NothingToDo, SettingError
 from statemachine_trainer.loops.settings_checks import flags
 from statemachine_trainer.loops.steps import Steps
@@ -177,12 +177,19 @@ class Session:
         )
 
     def _start(self, given: Given, known: Context | None) -> None:
-        driver = self._fit
         if self._recorder is not None and known is None:
             self._recorder.check_free()
         if goes_on_from(given.model, given.resume):
             given = replace(given, resume=None)
         loaded = self._checkpoint_to_go_on_from(given, begun=known is not None)
+        try:
+            self._start_from(loaded, given, known)
+        finally:
+            if loaded is not None:
+                loaded.close()
+
+    def _start_from(self, loaded: Loaded | None, given: Given, known: Context | None) -> None:
+        driver = self._fit
         handed = take_handed_state() if loaded is None else None
         model = given.model
         if model is None:
@@ -251,9 +258,7 @@ class Session:
             if loaded is not None:
                 state = state_of_rank(loaded, context)
             if state is not None:
-                self._load(
-                    state, given.fresh, "the state" if checkpoint is None else checkpoint.name
-                )
+                self._load(state, given.fresh, loaded)
             if loaded is not None:
                 tell_of_others(loaded, context)
             if noting is not None:
@@ -305,7 +310,9 @@ class Session:
         before, self._listening = self._listening, context.steps
         subscribe_model(context.steps, before, self._host)
 
-    def _load(self, state: Mapping[str, Any], fresh: tuple[Fresh, ...], source: object) -> None:
+    def _load(
+        self, state: Mapping[str, Any], fresh: tuple[Fresh, ...], loaded: Loaded | None = None
+    ) -> None:
         """Restore a state, and warn of settings that have changed.
 
         If a limit or a callback had ended that fit, and would not end it now, it starts again.
@@ -313,17 +320,22 @@ class Session:
         Args:
             state: The state.
             fresh: Parts that are not loaded from it.
-            source: Where it comes from, for the message.
+            loaded: The checkpoint that it comes from, if it does.
         """
         driver = self._fit
+        taking_over = (
+            nullcontext() if loaded is None else loaded.taken_over(_plain_model(context_of(driver)))
+        )
         try:
-            found = self._state.read(state, fresh)
+            with taking_over:
+                found = self._state.read(state, fresh)
         except BaseException:
             driver.share(None)  # a fit with half a state cannot continue
             raise
         self._surroundings.halted = True
         if driver.path is None and self._may_go_on(state):
             driver.start()
+        source = "the state" if loaded is None else loaded.path.name
         tell_changes(found, source, ended=driver.path is None)
 
     def total_steps(self) -> int:
@@ -406,3 +418,8 @@ def _what_is_resumed(checkpoint: Path, context: Context, *, ended: bool) -> str:
     if ended:
         return f"nothing is left to do: the fit of {checkpoint} has ended ({done})"
     return f"goes on from {checkpoint} ({done})"
+
+
+def _plain_model(context: Context | None) -> nn.Module | None:
+    """Return the model of a fit, unless it is a guest: they show what is loaded to hooks of their library."""
+    return None if context is None or isinstance(context.model, Guest) else context.model

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from torch import Tensor
@@ -42,10 +42,17 @@ from statemachine_trainer.snapshot.snapshot_errors import (
 from statemachine_trainer.snapshot.strictjson import Json
 from statemachine_trainer.snapshot.threads import Staged, Worker
 
+if TYPE_CHECKING:
+    from statemachine_trainer.snapshot.lent import Lent
+
+crc32_combine: Callable[[int, int, int], int] | None
 try:
     from zlib_ng.zlib_ng import crc32 as crc32
+    from zlib_ng.zlib_ng import crc32_combine
 except ImportError:  # where it has no wheel; the same numbers, several times slower
     from zlib import crc32 as crc32
+
+    crc32_combine = None
 
 FORMAT = 1
 FORMAT_IN_PARTS = 2
@@ -60,6 +67,7 @@ _MANIFEST_LIMIT = 16 << 20
 _STATE_LIMIT = 256 << 20
 _LIMITS = {MANIFEST: _MANIFEST_LIMIT, STATE: _STATE_LIMIT}
 _INLINE = 256 << 10  # below this a thread costs more than it saves
+_HALF = 2 << 20  # and below this, to read with two threads
 _PIECE = 8 << 20
 
 # The checksum of a manifest stands in the manifest, at a fixed place, and covers all that follows.
@@ -159,8 +167,12 @@ def read(
     *,
     map_location: codec.MapLocation = None,
     check_shards: bool = True,
-) -> tuple[Manifest, object]:
+    lend: bool = False,
+) -> tuple[Manifest, object, Lent | None]:
     """Read a checkpoint, and check each byte of it; those of its shards only if asked.
+
+    Returns:
+        Its manifest, its tree, and the file that weights of a model are lent from, if it is to `lend` them.
 
     Raises:
         NotACheckpoint: when there is none
@@ -168,17 +180,33 @@ def read(
         FormatTooNew: when a later version wrote it
         Unreadable: when it may be whole, but the system does not let it be read, or memory is short
     """
-    with _reading(folder):
+    lent = None
+    with _reading(folder), ExitStack() as undoing:
         manifest = read_manifest(files, folder)
         _check_names(files, folder, manifest)
         for name in sorted(manifest.files.keys() - {STATE, TENSORS}) if check_shards else ():
             _check_content(files, folder / name, manifest.files[name])
         state = _read_whole(files, folder / STATE, manifest.files[STATE])
-        tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS])
+        document = _parsed(folder / STATE, state)
+        if lend and isinstance(files, LocalFileSystem):
+            from statemachine_trainer.snapshot.lent import Lent, lendable  # most fits begin
+
+            lent = Lent(lendable(document))
+            undoing.callback(lent.close)
+        tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS], lent)
+        try:
+            tree = codec.decode(document, tensors, map_location=map_location)
+        except Undecodable as error:
+            raise Damaged(folder / STATE, str(error)) from None
+        undoing.pop_all()
+    return manifest, tree, lent if lent is not None and lent.is_open else None
+
+
+def _parsed(path: Path, state: bytes) -> Json:
     try:
-        return manifest, codec.decode(strictjson.loads(state), tensors, map_location=map_location)
-    except (strictjson.BadJson, Undecodable) as error:
-        raise Damaged(folder / STATE, str(error)) from None
+        return strictjson.loads(state)
+    except strictjson.BadJson as error:
+        raise Damaged(path, str(error)) from None
 
 
 def check(files: FileSystem, folder: Path) -> Manifest:
@@ -328,11 +356,17 @@ def _read_whole(files: FileSystem, path: Path, entry: FileEntry | None) -> bytes
         return b"".join(pieces)
 
 
-def _read_tensors(files: FileSystem, path: Path, entry: FileEntry) -> dict[str, Tensor]:
+def _read_tensors(
+    files: FileSystem, path: Path, entry: FileEntry, lent: Lent | None
+) -> dict[str, Tensor]:
     with _Reading(files, path) as reading:
         reading.check_size(entry.size)
         try:
-            tensors = tensor_file.read(reading.file, reading.size, reading.seen)
+            if lent is None:
+                tensors = tensor_file.read(reading.file, reading.size, reading.seen)
+            else:
+                lent.open(reading.file, path, entry.size)
+                tensors = tensor_file.read(reading.file, reading.size, reading.seen, lent.lend)
         except tensor_file.BadTensorFile as error:
             raise Damaged(path, str(error)) from None
         reading.check_sum(entry.checksum)
@@ -486,6 +520,7 @@ class _Reading:
         self._files = files
         self._path = path
         self._sum = 0
+        self._worker = Worker("checkpoint-checksum")
 
     def __enter__(self) -> _Reading:
         try:
@@ -503,6 +538,7 @@ class _Reading:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._worker.close()
         self.file.close()
         if isinstance(error, OSError):
             self._explain(error)
@@ -516,7 +552,15 @@ class _Reading:
             raise Damaged(self._path, f"it cannot be read ({error.strerror or error})") from error
 
     def seen(self, data: bytes | bytearray | memoryview) -> None:
-        self._sum = crc32(data, self._sum)
+        """Add to the checksum; of a long piece a thread takes the second half."""
+        half = len(data) // 2
+        if crc32_combine is None or half < _HALF:
+            self._sum = crc32(data, self._sum)
+            return
+        view = memoryview(data)
+        later = self._worker.submit(crc32, view[half:])
+        first = crc32(view[:half], self._sum)
+        self._sum = crc32_combine(first, later.result(), len(view) - half)
 
     def check_size(self, size: int) -> None:
         if self.size != size:

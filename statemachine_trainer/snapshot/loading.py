@@ -21,13 +21,17 @@ from statemachine_trainer.snapshot.store import Loaded, Store
 
 
 def load_checkpoint(
-    place: str | Path, *, misfit: Callable[[Loaded], str | None] | None = None
+    place: str | Path,
+    *,
+    misfit: Callable[[Loaded], str | None] | None = None,
+    lend: bool = False,
 ) -> Loaded:
     """Read a checkpoint from its own folder, or the newest whole one from the folder of a run.
 
     Args:
         place: The folder.
         misfit: As for `Store.newest`; a checkpoint that is named itself is refused.
+        lend: As for `Store.load`.
 
     Raises:
         NotACheckpoint: There is none.
@@ -37,13 +41,14 @@ def load_checkpoint(
     """
     path = path_given(place)
     if path.is_dir() and not (path / MANIFEST).exists():
-        newest = Store(path).newest(misfit=misfit)
+        newest = Store(path).newest(misfit=misfit, lend=lend)
         if newest is None:
             raise NotACheckpoint(f"There is no checkpoint in {str(path)!r}.")
         return newest
-    loaded = Store(path.parent).load(path)
+    loaded = Store(path.parent).load(path, lend=lend)
     why = None if misfit is None else misfit(loaded)
     if why is not None:
+        loaded.close()
         raise SnapshotMismatch(f"{path.name} cannot be gone on from: {why}")
     return loaded
 

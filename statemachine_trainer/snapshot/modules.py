@@ -19,6 +19,12 @@ from statemachine_trainer.snapshot.tensor_file import plain_bytes
 _LOAD_WHAT_THEY_ARE: Final = (_NormBase,)
 """Modules of torch that look at versions as they load, and take no other shapes."""
 
+_LOADING: Final = {"load_state_dict", "_load_from_state_dict"}
+"""Methods that load; an object may have others than its class."""
+
+_EXTRA_STATE: Final = "_extra_state"
+"""The last part of the name of what `get_extra_state` returns."""
+
 
 def module_state(module: nn.Module | PlainNames, *, grads: bool) -> dict[str, Any]:
     """Return all of a module that a run may change.
@@ -105,6 +111,30 @@ def load_module_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
     changed = [text for _, text in _differences(names.state_dict(), saved, shared_only=True)]
     if changed:
         raise _of_another_model(module, changed)
+
+
+def copied_when_loaded(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights into whose memory `load_module_weights` copies, so that it keeps nothing it was given.
+
+    Those are all, or none: a module that loads in a way of its own sees what is meant for others, too.
+    """
+    names = PlainNames(module)
+    if (
+        torch.__future__.get_swap_module_params_on_conversion()
+        or _that_load_otherwise(names)
+        or any(vars(one).keys() & _LOADING for one in module.modules())
+        or not all(map(_is_plain, (*module.parameters(), *module.buffers())))
+    ):
+        return {}
+    return {
+        name: one
+        for name, one in names.state_dict().items()
+        if _is_plain(one) and not name.endswith(_EXTRA_STATE)
+    }
+
+
+def _is_plain(one: object) -> bool:
+    return _lies_in_memory(one) and one.device.type in ("cpu", "cuda")  # type: ignore[attr-defined]
 
 
 def _unfold_buffers(module: nn.Module) -> None:

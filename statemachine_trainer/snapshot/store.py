@@ -9,16 +9,17 @@ import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from statemachine_trainer.files import path_given, read_regular
 from statemachine_trainer.machine.errors import level_of_caller
@@ -45,6 +46,9 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     WriteFailed,
 )
 from statemachine_trainer.snapshot.threads import Background, Staging
+
+if TYPE_CHECKING:
+    from statemachine_trainer.snapshot.lent import Lent
 
 _LATEST = "latest"
 _PINS = "pins.json"
@@ -88,12 +92,30 @@ class Loaded:
         metadata: what the caller said of it
         path: its folder
         versions: of python, torch, numpy and whatever else the writer named
+        lent: the file in which weights of its model still lie, where they were to be lent
     """
 
     tree: object
     metadata: dict[str, object]
     path: Path
     versions: dict[str, str]
+    lent: Lent | None = field(default=None, repr=False, compare=False)
+
+    def taken_over(self, model: nn.Module | None = None) -> AbstractContextManager[None]:
+        """Make a context in which a model is loaded from this. After it no file is in use any more.
+
+        Args:
+            model: the model; None if all of the tree is to last
+        """
+        if self.lent is None:
+            return nullcontext()
+        tree: Any = self.tree
+        return self.lent.copied(tree["context"]["model"]["weights"], model)
+
+    def close(self) -> None:
+        """Give back the file of which something is lent; its weights are gone then."""
+        if self.lent is not None:
+            self.lent.close()
 
 
 class Store:
@@ -397,6 +419,7 @@ class Store:
         *,
         map_location: codec.MapLocation = None,
         check_shards: bool = True,
+        lend: bool = False,
     ) -> Loaded:
         """Read one checkpoint.
 
@@ -404,6 +427,8 @@ class Store:
             name_or_path: its name in this store, or the path of its folder anywhere
             map_location: see `decode`
             check_shards: whether parts of tensors that are cut up are checked, too
+            lend: whether large weights of the model of a fit may stay in their file, see `Lent`; whoever asks for
+                it has to `close` what is returned
 
         Raises:
             NotACheckpoint: when there is none
@@ -413,20 +438,21 @@ class Store:
         is_name = isinstance(name_or_path, str) and NAME.fullmatch(name_or_path)
         path = self._find(str(name_or_path)) if is_name else path_given(name_or_path)
         try:
-            manifest, tree = checkpoint_folder.read(
-                self._files, path, map_location=map_location, check_shards=check_shards
+            manifest, tree, lent = checkpoint_folder.read(
+                self._files, path, map_location=map_location, check_shards=check_shards, lend=lend
             )
         except (Damaged, Unreadable):
             if os.path.lexists(path):
                 raise
             raise NotACheckpoint(f"{path} was deleted while it was read; see list()") from None
-        return Loaded(tree, manifest.metadata, path, manifest.versions)
+        return Loaded(tree, manifest.metadata, path, manifest.versions, lent)
 
     def newest(
         self,
         *,
         map_location: codec.MapLocation = None,
         misfit: Callable[[Loaded], str | None] | None = None,
+        lend: bool = False,
     ) -> Loaded | None:
         """Read the newest whole checkpoint; None when the store has none at all.
 
@@ -435,6 +461,7 @@ class Store:
         Args:
             map_location: see `decode`
             misfit: says why one cannot be used; such a one is passed over with a `PassedOver`
+            lend: see `load`
 
         Raises:
             Damaged: when there are checkpoints and none is whole: beginning anew is a decision
@@ -444,10 +471,11 @@ class Store:
         damages, misfits = [], []
         for _, _, path in reversed(self._entries()):
             try:
-                loaded = self.load(path, map_location=map_location)
+                loaded = self.load(path, map_location=map_location, lend=lend)
                 why = None if misfit is None else misfit(loaded)
                 if why is None:
                     return loaded
+                loaded.close()
                 misfits.append(f"{path.name}: {why}")
                 warnings.warn(
                     f"Passing over {path.name}, and going on from an older one: {why}",
@@ -456,7 +484,7 @@ class Store:
                 )
             except (Damaged, NotACheckpoint) as error:
                 if not path.exists():  # its writer has a newer one, and deleted this meanwhile
-                    return self.newest(map_location=map_location, misfit=misfit)
+                    return self.newest(map_location=map_location, misfit=misfit, lend=lend)
                 damages.append(str(error))
                 warnings.warn(
                     f"Passing over a damaged checkpoint: {error}",

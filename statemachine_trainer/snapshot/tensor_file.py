@@ -120,8 +120,12 @@ def header_of(tensors: Mapping[str, Tensor], names: list[str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def read(file: BinaryIO, size: int, seen: Sink) -> dict[str, Tensor]:
-    """Read a file of `size` bytes, each tensor into memory of its own.
+Lend: TypeAlias = Callable[[str, torch.dtype, tuple[int, ...], slice], "Tensor | None"]
+"""Returns a tensor that lies in the file itself, by its name, dtype, shape, and bytes; None if there is none."""
+
+
+def read(file: BinaryIO, size: int, seen: Sink, lend: Lend = lambda *_: None) -> dict[str, Tensor]:
+    """Read a file of `size` bytes, each tensor into memory of its own, but for those that are lent.
 
     Nothing is allocated before the whole header is known to fit the size of the file. Tensors do
     not share one buffer: torch aligns each of its own, and some kernels add in another order when
@@ -131,16 +135,24 @@ def read(file: BinaryIO, size: int, seen: Sink) -> dict[str, Tensor]:
         file: a file at its beginning
         size: how many bytes the file has
         seen: called with all bytes, in order, as they are read
+        lend: called for each tensor; one that it returns is not read
 
     Raises:
         BadTensorFile: when the file is not safetensors, or its header does not fit
     """
     places = _places(file, size, seen)
     tensors = {}
+    start = size - max((place.end for place in places.values()), default=0)
     for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):
-        tensor = torch.empty(place.shape, dtype=place.dtype)
-        data = bytes_of(tensor)
-        _fill(file, data)
+        at = slice(start + place.begin, start + place.end)
+        tensor = lend(name, place.dtype, place.shape, at)
+        if tensor is None:
+            tensor = torch.empty(place.shape, dtype=place.dtype)
+            data = bytes_of(tensor)
+            _fill(file, data)
+        else:
+            data = bytes_of(tensor)
+            file.seek(at.stop)
         seen(data)
         tensors[name] = tensor
     return tensors
