@@ -120,6 +120,7 @@ class Lent:
         Raises:
             Damaged: Somebody wanted to write to the file since it was opened.
         """
+        self._lent = [one for one in weights.values() if self._has(one)]
         try:
             self._check_unchanged()
             self._own_what_is_kept(weights, model)
@@ -129,7 +130,6 @@ class Lent:
             self.close()
 
     def _own_what_is_kept(self, weights: MutableMapping[str, Any], model: nn.Module | None) -> None:
-        self._lent = [one for one in weights.values() if self._has(one)]
         into = {} if model is None or not self._lent else copied_when_loaded(model)
         kept = {
             id(one)
