@@ -181,19 +181,20 @@ def read(
         Unreadable: when it may be whole, but the system does not let it be read, or memory is short
     """
     lent = None
-    with _reading(folder), ExitStack() as undoing:
-        manifest = read_manifest(files, folder)
-        _check_names(files, folder, manifest)
-        for name in sorted(manifest.files.keys() - {STATE, TENSORS}) if check_shards else ():
-            _check_content(files, folder / name, manifest.files[name])
-        state = _read_whole(files, folder / STATE, manifest.files[STATE])
-        document = _parsed(folder / STATE, state)
-        if lend and isinstance(files, LocalFileSystem):
-            from statemachine_trainer.snapshot.lent import Lent, lendable  # most fits begin
+    with ExitStack() as undoing:
+        with _reading(folder):
+            manifest = read_manifest(files, folder)
+            _check_names(files, folder, manifest)
+            for name in sorted(manifest.files.keys() - {STATE, TENSORS}) if check_shards else ():
+                _check_content(files, folder / name, manifest.files[name])
+            state = _read_whole(files, folder / STATE, manifest.files[STATE])
+            document = _parsed(folder / STATE, state)
+            if lend and isinstance(files, LocalFileSystem):
+                from statemachine_trainer.snapshot.lent import Lent, lendable  # most fits begin
 
-            lent = Lent(lendable(document))
-            undoing.callback(lent.close)
-        tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS], lent)
+                lent = Lent(lendable(document))
+                undoing.callback(lent.close)
+            tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS], lent)
         try:
             tree = codec.decode(document, tensors, map_location=map_location)
         except Undecodable as error:
@@ -558,7 +559,11 @@ class _Reading:
             self._sum = crc32(data, self._sum)
             return
         view = memoryview(data)
-        later = self._worker.submit(crc32, view[half:])
+        try:
+            later = self._worker.submit(crc32, view[half:])
+        except RuntimeError:  # no thread is to be had
+            self._sum = crc32(data, self._sum)
+            return
         first = crc32(view[:half], self._sum)
         self._sum = crc32_combine(first, later.result(), len(view) - half)
 
