@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -12,23 +12,16 @@ from typing import Any, Literal, Protocol
 
 from torch import nn
 
-from statemachine_trainer import run_record
-from statemachine_trainer.callbacks.averages import Average
-from statemachine_trainer.callbacks.finding import (
-    NoCheckpoint,
-    facts_of_others,
-    find_checkpoint,
-)
+from statemachine_trainer.callbacks.finding import EarlierRun, NoCheckpoint, find_checkpoint
 from statemachine_trainer.callbacks.interruption import WARNINGS, Interrupted
 from statemachine_trainer.callbacks.measured import (
     OtherWeights,
     all_has_run,
-    metrics_of_this_moment,
-    of_other_weights,
+    metadata_of,
     refuse_unmeasured,
     unmeasured,
     was_validated,
-    would_keep,
+    would_be_kept,
 )
 from statemachine_trainer.callbacks.stop import Stop
 from statemachine_trainer.control.ownership import Ownership
@@ -47,16 +40,14 @@ from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import (
     Best,
     Loaded,
-    NotACheckpoint,
     Retention,
     Store,
     Unwritable,
     WriteFailed,
 )
 from statemachine_trainer.snapshot.frozen import Base, without_frozen
-from statemachine_trainer.snapshot.marks import whole
 from statemachine_trainer.snapshot.mirror import Mirror, mirror_given
-from statemachine_trainer.snapshot.ranked import do_together, save_together
+from statemachine_trainer.snapshot.ranked import do_together, save_alone, save_together
 from statemachine_trainer.version import __version__
 
 __all__ = [
@@ -73,10 +64,6 @@ _LAST = -1000
 _BATCH_IN_FLIGHT = re.compile(
     r"context\.in_flight\.(batch|splits?|kept_hiddens|output|loss|aside)\b"
 )
-
-
-class EarlierRun(NotACheckpoint):
-    """A run begins anew in a folder that holds the checkpoints of another one."""
 
 
 class Host(Protocol):
@@ -145,6 +132,10 @@ class Checkpoints(HasSettings):
         at_end: bool = True,
         on_signals: bool = True,
     ) -> None:
+        from statemachine_trainer.callbacks.folder_of_run import (
+            FolderOfRun,
+        )  # a fit without checkpoints needs none
+
         flags(self, background=background, at_end=at_end, on_signals=on_signals)
         one_of(self, "parameters", parameters, ("all", "trainable"))
         if retention is not None and not isinstance(retention, Retention):
@@ -161,6 +152,7 @@ class Checkpoints(HasSettings):
         if self.mirror is not None:
             self.mirror.belong_to(self.store.root)
             self.store.settled = partial(self.mirror.send, self.store.root)
+        self._folder = FolderOfRun(self.store, self.mirror)
         self.at_end = at_end
         self.on_signals = on_signals
         self.last: Path | None = None
@@ -173,7 +165,6 @@ class Checkpoints(HasSettings):
         self._wanted = False
         self._stop = Stop(lambda: self._running, self._write_to_stop)
         self._host: Host | None = None
-        self._owner: Ownership | None = None
         self._driver: Driver | None = None
         self._subscriptions: list[Subscription] = []
 
@@ -327,23 +318,13 @@ class Checkpoints(HasSettings):
     def _save(self, tree: Mapping[str, Any], name: str) -> Path:
         ranks, metadata = Ranks.here(), self._metadata()
         if ranks is None:
-            return self._save_alone(tree, name, metadata)
+            return save_alone(self.store, tree, name=name, metadata=metadata)
         sync = self._context.steps.sync
         sync.check_left_out()
         data_ranks = sync.data_ranks
         if data_ranks is not None:
             tree = {**tree, "data_ranks": data_ranks}
         return save_together(ranks, self.store, tree, name=name, metadata=metadata)
-
-    def _save_alone(self, tree: Mapping[str, Any], name: str, metadata: Mapping[str, Any]) -> Path:
-        try:
-            return self.store.save(tree, name=name, metadata=metadata)
-        except Unwritable:
-            # Only what cannot be written is looked at: most trees have no tensors that are cut up.
-            gathered = whole(tree)
-            if gathered is tree:
-                raise
-        return self.store.save(gathered, name=name, metadata=metadata)
 
     def _may_postpone(self) -> bool:
         """Whether the batch in flight will be gone soon: not at rest, nor if it has outlived the next one."""
@@ -354,49 +335,16 @@ class Checkpoints(HasSettings):
         return driver.running and driver.path is not None and batch <= self._postponed_at + 1
 
     def _metadata(self) -> dict[str, Any]:
-        context = self._context
-        counts = context.counts
-        now = metrics_of_this_moment(context)
-        return {
-            "state": self._running.path,
-            "epoch": counts.epoch,
-            "batch": counts.batch,
-            "batch_in_epoch": counts.batch_in_epoch,
-            "step": counts.step,
-            "seconds": context.read_clock(),
-            "metrics": now,
-            "earlier_metrics": {n: v for n, v in context.results.items() if n not in now},
-            **self._of_other_weights(now),
-            "best": {rule.metric: rule.mode for rule in self.best_rules},
-        }
-
-    def _of_other_weights(self, now: Collection[str]) -> dict[str, list[str]]:
-        """Tell which metrics are of weights that are not the model's, and of which the checkpoint has an average."""
         assert self._host is not None
-        if self._context.validated_at != self._context.moment:
-            return {"of_other_weights": [], "of_average": []}
-        averages = [one for one in self._host.stateful_callbacks() if isinstance(one, Average)]
-        held = self._context.validated_weights in [one.measured for one in averages if one.updates]
-        found = of_other_weights(self._context, now, tell=not held and not self._told_of_weights)
-        self._told_of_weights = self._told_of_weights or bool(found)
-        return {"of_other_weights": found, "of_average": found if held else []}
+        found = metadata_of(
+            self._context, self._host.stateful_callbacks, tell=not self._told_of_weights
+        )
+        self._told_of_weights = self._told_of_weights or bool(found["of_other_weights"])
+        best = {rule.metric: rule.mode for rule in self.best_rules}
+        return {"state": self._running.path, **found, "best": best}
 
     def _is_among_the_best(self, measured: Iterable[str]) -> bool:
-        """Whether a checkpoint of this moment would be kept for a metric that was just measured."""
-        measured = set(measured)
-        rules = [rule for rule in self.best_rules if rule.metric in measured]
-        if not rules:
-            return False
-        ranks, now = Ranks.here(), metrics_of_this_moment(self._context)
-        kept = False
-
-        def look() -> None:
-            nonlocal kept
-            kept = (ranks is None or ranks.rank == 0) and would_keep(self.store, rules, now)
-
-        do_together(ranks, look)  # it raises where a write in the background has failed
-        # The others may see the folder at another moment.
-        return kept if ranks is None else bool(ranks.from_first(kept))
+        return would_be_kept(self.store, self._context, self.best_rules, measured)
 
     @property
     def best_rules(self) -> tuple[Best, ...]:
@@ -440,53 +388,26 @@ class Checkpoints(HasSettings):
 
     def belong_to(self, owner: Ownership) -> None:
         """Write only while the folder is that of this run."""
-        self._owner = owner
+        self._folder.owner = owner
         self.store.owned, self.store.check_owned = owner.writing, owner.check
 
     # -- the folder of the run -------------------------------------------------------------------
 
     def try_to_write(self) -> None:
-        """Make the folder and write a byte in it, to learn now, not after the first epoch, that it takes none.
+        """Learn now, not after the first epoch, that the folder takes nothing; see `FolderOfRun`.
 
         Raises:
             WriteFailed: There can be no such folder, or nothing can be written in it, or in the mirror.
         """
-        try:
-            self.store.try_to_write()
-        except OSError as error:
-            raise WriteFailed(
-                f"{str(self.store.root)!r} cannot be the folder of checkpoints: {error.strerror or error}. "
-                "Choose another folder."
-            ) from error
-        if self.mirror is not None:
-            _do_at_first(self.mirror.try_to_write)
+        self._folder.try_to_write()
 
     def check_folder(self, loaded: Loaded | None) -> None:
-        """Refuse the checkpoints of another run: retention would delete, and `auto` resume, the wrong ones.
-
-        Args:
-            loaded: The checkpoint that the run goes on from; None if it begins.
+        """Refuse the checkpoints of another run than that of `loaded`; see `FolderOfRun`.
 
         Raises:
             EarlierRun: The folder has some, and this run does not go on from one of them.
         """
-        self.store.wait()
-        root = self.store.root
-        goes_on = loaded is not None and loaded.path.resolve().parent == root.resolve()
-        if not goes_on and self.store.list():
-            raise EarlierRun(
-                f"{str(root)!r} holds the checkpoints of an earlier run. Go on with it: fit(..., "
-                'resume="auto"); set it aside: fit(..., restart=True); or choose another folder.'
-            )
-        if self.mirror is not None and not goes_on:
-            _do_at_first(self._check_mirror)
-
-    def _check_mirror(self) -> None:
-        if self.mirror is not None and self.mirror.whole():
-            raise EarlierRun(
-                f"The mirror {self.mirror.address!r} holds the checkpoints of an earlier run. Go on with it: fit(..., "
-                'resume="auto"); set it aside: fit(..., restart=True); or choose another address.'
-            )
+        self._folder.check(loaded)
 
     def note_start(self, loaded: Loaded | None, *, restart: bool = False) -> None:
         """Begin a run, or go on with one, and write that into its record.
@@ -499,29 +420,7 @@ class Checkpoints(HasSettings):
             return  # it had ended
         if loaded is None:
             self.begin()
-            if self.mirror is not None:
-                self.mirror.forget()
-        if not _keeps_record():
-            return
-        if loaded is not None:
-            others = facts_of_others(loaded)
-            run_record.note(
-                self.store.root,
-                "resumed",
-                self.store.versions,
-                checkpoint=str(loaded.path),
-                **others,
-            )
-            return
-        if restart and self.mirror is not None:
-            self.mirror.set_aside()  # before those here, by which the earlier run can still go on
-        aside = run_record.set_aside(self.store) if restart else None
-        facts = {} if aside is None else {"earlier": aside.name}
-        run_record.note(self.store.root, "started", self.store.versions, **facts)
-
-    def _note_end(self, event: str, **facts: run_record.Facts) -> None:
-        if _keeps_record() and (self._owner is None or self._owner.held):
-            run_record.note(self.store.root, event, self.store.versions, **facts)
+        self._folder.note_start(loaded, restart=restart)
 
     # -- signals of the operating system ---------------------------------------------------------
 
@@ -540,7 +439,7 @@ class Checkpoints(HasSettings):
                 stop.finish(written_at_end=self.at_end)
                 do_together(Ranks.here() if self.background else None, self.store.wait)
             except BaseException as error:
-                self._note_end("failed", error=f"{type(error).__name__}: {error}"[:500])
+                self._folder.note("failed", error=f"{type(error).__name__}: {error}"[:500])
                 if isinstance(error, Exception) and Ranks.are_up():
                     self.store.rest()  # other ranks may wait for what this one writes
                 if isinstance(error, Exception):  # a second Ctrl-C waits for nothing
@@ -549,12 +448,12 @@ class Checkpoints(HasSettings):
                 raise
         if stop.came is not None:
             self._running.take_pause()  # it stands still: a pause would end the next `run` at once
-            self._note_end("stopped", signal=stop.came, checkpoint=str(self.last))
+            self._folder.note("stopped", signal=stop.came, checkpoint=str(self.last))
             with suppress(WriteFailed):  # the log has it
                 self._send_rest()
             stop.end_run(self.last)
         if self._running.path is None:
-            self._note_end("ended", outcome=self._running.outcome)
+            self._folder.note("ended", outcome=self._running.outcome)
         self._send_rest()
 
     def _send_rest(self) -> None:
@@ -604,14 +503,3 @@ class Checkpoints(HasSettings):
     def _context(self) -> Context:
         context: Context = self._running.context
         return context
-
-
-def _keeps_record() -> bool:
-    """Whether this process writes `run.json`: it is alone, or rank 0."""
-    ranks = Ranks.here()
-    return ranks is None or ranks.rank == 0
-
-
-def _do_at_first(act: Callable[[], object]) -> None:
-    """Do something at rank 0; where it fails, all ranks raise. A collective."""
-    do_together(Ranks.here(), lambda: act() if _keeps_record() else None)

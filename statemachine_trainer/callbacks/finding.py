@@ -34,6 +34,10 @@ class NoCheckpoint(NotACheckpoint):
     """A run was to be resumed and there is no checkpoint to go on from."""
 
 
+class EarlierRun(NotACheckpoint):
+    """A run begins anew in a folder that holds the checkpoints of another one."""
+
+
 def find_checkpoint(
     store: Store | None, resume: str | Path, mirror: Mirror | None = None
 ) -> Loaded | None:

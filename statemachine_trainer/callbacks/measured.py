@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+from statemachine_trainer.callbacks.averages import Average
 from statemachine_trainer.loops.base import in_training, loops_around
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import LikelyMistake, MissingMetric
 from statemachine_trainer.loops.metrics.fingerprint import fingerprint_of_weights
 from statemachine_trainer.machine.errors import level_of_caller, suggest
 from statemachine_trainer.machine.loop import Loop
+from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import Best, Store
+from statemachine_trainer.snapshot.ranked import do_together
 from statemachine_trainer.snapshot.retention import Kept
 
 _EPOCH_AND_ITS_FIT = 2
@@ -63,7 +67,63 @@ def of_other_weights(context: Context, now: Collection[str], *, tell: bool) -> l
     return found
 
 
-def would_keep(store: Store, rules: Sequence[Best], metrics: Mapping[str, float]) -> bool:
+def metadata_of(
+    context: Context, callbacks: Callable[[], Sequence[object]], *, tell: bool
+) -> dict[str, Any]:
+    """Return what the manifest of a checkpoint of this moment says of the run.
+
+    Args:
+        context: What the loops of the run share.
+        callbacks: Returns the callbacks that have a state, of which one may hold an average of the weights.
+        tell: Whether to warn of metrics that are of other weights than those in the checkpoint.
+
+    Warns:
+        OtherWeights: There are some.
+    """
+    counts, now = context.counts, metrics_of_this_moment(context)
+    found: list[str] = []
+    held = False
+    if context.validated_at == context.moment:
+        averages = [one for one in callbacks() if isinstance(one, Average)]
+        held = context.validated_weights in [one.measured for one in averages if one.updates]
+        found = of_other_weights(context, now, tell=tell and not held)
+    return {
+        "epoch": counts.epoch,
+        "batch": counts.batch,
+        "batch_in_epoch": counts.batch_in_epoch,
+        "step": counts.step,
+        "seconds": context.read_clock(),
+        "metrics": now,
+        "earlier_metrics": {n: v for n, v in context.results.items() if n not in now},
+        "of_other_weights": found,
+        "of_average": found if held else [],
+    }
+
+
+def would_be_kept(
+    store: Store, context: Context, rules: Iterable[Best], measured: Iterable[str]
+) -> bool:
+    """Whether a checkpoint of this moment would be kept for a metric that was just measured.
+
+    Where there are several ranks, a collective if any of the rules goes by such a metric.
+    """
+    measured = set(measured)
+    rules = [rule for rule in rules if rule.metric in measured]
+    if not rules:
+        return False
+    ranks, now = Ranks.here(), metrics_of_this_moment(context)
+    kept = False
+
+    def look() -> None:
+        nonlocal kept
+        kept = (ranks is None or ranks.rank == 0) and _would_keep(store, rules, now)
+
+    do_together(ranks, look)  # it raises where a write in the background has failed
+    # The others may see the folder at another moment.
+    return kept if ranks is None else bool(ranks.from_first(kept))
+
+
+def _would_keep(store: Store, rules: Sequence[Best], metrics: Mapping[str, float]) -> bool:
     """Whether one of the rules would keep a checkpoint with these metrics, if it were written now."""
     store.wait()
     present = [one for one in store.list() if one.damage is None]

@@ -26,7 +26,7 @@ from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.snapshot import checkpoint_folder, codec, strictjson, tensor_file
 from statemachine_trainer.snapshot.checkpoint_folder import FileEntry
 from statemachine_trainer.snapshot.filesystem import LocalFileSystem
-from statemachine_trainer.snapshot.marks import is_mark, take_out
+from statemachine_trainer.snapshot.marks import is_mark, take_out, whole
 from statemachine_trainer.snapshot.snapshot_errors import (
     SnapshotError,
     Unwritable,
@@ -47,6 +47,23 @@ _LENGTH: Final = 8
 
 class AnotherRankFailed(SnapshotError):
     """A checkpoint was not written, or not read, because of another rank."""
+
+
+def save_alone(
+    store: Store, tree: Mapping[str, Any], *, name: str, metadata: Mapping[str, Any]
+) -> Path:
+    """Write the state of the only process there is: tensors that are cut up, if any are, come as whole ones.
+
+    Args, Returns and Raises: those of `Store.save`.
+    """
+    try:
+        return store.save(tree, name=name, metadata=metadata)
+    except Unwritable:
+        # Only what cannot be written is looked at: most trees have no tensors that are cut up.
+        gathered = whole(tree)
+        if gathered is tree:
+            raise
+    return store.save(gathered, name=name, metadata=metadata)
 
 
 def save_together(
@@ -88,9 +105,9 @@ def save_together(
     parts = ranks.to_first(part)
     if ranks.rank == 0:
         try:
-            whole = {**tree, _RANKS: [None, *map(_read, parts[1:])]}
+            full = {**tree, _RANKS: [None, *map(_read, parts[1:])]}
             run = None if beside is None else beside.run
-            path = store.save(whole, name=name, metadata=metadata, beside=beside, run=run)
+            path = store.save(full, name=name, metadata=metadata, beside=beside, run=run)
         except Exception as problem:
             error = problem
     if beside is not None and not beside.later:
