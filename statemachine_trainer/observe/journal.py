@@ -9,13 +9,12 @@ checkpoint, and a rewind to where the journal stood at its boundary: what was me
 be measured again, and is taken out. Starts and ends of processes are not here but in `run.json`,
 which is there without a journal too.
 
-Reading needs no torch: `observe.run.Run`.
+The file itself is in `observe.journal_file`. Reading needs no torch: `observe.run.Run`.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
 import sqlite3
@@ -26,8 +25,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from statemachine_trainer.files import is_regular, parse_json
-from statemachine_trainer.observe.readings import PARTS, Reading
+from statemachine_trainer.files import parse_json
+from statemachine_trainer.observe.journal_file import (
+    WORK,
+    NewerJournal,
+    check_journal_files,
+    forget_after,
+    insert_entry,
+    is_damage,
+    limit_work,
+    name_in,
+    prepare,
+)
+from statemachine_trainer.observe.readings import Reading
 from statemachine_trainer.run_record import JOURNAL, JOURNAL_FILES, BadRecord, set_damaged_aside
 
 _log = logging.getLogger(__name__)
@@ -35,20 +45,6 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Change = Callable[[sqlite3.Connection], object]
 
-VERSION: Final = 1
-_SCHEMA: Final = f"""
-CREATE TABLE IF NOT EXISTS entries (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL,
-    epoch INTEGER NOT NULL, step INTEGER NOT NULL, facts TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS metrics (
-    entry INTEGER NOT NULL REFERENCES entries (id) ON DELETE CASCADE,
-    name TEXT NOT NULL, value REAL, PRIMARY KEY (entry, name)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS metrics_by_name ON metrics (name);
-CREATE VIEW IF NOT EXISTS measured AS
-    SELECT kind AS part, epoch, step, name, value, at
-    FROM entries JOIN metrics ON metrics.entry = entries.id ORDER BY entries.id;
-PRAGMA user_version = {VERSION};
-"""
 _PATIENCE: Final = 5.0
 """Seconds to wait for somebody who holds the file, where an answer is needed."""
 
@@ -58,28 +54,8 @@ _AT_THE_END: Final = 30.0
 _MOST: Final = 100_000
 """Changes that wait in memory; of more, the oldest are lost, and the log says so."""
 
-_LONGEST: Final = 1 << 30
-"""Bytes of a text in the file."""
-
-_WORK: Final = 10.0
-"""Seconds that one access may take: a file of somebody else can be made to take for ever."""
-
 _INTERRUPTED: Final = 2
 """Accesses in a row that may take longer than that, before the file is set aside."""
-
-_TRY_LATER: Final = frozenset(
-    (
-        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),
-        *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
-        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_AUTH),
-        *(sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_ABORT, sqlite3.SQLITE_NOLFS),
-    )
-)
-"""Errors that say nothing of what is in the file: somebody holds it, it took too long, or the disk is full."""
-
-
-class NewerJournal(sqlite3.DatabaseError):
-    """A journal that a newer version of this package wrote."""
 
 
 class Journal:
@@ -160,9 +136,9 @@ class Journal:
         def forget(connection: sqlite3.Connection) -> None:
             find = "SELECT id, facts FROM entries WHERE kind = 'checkpoint' ORDER BY id DESC"
             rows = connection.execute(find)
-            found = next((row for row, facts in rows if _name_in(facts) == checkpoint), None)
+            found = next((row for row, facts in rows if name_in(facts) == checkpoint), None)
             if found is not None:
-                _forget_after(connection, found)
+                forget_after(connection, found)
 
         if self.exists():
             self._change(forget)
@@ -174,7 +150,7 @@ class Journal:
             rows = connection.execute(
                 "SELECT id, facts FROM entries WHERE kind = 'checkpoint' ORDER BY id DESC LIMIT 1"
             ).fetchall()
-            if not rows or _name_in(rows[0][1]) != checkpoint:
+            if not rows or name_in(rows[0][1]) != checkpoint:
                 return []
             since = "SELECT facts FROM entries WHERE kind = ? AND id > ? ORDER BY id"
             return connection.execute(since, (kind, rows[0][0])).fetchall()
@@ -187,7 +163,7 @@ class Journal:
 
     def rewind_to(self, place: int) -> None:
         """Take out what was measured since the journal stood there."""
-        self._change(lambda connection: _forget_after(connection, place))
+        self._change(lambda connection: forget_after(connection, place))
 
     def place(self) -> int | None:
         """Return where the journal stands, for `rewind_to`; None if that cannot be told now."""
@@ -253,7 +229,7 @@ class Journal:
         at = time.time()
 
         def insert(connection: sqlite3.Connection) -> None:
-            _insert(connection, at, kind, epoch, step, facts, reading)
+            insert_entry(connection, at, kind, epoch, step, facts, reading)
 
         self._keep(insert)
 
@@ -310,7 +286,7 @@ class Journal:
                 self._interrupted = 0
                 return found
             except (sqlite3.Error, OSError) as error:
-                if not _is_damage(error) and not self._never_ends(error):
+                if not is_damage(error) and not self._never_ends(error):
                     raise
                 self._set_aside(error)
                 return act(self._open(patience))
@@ -359,14 +335,14 @@ class Journal:
             check_journal_files(self.path.parent)
             connection = sqlite3.connect(self.path, timeout=patience, check_same_thread=False)
             try:
-                _prepare(connection)
+                prepare(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection, self._pid = connection, os.getpid()
             self._place = _place(self.path)
         self._connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
-        limit_work(self._connection, _WORK + patience)
+        limit_work(self._connection, WORK + patience)
         return self._connection
 
     def _set_aside(self, error: Exception) -> None:
@@ -408,64 +384,6 @@ def _end_all() -> None:
         journal._end(_PATIENCE)
 
 
-# -- The file -------------------------------------------------------------------------------------
-
-
-def check_journal_files(folder: Path) -> None:
-    """Refuse a journal that is no regular file: SQLite would wait for a pipe for ever, and follow a link.
-
-    Raises:
-        NotAJournal: It is something else, or what stands beside it is.
-    """
-    for name in JOURNAL_FILES:
-        if os.path.lexists(folder / name) and not is_regular(folder / name):
-            raise NotAJournal(f"{name} is not a regular file")
-
-
-def check_tables(connection: sqlite3.Connection) -> None:
-    """Refuse a file in which the tables of a journal are something else.
-
-    Raises:
-        NotAJournal: They are.
-    """
-    found = connection.execute("SELECT type, name FROM sqlite_master LIMIT 1000").fetchall()
-    if not {("table", "entries"), ("table", "metrics")} <= set(found):
-        raise NotAJournal("it has not the tables of one")
-    if any(kind == "trigger" for kind, _ in found):
-        raise NotAJournal("it has triggers")
-
-
-def limit_work(connection: sqlite3.Connection, seconds: float = _WORK) -> None:
-    """Let what is done next with a file end within so many seconds, and in memory that there is."""
-    end = time.monotonic() + seconds
-    connection.set_progress_handler(lambda: time.monotonic() > end, 100_000)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
-
-
-class NotAJournal(sqlite3.DatabaseError):
-    """A file that is something else."""
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    """Make a file a journal, if it is new, and see that it is one.
-
-    Raises:
-        NewerJournal, NotAJournal: It is none that can be written here.
-    """
-    limit_work(connection)
-    connection.execute("PRAGMA journal_mode = WAL")
-    # A crash of the machine may cost the newest entries, never the file. A crash of the process
-    # costs nothing that was written.
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > VERSION:
-        raise NewerJournal(f"it is of version {version}, newer than this package")
-    if version < VERSION:
-        connection.executescript(_SCHEMA)
-    check_tables(connection)
-
-
 def _place(path: Path) -> tuple[int, int] | None:
     """Return which file a path leads to; None if there is none."""
     try:
@@ -473,45 +391,3 @@ def _place(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether an error says that the file is no journal. An `OSError` is one of the disk."""
-    if isinstance(error, NotAJournal):
-        return True
-    if isinstance(error, NewerJournal) or not isinstance(error, sqlite3.Error):
-        return False
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF not in _TRY_LATER
-
-
-def _name_in(facts: object) -> object:
-    try:
-        found = parse_json(facts) if isinstance(facts, str | bytes) else None
-    except ValueError:
-        return None
-    return found.get("name") if isinstance(found, dict) else None
-
-
-def _forget_after(connection: sqlite3.Connection, entry: int) -> None:
-    """Delete what was measured after an entry; what else was noted stays."""
-    kinds = ", ".join(f"'{part}'" for part in PARTS)
-    connection.execute(f"DELETE FROM entries WHERE id > ? AND kind IN ({kinds})", (entry,))
-
-
-def _insert(
-    connection: sqlite3.Connection,
-    at: float,
-    kind: str,
-    epoch: int,
-    step: int,
-    facts: Mapping[str, Any],
-    reading: Reading | None,
-) -> None:
-    row = connection.execute(
-        "INSERT INTO entries (at, kind, epoch, step, facts) VALUES (?, ?, ?, ?, ?)",
-        (at, kind, epoch, step, json.dumps(facts)),
-    ).lastrowid
-    if reading is not None:
-        values = [(row, name, value) for name, value in reading.metrics().items()]
-        connection.executemany("INSERT INTO metrics VALUES (?, ?, ?)", values)  # NaN is NULL

@@ -22,7 +22,7 @@ from statemachine_trainer.machine.errors import StateMachineError, suggest
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.observe.blackbox import Look, Ring, Status, read_blackbox
 from statemachine_trainer.observe.epoch_table import EpochRecord
-from statemachine_trainer.observe.journal import (
+from statemachine_trainer.observe.journal_file import (
     VERSION,
     check_journal_files,
     check_tables,

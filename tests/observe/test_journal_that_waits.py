@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from statemachine_trainer.observe import journal as module
-from statemachine_trainer.observe.journal import Journal, _is_damage
+from statemachine_trainer.observe.journal import Journal
+from statemachine_trainer.observe.journal_file import is_damage, limit_work
 
 
 def held(folder: Path) -> tuple[Journal, sqlite3.Connection]:
@@ -47,7 +48,7 @@ def test_entries_beyond_those_that_are_kept_are_told_once_and_counted_at_the_end
 def interrupted() -> sqlite3.Error:
     """Return the error of an access that took longer than it may."""
     with closing(sqlite3.connect(":memory:")) as connection:
-        module.limit_work(connection, seconds=0.0)
+        limit_work(connection, seconds=0.0)
         endless = (
             "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT * FROM n"
         )
@@ -57,7 +58,7 @@ def interrupted() -> sqlite3.Error:
 
 
 def test_an_access_that_took_too_long_says_nothing_of_the_file() -> None:
-    assert not _is_damage(interrupted())
+    assert not is_damage(interrupted())
 
 
 def test_a_file_that_is_slow_once_keeps_its_entries_and_one_that_never_answers_is_set_aside(
