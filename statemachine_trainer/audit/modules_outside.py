@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,9 +18,11 @@ from statemachine_trainer.audit.reachable import Roots
 from statemachine_trainer.data import NotExact
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.parallel.wrappers import PlainNames, modules_of
-from statemachine_trainer.snapshot.rounds import Round
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
+
+if TYPE_CHECKING:
+    from statemachine_trainer.snapshot.rounds import Round
 
 Print = tuple[tuple[str, float], ...]
 """What changes if a module does: a sum of each of its tensors."""

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from statemachine_trainer.audit.changing_values import ChangingValues
 from statemachine_trainer.audit.contents import Contents
 from statemachine_trainer.audit.hyperparameters import Hyperparameters
 from statemachine_trainer.audit.modules_outside import ModulesOutside
@@ -53,12 +52,13 @@ from statemachine_trainer.running.control_panel import ControlPanel
 from statemachine_trainer.running.drivers import context_of
 from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.held import lies_within, restore_own, states_found
-from statemachine_trainer.snapshot.rounds import Round
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
 if TYPE_CHECKING:
+    from statemachine_trainer.audit.changing_values import ChangingValues
     from statemachine_trainer.audit.script_record import ScriptRecord
+    from statemachine_trainer.snapshot.rounds import Round
 
 Fresh = Literal["optimizer", "schedulers", "callbacks"]
 """Parts that a resumed fit may take from its script instead of the checkpoint."""
@@ -111,11 +111,10 @@ class FitState:
         self._given: dict[str, Settings] = {}
         self._modes: tuple[Context, Settings] | None = None  # those that the script gave the model
         self._outside = ModulesOutside()
-        self._values = ChangingValues()
+        self._values: ChangingValues | None = None  # as a fit with checkpoints begins
         self._contents = Contents()
         self._script: ScriptRecord | None = None  # what the script has made of this fit
         self._is_noted = False  # whether that was noted before training, and lies in checkpoints
-        self._checked = False  # that all can be saved, as a fit with checkpoints begins
 
     def write(self) -> dict[str, Any]:
         """Return the whole state at this boundary.
@@ -154,7 +153,7 @@ class FitState:
     def _search(self, context: Context) -> Search | Round:
         """Walk once over all that the fit reaches but its data, for all who look for something there."""
         roots = self._roots(context)
-        if not self._checked:
+        if self._values is None:
             return Search(roots)
         data: Roots = {}
         for name, feed in feeds_of(context):
@@ -172,7 +171,11 @@ class FitState:
         """
         context = context_of(self._driver)
         if context is not None:
-            self._checked = True
+            if self._values is None:
+                # Not needed to build a trainer.
+                from statemachine_trainer.audit.changing_values import ChangingValues
+
+                self._values = ChangingValues()
             roots = self._roots(context)
             search = self._values.search_at_start(roots)
             self._outside.watch(search, self._held_elsewhere(context))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from types import CellType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from statemachine_trainer.snapshot.generators import (
     Generator,
@@ -16,8 +16,10 @@ from statemachine_trainer.snapshot.generators import (
     seed,
     state_of,
 )
-from statemachine_trainer.snapshot.rounds import Round
 from statemachine_trainer.snapshot.search import Place, Search, Step
+
+if TYPE_CHECKING:
+    from statemachine_trainer.snapshot.rounds import Round
 
 Held = dict[str, Any]
 """What `own_states` returns: by path, the kind of a generator, its state, and where it lies."""
