@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.metrics.sizes import batch_size_of
+from statemachine_trainer.loops.metrics.sizes import are_records, batch_size_of, is_array
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.loops.stepping import SteppingLoop
-from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves, parts
+from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def why_not_cut(batch: object) -> str | None:
         shape = getattr(leaf, "shape", None)
         if isinstance(leaf, Tensor) and (leaf.is_sparse or leaf.is_nested):
             return f"{path} is a {'sparse' if leaf.is_sparse else 'nested'} tensor"
-        if isinstance(leaf, Tensor) or _is_array(leaf):
+        if isinstance(leaf, Tensor) or is_array(leaf):
             if shape and shape[0] != size:
                 return f"{path} has {shape[0]} entries, and the batch seems to hold {size} samples"
         elif isinstance(leaf, list | tuple):
@@ -49,7 +49,7 @@ def cut(batch: Any, start: int, stop: int) -> Any:
     """Return some samples of a batch that can be cut. Tensors are views."""
 
     def piece(leaf: object) -> object:
-        if isinstance(leaf, Tensor) or _is_array(leaf):
+        if isinstance(leaf, Tensor) or is_array(leaf):
             array: Any = leaf
             return array[start:stop] if array.shape else array
         return leaf[start:stop] if isinstance(leaf, list | tuple) else leaf
@@ -104,31 +104,13 @@ def what_was_tried(batch: object, number: int, start: int, samples: int) -> str:
     )
 
 
-def _is_array(leaf: object) -> bool:
-    return type(leaf).__module__ == "numpy" and hasattr(leaf, "shape")
-
-
 def _is_listed(tree: object) -> bool:
     """Return whether a list holds a text or a number for each sample, or a record with one."""
     if not isinstance(tree, list | tuple) or type(tree) not in (list, tuple) or not tree:
         return False
     if all(isinstance(one, str | int | float | bool) for one in tree):
         return True
-    return len(tree) > 1 and all(parts(one) is not None for one in tree) and _are_records(tree)
-
-
-def _are_records(listed: Sequence[object]) -> bool:
-    """Return whether containers are alike, and each has one number or text at the same place."""
-    first, *others = (dict(leaves_with_paths(one, is_leaf=_is_listed)) for one in listed)
-    return all(one.keys() == first.keys() for one in others) and any(
-        all(_is_single(one[place]) for one in (first, *others)) for place in first
-    )
-
-
-def _is_single(leaf: object) -> bool:
-    if isinstance(leaf, Tensor) or _is_array(leaf):
-        return not getattr(leaf, "shape", None)
-    return isinstance(leaf, str | int | float | bool)
+    return len(tree) > 1 and are_records(tree, _is_listed)
 
 
 # -- Running out of memory ------------------------------------------------------------------------
@@ -256,13 +238,16 @@ class InPieces(SteppingLoop):
     def _piece(self) -> tuple[int, int, int]:
         """Return first and last sample of the piece to do next, and the number of samples in the split.
 
-        What is left is cut into pieces of about the same size.
+        What is left is cut into pieces of about the same size. A batch that cannot be cut is done whole: the size of
+        the pieces may be one that a batch of another form has left.
         """
         context = self.context
         samples, start = batch_size_of(context.split) or 1, context.piece_start
         left = samples - start
         most = context.piece_size or max(left, 1)
         pieces = -(-left // most) or 1
+        if pieces > 1 and not start and why_not_cut(context.split) is not None:
+            return 0, samples, samples
         return start, start + -(-left // pieces), samples
 
     def _refuse_what_is_not_cut(self) -> None:

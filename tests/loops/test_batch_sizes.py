@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,8 @@ def told_once(said: str) -> Iterator[None]:
         lambda size: {"text": ["a"] * size, "value": 1},
         lambda size: [["a"] * size, {"id": ["b"] * size}],
         lambda size: [["a"] * 5, torch.zeros(size)],
+        lambda size: {"x": np.zeros((size, 3)), "scale": np.float64(2.0), "y": np.zeros(size)},
+        lambda size: [np.zeros((5, 3)), torch.zeros(size)],
         Batch,
         lambda size: Opaque(torch.zeros(size, 3), torch.zeros(size)),
         lambda size: [Opaque(torch.zeros(size))],
@@ -93,6 +96,12 @@ def test_a_mean_is_over_samples(make: Any) -> None:
         ),
         (lambda size: (torch.zeros(5, size, 3), torch.zeros(size)), r"batch\[0\] has 5 and batch"),
         (lambda size: [{"x": torch.zeros(3, 7)}] * size, "has 3 and there is a list of 8"),
+        (
+            lambda size: [(torch.zeros(3), 1)] * size,
+            r"batch\[0\]\[0\] has 3 and there is a list of 8",
+        ),
+        (lambda size: [(torch.zeros(3), torch.tensor(1))] * size, "there is a list of 8"),
+        (lambda size: (np.zeros((5, 3)), np.zeros(size)), r"batch\[0\] has 5 and batch\[1\] has 8"),
         (lambda size: {"all": [Graphs(torch.zeros(3), torch.zeros(3))] * size}, "a list of 8"),
         (lambda size: Graphs(torch.zeros(30, 3), torch.zeros(size)), r"batch.x has 30 and batch.y"),
         (lambda size: Opaque(torch.zeros(2, 9), torch.zeros(size)), "has 2 and"),
@@ -128,3 +137,4 @@ def test_samples_that_an_interval_goes_by_are_told_too() -> None:
 def test_texts_alone_tell_how_many_they_are() -> None:
     assert batch_size_of({"n": 3, "text": ("a", "b", "c")}) == 3
     assert batch_size_of("a text") is None
+    assert batch_size_of((["a", "b"], np.zeros(7))) == 2

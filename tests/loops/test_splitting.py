@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -325,6 +326,57 @@ def test_a_batch_that_cannot_be_cut_surfaces_and_says_why(batch: Any, why: str) 
     with pytest.raises(torch.OutOfMemoryError) as caught:
         Trainer(max_epochs=1, on_oom="split").fit(Never(), [batch])
     assert re.search(why, "\n".join(caught.value.__notes__))
+
+
+class OfArrays(Short):
+    """Takes batches of arrays, and makes tensors of them itself."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        assert all(isinstance(one, np.ndarray) for one in batch)
+        return super().loss([torch.from_numpy(one) for one in batch])
+
+
+def test_batches_of_arrays_alone_go_in_pieces() -> None:
+    found = []
+    for fits in (SAMPLES, 3):
+        torch.manual_seed(0)
+        model = OfArrays(fits)
+        data = [(inputs.numpy(), targets.numpy()) for inputs, targets in batches()]
+        Trainer(max_epochs=2, on_oom="split").fit(model, data)
+        found.append(model)
+    whole, pieces = found
+    assert same(whole, pieces)
+    assert max(pieces.sizes[3:]) == 3
+    assert whole.sizes == [SAMPLES] * 12
+
+
+class OfSamples(Short):
+    """Takes lists of samples that nobody has put together, or batches."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        if isinstance(batch, list):
+            batch = [torch.stack([one[part] for one in batch]) for part in (0, 1)]
+        return super().loss(batch)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.loss(batch)
+
+
+def test_a_shorter_list_of_samples_is_done_whole_after_others_went_in_pieces() -> None:
+    """Samples of three numbers look like three samples: two of them were done as two thirds."""
+    rows = [
+        (torch.randn(3, generator=torch.Generator().manual_seed(n)), torch.tensor(1.0 * n))
+        for n in range(5)
+    ]
+    found = []
+    for fits in (SAMPLES, 2):
+        torch.manual_seed(0)
+        model = OfSamples(fits)
+        Trainer(max_epochs=1, on_oom="split").fit(model, [rows[:3], rows[3:]])
+        found.append(model)
+    whole, pieces = found
+    assert pieces.sizes == [3, 2, 1, 2]
+    assert same(whole, pieces)
 
 
 def test_batches_of_many_forms_are_cut() -> None:

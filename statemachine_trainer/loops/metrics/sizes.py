@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -22,8 +22,8 @@ def batch_size_of(batch: object) -> int | None:
 
     Looks depth first through mappings, lists, tuples, dataclasses and the attributes of an object of
     a class of one's own. A tensor is all that has `shape` and `to`. A batch without tensors holds as
-    many samples as its first list of texts; graphs tell it by `num_graphs`. None when there is
-    nothing of that.
+    many samples as its first list of texts, or else as its first array of numpy has entries along its first
+    dimension; graphs tell it by `num_graphs`. None when there is nothing of that.
     """
     if (batch.__class__ is tuple or batch.__class__ is list) and batch:
         first = batch[0]
@@ -32,7 +32,9 @@ def batch_size_of(batch: object) -> int | None:
     if isinstance(batch, Tensor):
         return batch.size(0) if batch.dim() else None
     size = _first_dimension(batch)
-    return size if size is not None else _number_of_texts(batch)
+    if size is None:
+        size = _number_of_texts(batch)
+    return size if size is not None else next(iter(_of_arrays(batch).values()), None)
 
 
 def _first_dimension(batch: object) -> int | None:
@@ -71,6 +73,20 @@ def _number_of_texts(batch: object) -> int | None:
     return next((n for part in inside if (n := _number_of_texts(part)) is not None), None)
 
 
+def is_array(leaf: object) -> bool:
+    """Whether something is an array of numpy."""
+    return type(leaf).__module__ == "numpy" and hasattr(leaf, "shape")
+
+
+def _of_arrays(batch: object) -> dict[str, int]:
+    """Return the lengths of the arrays in a batch, by their paths."""
+    return {
+        path: int(leaf.shape[0])  # type: ignore[attr-defined]
+        for path, leaf in leaves_with_paths(batch, "batch")
+        if is_array(leaf) and leaf.shape  # type: ignore[attr-defined]
+    }
+
+
 def why_unclear(batch: object, size: int | None) -> str:
     """Explain why the size of a batch is not clear; "" if it is.
 
@@ -87,10 +103,14 @@ def why_unclear(batch: object, size: int | None) -> str:
             return ""
         return f"a {type(batch).__name__} does not tell how many samples it holds"
     sizes: set[int] = set()
+    said: dict[int, str] = {}
     _collect(batch, sizes)
+    if not sizes and _number_of_texts(batch) is None:
+        for path, length in _of_arrays(batch).items():
+            said.setdefault(length, path)
+        sizes.update(said)
     if len(sizes) < 2:
         return ""
-    said: dict[int, str] = {}
     for path, leaf in leaves_with_paths(
         batch, "batch", lambda one: isinstance(one, PackedSequence)
     ):
@@ -140,9 +160,34 @@ def _collect(batch: object, sizes: set[int]) -> None:
         return
     for part in inside:
         _collect(part, sizes)
-    if isinstance(batch, list | tuple) and len(batch) > 1 and _is_record(batch[0]):
+    if (
+        isinstance(batch, list | tuple)
+        and len(batch) > 1
+        and (_is_record(batch[0]) or (type(batch[0]) in (list, tuple) and are_records(batch)))
+    ):
         sizes.add(len(batch))  # one record for each sample
 
 
 def _is_record(value: object) -> bool:
     return isinstance(value, Mapping) or dataclasses.is_dataclass(value)
+
+
+def are_records(listed: Sequence[object], is_leaf: Callable[[object], bool] | None = None) -> bool:
+    """Whether containers are alike, and each has one number or text at the same place, as samples have.
+
+    Args:
+        listed: What may be containers.
+        is_leaf: When it answers True for a container, that container is a leaf.
+    """
+    if any(parts(one) is None for one in listed):
+        return False
+    first, *others = (dict(leaves_with_paths(one, is_leaf=is_leaf)) for one in listed)
+    return all(one.keys() == first.keys() for one in others) and any(
+        all(_is_single(one[place]) for one in (first, *others)) for place in first
+    )
+
+
+def _is_single(leaf: object) -> bool:
+    if isinstance(leaf, Tensor) or is_array(leaf):
+        return not getattr(leaf, "shape", None)
+    return isinstance(leaf, str | int | float | bool)
