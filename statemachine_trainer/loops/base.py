@@ -12,7 +12,6 @@ from statemachine_trainer.intervals import Counts
 from statemachine_trainer.loops.changeable import Changeable
 from statemachine_trainer.loops.context import Context, Limits
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.putting_back import Kept
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.machine.declaration import is_transient
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
@@ -170,6 +169,9 @@ class TrainingLoop(Loop):
             self.__dict__.get("context"), Context
         ):
             return own
+        # Imported here, because a run without error edges needs nothing of it.
+        from statemachine_trainer.loops.putting_back import Kept
+
         kept = Kept(self.context)
 
         def undo(error: Exception) -> None:
