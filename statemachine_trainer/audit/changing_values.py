@@ -31,8 +31,9 @@ from statemachine_trainer.audit.reachable import Roots
 from statemachine_trainer.audit.report import NotHeld
 from statemachine_trainer.audit.value_names import IN_PROCESS
 from statemachine_trainer.machine.errors import level_of_caller
+from statemachine_trainer.snapshot.found import Unheld
 from statemachine_trainer.snapshot.rounds import Round, Rounds, first_round
-from statemachine_trainer.snapshot.search import Search, Unheld
+from statemachine_trainer.snapshot.search import Search
 
 if TYPE_CHECKING:
     from statemachine_trainer.audit.set_at_beginnings import Beginning, SetAtBeginnings

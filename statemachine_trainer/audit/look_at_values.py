@@ -41,6 +41,7 @@ from statemachine_trainer.audit.value_names import (
     name_in_process,
 )
 from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.snapshot.found import TENSORS
 from statemachine_trainer.snapshot.kinds import (
     ATOMS,
     attributes_of_class,
@@ -49,7 +50,6 @@ from statemachine_trainer.snapshot.kinds import (
     named,
 )
 from statemachine_trainer.snapshot.rounds import Round
-from statemachine_trainer.snapshot.search import TENSORS
 
 if TYPE_CHECKING:
     pass

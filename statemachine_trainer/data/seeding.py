@@ -29,9 +29,10 @@ from torch.utils.data import get_worker_info
 
 from statemachine_trainer.data.data_errors import NotExact
 from statemachine_trainer.machine.errors import level_of_caller
+from statemachine_trainer.snapshot.found import Place
 from statemachine_trainer.snapshot.held import keep, put_back, reseed
 from statemachine_trainer.snapshot.rng import isolated_rng
-from statemachine_trainer.snapshot.search import Place, Search
+from statemachine_trainer.snapshot.search import Search
 
 _LOOKS = 8
 """First reads, of samples and of batches, after each of which generators are looked for.

@@ -15,11 +15,12 @@ from statemachine_trainer.loops.loop_errors import ChangedForGood
 from statemachine_trainer.loops.scheduler_state import load_scheduler_state, scheduler_state
 from statemachine_trainer.machine.fields import copied
 from statemachine_trainer.parallel.containers import leaves
+from statemachine_trainer.snapshot.found import Place
 from statemachine_trainer.snapshot.generators import identity_of
 from statemachine_trainer.snapshot.held import keep, put_back
 from statemachine_trainer.snapshot.members import Members
 from statemachine_trainer.snapshot.rng import keep_rng
-from statemachine_trainer.snapshot.search import Place, Search
+from statemachine_trainer.snapshot.search import Search
 
 _FIELDS: Final = [name for name in (*saved_as("plain"), *saved_as("tensors")) if name != "outputs"]
 _VALUES: Final = attrgetter(*_FIELDS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import CellType, FunctionType
 from typing import TYPE_CHECKING, Any
 
+from statemachine_trainer.snapshot.found import Place, Step
 from statemachine_trainer.snapshot.generators import (
     Generator,
     identity_of,
@@ -16,7 +17,7 @@ from statemachine_trainer.snapshot.generators import (
     seed,
     state_of,
 )
-from statemachine_trainer.snapshot.search import Place, Search, Step
+from statemachine_trainer.snapshot.search import Search
 
 if TYPE_CHECKING:
     from statemachine_trainer.snapshot.rounds import Round

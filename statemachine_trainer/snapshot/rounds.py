@@ -18,10 +18,11 @@ from typing import Any, Final, NamedTuple, cast
 
 from torch import nn
 
+from statemachine_trainer.snapshot.found import EMPTY, OF_MODULES, TENSORS, Place, Unheld
 from statemachine_trainer.snapshot.generators import GENERATORS, Generator, identity_of, is_global
 from statemachine_trainer.snapshot.kinds import ATOMS, behind, how_to_visit, is_users
 from statemachine_trainer.snapshot.sampling import Sampling
-from statemachine_trainer.snapshot.search import EMPTY, OF_MODULES, TENSORS, Place, Search, Unheld
+from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.shallow import NOTHING, Reader, Shallow, is_bare, reader_of
 
 _MOST: Final = 5_000

@@ -20,9 +20,8 @@ import random
 import threading
 import types
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
@@ -32,6 +31,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.parallel.wrappers import inner_of
+from statemachine_trainer.snapshot.found import (
+    EMPTY,
+    HOOKS,
+    KEYS,
+    OF_MODULES,
+    TENSORS,
+    Place,
+    Step,
+    Unheld,
+    names_in,
+    names_of_arguments,
+)
 from statemachine_trainer.snapshot.generators import Generator, identity_of, is_global
 from statemachine_trainer.snapshot.kinds import (
     ATOMS,
@@ -61,49 +72,9 @@ MOST: Final = 50_000
 """Objects that one walk visits at most."""
 
 
-class Step(NamedTuple):
-    """How an object is reached from its holder.
-
-    Attributes:
-        holder: Path of the holder.
-        how: "attribute", "item", "closure", or "other" for what cannot be set again.
-        key: Name of the attribute or the variable; key or index of the item.
-    """
-
-    holder: str
-    how: str
-    key: Any
-
-
 _Step = tuple[str, str, Any]
 """A `Step` on the way: one is made of it where a generator is found."""
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a generator lies: `step` is its first place, `also` are the others."""
-
-    path: str
-    generator: Generator
-    step: Step
-    also: list[Step] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Unheld:
-    """Something that no checkpoint can hold: where it is, what it is, and what to do."""
-
-    path: str
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.path} is {self.what}: {self.remedy}"
-
-
-HOOKS: Final = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
-OF_MODULES: Final = (*HOOKS, "_modules", "_parameters", "_buffers", "_compiled_call_impl")
-"""Attributes of a module in which nothing is searched for: they are looked at in their own way."""
 
 Notice = Callable[[str, object, str, object], None]
 """Called for each named value: path of the holder, the holder, the name, the value."""
@@ -131,10 +102,6 @@ class _Way(NamedTuple):
 _OF_SYSTEM = "use `random.Random(seed)`"
 _FRESH = "give it a seed, made from the index or the epoch; or make a generator once, and keep it"
 _SET = "keep it in a list or a dict: the order of a set differs from process to process"
-
-EMPTY: Final = frozenset({dict, list, tuple, OrderedDict, set, frozenset, deque})
-TENSORS: Final = frozenset({torch.Tensor, nn.Parameter, nn.Buffer})
-KEYS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 class Search:
@@ -570,23 +537,3 @@ class Search:
             self._note(path, base, name, value)
             if type(value) not in ATOMS:
                 self._later.append((value, f"{path}.{name}", (path, "attribute", name), way))
-
-
-def names_of_arguments(function: object) -> tuple[str, ...]:
-    """Return the names of the parameters to which a partial gives its arguments, as far as code tells."""
-    inner, skipped = function, 0
-    if type(inner) is types.MethodType:
-        inner, skipped = inner.__func__, 1
-    if type(inner) is not types.FunctionType:
-        return ()
-    return inner.__code__.co_varnames[skipped : inner.__code__.co_argcount]
-
-
-@functools.lru_cache(maxsize=4096)
-def names_in(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names that code, and that of functions inside it, uses of globals and attributes."""
-    names = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= dict.fromkeys(names_in(constant))
-    return tuple(names)

@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.parallel.wrappers import inner_of, is_wrapper
+from statemachine_trainer.snapshot.found import HOOKS, KEYS, TENSORS, names_in, names_of_arguments
 from statemachine_trainer.snapshot.kinds import (
     ATOMS,
     HEAP,
@@ -37,13 +38,6 @@ from statemachine_trainer.snapshot.kinds import (
     named,
 )
 from statemachine_trainer.snapshot.sampling import INSIDE, LARGE, TYPED, Sampling
-from statemachine_trainer.snapshot.search import (
-    HOOKS,
-    KEYS,
-    TENSORS,
-    names_in,
-    names_of_arguments,
-)
 
 _IDENTITIES: Final = 1 << 32
 """A key from here on may be the identity of an object, which means nothing elsewhere."""

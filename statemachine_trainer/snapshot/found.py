@@ -1,0 +1,79 @@
+"""What a search finds, and what it knows of the values that it meets."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import nn
+
+from statemachine_trainer.snapshot.generators import Generator
+
+HOOKS: Final = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
+OF_MODULES: Final = (*HOOKS, "_modules", "_parameters", "_buffers", "_compiled_call_impl")
+"""Attributes of a module in which nothing is searched for: they are looked at in their own way."""
+
+
+EMPTY: Final = frozenset({dict, list, tuple, OrderedDict, set, frozenset, deque})
+TENSORS: Final = frozenset({torch.Tensor, nn.Parameter, nn.Buffer})
+KEYS: Final = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+class Step(NamedTuple):
+    """How an object is reached from its holder.
+
+    Attributes:
+        holder: Path of the holder.
+        how: "attribute", "item", "closure", or "other" for what cannot be set again.
+        key: Name of the attribute or the variable; key or index of the item.
+    """
+
+    holder: str
+    how: str
+    key: Any
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a generator lies: `step` is its first place, `also` are the others."""
+
+    path: str
+    generator: Generator
+    step: Step
+    also: list[Step] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Unheld:
+    """Something that no checkpoint can hold: where it is, what it is, and what to do."""
+
+    path: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path} is {self.what}: {self.remedy}"
+
+
+def names_of_arguments(function: object) -> tuple[str, ...]:
+    """Return the names of the parameters to which a partial gives its arguments, as far as code tells."""
+    inner, skipped = function, 0
+    if type(inner) is types.MethodType:
+        inner, skipped = inner.__func__, 1
+    if type(inner) is not types.FunctionType:
+        return ()
+    return inner.__code__.co_varnames[skipped : inner.__code__.co_argcount]
+
+
+@functools.lru_cache(maxsize=4096)
+def names_in(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names that code, and that of functions inside it, uses of globals and attributes."""
+    names = dict.fromkeys(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= dict.fromkeys(names_in(constant))
+    return tuple(names)
