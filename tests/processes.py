@@ -51,3 +51,17 @@ def wait_until(true: Callable[[], bool], longest: float = 100.0) -> None:
     while not true():
         assert time.monotonic() < end, "it never came to that"
         time.sleep(0.02)
+
+
+def state_of(place: Path) -> str:
+    """The letter of the state of a process or thread, of its folder in /proc: Z has ended, T is stopped.
+
+    Raises:
+        OSError: There is none.
+    """
+    return (place / "stat").read_text().rpartition(")")[2].split()[0]
+
+
+def stands_still(pid: int) -> bool:
+    """Whether all threads of a process have been stopped."""
+    return all(state_of(thread) == "T" for thread in Path(f"/proc/{pid}/task").iterdir())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -13,16 +12,20 @@ from typer.testing import CliRunner, Result
 
 from statemachine_trainer.cli import app
 from tests.cli.sandbox import clean_imports
+from tests.forking import forked
+from tests.processes import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+LONGEST = 100.0
+"""Seconds after which a training hangs."""
 
 
 def train(folder: Path, script: str = "train.py") -> None:
     """Run a script in its folder, as a user does."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, script]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with tempfile.NamedTemporaryFile("r") as output:
+        place = Path(output.name)
+        with forked(script, output=place, env=environment, cwd=folder) as process:
+            assert process.wait(LONGEST) == 0, output.read()
 
 
 def replay(run: str, *arguments: str, line: str | None = None) -> Result:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.forking import forked
+from tests.processes import ROOT
+
 SCRIPT = ROOT / "tests" / "crash" / "training.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 ENVIRONMENT.pop("SMT_RESUME", None)
@@ -41,33 +42,16 @@ def run(*command: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
     It writes to files, not pipes: a process that was left over would hold those open for ever.
     """
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            cwd=cwd,
-            env=ENVIRONMENT,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=errors,
-            start_new_session=True,
-            preexec_fn=heed_ctrl_c,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
         try:
-            code = process.wait(timeout=LONGEST)
-            assert has_ended(process.pid), f"{command} left processes behind"
+            with forked(*command, output=out, errors=errors, env=ENVIRONMENT, cwd=cwd) as process:
+                code = process.wait(LONGEST)
+                assert has_ended(process.pid), f"{command} left processes behind"
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            out.seek(0), errors.seek(0)
-            written, complaints = out.read(), errors.read()
+            written, complaints = out.read_text(), errors.read_text()
             sys.stderr.write(complaints)
-    return subprocess.CompletedProcess(process.args, code, written, complaints)
-
-
-def heed_ctrl_c() -> None:
-    """Undo what a shell does to jobs in the background, whose children then ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.CompletedProcess([*map(str, command)], code, written, complaints)
 
 
 def has_ended(group: int) -> bool:

@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,9 @@ from statemachine_trainer.callbacks.checkpoints import EarlierRun
 from statemachine_trainer.control.ownership import FolderInUse, FolderLost, Ownership
 from statemachine_trainer.snapshot import Store
 from tests.crash import double_starts
+from tests.forking import forked
 from tests.observe.recorded import Net, batches, trainer
-from tests.processes import ROOT, in_group, wait_until
+from tests.processes import ROOT, state_of, wait_until
 
 LOCK = "run.lock"
 
@@ -41,11 +41,6 @@ def paused(folder: Path, **settings: Any) -> Trainer:
     one = every_step(folder, **settings)
     one.fit(Net(), batches(), until=lambda trainer: trainer.steps == 3)
     return one
-
-
-def state_of(pid: int) -> str:
-    """The letter of a process's state: Z is one that has ended, and was not yet waited for."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def names(folder: Path) -> list[str]:
@@ -98,8 +93,7 @@ def holding(folder: Path, kind: str) -> Iterator[int]:
     """Have another process hold a folder; the block begins when it does."""
     log = folder.with_name(f"{folder.name}.log")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", HOLDING, folder, kind]
-    with in_group(command, log, env=environment) as process:
+    with forked("-c", HOLDING, folder, kind, output=log, env=environment) as process:
 
         def reached() -> bool:
             assert process.poll() is None, log.read_text()
@@ -136,7 +130,7 @@ def test_a_folder_is_free_when_its_process_was_killed_although_workers_live(tmp_
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)  # else it would notice, and end
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: state_of(pid) == "Z")
+        wait_until(lambda: state_of(Path(f"/proc/{pid}")) == "Z")
         trainer(checkpoints=folder).fit(Net(), batches(), resume="auto")
         assert all(Path("/proc", str(worker)).exists() for worker in workers)
 

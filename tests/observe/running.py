@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.processes import ROOT, in_group
+from tests.forking import Forked, forked
+from tests.processes import ROOT
 from tests.processes import wait_until as wait_until
 
 LONGEST = 100.0
@@ -19,15 +18,15 @@ LONGEST = 100.0
 @contextmanager
 def training(
     folder: Path, what: str = "go", step: int = 12, epochs: int = 3, rank: int | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Forked]:
     """Train in a process of its own, killed at the end of the block if it still runs."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if rank is not None:
         environment |= {"RANK": f"{rank}", "WORLD_SIZE": "2"}
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tests.observe.recorded", folder, what, step, epochs]
+    command = ("-m", "tests.observe.recorded", folder, what, step, epochs)
     output = folder / f"output-{rank}.txt"
-    with in_group(command, output, cwd=ROOT, env=environment) as process:
+    with forked(*command, output=output, env=environment) as process:
         yield process
 
 

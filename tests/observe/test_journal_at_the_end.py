@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from statemachine_trainer.observe.journal import Journal
+from tests.forking import forked
 
 SCRIPT = """
 import sqlite3, sys
@@ -37,7 +37,8 @@ def kinds(folder: Path) -> list[str]:
 
 
 def test_what_waits_in_a_paused_run_is_written_as_the_process_ends(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], check=True, timeout=100)
+    with forked("-c", SCRIPT, tmp_path, output=tmp_path / "printed", env=os.environ) as process:
+        assert process.wait(100) == 0, (tmp_path / "printed").read_text()
     assert "train" in kinds(tmp_path)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from statemachine_trainer.control.requests import endpoints_in
 from statemachine_trainer.observe.run import NoRun, Run
+from tests.forking import Forked, forked
 from tests.page.runs import until
 from tests.processes import ROOT, in_group
 
@@ -57,11 +58,12 @@ def process(*arguments: str, log: Path, **environment: str) -> Iterator[subproce
 @contextmanager
 def training(
     folder: Path, *, workers: int = 0, rank: int | None = None, ranks: int = 1
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Forked]:
     """Train in another process; the block begins when some steps are done and the run listens."""
     ranked = {} if rank is None else {"RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
     log = folder.with_name(f"{folder.name}-{rank or 0}.log")
-    with process("-c", TRAINING, str(folder), f"{workers}", log=log, **ranked) as one:
+    environment = {**ENVIRONMENT, **ranked}
+    with forked("-c", TRAINING, folder, workers, output=log, env=environment) as one:
 
         def listens() -> bool:
             assert one.poll() is None, log.read_text()

@@ -24,6 +24,7 @@ from statemachine_trainer.observe.remote import Remote
 from statemachine_trainer.observe.run import Run as RunOfFolder
 from tests.page.processes import steps_in, training
 from tests.page.runs import Run, until
+from tests.processes import stands_still
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 
@@ -134,7 +135,7 @@ def test_a_run_that_hangs_is_told_apart_from_one_that_is_gone(tmp_path: Path) ->
     folder = tmp_path / "run"
     with training(folder) as one:
         one.send_signal(signal.SIGSTOP)
-        os.waitpid(one.pid, os.WUNTRACED)  # until then it may answer
+        until(lambda: stands_still(one.pid), "that it stands still")  # until then it may answer
         with pytest.raises(NoAnswer, match=rf"\({one.pid}\) did not answer within 0.3 s: it hangs"):
             remote(folder, patience=0.3).looks()
         one.send_signal(signal.SIGCONT)

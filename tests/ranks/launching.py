@@ -1,4 +1,4 @@
-"""Starting programs of these tests by `torchrun`; nothing of them outlives a test."""
+"""Starting programs of these tests as ranks, by `torchrun` or as forks; nothing of them outlives a test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests import processes
-from tests.processes import ROOT, in_group
+from tests.forking import Forked, forked
+from tests.processes import ROOT, in_group, state_of
 
 HERE = Path(__file__).parent
 LONGEST = 90.0
@@ -22,22 +23,41 @@ LONGEST = 90.0
 
 @contextmanager
 def launched(
-    program: str, folder: Path, *arguments: object, size: int = 2, restarts: int = 0
-) -> Iterator[subprocess.Popen[bytes]]:
+    program: str,
+    folder: Path,
+    *arguments: object,
+    size: int = 2,
+    torchrun: bool = False,
+    restarts: int = 0,
+) -> Iterator[subprocess.Popen[bytes] | Forked]:
     """Start a program with some ranks; at the end of the block all of them are gone.
 
-    `torchrun` gives each rank a session of its own, so that no process group holds all of them: a
-    program writes its number to `pid-RANK` in the folder. What they print is in `output.txt`.
+    Each rank has a session of its own, so that no process group holds all of them: a program writes
+    its number to `pid-RANK` in the folder. What they print is in `output.txt`.
+
+    Args:
+        program: Its file, in this folder.
+        folder: Its first argument.
+        *arguments: The others.
+        size: How many ranks there are.
+        torchrun: Start it by `torchrun`, as people do; else ranks are forks, which costs a tenth.
+        restarts: How often `torchrun` starts them again.
     """
     folder.mkdir(exist_ok=True)
     for left in folder.glob("pid-*"):
         left.unlink()
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    torchrun += ["--log-dir", str(folder / "log"), "--max-restarts", str(restarts)]
-    command = [sys.executable, *torchrun, HERE / program, folder, *arguments]
+    given = (HERE / program, folder, *arguments)
+    output, environment = folder / "output.txt", _environment()
     try:
-        with in_group(command, folder / "output.txt", cwd=ROOT, env=_environment()) as process:
-            yield process
+        if torchrun:
+            options = ["--standalone", "--nproc-per-node", size, "--max-restarts", restarts]
+            options += ["--log-dir", folder / "log"]
+            command = [sys.executable, "-m", "torch.distributed.run", *options, *given]
+            with in_group(command, output, cwd=ROOT, env=environment) as process:
+                yield process
+        else:
+            with forked(HERE / "agent.py", size, *given, output=output, env=environment) as agent:
+                yield agent
     finally:
         for number in ranks(folder):
             with suppress(ProcessLookupError):
@@ -50,11 +70,14 @@ def launch(
     folder: Path,
     *arguments: object,
     size: int = 2,
+    torchrun: bool = False,
     restarts: int = 0,
     longest: float = LONGEST,
 ) -> int:
     """Run a program with some ranks to its end, whatever it is; return the exit code of `torchrun`."""
-    with launched(program, folder, *arguments, size=size, restarts=restarts) as process:
+    with launched(
+        program, folder, *arguments, size=size, torchrun=torchrun, restarts=restarts
+    ) as process:
         code = process.wait(longest * (1 + restarts))
     sys.stderr.write(output_of(folder))
     return code
@@ -68,19 +91,11 @@ def output_of(folder: Path) -> str:
 def alone(program: str, folder: Path, *arguments: object) -> int:
     """Run a program as one process; return its exit code."""
     folder.mkdir(exist_ok=True)
-    with (folder / "output.txt").open("wb") as output:
-        done = subprocess.run(
-            [sys.executable, HERE / program, folder, *map(str, arguments)],
-            cwd=ROOT,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            timeout=LONGEST,
-            check=False,
-        )
+    given = (HERE / program, folder, *arguments)
+    with forked(*given, output=folder / "output.txt", env=_environment()) as process:
+        code = process.wait(LONGEST)
     sys.stderr.write(output_of(folder))
-    return done.returncode
+    return code
 
 
 def ranks(folder: Path) -> list[int]:
@@ -92,10 +107,9 @@ def ranks(folder: Path) -> list[int]:
 def is_there(number: int) -> bool:
     """Whether a process lives; one that only waits to be collected does not."""
     try:
-        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+        return state_of(Path(f"/proc/{number}")) not in ("Z", "X")
     except OSError:
         return False
-    return state not in ("Z", "X")
 
 
 def wait_until(true: Callable[[], bool]) -> None:

@@ -46,7 +46,7 @@ def test_a_run_whose_ranks_are_killed_goes_on_by_itself_to_the_same_bits(
     options = ["--shard"] if kind == "cut up" else []
     assert launch(PROGRAM, tmp_path / "whole", *options) == 0
     kills = ("--kill", *KILLS[kind])
-    assert launch(PROGRAM, tmp_path / "killed", *options, *kills, restarts=3) == 0
+    assert launch(PROGRAM, tmp_path / "killed", *options, *kills, torchrun=True, restarts=3) == 0
     for whole, resumed in zip(
         *map(results, (tmp_path / "whole", tmp_path / "killed")), strict=True
     ):
@@ -68,7 +68,7 @@ def test_a_rank_that_is_killed_between_two_backward_passes_by_hand_goes_on_to_th
 ) -> None:
     assert launch(PROGRAM, tmp_path / "whole", "--by-hand") == 0
     killed = ("--by-hand", "--kill", "between@5/1")
-    assert launch(PROGRAM, tmp_path / "killed", *killed, restarts=1) == 0
+    assert launch(PROGRAM, tmp_path / "killed", *killed, torchrun=True, restarts=1) == 0
     for whole, resumed in zip(
         *map(results, (tmp_path / "whole", tmp_path / "killed")), strict=True
     ):

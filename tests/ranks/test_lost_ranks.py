@@ -19,7 +19,7 @@ processes = pytest.mark.skipif(os.name != "posix", reason="processes and signals
 @pytest.mark.slow
 @processes
 def test_a_rank_that_was_killed_is_named_with_its_state(tmp_path: Path) -> None:
-    assert launch(PROGRAM, tmp_path, "--task", "--what", "kill@4/0") != 0
+    assert launch(PROGRAM, tmp_path, "--task", "--what", "kill@4/0", torchrun=True) != 0
     number = ranks(tmp_path)[0]
     told = output_of(tmp_path)
     assert f"Rank 0 (process {number} on " in told
@@ -31,7 +31,7 @@ def test_a_rank_that_was_killed_is_named_with_its_state(tmp_path: Path) -> None:
 @processes
 def test_a_rank_that_hangs_is_named_when_the_time_of_the_user_is_over(tmp_path: Path) -> None:
     options = ("--task", "--what", "hang@4/1", "--epochs", 20, "--timeout", 30)
-    with launched(PROGRAM, tmp_path, *options):
+    with launched(PROGRAM, tmp_path, *options, torchrun=True):
         wait_until(lambda: "did not answer in time" in output_of(tmp_path))
         number = ranks(tmp_path)[1]
     told = output_of(tmp_path)

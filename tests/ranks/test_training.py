@@ -1,4 +1,4 @@
-"""Real ranks under `torchrun`: the same training as in one process, stopped, killed and gone on with."""
+"""Real ranks, often under `torchrun`: the same training as in one process, stopped, killed and gone on with."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert launch(PROGRAM, folder, *HARD) == 0
+    assert launch(PROGRAM, folder, *HARD, torchrun=True) == 0
     return folder
 
 
@@ -106,9 +106,9 @@ def test_ranks_share_weights_learning_rate_and_metrics_but_no_random_numbers(
 def test_a_run_of_which_one_rank_was_killed_ends_with_the_same_bits(
     tmp_path: Path, undisturbed: Path
 ) -> None:
-    assert launch(PROGRAM, tmp_path, *HARD, "--what", "kill@5/0") != 0
+    assert launch(PROGRAM, tmp_path, *HARD, "--what", "kill@5/0", torchrun=True) != 0
     assert not (tmp_path / "digest-1.json").exists()
-    assert launch(PROGRAM, tmp_path, *HARD) == 0
+    assert launch(PROGRAM, tmp_path, *HARD, torchrun=True) == 0
     assert_went_on(tmp_path, undisturbed)
 
 
@@ -135,7 +135,7 @@ def test_three_ranks_end_with_the_same_bits_by_default(tmp_path: Path) -> None:
 def test_a_signal_to_one_rank_stops_all_at_one_boundary_with_a_checkpoint(
     tmp_path: Path, undisturbed: Path
 ) -> None:
-    assert launch(PROGRAM, tmp_path, *HARD, "--what", "SIGTERM@4/1") != 0
+    assert launch(PROGRAM, tmp_path, *HARD, "--what", "SIGTERM@4/1", torchrun=True) != 0
     run = tmp_path / "run"
     rings = read_blackbox(run)
     assert rings[0].state == rings[1].state == "fit.epoch.batch.batch_end"
@@ -168,7 +168,7 @@ def test_limits_and_intervals_in_seconds_are_due_at_the_same_batch(tmp_path: Pat
 
 
 def test_an_error_at_one_rank_ends_all(tmp_path: Path) -> None:
-    assert launch(PROGRAM, tmp_path, "--what", "nonsense@2/1") != 0
+    assert launch(PROGRAM, tmp_path, "--what", "nonsense@2/1", torchrun=True) != 0
     assert "No loop of 'fit' takes a posted event 'nonsense'" in output_of(tmp_path)
 
 
@@ -186,7 +186,8 @@ def test_the_black_box_tells_where_each_rank_hangs_while_it_does_and_after_it_wa
         states = [ring.state for ring in read_blackbox(run)] if run.is_dir() else []
         return states == [waiting, "fit.epoch.fetch"]
 
-    with launched(PROGRAM, tmp_path, "--task", "--what", "hang@4/1", "--epochs", 20):
+    options = ("--task", "--what", "hang@4/1", "--epochs", 20)
+    with launched(PROGRAM, tmp_path, *options, torchrun=True):
         wait_until(hang)
         told = blackbox(run)
         assert "Rank 0, process" in told

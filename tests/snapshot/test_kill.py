@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.crash.processes import run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
 
 def kill(root: Path, kills: int, mode: str) -> dict[str, int]:
     root.mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    script = Path(__file__).with_name("kill_loop.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(root), str(kills), mode, "0"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(Path(__file__).with_name("kill_loop.py"), root, kills, mode, 0)
     assert done.returncode == 0, done.stderr
     counts: dict[str, int] = json.loads(done.stdout)
     assert counts["kills"] == kills
