@@ -123,8 +123,8 @@ def test_where_all_are_damaged_nothing_begins_anew_by_itself(tmp_path: Path) -> 
 
 
 def kept_in(run: Path) -> list[str]:
-    """Names of what is in the folder of a run, whether or not a trainer still has it."""
-    passing = ("requests-", "run.lock")
+    """Names of what is in the folder of a run, whether or not a trainer still has it or its journal."""
+    passing = ("requests-", "run.lock", "journal.sqlite-")
     return sorted(one.name for one in run.iterdir() if not one.name.startswith(passing))
 
 
