@@ -26,6 +26,11 @@ for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, sig
     if signal.getsignal(other) is signal.SIG_IGN:
         signal.signal(other, signal.SIG_DFL)
 
+# Else each worker, and each process that tests start, would compile this package anew. What tests write
+# themselves is left alone: Python takes a file that changes within a second for the one that it knows.
+WRITES_NO_BYTECODE = sys.dont_write_bytecode
+sys.dont_write_bytecode = False
+
 # No deadline: how long an example takes says something of the machine, nothing of the law.
 settings.register_profile(
     "ci",
@@ -66,12 +71,13 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_finish() -> None:
-    """Hold torch to one thread if a test module or plugin has imported it, and not import it.
+    """Write no bytecode from here on, if so told, and hold torch to one thread if it has been imported.
 
     What was imported stays to the end. Each search for garbage would go through all of it, which took a
     fifth of the time of many tests. Tests make most objects only to drop them at once; looking for
     cycles after every 700 of them took a sixth of what was left.
     """
+    sys.dont_write_bytecode = WRITES_NO_BYTECODE
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
