@@ -57,11 +57,12 @@ def first_difference(
         at_end: What differed at its end.
     """
     last = len(recording.boundaries) - 1
+    digests = recording.digests()  # now: it runs, and the run below must not be disturbed
     suspects: list[str] = []
     for done in range(1, len(stops) + 1):
         run = resume(stops[:done])
         suspects = _suspects(recording, run)
-        found = _first(recording, run, stops[done] if done < len(stops) else last)
+        found = _first(recording, digests, run, stops[done] if done < len(stops) else last)
         if found is not None:
             return _error(recording, stops, *found, suspects)
     return _error(recording, stops, last, at_end, suspects)
@@ -78,7 +79,9 @@ def only_in_processes(
     return _error(recording, stops, len(recording.boundaries) - 1, at_end, told or [unknown])
 
 
-def _first(recording: Recording, run: Run, until: int) -> tuple[int, list[str]] | None:
+def _first(
+    recording: Recording, digests: list[str | None], run: Run, until: int
+) -> tuple[int, list[str]] | None:
     """Go on, up to a boundary, until something differs; return where, and what."""
     last = len(recording.boundaries) - 1
     begun = recording.boundaries[run.position].heard
@@ -86,7 +89,7 @@ def _first(recording: Recording, run: Run, until: int) -> tuple[int, list[str]] 
         number = run.position
         if number > last:
             return last, [f"the undisturbed run is over there, the resumed one is {boundary}"]
-        expected, known = recording.boundaries[number], recording.digests[number]
+        expected, known = recording.boundaries[number], digests[number]
         signals = recording.signals[begun : expected.heard]
         if told := _compare_signals(signals, run.signals, begun):
             return number, told

@@ -31,7 +31,6 @@ class Recording:
         end: The state at the end.
         outcome: How the fit ended.
         metrics: The metrics at the end.
-        digests: Of the state at each boundary; None at those that cannot be written down.
         unwritable: Boundaries at which the batch in flight is of a class that no checkpoint holds.
         kept_in_process: Globals and class attributes that changed in the course of the run, in words.
         hash_ordered: What may have another order in another process, in words.
@@ -54,7 +53,7 @@ class Recording:
         self.metrics = dict(run.trainer.metrics)
         self.trainer = run.trainer
         run.close()
-        self.digests: list[str | None] = []
+        self._writable: list[bool] = []
         self.unwritable: list[int] = []
         self._documents: dict[int, Written] = {}
         self._write_down()
@@ -62,7 +61,20 @@ class Recording:
     @property
     def stop_points(self) -> list[int]:
         """Numbers of the boundaries at which a run can be stopped and resumed."""
-        return [number for number, one in enumerate(self.digests) if one is not None]
+        return [number for number, writable in enumerate(self._writable) if writable]
+
+    def digests(self) -> list[str | None]:
+        """Make an undisturbed run once more; return digests of the state at each boundary.
+
+        They are None at boundaries that cannot be written down.
+        """
+        found: list[str | None] = [None] * len(self.boundaries)
+        run = self._begin()
+        for number, _ in zip(range(len(found)), run.boundaries(), strict=False):
+            if self._writable[number]:
+                found[number] = digest(run.state())
+        run.close()
+        return found
 
     def document(self, number: int) -> Written:
         """Return the state at a boundary as a checkpoint holds it."""
@@ -88,7 +100,7 @@ class Recording:
         for number, boundary in enumerate(run.boundaries()):
             if self.boundaries[number : number + 1] != [boundary]:
                 raise self._not_repeatable()
-            self.digests.append(None)
+            self._writable.append(False)
             if boundary.transient:
                 continue
             state = run.trainer.state_dict()
@@ -99,11 +111,13 @@ class Recording:
                     raise
                 self.unwritable.append(number)
                 continue
-            self.digests[number] = digest(comparable(state))
+            self._writable[number] = True
             size += document.size
             if size < _KEPT:
                 self._documents[number] = document
-        same = len(self.digests) == len(self.boundaries) and digest(self.end) == digest(run.state())
+        same = len(self._writable) == len(self.boundaries) and digest(self.end) == digest(
+            run.state()
+        )
         run.close()
         if not same:
             raise self._not_repeatable()
