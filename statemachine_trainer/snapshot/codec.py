@@ -276,7 +276,9 @@ class _Encoder:
 
     def _free_name(self, wanted: str) -> str:
         """Two addresses may read the same: ``{"a.b": x}`` and ``{"a": {"b": y}}``."""
-        name = wanted.encode("utf-8", "backslashreplace").decode("utf-8")
+        name = wanted
+        if not wanted.isascii():
+            name = wanted.encode("utf-8", "backslashreplace").decode("utf-8")
         candidate, count = name, 1
         while candidate in self.tensors or candidate == "__metadata__":
             count += 1

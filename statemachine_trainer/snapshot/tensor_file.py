@@ -325,9 +325,17 @@ def pack(value: Tensor | np.ndarray) -> tuple[Tensor, Detail]:
         detail["array"] = value.dtype.str
         tensor = _of_array(value)
     else:
-        _check_plain(value)
+        # Each checkpoint comes by here for each tensor: no call lies between.
+        if (
+            value.grad_fn is not None
+            or value.is_nested
+            or value.layout is not torch.strided
+            or value.is_quantized
+            or value.is_meta
+        ):
+            raise _not_plain(value)
         tensor = value.detach().resolve_conj().resolve_neg()
-        if value.device.type != "cpu":
+        if not value.is_cpu:
             detail["device"] = str(value.device)
         if value.requires_grad:
             detail["requires_grad"] = True
@@ -380,20 +388,19 @@ def unpack(
     return tensor
 
 
-def _check_plain(value: Tensor) -> None:
+def _not_plain(value: Tensor) -> TensorNotPlain:
     if value.grad_fn is not None:
-        raise TensorNotPlain(
+        return TensorNotPlain(
             "a tensor in the middle of an autograd graph, which no file holds",
             "write its .detach(), or mark the boundary at which it lives as transient",
         )
     if value.is_nested:
-        raise TensorNotPlain("a nested tensor", "write the list of its parts, [*x.unbind()]")
+        return TensorNotPlain("a nested tensor", "write the list of its parts, [*x.unbind()]")
     if value.layout is not torch.strided:
-        raise TensorNotPlain(f"a tensor of layout {value.layout}", "write its .to_dense()")
+        return TensorNotPlain(f"a tensor of layout {value.layout}", "write its .to_dense()")
     if value.is_quantized:
-        raise TensorNotPlain("a quantized tensor", "write its .int_repr(), scale and zero point")
-    if value.device.type == "meta":
-        raise TensorNotPlain("a tensor on the meta device has no values", "materialise it first")
+        return TensorNotPlain("a quantized tensor", "write its .int_repr(), scale and zero point")
+    return TensorNotPlain("a tensor on the meta device has no values", "materialise it first")
 
 
 def _strides(tensor: Tensor) -> list[Json] | None:
