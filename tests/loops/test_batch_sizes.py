@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -43,6 +43,13 @@ class Graphs:
 
     x: Tensor
     y: Tensor
+
+
+class Row(NamedTuple):
+    """One sample."""
+
+    x: Tensor
+    y: int
 
 
 class Batch:
@@ -102,6 +109,8 @@ def test_a_mean_is_over_samples(make: Any) -> None:
         ),
         (lambda size: [(torch.zeros(3), torch.tensor(1))] * size, "there is a list of 8"),
         (lambda size: (np.zeros((5, 3)), np.zeros(size)), r"batch\[0\] has 5 and batch\[1\] has 8"),
+        (lambda size: [{"x": np.zeros(3)}] * size, "has 3 and there is a list of 8"),
+        (lambda size: [Row(torch.zeros(3), 1)] * size, "there is a list of 8"),
         (lambda size: {"all": [Graphs(torch.zeros(3), torch.zeros(3))] * size}, "a list of 8"),
         (lambda size: Graphs(torch.zeros(30, 3), torch.zeros(size)), r"batch.x has 30 and batch.y"),
         (lambda size: Opaque(torch.zeros(2, 9), torch.zeros(size)), "has 2 and"),

@@ -105,7 +105,7 @@ def why_unclear(batch: object, size: int | None) -> str:
     sizes: set[int] = set()
     said: dict[int, str] = {}
     _collect(batch, sizes)
-    if not sizes and _number_of_texts(batch) is None:
+    if _first_dimension(batch) is None and _number_of_texts(batch) is None:
         for path, length in _of_arrays(batch).items():
             said.setdefault(length, path)
         sizes.update(said)
@@ -163,7 +163,7 @@ def _collect(batch: object, sizes: set[int]) -> None:
     if (
         isinstance(batch, list | tuple)
         and len(batch) > 1
-        and (_is_record(batch[0]) or (type(batch[0]) in (list, tuple) and are_records(batch)))
+        and (_is_record(batch[0]) or (isinstance(batch[0], list | tuple) and are_records(batch)))
     ):
         sizes.add(len(batch))  # one record for each sample
 
