@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -19,6 +21,7 @@ from statemachine_trainer.loops.metrics.table import (
     Metrics,
     UnclearBatchSize,
 )
+from tests.counting import counting_calls
 from tests.loops.outer_kit import make_trainer
 
 Logged = tuple[Any, int, dict[str, Any]]
@@ -98,6 +101,22 @@ def test_what_is_wrong_is_told_at_a_known_name_too(
         with pytest.raises(error, match="'number'"):
             log("number", value, **settings)
     assert table.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1.0, np.float32(1.0), torch.tensor(1.0), torch.zeros((), device="meta")],
+    ids=["number", "of numpy", "tensor", "on another device"],
+)
+def test_at_a_known_name_the_parts_of_a_usual_batch_are_not_searched(value: Any) -> None:
+    context = context_of(Metrics())
+    context.split = (torch.zeros(4, 2), torch.zeros(4))
+    seen: Counter[str] = Counter()
+    with logging_to(context):
+        log("number", value)
+        with counting_calls(seen):
+            log("number", value)
+    assert not [name for name in seen if ".sizes." in name]
 
 
 def test_a_batch_that_becomes_unclear_is_told() -> None:

@@ -192,8 +192,8 @@ class Metrics(Mapping[str, float]):
     def take(self, name: str, value: Any, batch: Any, batch_size: float | None) -> bool:
         """Add a value as `log` does, if all of it is as usual.
 
-        As usual is one more number of a mean, or one more tensor of the CPU. Its weight is given, or that
-        of a batch in which all are tensors of one size.
+        As usual is one more number or tensor of a mean. Its weight is given, or that of a batch in which all
+        are tensors of one size.
 
         Args:
             name: Of the metric.
@@ -203,6 +203,9 @@ class Metrics(Mapping[str, float]):
 
         Returns:
             Whether it was added. If not, nothing has changed, and it is for `log` and `weight_of`.
+
+        Raises:
+            BadMetricValue: Not one number.
         """
         # In one piece, since this is called in every batch. Between the steps of a model the processor has
         # forgotten our code, and to call a function or to touch an object takes long.
@@ -231,13 +234,22 @@ class Metrics(Mapping[str, float]):
                     return False
         if weight.__class__ is not int or weight < 0:
             return False
-        if value.__class__ is Tensor and value.is_cpu:
+        kind = value.__class__
+        if kind is Tensor:
+            if not value.is_cpu:
+                self._numbers = None
+                entry.add_on_device(name, value, weight)
+                return True
             try:
                 value = value.item()
             except RuntimeError:  # several numbers
                 return False
-        if value.__class__ is not float and value.__class__ is not int:
-            return False
+            if value.__class__ is complex:
+                return False
+        elif kind is not float and kind is not int and not isinstance(value, (float, int)):
+            if isinstance(value, Tensor) or is_metric(value):
+                return False
+            value = as_number(name, value)
         self._numbers = None
         entry.newest, entry.newest_on = value, None
         if weight:
