@@ -616,7 +616,7 @@ class Shaped:
         (pack_padded_sequence(torch.zeros(2, 3, 1), torch.tensor([3, 2]), batch_first=True), 2),
         (torch.tensor(1.0), None),
         ({"x": "text", "y": [1, 2]}, None),
-        (np.zeros(3), None),
+        (np.zeros(3), 3),
         (None, None),
     ],
 )
