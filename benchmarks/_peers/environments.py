@@ -33,7 +33,7 @@ PEERS = (
     Peer("bare PyTorch", "bare", "ours", (str(REPOSITORY),)),
     Peer("statemachine_trainer", "ours", "ours", (str(REPOSITORY),)),
     Peer("background checkpoints", "ours_background", "ours", (str(REPOSITORY),)),
-    Peer("Ignite", "ignite", "ignite", ("pytorch-ignite==0.5.5",)),
+    Peer("Ignite", "ignite", "ignite", ("pytorch-ignite==0.5.5", "tqdm==4.70.1")),
     Peer("Fabric", "fabric", "lightning", ("lightning==2.6.6",)),
     Peer("Lightning", "lightning", "lightning", ("lightning==2.6.6",)),
     Peer("Accelerate", "accelerate", "accelerate", ("accelerate==1.15.0",)),
