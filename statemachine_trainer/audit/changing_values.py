@@ -32,7 +32,7 @@ from statemachine_trainer.audit.report import NotHeld
 from statemachine_trainer.audit.value_names import IN_PROCESS
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.snapshot.found import Unheld
-from statemachine_trainer.snapshot.rounds import Round, Rounds, first_round
+from statemachine_trainer.snapshot.repeated_search import RepeatedSearch, SearchResult, search_once
 from statemachine_trainer.snapshot.search import Search
 
 if TYPE_CHECKING:
@@ -52,13 +52,12 @@ class ChangingValues:
         self._unheld: set[str] | None = None
         self._at_beginnings: SetAtBeginnings | None = None
         self._known: Known | None = None
-        self._begin_rounds()
-        self._first: Round | None = None
+        self._search_anew()
 
-    def _begin_rounds(self) -> None:
+    def _search_anew(self) -> None:
         self._known = None
-        self._rounds = Rounds(noting=True, visiting=has_state_of_its_own)
-        self._rounds_of_data = Rounds(noting=True, visiting=has_state_of_its_own)
+        self._search = RepeatedSearch(noting=True, visiting=has_state_of_its_own)
+        self._search_of_data = RepeatedSearch(noting=True, visiting=has_state_of_its_own)
 
     def begin(self, unheld: Collection[str] | None = None) -> None:
         """Forget what was seen: a fit begins, or goes on from a checkpoint.
@@ -70,36 +69,41 @@ class ChangingValues:
         self._unheld = None if unheld is None else {*unheld}
         self._at_beginnings = None
 
-    def search_at_start(self, roots: Roots) -> Search:
-        """Search where a fit begins, or goes on, for all who look for something there."""
-        self._begin_rounds()
-        self._first = first_round(roots)
-        assert self._first.search is not None
-        return self._first.search
+    def search_at_start(self, roots: Roots) -> tuple[Search, SearchResult]:
+        """Search where a fit begins, or goes on, for all who look for something there; return what was found, too."""
+        self._search_anew()
+        return search_once(roots)
 
     def compare_with_start(
-        self, found: list[Beginning], made_once: frozenset[str], model: nn.Module, roots: Roots
+        self,
+        seen: SearchResult,
+        found: list[Beginning],
+        made_once: frozenset[str],
+        model: nn.Module,
+        roots: Roots,
     ) -> None:
-        """Note the values that `search_at_start` has seen, to tell of those that only code at beginnings of loops sets.
+        """Note the values at the start, to tell of those that only code at beginnings of loops sets.
 
         Args:
+            seen: What `search_at_start` has found.
             found: That code.
             made_once: Names of what steps make when it is first needed. Without any, and without such code,
                 nothing is looked at.
             model: The model, whose parameters and buffers are held.
             roots: Where the search at the start began, by which values are named.
         """
-        first, self._first = self._first, None
-        if first is not None and (found or made_once):
+        if found or made_once:
             from statemachine_trainer.audit.set_at_beginnings import SetAtBeginnings
 
             look = Look(roots, model)
-            look.take(first)
-            known = {id(thing) for _, thing in first.visits}
+            look.take(seen)
+            known = {id(thing) for _, thing in seen.visits}
             known.update(holder for holder, _, _ in look.values)
             self._at_beginnings = SetAtBeginnings(found, look.values, known, made_once)
 
-    def look(self, model: nn.Module, roots: Roots, data: Roots, at: str | None = None) -> Round:
+    def look(
+        self, model: nn.Module, roots: Roots, data: Roots, at: str | None = None
+    ) -> SearchResult:
         """Look at all values, and tell of those that changed since the last time, each once.
 
         Args:
@@ -114,7 +118,7 @@ class ChangingValues:
         Warns:
             NotHeld: There is such a value. The message has its name and a way out.
         """
-        search, in_data = self._rounds.search(roots), self._rounds_of_data.search(data)
+        search, in_data = self._search.search(roots), self._search_of_data.search(data)
         known = self._known if search.same and in_data.same else None
         look = Look({**roots, **data}, model, known)
         for one in (search, in_data):

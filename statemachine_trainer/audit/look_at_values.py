@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Collection, Hashable
 from functools import cache, lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -49,10 +49,7 @@ from statemachine_trainer.snapshot.kinds import (
     is_users,
     named,
 )
-from statemachine_trainer.snapshot.rounds import Round
-
-if TYPE_CHECKING:
-    pass
+from statemachine_trainer.snapshot.repeated_search import SearchResult
 
 _MOST: Final = 20_000
 """Values that are looked at in one checkpoint."""
@@ -89,17 +86,17 @@ _ENVIRONMENT: Final = frozenset({"environ", "environb", "putenv"})
 _CACHED: Final = type(cache(len))
 """The class of functions with a `functools.cache`."""
 
-Place = tuple[Any, ...]
+KeyPath = tuple[Any, ...]
 """The keys that lead to something in containers."""
 
-Numbers = dict[tuple[int, str, Place], tuple[Any, type, str]]
+Numbers = dict[tuple[int, str, KeyPath], tuple[Any, type, str]]
 """By identity, path of the data and place: what a tensor or an array holds, its class, what to do if it changes."""
 
 Key = tuple[int, str, str]
 """Identity of the holder, what the value is called, and its name there."""
 
 
-class Named(NamedTuple):
+class ValueName(NamedTuple):
     """What a value is called.
 
     Attributes:
@@ -127,7 +124,7 @@ class Known:
     """
 
     def __init__(self) -> None:
-        self.named: list[Named | None] = []
+        self.named: list[ValueName | None] = []
         self.codes: set[types.CodeType] = set()
         self.in_environment: list[str] | None = None
 
@@ -173,7 +170,7 @@ class Look:
         """The code of users that was seen."""
         return self.known.codes
 
-    def take(self, found: Round) -> None:
+    def take(self, found: SearchResult) -> None:
         """Take a look at all that a search has found."""
         if not self._is_known:
             self.known.named += [self._named(path, one, name) for path, one, name, _ in found.notes]
@@ -203,7 +200,7 @@ class Look:
             self._kinds.add(type(holder))
             codes.update(codes_of_class(type(holder)))
 
-    def _named(self, path: str, holder: object, name: str) -> Named | None:
+    def _named(self, path: str, holder: object, name: str) -> ValueName | None:
         """Return what a value is called; None of one that is not looked at."""
         if name.startswith("__"):
             return None
@@ -218,9 +215,9 @@ class Look:
         if words is None:
             return None
         of_library = issubclass(kind, nn.Module) and not is_users(kind.__module__)
-        return Named(words[0], name, words[1], kind, of_library)
+        return ValueName(words[0], name, words[1], kind, of_library)
 
-    def _note(self, named: Named, holder: object, value: object) -> None:
+    def _note(self, named: ValueName, holder: object, value: object) -> None:
         """Take a look at one named value."""
         seen = self.reader.seen(value)
         if seen is None:
@@ -339,7 +336,7 @@ class Look:
         )
 
 
-def in_words(begins: str, place: Place) -> str:
+def in_words(begins: str, place: KeyPath) -> str:
     """Return the path of something in containers of the data."""
     return begins + "".join(f"[{key!r}]" for key in place)
 
@@ -354,12 +351,12 @@ def _draws(code: types.CodeType) -> bool:
     return bool(DRAWS & {*code.co_names}) or any(map(_draws, inner))
 
 
-def _numbers_in(value: Any, at: Place = (), depth: int = 3) -> list[tuple[Place, Any]]:
+def _numbers_in(value: Any, at: KeyPath = (), depth: int = 3) -> list[tuple[KeyPath, Any]]:
     """Return the first tensors and arrays in plain containers, each with the keys that lead to it."""
     kind = type(value)
     if issubclass(kind, _NUMBERS):
         return [(at, value)]
-    found: list[tuple[Place, Any]] = []
+    found: list[tuple[KeyPath, Any]] = []
     base = base_of(kind)  # type: ignore[arg-type]
     if not depth or base is None or issubclass(base, set | frozenset):
         return found

@@ -22,7 +22,7 @@ from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
 if TYPE_CHECKING:
-    from statemachine_trainer.snapshot.rounds import Round
+    from statemachine_trainer.snapshot.repeated_search import SearchResult
 
 Print = tuple[tuple[str, float], ...]
 """What changes if a module does: a sum of each of its tensors."""
@@ -52,7 +52,7 @@ class ModulesOutside:
         self.prints = {path: _print(module) for path, module in found.items()}
 
     def state(
-        self, search: Search | Round, without: Collection[object]
+        self, search: Search | SearchResult, without: Collection[object]
     ) -> dict[str, dict[str, Any]]:
         """Return the tensors of those that have changed since the fit began, by path and by name."""
         written = {}
@@ -94,7 +94,7 @@ class ModulesOutside:
             )
 
 
-def _modules(search: Search | Round, without: Collection[object]) -> dict[str, nn.Module]:
+def _modules(search: Search | SearchResult, without: Collection[object]) -> dict[str, nn.Module]:
     """Return the outermost modules with tensors that are found, but for some, by path."""
     known = {id(part) for one in without if isinstance(one, nn.Module) for part in modules_of(one)}
     outermost: dict[str, nn.Module] = {}

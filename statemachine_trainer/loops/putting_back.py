@@ -13,19 +13,17 @@ from torch import Tensor, nn
 from statemachine_trainer.loops.context import Context, saved_as
 from statemachine_trainer.loops.loop_errors import ChangedForGood
 from statemachine_trainer.loops.scheduler_state import load_scheduler_state, scheduler_state
-from statemachine_trainer.machine.fields import copied
+from statemachine_trainer.machine.fields import SINGLE, copied
 from statemachine_trainer.parallel.containers import leaves
 from statemachine_trainer.snapshot.found import Place
 from statemachine_trainer.snapshot.generators import identity_of
 from statemachine_trainer.snapshot.held import keep, put_back
-from statemachine_trainer.snapshot.members import Members
+from statemachine_trainer.snapshot.known_members import KnownMembers
 from statemachine_trainer.snapshot.rng import keep_rng
 from statemachine_trainer.snapshot.search import Search
 
 _FIELDS: Final = [name for name in (*saved_as("plain"), *saved_as("tensors")) if name != "outputs"]
 _VALUES: Final = attrgetter(*_FIELDS)
-_FIXED: Final = frozenset((int, float, bool, str, type(None)))
-"""Types of values that need no copy."""
 
 
 class Kept:
@@ -43,7 +41,7 @@ class Kept:
         self._context = context
         model = context.model
         fields = zip(_FIELDS, _VALUES(context), strict=True)
-        self._fields = {n: one if type(one) in _FIXED else copied(one) for n, one in fields}
+        self._fields = {n: one if type(one) in SINGLE else copied(one) for n, one in fields}
         # Outputs are only ever appended, and there may be as many as batches in an epoch.
         self._outputs = context.outputs, len(context.outputs or ())
         found = _FOUND.get(model)
@@ -179,7 +177,7 @@ class _Found:
     """
 
     def __init__(self) -> None:
-        self.members = Members()
+        self.members = KnownMembers()
         self.places: dict[str, Place] = {}
         self.holders: list[tuple[object, ...]] = []
         self._attributes: list[tuple[int, ...]] | None = None

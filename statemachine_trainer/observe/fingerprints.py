@@ -18,7 +18,7 @@ from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.edges import Work
 from statemachine_trainer.observe.fingerprint_file import Kind, Leaves, Look, Place, Taken, root_of
-from statemachine_trainer.observe.looked_at import PLAIN, Walk
+from statemachine_trainer.observe.state_leaves import PLAIN, StateLeaves
 from statemachine_trainer.snapshot.digests import VERSION, Digests
 
 _log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Fingerprints:
         self.every = every
         self._driver = driver
         self._sink = sink
-        self._walk = Walk(cast(Context, driver.context))
+        self._state = StateLeaves(cast(Context, driver.context))
         self._parts: dict[str, _Part] = {}
         self._waiting: list[_Pending] = []
         self._looked = (-1, -1)  # batch and step before the batch that was last looked at
@@ -143,11 +143,11 @@ class Fingerprints:
 
     def _look(self, place: Place, kinds: tuple[Kind, ...], name: str = "") -> None:
         counts = self._driver.context.counts
-        walk = self._walk
-        walk.begin()
+        state = self._state
+        state.begin()
         found: dict[str, tuple[_Part, Sequence[object]]] = {}
         for kind in kinds:
-            names, leaves = walk.of(kind)
+            names, leaves = state.of(kind)
             if not names:
                 continue
             types = [*map(type, leaves)]
@@ -155,7 +155,7 @@ class Fingerprints:
             if part is None or not part.is_of(names, types):
                 part = self._parts[kind] = _Part(names, types)
             found[kind] = part, leaves
-        walk.end()
+        state.end()
         head: dict[str, Any] = {
             "place": place,
             "path": self._driver.path or "",

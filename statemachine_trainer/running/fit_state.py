@@ -58,7 +58,7 @@ from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 if TYPE_CHECKING:
     from statemachine_trainer.audit.changing_values import ChangingValues
     from statemachine_trainer.audit.script_record import ScriptRecord
-    from statemachine_trainer.snapshot.rounds import Round
+    from statemachine_trainer.snapshot.repeated_search import SearchResult
 
 Fresh = Literal["optimizer", "schedulers", "callbacks"]
 """Parts that a resumed fit may take from its script instead of the checkpoint."""
@@ -150,7 +150,7 @@ class FitState:
             "modules": self._outside.state(search, self._held_elsewhere(context, callbacks)),
         }
 
-    def _search(self, context: Context) -> Search | Round:
+    def _search(self, context: Context) -> Search | SearchResult:
         """Walk once over all that the fit reaches but its data, for all who look for something there."""
         roots = self._roots(context)
         if self._values is None:
@@ -177,7 +177,7 @@ class FitState:
 
                 self._values = ChangingValues()
             roots = self._roots(context)
-            search = self._values.search_at_start(roots)
+            search, seen = self._values.search_at_start(roots)
             self._outside.watch(search, self._held_elsewhere(context))
             check_writable(self._driver, context, self.stateful_callbacks())
             # The walk over large data sets takes longest, so that it is shared.
@@ -188,6 +188,7 @@ class FitState:
             from statemachine_trainer.audit.set_at_beginnings import beginnings, made_once
 
             self._values.compare_with_start(
+                seen,
                 beginnings(self._host.board, self._driver),
                 made_once(self._script_of(context).codes),
                 context.model,

@@ -43,7 +43,7 @@ from statemachine_trainer.snapshot.strictjson import Json
 from statemachine_trainer.snapshot.threads import Staged, Worker
 
 if TYPE_CHECKING:
-    from statemachine_trainer.snapshot.lent import Lent
+    from statemachine_trainer.snapshot.mapped_weights import MappedWeights
 
 crc32_combine: Callable[[int, int, int], int] | None
 try:
@@ -168,7 +168,7 @@ def read(
     map_location: codec.MapLocation = None,
     check_shards: bool = True,
     lend: bool = False,
-) -> tuple[Manifest, object, Lent | None]:
+) -> tuple[Manifest, object, MappedWeights | None]:
     """Read a checkpoint, and check each byte of it; those of its shards only if asked.
 
     Returns:
@@ -190,9 +190,10 @@ def read(
             state = _read_whole(files, folder / STATE, manifest.files[STATE])
             document = _parsed(folder / STATE, state)
             if lend and isinstance(files, LocalFileSystem):
-                from statemachine_trainer.snapshot.lent import Lent, lendable  # most fits begin
+                # Imported here, because a fit that begins anew needs none of it.
+                from statemachine_trainer.snapshot.mapped_weights import MappedWeights, mappable
 
-                lent = Lent(lendable(document))
+                lent = MappedWeights(mappable(document))
                 undoing.callback(lent.close)
             tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS], lent)
         try:
@@ -358,7 +359,7 @@ def _read_whole(files: FileSystem, path: Path, entry: FileEntry | None) -> bytes
 
 
 def _read_tensors(
-    files: FileSystem, path: Path, entry: FileEntry, lent: Lent | None
+    files: FileSystem, path: Path, entry: FileEntry, lent: MappedWeights | None
 ) -> dict[str, Tensor]:
     with _Reading(files, path) as reading:
         reading.check_size(entry.size)

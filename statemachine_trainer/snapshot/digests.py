@@ -336,13 +336,9 @@ def _words_of(plain: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
     """Return the words of a long contiguous tensor, and the bytes that are left over."""
     each = plain.element_size()
     if plain.storage_offset() * each % 8:
-        plain, each = (
-            plain.view(-1).view(torch.uint8).clone(),
-            1,
-        )  # as bytes: some types cannot be copied
-    if (
-        plain.shape[-1] * each % 8 == 0
-    ):  # as each of its rows is whole words, no more views are needed
+        # Copied as bytes, because some types cannot be copied.
+        plain, each = plain.view(-1).view(torch.uint8).clone(), 1
+    if plain.shape[-1] * each % 8 == 0:  # each of its rows is whole words: no more views are needed
         return plain.view(torch.int64), None
     flat = plain.view(-1)
     whole = 8 * size // each

@@ -20,7 +20,7 @@ from statemachine_trainer.snapshot.generators import (
 from statemachine_trainer.snapshot.search import Search
 
 if TYPE_CHECKING:
-    from statemachine_trainer.snapshot.rounds import Round
+    from statemachine_trainer.snapshot.repeated_search import SearchResult
 
 Held = dict[str, Any]
 """What `own_states` returns: by path, the kind of a generator, its state, and where it lies."""
@@ -31,7 +31,7 @@ def own_states(roots: Mapping[str, object]) -> Held:
     return states_found(Search(roots))
 
 
-def states_found(search: Search | Round) -> Held:
+def states_found(search: Search | SearchResult) -> Held:
     """Return the states of the generators that a search has found, as `own_states` does."""
     return {path: _entry(place) for path, place in search.places.items()}
 

@@ -48,7 +48,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
 from statemachine_trainer.snapshot.threads import Background, Staging
 
 if TYPE_CHECKING:
-    from statemachine_trainer.snapshot.lent import Lent
+    from statemachine_trainer.snapshot.mapped_weights import MappedWeights
 
 _LATEST = "latest"
 _PINS = "pins.json"
@@ -99,7 +99,7 @@ class Loaded:
     metadata: dict[str, object]
     path: Path
     versions: dict[str, str]
-    lent: Lent | None = field(default=None, repr=False, compare=False)
+    lent: MappedWeights | None = field(default=None, repr=False, compare=False)
 
     def taken_over(self, model: nn.Module | None = None) -> AbstractContextManager[None]:
         """Make a context in which a model is loaded from this. After it no file is in use any more.
@@ -427,8 +427,8 @@ class Store:
             name_or_path: its name in this store, or the path of its folder anywhere
             map_location: see `decode`
             check_shards: whether parts of tensors that are cut up are checked, too
-            lend: whether large weights of the model of a fit may stay in their file, see `Lent`; whoever asks for
-                it has to `close` what is returned
+            lend: whether large weights of the model of a fit may stay in their file, see `MappedWeights`;
+                whoever asks for it has to `close` what is returned
 
         Raises:
             NotACheckpoint: when there is none

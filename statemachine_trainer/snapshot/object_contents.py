@@ -44,20 +44,19 @@ _IDENTITIES: Final = 1 << 32
 
 
 class Nothing:
-    """Stands for a variable that has no value."""
+    """Stands for a variable that has no value. It has a class of its own, because types are compared."""
 
 
 NOTHING: Final = Nothing()
 
-
-Shallow = tuple[list[Any], list[Any], tuple[Any, ...], tuple[Any, ...]]
+Contents = tuple[list[Any], list[Any], tuple[Any, ...], tuple[Any, ...]]
 """What a search looks at in one object.
 
 The names of the values, as many of them as there are, none at all of elements; the values, in the order of
 the search; what else decides what the search does, which is compared; what must be the very same object.
 """
 
-Reader = Callable[[Any, Sampling], Shallow | None]
+Reader = Callable[[Any, Sampling], Contents | None]
 """Reads an object; returns None of one that has to be looked at anew each time."""
 
 
@@ -83,11 +82,11 @@ def is_bare(tensor: torch.Tensor) -> bool:
 # -- objects -------------------------------------------------------------------------------------
 
 
-def _nothing(thing: object, _: Sampling) -> Shallow:
+def _nothing(thing: object, _: Sampling) -> Contents:
     return [], [], (), ()
 
 
-def _told(thing: object, _: Sampling) -> Shallow:
+def _told(thing: object, _: Sampling) -> Contents:
     return [], [], (is_harmless(thing),), ()
 
 
@@ -98,14 +97,14 @@ def _reader_of_objects(kind: type) -> Reader:
     get, its_class = dictionary.__get__, [kind] if is_users(kind.__module__) else []
     name_of_class = [_CLASS] * len(its_class)
 
-    def read(thing: object, _: Sampling) -> Shallow:
+    def read(thing: object, _: Sampling) -> Contents:
         inside = get(thing, kind)
         return [*inside, *name_of_class], [*inside.values(), *its_class], (), ()
 
     return read
 
 
-def _attributes(thing: object, _: Sampling) -> Shallow:
+def _attributes(thing: object, _: Sampling) -> Contents:
     pairs = named(thing)
     kind = type(thing)
     if is_a(thing, DataLoader):  # its iterator, of persistent workers, is begun anew with each pass
@@ -124,7 +123,7 @@ _CLASS: Final = ("class",)
 def _reader_of_modules(kind: type) -> Reader:
     own_attributes = _reader_of_objects(kind)
 
-    def read(module: Any, sampling: Sampling) -> Shallow | None:
+    def read(module: Any, sampling: Sampling) -> Contents | None:
         names, values, _, _ = own_attributes(module, sampling)  # type: ignore[misc]
         own = module.__dict__
         children = own.get("_modules", {})  # a compiled script has none
@@ -154,35 +153,35 @@ def _reader_of_modules(kind: type) -> Reader:
 _HOOK: Final = ("hook",)
 
 
-def _wrapper(module: nn.Module, _: Sampling) -> Shallow:
+def _wrapper(module: nn.Module, _: Sampling) -> Contents:
     return [], [inner_of(module)], (), ()
 
 
-def _referents(thing: object, _: Sampling) -> Shallow:
+def _referents(thing: object, _: Sampling) -> Contents:
     return [], gc.get_referents(thing)[:LARGE], (), ()
 
 
-def _cache(thing: object, sampling: Sampling) -> Shallow:
+def _cache(thing: object, sampling: Sampling) -> Contents:
     return _joined(_referents(thing, sampling), _attributes(thing, sampling))
 
 
-def _context_variable(variable: contextvars.ContextVar[Any], _: Sampling) -> Shallow:
+def _context_variable(variable: contextvars.ContextVar[Any], _: Sampling) -> Contents:
     return [], [behind(variable)], (), ()
 
 
-def _of_thread(local: threading.local, _: Sampling) -> Shallow:
+def _of_thread(local: threading.local, _: Sampling) -> Contents:
     inside = threading.local.__getattribute__(local, "__dict__")
     return [*inside], [*inside.values()], (), ()
 
 
-def _weak(reference: weakref.ref[Any], _: Sampling) -> Shallow:
+def _weak(reference: weakref.ref[Any], _: Sampling) -> Contents:
     return [], [weakref.ref.__call__(reference)], (), ()
 
 
 # -- containers ----------------------------------------------------------------------------------
 
 
-def _mapping(thing: dict[Any, Any], sampling: Sampling) -> Shallow | None:
+def _mapping(thing: dict[Any, Any], sampling: Sampling) -> Contents | None:
     count = dict.__len__(thing)
     if _leads_on(count, lambda: dict.keys(thing), INSIDE, sampling):
         return None
@@ -205,18 +204,18 @@ def _mapping(thing: dict[Any, Any], sampling: Sampling) -> Shallow | None:
 _TEXTS: Final = frozenset({str})
 
 
-def _sequence(thing: Any, sampling: Sampling) -> Shallow | None:
+def _sequence(thing: Any, sampling: Sampling) -> Contents | None:
     kind = type(thing)
     base: Any = list if issubclass(kind, list) else tuple if issubclass(kind, tuple) else deque
     return _elements(thing, base, TYPED, sampling)
 
 
-def _set(thing: Any, sampling: Sampling) -> Shallow | None:
+def _set(thing: Any, sampling: Sampling) -> Contents | None:
     base: Any = set if issubclass(type(thing), set) else frozenset
     return _elements(thing, base, INSIDE, sampling)
 
 
-def _elements(thing: Any, base: Any, most: int, sampling: Sampling) -> Shallow | None:
+def _elements(thing: Any, base: Any, most: int, sampling: Sampling) -> Contents | None:
     count, values = base.__len__(thing), []
     if _leads_on(count, lambda: base.__iter__(thing), most, sampling):
         values = [*base.__iter__(thing)]
@@ -241,20 +240,20 @@ _LOOKED_INTO: Final = frozenset({list, tuple, dict})
 """Types of elements that are not visited where they hold nothing but plain values."""
 
 
-def _array(thing: np.ndarray[Any, Any], _: Sampling) -> Shallow | None:
+def _array(thing: np.ndarray[Any, Any], _: Sampling) -> Contents | None:
     if issubclass(type(thing), np.memmap):
         return [], [], (thing.flags.writeable, getattr(thing, "mode", None)), ()
     return None if thing.dtype == object else ([], [], (), ())
 
 
-def _with_own(thing: object, base: type, found: Shallow) -> Shallow:
+def _with_own(thing: object, base: type, found: Contents) -> Contents:
     """Add what a subclass of a container has besides its elements."""
     if type(thing) is base or not type(thing).__flags__ & HEAP:
         return found
     return _joined(found, _attributes(thing, Sampling()))
 
 
-def _joined(one: Shallow, other: Shallow) -> Shallow:
+def _joined(one: Contents, other: Contents) -> Contents:
     names = one[0] or [_ELEMENT] * len(one[1])
     return names + other[0], one[1] + other[1], (*one[2], len(one[1])), one[3]
 
@@ -285,7 +284,7 @@ def _variables(code: types.CodeType) -> _Variables:
     )
 
 
-def _function(function: types.FunctionType, _: Sampling) -> Shallow:
+def _function(function: types.FunctionType, _: Sampling) -> Contents:
     code, space = function.__code__, function.__globals__
     closure, arguments, own, named_all = _variables(code)
     home = function.__module__
@@ -342,7 +341,7 @@ def _content(cell: types.CellType) -> object:
     return content
 
 
-def _partial(partial: functools.partial[Any], sampling: Sampling) -> Shallow:
+def _partial(partial: functools.partial[Any], sampling: Sampling) -> Contents:
     known, count = names_of_arguments(partial.func), len(partial.args)
     names: list[object] = [
         ("function",),
@@ -355,13 +354,13 @@ def _partial(partial: functools.partial[Any], sampling: Sampling) -> Shallow:
     return _joined((names, values, also, ()), _attributes(partial, sampling))
 
 
-def _bound(method: Any, _: Sampling) -> Shallow:
+def _bound(method: Any, _: Sampling) -> Contents:
     owner = getattr(method, "__self__", None)  # a function of Cython may be unbound
     inner = method.__func__ if isinstance(method, types.MethodType) else None
     return [], [_no_module(owner), inner], (), ()
 
 
-def _class(kind: type, _: Sampling) -> Shallow:
+def _class(kind: type, _: Sampling) -> Contents:
     names: list[object] = []
     values: list[object] = []
     for base in kind.__mro__:

@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.observe.fingerprint_file import Kind
 from statemachine_trainer.parallel.containers import leaves_with_paths
-from statemachine_trainer.snapshot.members import Members
+from statemachine_trainer.snapshot.known_members import KnownMembers
 from statemachine_trainer.snapshot.rng import devices_in_use
 
 Leaves = tuple[Sequence[str], Sequence[object]]
@@ -39,7 +39,7 @@ _NO_STATE: Final[Mapping[str, object]] = {}
 _NOT_LOOKED_AT: Final = "params", "param_names"
 
 
-class Walk:
+class StateLeaves:
     """Walks through the state of a run, time and again.
 
     Args:
@@ -48,7 +48,7 @@ class Walk:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._members = Members()
+        self._members = KnownMembers()
         self._optimizers = _Optimizers()
         self._generators = _Generators()
         self._weights: Leaves = _NOTHING

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from statemachine_trainer import Trainer
 from statemachine_trainer.snapshot import Damaged, Retention, Store, encode
-from statemachine_trainer.snapshot.lent import lendable
+from statemachine_trainer.snapshot.mapped_weights import mappable
 from statemachine_trainer.snapshot.store import Loaded
 
 WIDTH = 600  # so that a weight has more than a megabyte
@@ -164,14 +164,14 @@ def test_what_stands_elsewhere_in_the_state_too_is_not_lent() -> None:
     model = Net()
     weights = model.state_dict()
     names = {f"context.model.weights.{name}" for name in weights}
-    assert lendable(encode(state_of(model))[0]) == names
+    assert mappable(encode(state_of(model))[0]) == names
     state = {**state_of(model), "callbacks": [{"best": weights["layer.weight"]}]}
     state["context"] = {"model": {"weights": weights}}
-    assert lendable(encode(state)[0]) == names - {"context.model.weights.layer.weight"}
+    assert mappable(encode(state)[0]) == names - {"context.model.weights.layer.weight"}
     weights["layer._extra_state"] = {"also": weights["layer.bias"]}
-    assert "context.model.weights.layer.bias" not in lendable(encode(state)[0])
-    assert lendable(encode({"model": weights})[0]) == frozenset()
-    assert lendable(encode([1])[0]) == frozenset()
+    assert "context.model.weights.layer.bias" not in mappable(encode(state)[0])
+    assert mappable(encode({"model": weights})[0]) == frozenset()
+    assert mappable(encode([1])[0]) == frozenset()
 
 
 @pytest.mark.parametrize("write", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC])

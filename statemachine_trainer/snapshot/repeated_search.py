@@ -1,7 +1,7 @@
 """A search that is done at each checkpoint: where nothing has changed, it follows the way of the last one.
 
 The way is the list of the objects that were visited, in their order, each with what decided what the search
-did there (`shallow.py`). A round reads that again, from the starting points on: no object is kept from one
+did there (`object_contents.py`). A round reads that again, from the starting points on: no object is kept from one
 round to the next, so that none lives longer for it. If all is as it was, the search would find the same
 again. If anything differs, it is done anew, so that nothing that is new can be missed.
 """
@@ -21,15 +21,21 @@ from torch import nn
 from statemachine_trainer.snapshot.found import EMPTY, OF_MODULES, TENSORS, Place, Unheld
 from statemachine_trainer.snapshot.generators import GENERATORS, Generator, identity_of, is_global
 from statemachine_trainer.snapshot.kinds import ATOMS, behind, how_to_visit, is_users
+from statemachine_trainer.snapshot.object_contents import (
+    NOTHING,
+    Contents,
+    Reader,
+    is_bare,
+    reader_of,
+)
 from statemachine_trainer.snapshot.sampling import Sampling
 from statemachine_trainer.snapshot.search import Search
-from statemachine_trainer.snapshot.shallow import NOTHING, Reader, Shallow, is_bare, reader_of
 
 _MOST: Final = 5_000
 """Objects on a way that is kept."""
 
 _PAUSE: Final = 8
-"""Rounds after which a way is kept again, where the last ways could not be followed."""
+"""Searches after which a way is kept again, where the last ways could not be followed."""
 
 _PLAIN: Final = ATOMS - TENSORS - {types.ModuleType, types.CodeType}
 """Types of values that lead nowhere: a value of one of these may become one of another."""
@@ -41,7 +47,7 @@ Note = tuple[str, object, str, object]
 
 
 @dataclass
-class Round:
+class SearchResult:
     """What was found in one round; the first three as in `Search`.
 
     Attributes:
@@ -52,7 +58,6 @@ class Round:
         visits: The objects that were visited, with their paths; not all of them if it is the same way.
         same: Whether the way of the last round was followed: paths, holders and names of the notes are the
             same as then, and only values may be others.
-        search: The search; None if the way of the last round was followed.
     """
 
     places: Mapping[str, Place]
@@ -61,10 +66,9 @@ class Round:
     notes: list[Note] = field(default_factory=list)
     visits: list[tuple[str, object]] = field(default_factory=list)
     same: bool = False
-    search: Search | None = None
 
 
-class Rounds:
+class RepeatedSearch:
     """Searches from the same starting points again and again.
 
     Args:
@@ -80,7 +84,7 @@ class Rounds:
         self._left = 0  # rounds in which no way is kept
         self._failed = False  # the last way that was kept could not be followed once
 
-    def search(self, roots: Mapping[str, object]) -> Round:
+    def search(self, roots: Mapping[str, object]) -> SearchResult:
         """Search from these objects, by the beginning of their paths."""
         if self._way is not None:
             found = self._way.follow(roots)
@@ -89,23 +93,26 @@ class Rounds:
                 return found
             self._left = _PAUSE if self._failed else 0
             self._failed, self._way = True, None
-        found, numbers = _searched(roots, noting=self._noting)
+        search, found, numbers = _searched(roots, noting=self._noting)
         if self._left:
             self._left -= 1
         else:
-            self._way = _way_of(roots, found, numbers, self._visiting)
+            self._way = _way_of(roots, search, found, numbers, self._visiting)
             if self._way is None:
                 self._left = _PAUSE
         return found
 
 
-def first_round(roots: Mapping[str, object]) -> Round:
-    """Search once, as `Rounds` do that note values; no way is kept."""
-    return _searched(roots, noting=True)[0]
+def search_once(roots: Mapping[str, object]) -> tuple[Search, SearchResult]:
+    """Search once, as a `RepeatedSearch` that notes values; no way is kept."""
+    search, found, _ = _searched(roots, noting=True)
+    return search, found
 
 
-def _searched(roots: Mapping[str, object], *, noting: bool) -> tuple[Round, list[int]]:
-    """Search, and return of each note how many objects had been visited."""
+def _searched(
+    roots: Mapping[str, object], *, noting: bool
+) -> tuple[Search, SearchResult, list[int]]:
+    """Search; return the search, what it found, and of each note how many objects had been visited before."""
     notes: list[Note] = []
     numbers: list[int] = []
     visits: list[tuple[str, object]] = []
@@ -120,8 +127,8 @@ def _searched(roots: Mapping[str, object], *, noting: bool) -> tuple[Round, list
         visit=lambda path, thing: visits.append((path, thing)),
         quiet=True,
     )
-    places, unheld, modules = search.places, search.unheld, search.modules
-    return Round(places, unheld, modules, notes, visits, search=search), numbers
+    found = SearchResult(search.places, search.unheld, search.modules, notes, visits)
+    return search, found, numbers
 
 
 class _Stop(NamedTuple):
@@ -131,7 +138,7 @@ class _Stop(NamedTuple):
         kind: Its class.
         read: Reads it.
         identity: Its identity; None if it may be any object of its class that leads nowhere too.
-        names, also, fixed: What was read; see `Shallow`.
+        names, also, fixed: What was read; see `Contents`.
         types: Of the values.
         first: The values that are visited later: place among the values, number of the stop.
         again: Values that had been visited already, likewise.
@@ -181,7 +188,7 @@ class _Way:
         self._places, self._unheld = search.places, search.unheld
         self._modules, self._visits = modules, visits
 
-    def follow(self, roots: Mapping[str, object]) -> Round | None:
+    def follow(self, roots: Mapping[str, object]) -> SearchResult | None:
         """Go the way again; return None where something is not as it was."""
         objects: list[Any] = [None] * len(self._stops)
         objects[0] = roots
@@ -235,7 +242,7 @@ class _Way:
                     notes.append((path, thing if holder is None else holder, name, value))
         except RuntimeError:  # another thread changed it meanwhile
             return None
-        return Round(
+        return SearchResult(
             self._places,
             self._unheld,
             {path: objects[number] for path, number in self._modules.items()},
@@ -245,7 +252,7 @@ class _Way:
         )
 
 
-def _of_roots(roots: Any, _: Sampling) -> Shallow:
+def _of_roots(roots: Any, _: Sampling) -> Contents:
     return [*roots], [*roots.values()], (), ()
 
 
@@ -276,13 +283,13 @@ def _leads_the_same_way(was: list[type], now: list[type]) -> bool:
 
 def _way_of(
     roots: Mapping[str, object],
-    found: Round,
+    search: Search,
+    found: SearchResult,
     numbers: list[int],
     visiting: Callable[[object], bool],
 ) -> _Way | None:
     """Return the way of a search; None if one would have to look anew at something each time."""
-    search, visits = found.search, found.visits
-    assert search is not None
+    visits = found.visits
     if not search.complete or not search.sampling.is_whole or len(visits) > _MOST:
         return None
     making = _Making(visits)
@@ -337,7 +344,7 @@ class _Making:
         }
 
     def stop(
-        self, number: int, thing: object, read: Reader, found: Shallow, notes: list[Note]
+        self, number: int, thing: object, read: Reader, found: Contents, notes: list[Note]
     ) -> _Stop | None:
         """Return one stop; None if it is not known where something leads from there."""
         names, values, also, fixed = found
@@ -413,7 +420,7 @@ class _Making:
             stop.plain.append((place, reader_of(cast(Hashable, kind))))
 
 
-def _place_of(name: str, value: object, found: Shallow, begin: int) -> int | None:
+def _place_of(name: str, value: object, found: Contents, begin: int) -> int | None:
     """Return where a value that was noted stands among all that lie in an object, from some place on."""
     names, values, _, _ = found
     for place in range(begin, len(names)):

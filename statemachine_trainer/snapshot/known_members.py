@@ -37,7 +37,7 @@ class Found(NamedTuple):
     buffers: Named
 
 
-class Members:
+class KnownMembers:
     """Finds what a model holds, time and again. It is walked if it holds something else than before."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from statemachine_trainer.snapshot.rounds import Note, Round, Rounds
+from statemachine_trainer.snapshot.repeated_search import Note, RepeatedSearch, SearchResult
 from statemachine_trainer.snapshot.search import Search
 
 SETTING: contextvars.ContextVar[object] = contextvars.ContextVar("SETTING", default=None)
@@ -214,13 +214,13 @@ def as_it_was() -> Any:
     SETTING.set(None)
 
 
-def searched(roots: dict[str, object]) -> Round:
+def searched(roots: dict[str, object]) -> SearchResult:
     notes: list[Note] = []
     search = Search(roots, notice=lambda *note: notes.append(note), quiet=True)
-    return Round(search.places, search.unheld, search.modules, notes)
+    return SearchResult(search.places, search.unheld, search.modules, notes)
 
 
-def check(found: Round, roots: dict[str, object]) -> None:
+def check(found: SearchResult, roots: dict[str, object]) -> None:
     new = searched(roots)
     assert [*found.places] == [*new.places]
     for path, place in new.places.items():
@@ -240,30 +240,30 @@ def check(found: Round, roots: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_after_a_change_it_finds_what_a_new_search_finds(change: Callable[[World], None]) -> None:
-    world, rounds = World(), Rounds(noting=True)
-    check(rounds.search(world.roots), world.roots)
-    assert rounds.search(world.roots).same  # there is a way to follow
+    world, repeated = World(), RepeatedSearch(noting=True)
+    check(repeated.search(world.roots), world.roots)
+    assert repeated.search(world.roots).same  # there is a way to follow
     change(world)
-    check(rounds.search(world.roots), world.roots)
+    check(repeated.search(world.roots), world.roots)
     world.net.count += 1
-    check(rounds.search(world.roots), world.roots)
+    check(repeated.search(world.roots), world.roots)
 
 
 @pytest.mark.parametrize("first", ["nothing", "an iterator", "in a class", "in a tuple", "a cycle"])
 def test_it_follows_a_way_that_leads_past_any_of_these(first: str) -> None:
-    world, rounds = World(), Rounds(noting=True)
+    world, repeated = World(), RepeatedSearch(noting=True)
     for name in [first, *CHANGES]:
         CHANGES[name](world)
-        check(rounds.search(world.roots), world.roots)
+        check(repeated.search(world.roots), world.roots)
 
 
 def test_numbers_and_tensors_may_change_on_the_way() -> None:
-    world, rounds = World(), Rounds(noting=True)
+    world, repeated = World(), RepeatedSearch(noting=True)
     world.part.inside = torch.zeros(2)
-    rounds.search(world.roots)
+    repeated.search(world.roots)
     world.net.count, world.part.number, world.part.inside = 5, 0.5, torch.ones(3)  # type: ignore[assignment]
     world.plain[:] = range(5)
-    found = rounds.search(world.roots)
+    found = repeated.search(world.roots)
     assert found.same
     assert ("net", "count", 5) in [
         (path, name, value) for path, _, name, value in found.notes if type(value) is int
@@ -271,8 +271,8 @@ def test_numbers_and_tensors_may_change_on_the_way() -> None:
 
 
 def test_no_object_lives_longer_for_it() -> None:
-    world, rounds = World(), Rounds(noting=True)
-    rounds.search(world.roots)
+    world, repeated = World(), RepeatedSearch(noting=True)
+    repeated.search(world.roots)
     gone = weakref.ref(world.special), weakref.ref(world.net.layers[0])
     world.special = world.table["one"] = world.net.layers[0] = None  # type: ignore[assignment]
     gc.collect()
@@ -280,20 +280,20 @@ def test_no_object_lives_longer_for_it() -> None:
 
 
 def test_an_object_in_the_memory_of_another_one_is_looked_at() -> None:
-    rounds, holder = Rounds(), [Part()]
-    rounds.search({"holder": holder})
+    repeated, holder = RepeatedSearch(), [Part()]
+    repeated.search({"holder": holder})
     for number in range(50):
         holder.clear()  # so that the next one may have the same identity
         holder.append(Part())
         if number == 49:
             holder[0].inside = random.Random(0)
-        assert len(rounds.search({"holder": holder}).places) == (number == 49)
+        assert len(repeated.search({"holder": holder}).places) == (number == 49)
 
 
 def test_a_large_list_of_objects_is_searched_each_time() -> None:
-    rounds = Rounds()
+    repeated = RepeatedSearch()
     items = [Part() for _ in range(2000)]
     roots = {"items": items}
-    rounds.search(roots)
+    repeated.search(roots)
     items[1500].inside = random.Random(0)
-    assert [*rounds.search(roots).places] == [*Search(roots).places] == ["items[1500].inside"]
+    assert [*repeated.search(roots).places] == [*Search(roots).places] == ["items[1500].inside"]

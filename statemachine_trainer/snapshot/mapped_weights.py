@@ -40,16 +40,17 @@ _LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs"}
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _LONGEST_MOUNTS = 16 << 20
-_POPULATE_READ = (
-    22  # MADV_POPULATE_READ: bring the pages in, and tell an error of the disk; from Linux 5.14 on
-)
+_POPULATE_READ = 22
+"""MADV_POPULATE_READ: bring the pages in, and tell an error of the disk; from Linux 5.14 on."""
 
 
-class Lent:
-    """Tensors that lie in the file of a checkpoint.
+class MappedWeights:
+    """Weights of a model that lie in the mapped file of a checkpoint, until the model has copied them.
+
+    The file lends them: each is a tensor over bytes of the file, and is gone when that is closed.
 
     Args:
-        names: Of the tensors in the file that may be lent.
+        names: The names of the tensors in the file that may be lent.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -72,12 +73,11 @@ class Lent:
         self._path = path
         try:
             self._file = os.dup(file.fileno())
-            # When somebody waits for the lease the kernel sends SIGIO, which ends the process. This one it ignores.
+            # When somebody waits for the lease, the kernel sends SIGIO, which would end the process. SIGURG does not.
             fcntl.fcntl(self._file, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            if (
-                os.fstat(self._file).st_size == size
-            ):  # it may have changed before there was the lease
+            # It may have changed before there was the lease.
+            if os.fstat(self._file).st_size == size:
                 self._map = mmap.mmap(self._file, size, access=mmap.ACCESS_COPY)
                 self._map.madvise(_POPULATE_READ, 0, mmap.PAGESIZE)  # older kernels do not know it
                 start = np.frombuffer(self._map, np.uint8).ctypes.data
@@ -188,8 +188,8 @@ def _is_local(file: int) -> bool:
 # -- Which tensors --------------------------------------------------------------------------------
 
 
-def lendable(document: Json) -> frozenset[str]:
-    """Return the names of tensors that are weights of the model of a fit, and that nothing else in its state has.
+def mappable(document: Json) -> frozenset[str]:
+    """Return the names of the tensors that may stay in the file: weights of a model that nothing else refers to.
 
     Args:
         document: The first of what `encode` made of the state of a fit, or of anything else.

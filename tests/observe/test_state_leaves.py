@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from statemachine_trainer.observe.fingerprint_file import KINDS, Kind
-from statemachine_trainer.observe.looked_at import Walk
+from statemachine_trainer.observe.state_leaves import StateLeaves
 
 
 class Inner(nn.Module):
-    """Has everything that a walk meets: weights, a buffer, a tied weight, and a name for nothing."""
+    """Has everything that is looked at: weights, a buffer, a tied weight, and a name for nothing."""
 
     count: torch.Tensor
 
@@ -75,14 +75,14 @@ def lbfgs(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.LBFGS(parameters, max_iter=2)
 
 
-def seen(walk: Walk) -> dict[Kind, list[tuple[str, object]]]:
-    walk.begin()
-    return {kind: [*zip(*walk.of(kind), strict=True)] for kind in KINDS}
+def seen(leaves: StateLeaves) -> dict[Kind, list[tuple[str, object]]]:
+    leaves.begin()
+    return {kind: [*zip(*leaves.of(kind), strict=True)] for kind in KINDS}
 
 
-def assert_as_if_seen_first(state: Any, walk: Walk) -> None:
-    """A walk that knows the way finds what one finds that does not."""
-    found, first = seen(walk), seen(Walk(state))
+def assert_as_if_seen_first(state: Any, leaves: StateLeaves) -> None:
+    """What is found again is what is found at the first look."""
+    found, first = seen(leaves), seen(StateLeaves(state))
     for kind in KINDS:
         assert [name for name, _ in found[kind]] == [name for name, _ in first[kind]], kind
         for (name, one), (_, other) in zip(found[kind], first[kind], strict=True):
@@ -214,32 +214,32 @@ def test_a_change_in_the_middle_is_seen(
     change: Callable[[Any], None], model: type[nn.Module], make: Any
 ) -> None:
     state: Any = State(model(), make)
-    walk = Walk(state)
-    assert_as_if_seen_first(state, walk)
+    leaves = StateLeaves(state)
+    assert_as_if_seen_first(state, leaves)
     state.step()
     for _ in range(2):
-        assert_as_if_seen_first(state, walk)
+        assert_as_if_seen_first(state, leaves)
     change(state)
     for _ in range(2):
-        assert_as_if_seen_first(state, walk)
+        assert_as_if_seen_first(state, leaves)
 
 
 def test_a_lazy_weight_is_looked_at_once_it_has_a_shape() -> None:
     state: Any = State(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3)), adam)
-    walk = Walk(state)
-    assert_as_if_seen_first(state, walk)
+    leaves = StateLeaves(state)
+    assert_as_if_seen_first(state, leaves)
     state.model(torch.ones(4, 2))
-    assert_as_if_seen_first(state, walk)
-    assert dict(seen(walk)["weights"])["0.weight"] is state.model[0].weight
+    assert_as_if_seen_first(state, leaves)
+    assert dict(seen(leaves)["weights"])["0.weight"] is state.model[0].weight
 
 
 def test_what_a_run_lets_go_of_is_freed() -> None:
     state: Any = State(Inner(), adam)
-    walk = Walk(state)
+    leaves = StateLeaves(state)
     state.step()
     for _ in range(2):
-        seen(walk)
-    walk.end()
+        seen(leaves)
+    leaves.end()
     held = state.model.second.weight, state.optimizer.state[state.model.second.weight]["exp_avg"]
     freed = [weakref.ref(one) for one in held]
     del held
