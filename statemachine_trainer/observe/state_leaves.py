@@ -1,8 +1,8 @@
 """What fingerprints look at: the state of a run, by kind, as leaves with names.
 
-A look is taken in the middle of a step, so names are put together once and kept as long as the model and the
-optimizers hold the same things under the same names. What is kept are names, and numbers by which objects are told
-apart, and never a tensor: one that the run lets go of is freed.
+A look is taken in the middle of a step. So names are put together once, and kept as long as the model and the
+optimizers hold the same things under the same names. Only names are kept, and the `id` of each object, and never a
+tensor: one that the run lets go of is freed.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ _NOT_LOOKED_AT: Final = "params", "param_names"
 
 
 class StateLeaves:
-    """Walks through the state of a run, time and again.
+    """Finds the leaves of the state of a run, again and again: tensors and plain values, each with a name.
+
+    Call `begin`, `of` for each kind that is wanted, and `end`.
 
     Args:
-        context: The state.
+        context: What the loops of the run share.
     """
 
     def __init__(self, context: Context) -> None:
@@ -55,11 +57,11 @@ class StateLeaves:
         self._buffers: Leaves = _NOTHING
 
     def begin(self) -> None:
-        """Begin a walk. What is looked at is that of this moment, until the walk ends."""
+        """Begin a look: the model is that of this moment until `end`."""
         _, self._weights, self._buffers = self._members.of(self._context.model)
 
     def end(self) -> None:
-        """End a walk: what was found is let go of."""
+        """End a look, and let go of what was found."""
         self._weights = self._buffers = _NOTHING
 
     def of(self, kind: Kind) -> Leaves:

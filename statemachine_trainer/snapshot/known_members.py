@@ -1,7 +1,8 @@
 """Parameters and buffers of a model, found again without a walk as long as it holds the same objects.
 
-For what looks at a model in each step. What is kept are names, and numbers by which objects are told apart, and never
-a tensor or a module: what the run lets go of is freed.
+For what looks at a model in each step. Only names are kept, and the `id` of each object, and never a tensor or a
+module: what the run lets go of is freed. An average, which keeps the parameters anyway, uses `KnownParameters` of
+`parallel/wrappers.py`: it looks at parameters alone, and takes less time.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Found(NamedTuple):
 
 
 class KnownMembers:
-    """Finds what a model holds, time and again. It is walked if it holds something else than before."""
+    """Finds what a model holds, again and again. The model is only walked when it holds other objects than before."""
 
     def __init__(self) -> None:
         self._modules: list[weakref.ref[nn.Module]] = []
@@ -80,8 +81,8 @@ class KnownMembers:
 def _values_of(modules: Sequence[nn.Module]) -> tuple[list[Any], object]:
     """Return what modules hold, and what tells whether they hold the same as before.
 
-    Objects are told apart by their numbers. One that has got the number of another that was freed, and stands in its
-    place, makes no difference: names and places are the same, and it is what is returned.
+    Objects are told apart by their `id`. An object may get the `id` of another that was freed, and stand in its place.
+    That makes no difference: names and places are the same, and the new object is what is returned.
     """
     held = [*chain.from_iterable(map(_HELD, modules))]
     values = [value for one in held for value in one.values()]

@@ -1,9 +1,9 @@
-"""A search that is done at each checkpoint: where nothing has changed, it follows the way of the last one.
+"""A search that is done at each checkpoint. Where only values have changed, it follows the way of the last one.
 
-The way is the list of the objects that were visited, in their order, each with what decided what the search
-did there (`object_contents.py`). A round reads that again, from the starting points on: no object is kept from one
-round to the next, so that none lives longer for it. If all is as it was, the search would find the same
-again. If anything differs, it is done anew, so that nothing that is new can be missed.
+The way is the list of the objects that were visited, in their order. With each of them stands what decided where the
+search went on from there (`object_contents.py`). To follow the way is to read that again, from the starting points on.
+If all is as it was, the search would find the same again, and is not done. If anything differs, it is done anew, so
+that nothing new can be missed. No object is kept from one search to the next, so that none lives longer for it.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ Note = tuple[str, object, str, object]
 
 @dataclass
 class SearchResult:
-    """What was found in one round; the first three as in `Search`.
+    """What one search found, or would have found; the first three as in `Search`.
 
     Attributes:
         places: The generators by path.
         unheld: What no checkpoint can hold.
         modules: The modules by path.
         notes: The named values of what users wrote.
-        visits: The objects that were visited, with their paths; not all of them if it is the same way.
-        same: Whether the way of the last round was followed: paths, holders and names of the notes are the
+        visits: The objects that were visited, with their paths; not all of them if `same`.
+        same: Whether the way of the last search was followed: paths, holders and names of the notes are the
             same as then, and only values may be others.
     """
 
@@ -73,7 +73,7 @@ class RepeatedSearch:
 
     Args:
         noting: Whether named values are noted, as with `quiet` of `Search`.
-        visiting: Which of the objects that are visited are told where the way of the last round was followed.
+        visiting: Which objects are among the `visits` of a result that is `same`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class RepeatedSearch:
     ) -> None:
         self._noting, self._visiting = noting, visiting
         self._way: _Way | None = None
-        self._left = 0  # rounds in which no way is kept
+        self._left = 0  # searches after which no way is kept
         self._failed = False  # the last way that was kept could not be followed once
 
     def search(self, roots: Mapping[str, object]) -> SearchResult:
