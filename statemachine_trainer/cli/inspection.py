@@ -25,10 +25,11 @@ from statemachine_trainer.observe.ring import BadRing
 from statemachine_trainer.observe.run import BadJournal, Run, is_run
 from statemachine_trainer.run_record import Record, read_record
 from statemachine_trainer.snapshot import Best, Damaged, Info, Loaded, NotACheckpoint, Store
-from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST, dtypes_of_parts
+from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.frozen import FROZEN
 from statemachine_trainer.snapshot.marks import is_mark
 from statemachine_trainer.snapshot.ranked import ranks_of
+from statemachine_trainer.snapshot.reading import dtypes_of_parts
 from statemachine_trainer.snapshot.retention import BadRetention
 
 _EVENTS = 5

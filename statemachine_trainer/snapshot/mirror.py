@@ -20,7 +20,7 @@ from typing import Any, Final
 from statemachine_trainer.files import is_address, names_in, path_given, read_regular
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.snapshot import filesystem
-from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST, check
+from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.filesystem import FOLDER, LocalFileSystem
 from statemachine_trainer.snapshot.snapshot_errors import (
     BadMirror,
@@ -303,6 +303,8 @@ class Mirror(HasSettings):
             return None
 
     def _fetched(self, root: Path, name: str) -> Path:
+        from statemachine_trainer.snapshot.reading import check  # few fetch any
+
         temporary = root / filesystem.temporary_name(name)
         temporary.mkdir()
         try:

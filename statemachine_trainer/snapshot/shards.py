@@ -32,7 +32,7 @@ from statemachine_trainer.parallel import leaves_with_paths, map_leaves
 from statemachine_trainer.parallel.cut_up import is_cut_up
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.parallel.wrappers import PlainNames
-from statemachine_trainer.snapshot import checkpoint_folder
+from statemachine_trainer.snapshot import reading
 from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
 from statemachine_trainer.snapshot.marks import is_mark
 from statemachine_trainer.snapshot.snapshot_errors import Damaged, SnapshotMismatch
@@ -268,7 +268,7 @@ class _Shards:
         self._folder = folder
         self._files = files
         self._parts: dict[str, list[_Part]] = {}
-        for file in checkpoint_folder.shards_of(files, folder):
+        for file in reading.shards_of(files, folder):
             for part in self._header(file):
                 path, _, _ = part.name.rpartition("@")
                 self._parts.setdefault(path, []).append(part)
@@ -303,7 +303,7 @@ class _Shards:
             part = next(one for one in parts if one.offsets == tuple(index.offset or ()))
             wanted.setdefault(part.file, []).append((part, item))
         for file, items in wanted.items():
-            tensors = checkpoint_folder.read_tensors(
+            tensors = reading.read_tensors(
                 self._files, self._folder / file, {part.name for part, _ in items}
             )
             for part, item in items:
@@ -317,9 +317,7 @@ class _Shards:
                 planner.commit_tensor(item, target)
 
     def _header(self, file: str) -> Iterator[_Part]:
-        for name, (dtype, shape) in checkpoint_folder.tensors_in(
-            self._files, self._folder / file
-        ).items():
+        for name, (dtype, shape) in reading.tensors_in(self._files, self._folder / file).items():
             match = _PART.fullmatch(name)
             if match is None:
                 raise Damaged(self._folder / file, f"{name!r} names no part of a tensor")

@@ -435,10 +435,12 @@ class Store:
             Damaged: when its files are not what was written
             FormatTooNew: when a later version of this package wrote it
         """
+        from statemachine_trainer.snapshot import reading  # a run that begins reads nothing
+
         is_name = isinstance(name_or_path, str) and NAME.fullmatch(name_or_path)
         path = self._find(str(name_or_path)) if is_name else path_given(name_or_path)
         try:
-            manifest, tree, lent = checkpoint_folder.read(
+            manifest, tree, lent = reading.read(
                 self._files, path, map_location=map_location, check_shards=check_shards, lend=lend
             )
         except (Damaged, Unreadable):
@@ -521,8 +523,10 @@ class Store:
         return sorted(found)
 
     def _info(self, sequence: int, name: str, path: Path) -> Info:
+        from statemachine_trainer.snapshot import reading
+
         try:
-            manifest = checkpoint_folder.check(self._files, path)
+            manifest = reading.check(self._files, path)
         except (Damaged, NotACheckpoint, FormatTooNew, OSError) as error:
             nothing = datetime.fromtimestamp(0, UTC)
             return Info(name, path, sequence, nothing, {}, 0, damage=str(error))

@@ -1,0 +1,379 @@
+"""Reading a checkpoint from its folder, and checking that its files are what was written.
+
+What the files are, and how they are written: `checkpoint_folder`.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+import torch
+from torch import Tensor
+
+from statemachine_trainer.snapshot import codec, strictjson, tensor_file
+from statemachine_trainer.snapshot.checkpoint_folder import (
+    FORMAT,
+    FORMAT_IN_PARTS,
+    MANIFEST,
+    MANIFEST_LIMIT,
+    OPENING_SIZE,
+    STATE,
+    STATE_LIMIT,
+    TENSORS,
+    FileEntry,
+    Manifest,
+    checksum_text,
+    crc32,
+    crc32_combine,
+    opening_of,
+)
+from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
+from statemachine_trainer.snapshot.leaves import Undecodable
+from statemachine_trainer.snapshot.snapshot_errors import (
+    Damaged,
+    FormatTooNew,
+    NotACheckpoint,
+    SnapshotError,
+    Unreadable,
+)
+from statemachine_trainer.snapshot.strictjson import Json
+from statemachine_trainer.snapshot.threads import Worker
+
+if TYPE_CHECKING:
+    from statemachine_trainer.snapshot.mapped_weights import MappedWeights
+
+_SHARD = re.compile(r"shard-\d{1,9}\.safetensors")
+_LIMITS = {MANIFEST: MANIFEST_LIMIT, STATE: STATE_LIMIT}
+_HALF = 2 << 20  # below this a second thread costs more than it saves
+_PIECE = 8 << 20
+
+_NOT_DAMAGE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+def read(
+    files: FileSystem,
+    folder: Path,
+    *,
+    map_location: codec.MapLocation = None,
+    check_shards: bool = True,
+    lend: bool = False,
+) -> tuple[Manifest, object, MappedWeights | None]:
+    """Read a checkpoint, and check each byte of it; those of its shards only if asked.
+
+    Returns:
+        Its manifest, its tree, and the file that weights of a model are lent from, if it is to `lend` them.
+
+    Raises:
+        NotACheckpoint: when there is none
+        Damaged: when a file is not what was written
+        FormatTooNew: when a later version wrote it
+        Unreadable: when it may be whole, but the system does not let it be read, or memory is short
+    """
+    lent = None
+    with ExitStack() as undoing:
+        with _reading(folder):
+            manifest = read_manifest(files, folder)
+            _check_names(files, folder, manifest)
+            for name in sorted(manifest.files.keys() - {STATE, TENSORS}) if check_shards else ():
+                _check_content(files, folder / name, manifest.files[name])
+            state = _read_whole(files, folder / STATE, manifest.files[STATE])
+            document = _parsed(folder / STATE, state)
+            if lend and isinstance(files, LocalFileSystem):
+                # Imported here, because a fit that begins anew needs none of it.
+                from statemachine_trainer.snapshot.mapped_weights import MappedWeights, mappable
+
+                lent = MappedWeights(mappable(document))
+                undoing.callback(lent.close)
+            tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS], lent)
+        try:
+            tree = codec.decode(document, tensors, map_location=map_location)
+        except Undecodable as error:
+            raise Damaged(folder / STATE, str(error)) from None
+        undoing.pop_all()
+    return manifest, tree, lent if lent is not None and lent.is_open else None
+
+
+def check(files: FileSystem, folder: Path) -> Manifest:
+    """Read the manifest alone, and check that the files it names are there in their sizes.
+
+    Raises: as `read`
+    """
+    with _reading(folder):
+        manifest = read_manifest(files, folder)
+        _check_names(files, folder, manifest)
+        for name, entry in manifest.files.items():
+            with _CheckedFile(files, folder / name) as reading:
+                reading.check_size(entry.size)
+        return manifest
+
+
+def read_manifest(files: FileSystem, folder: Path) -> Manifest:
+    """Read the manifest of a checkpoint.
+
+    Raises: as `read`
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise NotACheckpoint(_why_not_a_folder(folder))
+    if MANIFEST not in files.names(folder):
+        raise NotACheckpoint(f"{folder} is no checkpoint: it has no {MANIFEST}; name one that has")
+    text = _read_whole(files, path, None)
+    opening, body = text[:OPENING_SIZE], text[OPENING_SIZE:]
+    if opening != opening_of(body):
+        raise Damaged(path, "its checksum does not fit its content")
+    try:
+        content = strictjson.loads(text)
+        return _parse_manifest(path, content)
+    except (TypeError, ValueError, KeyError) as error:
+        raise Damaged(path, f"it is not a manifest ({error})") from None
+
+
+def _why_not_a_folder(path: Path) -> str:
+    if path.is_file():
+        return (
+            f"{path} is a file, and a checkpoint is a folder; if it is one of torch.save, it holds "
+            f"a pickle, which can run code when opened and is not read here"
+        )
+    if not path.exists():
+        return f"There is no checkpoint at {path}: no such folder exists"
+    return f"There is no checkpoint at {path}"
+
+
+def _parse_manifest(path: Path, content: Json) -> Manifest:
+    if not isinstance(content, dict) or type(content["format"]) is not int:
+        raise TypeError("it has no format")
+    if content["format"] < 1:
+        raise ValueError("its format is below 1")
+    files = content.get("files")
+    newest = FORMAT_IN_PARTS if isinstance(files, dict) and len(files) > 2 else FORMAT
+    if content["format"] > newest:
+        raise FormatTooNew(
+            f"{path} is of format {content['format']}, and this version reads {newest}; "
+            f"read it with the version of this package that wrote it, or with a newer one"
+        )
+    created, name, versions = content["created"], content["name"], content["versions"]
+    if not (isinstance(created, str) and isinstance(name, str) and isinstance(versions, dict)):
+        raise TypeError("its date, name or versions are missing")
+    metadata = codec.decode({"tree": content["metadata"], "tensors": {}}, {})
+    if not isinstance(metadata, dict):
+        raise TypeError("its metadata is missing")
+    return Manifest(
+        name=name,
+        created=datetime.fromisoformat(created),
+        versions={package: str(version) for package, version in versions.items()},
+        metadata=metadata,
+        files=_parse_entries(content["files"]),
+    )
+
+
+def _parse_entries(content: Json) -> dict[str, FileEntry]:
+    """Only the names that a checkpoint has: no other path is ever opened."""
+    if not isinstance(content, dict) or not {STATE, TENSORS} <= set(content):
+        raise TypeError(f"it must list {STATE} and {TENSORS}")
+    if not all(map(_SHARD.fullmatch, content.keys() - {STATE, TENSORS})):
+        raise TypeError(f"it must list {STATE}, {TENSORS} and shards, and nothing else")
+    entries = {}
+    for name, entry in content.items():
+        if not isinstance(entry, dict):
+            raise TypeError(f"it says nothing of {name}")
+        size, checksum = entry["size"], entry["crc32"]
+        if type(size) is not int or size < 0 or not isinstance(checksum, str):
+            raise TypeError(f"the size or checksum of {name} is malformed")
+        entries[name] = FileEntry(size, checksum)
+    return entries
+
+
+# -- Files of a checkpoint -------------------------------------------------------------------------
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Tell what is no damage of the files as such."""
+    try:
+        yield
+    except SnapshotError:
+        raise
+    except (OSError, MemoryError, RuntimeError) as error:  # torch says so when memory is short
+        raise Unreadable(
+            f"{folder} cannot be read ({error}). It may be whole: mend that, and try again."
+        ) from error
+
+
+def _check_names(files: FileSystem, folder: Path, manifest: Manifest) -> None:
+    present = set(files.names(folder))
+    for name in (MANIFEST, *manifest.files):
+        if name not in present:
+            raise Damaged(folder / name, "it is missing")
+    for name in sorted(present.difference((MANIFEST, *manifest.files))):
+        raise Damaged(folder / name, "no checkpoint has such a file; move it elsewhere")
+
+
+def _read_whole(files: FileSystem, path: Path, entry: FileEntry | None) -> bytes:
+    """A file of JSON; without `entry` (the manifest itself) its checksum is looked at later."""
+    with _CheckedFile(files, path) as reading:
+        if entry is not None:
+            reading.check_size(entry.size)
+        if reading.size > _LIMITS[path.name]:
+            raise Damaged(
+                path, f"it has {reading.size} bytes, and {_LIMITS[path.name]} are allowed"
+            )
+        pieces = []
+        while piece := reading.file.read(_PIECE):
+            pieces.append(piece)
+            reading.seen(piece)
+        if entry is not None:
+            reading.check_sum(entry.checksum)
+        return b"".join(pieces)
+
+
+def _parsed(path: Path, state: bytes) -> Json:
+    try:
+        return strictjson.loads(state)
+    except strictjson.BadJson as error:
+        raise Damaged(path, str(error)) from None
+
+
+def _read_tensors(
+    files: FileSystem, path: Path, entry: FileEntry, lent: MappedWeights | None
+) -> dict[str, Tensor]:
+    with _CheckedFile(files, path) as reading:
+        reading.check_size(entry.size)
+        with _damaged_tensors(path):
+            if lent is None:
+                tensors = tensor_file.read(reading.file, reading.size, reading.seen)
+            else:
+                lent.open(reading.file, path, entry.size)
+                tensors = tensor_file.read(reading.file, reading.size, reading.seen, lent.lend)
+        reading.check_sum(entry.checksum)
+        return tensors
+
+
+@contextmanager
+def _damaged_tensors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except tensor_file.BadTensorFile as error:
+        raise Damaged(path, str(error)) from None
+
+
+def _check_content(files: FileSystem, path: Path, entry: FileEntry) -> None:
+    with _CheckedFile(files, path) as reading:
+        reading.check_size(entry.size)
+        while piece := reading.file.read(_PIECE):
+            reading.seen(piece)
+        reading.check_sum(entry.checksum)
+
+
+# -- Files of parts of tensors ---------------------------------------------------------------------
+
+
+def shards_of(files: FileSystem, folder: Path) -> list[str]:
+    """Return the names of the files with parts of tensors in a checkpoint.
+
+    Raises: as `read`
+    """
+    with _reading(folder):
+        return sorted(read_manifest(files, folder).files.keys() - {STATE, TENSORS})
+
+
+def dtypes_of_parts(folder: Path) -> dict[str, torch.dtype]:
+    """Return the type of each tensor of which a checkpoint has parts, by the path that its parts are named after.
+
+    Raises: as `read`
+    """
+    files = LocalFileSystem()
+    found = {}
+    for file in shards_of(files, folder):
+        for name, (dtype, _) in tensors_in(files, folder / file).items():
+            found[name.rpartition("@")[0]] = dtype
+    return found
+
+
+def tensors_in(files: FileSystem, path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of each tensor in such a file.
+
+    Raises: as `read`
+    """
+    with _reading(path), _CheckedFile(files, path) as reading, _damaged_tensors(path):
+        return tensor_file.describe(reading.file, reading.size)
+
+
+def read_tensors(files: FileSystem, path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Read some of the tensors in such a file.
+
+    Raises: as `read`
+    """
+    with _reading(path), _CheckedFile(files, path) as reading, _damaged_tensors(path):
+        return tensor_file.read_some(reading.file, reading.size, names)
+
+
+class _CheckedFile:
+    """An open file, whose every failure is the damage of that file."""
+
+    def __init__(self, files: FileSystem, path: Path) -> None:
+        self._files = files
+        self._path = path
+        self._sum = 0
+        self._worker = Worker("checkpoint-checksum")
+
+    def __enter__(self) -> _CheckedFile:
+        try:
+            self.file: BinaryIO = self._files.open(self._path)
+        except OSError as error:
+            self._explain(error)
+            raise
+        self.size = self.file.seek(0, 2)
+        self.file.seek(0)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._worker.close()
+        self.file.close()
+        if isinstance(error, OSError):
+            self._explain(error)
+
+    def _explain(self, error: OSError) -> None:
+        if error.errno == errno.ENOENT:
+            raise Damaged(self._path, "it is missing") from None
+        if error.errno == errno.ELOOP:
+            raise Damaged(self._path, "it is a link, and only regular files are read") from None
+        if error.errno not in _NOT_DAMAGE:
+            raise Damaged(self._path, f"it cannot be read ({error.strerror or error})") from error
+
+    def seen(self, data: bytes | bytearray | memoryview) -> None:
+        """Add to the checksum; of a long piece a thread takes the second half."""
+        half = len(data) // 2
+        if crc32_combine is None or half < _HALF:
+            self._sum = crc32(data, self._sum)
+            return
+        view = memoryview(data)
+        try:
+            later = self._worker.submit(crc32, view[half:])
+        except RuntimeError:  # no thread is to be had
+            self._sum = crc32(data, self._sum)
+            return
+        first = crc32(view[:half], self._sum)
+        self._sum = crc32_combine(first, later.result(), len(view) - half)
+
+    def check_size(self, size: int) -> None:
+        if self.size != size:
+            raise Damaged(self._path, f"it has {self.size} bytes, and {size} were written")
+
+    def check_sum(self, checksum: str) -> None:
+        if checksum_text(self._sum) != checksum:
+            raise Damaged(
+                self._path,
+                f"its checksum is {checksum_text(self._sum)}, and {checksum} was written",
+            )
