@@ -23,10 +23,10 @@ from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.parallel import leaves_with_paths
 from statemachine_trainer.parallel.gradient_sync import first_of_each
 from statemachine_trainer.parallel.ranks import Ranks
+from statemachine_trainer.snapshot.checkpoint import Loaded
 from statemachine_trainer.snapshot.generators import make, seed, state_of
 from statemachine_trainer.snapshot.ranked import OTHERS, ranks_of, trees_of_ranks
 from statemachine_trainer.snapshot.rng import isolated_rng, rng_state
-from statemachine_trainer.snapshot.store import Loaded
 
 _CHANGING: Final = ("machine", "context", "callbacks", "generators", "modules")
 """Parts of a state in which ranks may have something of their own."""

@@ -1,5 +1,6 @@
 """Writing down the state of a run, and reading it back to the bit."""
 
+from statemachine_trainer.snapshot.checkpoint import Info, Loaded
 from statemachine_trainer.snapshot.codec import decode, encode
 from statemachine_trainer.snapshot.mirror import Mirror
 from statemachine_trainer.snapshot.retention import Best, KeepEvery, Retention
@@ -17,7 +18,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     Unwritable,
     WriteFailed,
 )
-from statemachine_trainer.snapshot.store import Info, Loaded, Store
+from statemachine_trainer.snapshot.store import Store
 
 __all__ = [
     "BadMirror",

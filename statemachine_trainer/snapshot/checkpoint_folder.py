@@ -18,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -80,12 +81,13 @@ class Manifest:
         return sum(entry.size for entry in self.files.values())
 
 
+Beside: TypeAlias = Callable[[Path], Mapping[str, FileEntry]]
+"""Writes further files into the folder of a checkpoint, durably, and returns what they are."""
+
+
 @dataclass(frozen=True)
 class Draft:
-    """A checkpoint in memory, ready to be written: nothing in it changes any more.
-
-    `beside` writes further files into its folder, durably, and returns what they are.
-    """
+    """A checkpoint in memory, ready to be written: nothing in it changes any more."""
 
     name: str
     created: datetime
@@ -93,7 +95,40 @@ class Draft:
     metadata: Json
     document: codec.Document
     tensors: Mapping[str, Tensor] | Staged
-    beside: Callable[[Path], Mapping[str, FileEntry]] | None = None
+    beside: Beside | None = None
+
+
+def draft_of(
+    tree: object,
+    *,
+    name: str,
+    metadata: Mapping[str, object],
+    versions: Mapping[str, str],
+    beside: Beside | None = None,
+) -> tuple[Draft, dict[str, Tensor]]:
+    """Draft a checkpoint of a tree; return its tensors, too, to be copied where it is written later.
+
+    Raises:
+        Unwritable: when the tree or the metadata holds something that is not plain
+    """
+    document, tensors = codec.encode(tree)
+    described, strangers = codec.encode({"metadata": dict(metadata)})
+    for stranger in strangers:
+        raise Unwritable(
+            stranger, "metadata holds no tensors", "write its .item(), or put it in the tree"
+        )
+    content = described["tree"]
+    assert isinstance(content, dict)
+    draft = Draft(
+        name=name,
+        created=datetime.now(UTC),
+        versions=versions,
+        metadata=content["metadata"],
+        document=document,
+        tensors=tensors,
+        beside=beside,
+    )
+    return draft, tensors
 
 
 def write(files: FileSystem, folder: Path, draft: Draft) -> tuple[Manifest, bytes]:

@@ -172,7 +172,44 @@ class _LocalFile:
         os.close(self._descriptor)
 
 
-# -- Deleting -------------------------------------------------------------------------------------
+# -- Several calls in a row ------------------------------------------------------------------------
+
+
+def make_folders(files: FileSystem, folder: Path) -> None:
+    """Make a folder, and those that it lies in, durably; none that is there already.
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    if folder.is_dir():
+        return
+    for path in reversed((folder, *folder.parents)):
+        if not path.is_dir():
+            with suppress(FileExistsError):
+                files.make_folder(path)
+            files.sync_folder(path.parent)
+
+
+def replace_file(files: FileSystem, path: Path, content: bytes, *, wait: bool = True) -> None:
+    """Write a small file; a loss of power leaves the one before, or this one if `wait`.
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        file = files.create(temporary)
+    except FileExistsError:  # of an attempt that failed
+        files.remove(temporary)
+        file = files.create(temporary)
+    try:
+        file.write(content)
+        file.sync()
+    finally:
+        file.close()
+    files.rename(temporary, path)
+    if wait:
+        files.sync_folder(path.parent)
 
 
 def delete(

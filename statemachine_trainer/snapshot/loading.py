@@ -12,12 +12,13 @@ from torch import nn
 from statemachine_trainer.files import path_given
 from statemachine_trainer.parallel.cut_up import is_cut_up
 from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.snapshot.checkpoint import Loaded
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.marks import is_mark
 from statemachine_trainer.snapshot.modules import load_module_weights, tied_names
 from statemachine_trainer.snapshot.snapshot_errors import NotACheckpoint, SnapshotMismatch
-from statemachine_trainer.snapshot.store import Loaded, Store
+from statemachine_trainer.snapshot.store import Store
 
 
 def load_checkpoint(

@@ -24,6 +24,7 @@ from statemachine_trainer.parallel import leaves_with_paths, map_leaves
 from statemachine_trainer.parallel.cut_up import is_cut_up
 from statemachine_trainer.parallel.ranks import Json, Ranks
 from statemachine_trainer.snapshot import checkpoint_folder, codec, strictjson, tensor_file
+from statemachine_trainer.snapshot.checkpoint import Loaded
 from statemachine_trainer.snapshot.checkpoint_folder import FileEntry
 from statemachine_trainer.snapshot.filesystem import LocalFileSystem
 from statemachine_trainer.snapshot.marks import is_mark, take_out, whole
@@ -32,7 +33,7 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     Unwritable,
     WriteFailed,
 )
-from statemachine_trainer.snapshot.store import Loaded, Store
+from statemachine_trainer.snapshot.store import Store
 from statemachine_trainer.snapshot.tensor_file import plain_bytes
 from statemachine_trainer.snapshot.threads import Staged
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from statemachine_trainer.files import is_address
 from statemachine_trainer.parallel.ranks import Ranks
+from statemachine_trainer.snapshot.checkpoint import Loaded
 from statemachine_trainer.snapshot.checkpoint_folder import MANIFEST
 from statemachine_trainer.snapshot.filesystem import FOLDER
 from statemachine_trainer.snapshot.loading import load_checkpoint
 from statemachine_trainer.snapshot.mirror import Mirror, number_of
 from statemachine_trainer.snapshot.snapshot_errors import NotACheckpoint, SnapshotMismatch
-from statemachine_trainer.snapshot.store import Loaded, Store
+from statemachine_trainer.snapshot.store import Store
 
 
 class _Source(Mirror):

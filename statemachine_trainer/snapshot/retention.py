@@ -16,7 +16,13 @@ import numpy as np
 from statemachine_trainer.files import read_regular
 from statemachine_trainer.intervals import Every, IntervalError, parse_interval
 from statemachine_trainer.machine.keywords import HasSettings
-from statemachine_trainer.snapshot.snapshot_errors import SnapshotError
+from statemachine_trainer.snapshot import strictjson
+from statemachine_trainer.snapshot.snapshot_errors import Damaged, SnapshotError
+
+PINS: Final = "pins.json"
+"""The file of a folder with the names of the checkpoints that are kept whatever the rules say."""
+
+_LONGEST_PINS: Final = 16 << 20
 
 
 class BadRetention(SnapshotError, ValueError):
@@ -326,6 +332,23 @@ def _print(folder: Path) -> Print | None:
         if abs(now - one.st_mtime_ns) < _TOO_NEW:
             return None
     return tuple(sorted((name, one.st_size, one.st_mtime_ns, one.st_ino) for name, one in found))
+
+
+def pins_of(folder: Path) -> set[str]:
+    """Return the names of the checkpoints of a folder that are pinned.
+
+    Raises:
+        Damaged: The file that lists them cannot be read, or is no such list.
+    """
+    try:
+        names = strictjson.loads(read_regular(folder / PINS, _LONGEST_PINS))
+    except FileNotFoundError:
+        return set()
+    except (strictjson.BadJson, OSError) as error:
+        raise Damaged(folder / PINS, str(error)) from None
+    if not isinstance(names, list):
+        raise Damaged(folder / PINS, "it is not a list of names")
+    return {name for name in names if isinstance(name, str)}
 
 
 def no_longer_kept(

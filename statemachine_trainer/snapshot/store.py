@@ -9,21 +9,20 @@ import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
 
-from statemachine_trainer.files import path_given, read_regular
+from statemachine_trainer.files import path_given
 from statemachine_trainer.machine.errors import level_of_caller
-from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem, strictjson
+from statemachine_trainer.snapshot import checkpoint_folder, codec, filesystem
+from statemachine_trainer.snapshot.checkpoint import Info, Loaded, info_of, info_of_damaged
+from statemachine_trainer.snapshot.checkpoint_folder import Beside
 from statemachine_trainer.snapshot.filesystem import (
     FOLDER,
     NAME,
@@ -31,7 +30,14 @@ from statemachine_trainer.snapshot.filesystem import (
     LocalFileSystem,
     is_abandoned,
 )
-from statemachine_trainer.snapshot.retention import Known, Retention, Written, no_longer_kept
+from statemachine_trainer.snapshot.retention import (
+    PINS,
+    Known,
+    Retention,
+    Written,
+    no_longer_kept,
+    pins_of,
+)
 from statemachine_trainer.snapshot.snapshot_errors import (
     BadName,
     CleanupWarning,
@@ -42,80 +48,11 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     PassedOver,
     SnapshotMismatch,
     Unreadable,
-    Unwritable,
     WriteFailed,
 )
 from statemachine_trainer.snapshot.threads import Background, Staging
 
-if TYPE_CHECKING:
-    from statemachine_trainer.snapshot.mapped_weights import MappedWeights
-
 _LATEST = "latest"
-_PINS = "pins.json"
-_LONGEST_PINS = 16 << 20
-
-
-Beside: TypeAlias = Callable[[Path], Mapping[str, checkpoint_folder.FileEntry]]
-"""Writes further files into the folder of a checkpoint, and returns what they are."""
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a manifest says of a checkpoint.
-
-    Args:
-        name: what the caller named it
-        path: its folder
-        sequence: checkpoints of a store are numbered in the order in which they were saved
-        created: when
-        metadata: the caller's
-        size: bytes of its state and tensors
-        damage: None, or what is wrong with it as far as a look at the manifest and the sizes of
-            the files tells; then all but name, path and sequence is empty
-    """
-
-    name: str
-    path: Path
-    sequence: int
-    created: datetime
-    metadata: dict[str, object]
-    size: int
-    damage: str | None = None
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A checkpoint read back.
-
-    Args:
-        tree: what was saved
-        metadata: what the caller said of it
-        path: its folder
-        versions: of python, torch, numpy and whatever else the writer named
-        lent: the file in which weights of its model still lie, where they were to be lent
-    """
-
-    tree: object
-    metadata: dict[str, object]
-    path: Path
-    versions: dict[str, str]
-    lent: MappedWeights | None = field(default=None, repr=False, compare=False)
-
-    def taken_over(self, model: nn.Module | None = None) -> AbstractContextManager[None]:
-        """Make a context in which a model is loaded from this. After it no file is in use any more.
-
-        Args:
-            model: the model; None if all of the tree is to last
-        """
-        if self.lent is None:
-            return nullcontext()
-        tree: Any = self.tree
-        return self.lent.copied(tree["context"]["model"]["weights"], model)
-
-    def close(self) -> None:
-        """Give back the file of which something is lent; its weights are gone then."""
-        if self.lent is not None:
-            self.lent.close()
 
 
 class Store:
@@ -213,9 +150,11 @@ class Store:
                 f"beginning with a letter or digit"
             )
         self.wait()
-        draft, tensors = self._draft(tree, name, metadata or {}, beside)
+        draft, tensors = checkpoint_folder.draft_of(
+            tree, name=name, metadata=metadata or {}, versions=self.versions, beside=beside
+        )
         with self._failing(name):
-            self._make_root()
+            filesystem.make_folders(self._files, self.root)
             target = self.root / f"{self._next_number():06d}-{name}"
         if self._staging is None:
             self._write(draft, target)
@@ -235,7 +174,7 @@ class Store:
         Raises:
             OSError: It cannot be done.
         """
-        self._make_root()
+        filesystem.make_folders(self._files, self.root)
         probe = self.root / filesystem.temporary_name("probe")
         file = self._files.create(probe)
         try:
@@ -243,28 +182,6 @@ class Store:
         finally:
             file.close()
             self._files.remove(probe)
-
-    def _draft(
-        self, tree: object, name: str, metadata: Mapping[str, object], beside: Beside | None
-    ) -> tuple[checkpoint_folder.Draft, dict[str, torch.Tensor]]:
-        document, tensors = codec.encode(tree)
-        described, strangers = codec.encode({"metadata": dict(metadata)})
-        for stranger in strangers:
-            raise Unwritable(
-                stranger, "metadata holds no tensors", "write its .item(), or put it in the tree"
-            )
-        content = described["tree"]
-        assert isinstance(content, dict)
-        draft = checkpoint_folder.Draft(
-            name=name,
-            created=datetime.now(UTC),
-            versions=self.versions,
-            metadata=content["metadata"],
-            document=document,
-            tensors=tensors,
-            beside=beside,
-        )
-        return draft, tensors
 
     def _write(self, draft: checkpoint_folder.Draft, target: Path) -> None:
         with self._writing, self.owned():
@@ -278,14 +195,16 @@ class Store:
             self._point_to(target)
             sizes = {name: entry.size for name, entry in manifest.files.items()}
             sizes[checkpoint_folder.MANIFEST] = len(text)
-            info = _info_of(manifest, int(target.name.partition("-")[0]), draft.name, target)
+            info = info_of(manifest, int(target.name.partition("-")[0]), draft.name, target)
             self._retain(Written(info, (target / checkpoint_folder.MANIFEST, text), sizes))
         self.settled()
 
     def _point_to(self, target: Path) -> None:
         """Name the newest checkpoint in a file for people; nothing that resumes reads it."""
         try:
-            self._replace_file(_LATEST, target.name.encode() + b"\n", wait=False)
+            filesystem.replace_file(
+                self._files, self.root / _LATEST, target.name.encode() + b"\n", wait=False
+            )
         except OSError as error:
             warnings.warn(
                 f"{self.root / _LATEST} could not be written: {error}. The checkpoint is there; the next save "
@@ -309,23 +228,6 @@ class Store:
         self._files.sync_folder(self.root)
         return written
 
-    def _replace_file(self, name: str, content: bytes, *, wait: bool = True) -> None:
-        """Write a small file; a loss of power leaves the one before, or this one if `wait`."""
-        temporary = self.root / filesystem.temporary_name(name)
-        try:
-            file = self._files.create(temporary)
-        except FileExistsError:  # of an attempt that failed
-            self._files.remove(temporary)
-            file = self._files.create(temporary)
-        try:
-            file.write(content)
-            file.sync()
-        finally:
-            file.close()
-        self._files.rename(temporary, self.root / name)
-        if wait:
-            self._files.sync_folder(self.root)
-
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:
         try:
@@ -339,15 +241,6 @@ class Store:
                 f"choose another folder. The checkpoints before it are untouched."
             ) from cause
 
-    def _make_root(self) -> None:
-        if self.root.is_dir():
-            return
-        for path in reversed((self.root, *self.root.parents)):
-            if not path.is_dir():
-                with suppress(FileExistsError):
-                    self._files.make_folder(path)
-                self._files.sync_folder(path.parent)
-
     def _next_number(self) -> int:
         numbers = [int(match[1]) for match in map(FOLDER.fullmatch, self._names()) if match]
         return max(numbers, default=0) + 1
@@ -358,32 +251,21 @@ class Store:
         """Keep a checkpoint whatever retention says; waits for a write that is under way."""
         with self._writing, self._failing(name):
             self._find(name)  # the write that was waited for may have deleted it
-            self._write_pins(self._pins() | {name})
+            self._write_pins(pins_of(self.root) | {name})
 
     def unpin(self, name: str) -> None:
         """Let retention decide again, from the next save on."""
         with self._writing, self._failing(name):
-            self._write_pins(self._pins() - {name})
+            self._write_pins(pins_of(self.root) - {name})
 
     def _write_pins(self, names: set[str]) -> None:
         text = json.dumps([*sorted(names)], indent=2, ensure_ascii=False)
-        self._replace_file(_PINS, text.encode() + b"\n")
-
-    def _pins(self) -> set[str]:
-        try:
-            names = strictjson.loads(read_regular(self.root / _PINS, _LONGEST_PINS))
-        except FileNotFoundError:
-            return set()
-        except (strictjson.BadJson, OSError) as error:
-            raise Damaged(self.root / _PINS, str(error)) from None
-        if not isinstance(names, list):
-            raise Damaged(self.root / _PINS, "it is not a list of names")
-        return {name for name in names if isinstance(name, str)}
+        filesystem.replace_file(self._files, self.root / PINS, text.encode() + b"\n")
 
     def _retain(self, written: Written[Info]) -> None:
         """Delete what no rule keeps; what is damaged is left for a person to look at."""
         try:
-            pins = self._pins()
+            pins = pins_of(self.root)
             infos = self._known.of(self._entries(), self._info, written)
         except (Damaged, OSError) as error:
             warnings.warn(
@@ -528,9 +410,8 @@ class Store:
         try:
             manifest = reading.check(self._files, path)
         except (Damaged, NotACheckpoint, FormatTooNew, OSError) as error:
-            nothing = datetime.fromtimestamp(0, UTC)
-            return Info(name, path, sequence, nothing, {}, 0, damage=str(error))
-        return _info_of(manifest, sequence, name, path)
+            return info_of_damaged(sequence, name, path, str(error))
+        return info_of(manifest, sequence, name, path)
 
     def _find(self, name: str) -> Path:
         entries = self._entries()
@@ -570,10 +451,6 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _info_of(manifest: checkpoint_folder.Manifest, sequence: int, name: str, path: Path) -> Info:
-    return Info(name, path, sequence, manifest.created, manifest.metadata, manifest.size)
 
 
 def _nobody_asks() -> None:

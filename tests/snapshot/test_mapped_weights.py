@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from statemachine_trainer import Trainer
 from statemachine_trainer.snapshot import Damaged, Retention, Store, encode
+from statemachine_trainer.snapshot.checkpoint import Loaded
 from statemachine_trainer.snapshot.mapped_weights import mappable
-from statemachine_trainer.snapshot.store import Loaded
 
 WIDTH = 600  # so that a weight has more than a megabyte
 TENSORS = "tensors.safetensors"
