@@ -35,6 +35,15 @@ _FUNCTIONS: Final = frozenset(
 )
 """Functions that change the container that they are given."""
 
+_BY_NAME: Final = frozenset({"setattr", "vars", "__dict__", *METHODS})
+"""What code uses to change something whose name it need not have."""
+
+_STORING: Final = tuple(dis.opmap[name] for name in (*_STORES, *_IN_PLACE))
+"""The numbers of the instructions that change something other than a local variable."""
+
+MAKERS: Final = ("__init__", "__new__", "__post_init__", "__setstate__", "__set_name__")
+"""Methods that run while an object is made."""
+
 
 def is_in_place(name: str) -> bool:
     """Whether a method of this name changes a tensor: `add_`, `copy_`."""
@@ -262,3 +271,60 @@ class _Statements:
         )
         if not jumps or decides:
             self._carried |= self._loaded - self.stored
+
+
+class ChangedLater:
+    """Which attributes and variables some code changes after their owner was made, or differently each time."""
+
+    def __init__(self, codes: Iterable[types.CodeType]) -> None:
+        codes = [*dict.fromkeys(codes)]
+        making = _making(codes)
+        self._of_class: dict[str, set[str]] = {}
+        self._of_any: set[str] = set()
+        for code in codes:
+            if not may_store(code):
+                continue
+            changed = changed_by(code)
+            self._of_any |= changed.other_each_time
+            if code in making:
+                continue
+            self._of_any |= changed.in_place
+            if _BY_NAME & {*code.co_names}:
+                self._of_any |= changed.updated
+            owner = code.co_qualname.rpartition(".")[0]
+            for before, name in changed.stored:
+                if before == "self":
+                    self._of_class.setdefault(owner, set()).add(name)
+                else:
+                    self._of_any.add(name)
+
+    def has(self, kind: type | None, name: str) -> bool:
+        """Whether an attribute of the objects of a class, or a variable, is changed."""
+        if name in self._of_any:
+            return True
+        bases = () if kind is None else kind.__mro__
+        return any(name in self._of_class.get(base.__qualname__, ()) for base in bases)
+
+
+def _making(codes: list[types.CodeType]) -> set[types.CodeType]:
+    """Return the code that runs while an object is made: constructors, and methods that only they call."""
+    making = {code for code in codes if code.co_name in MAKERS}
+    for _ in range(3):
+        called = {name for code in making for name in code.co_names}
+        by_others = {name for code in codes if code not in making for name in code.co_names}
+        more = {one for one in codes if one.co_name in called - by_others} - making
+        if not more:
+            break
+        making |= more
+    return making
+
+
+@functools.lru_cache(maxsize=8192)
+def may_store(code: types.CodeType) -> bool:
+    """Whether code may change a name: most does not, and is not read in detail."""
+    operations = code.co_code[::2]
+    if _BY_NAME & {*code.co_names} or any(one in operations for one in _STORING):
+        return True
+    if any(map(is_in_place, code.co_names)):
+        return True
+    return any(may_store(one) for one in code.co_consts if isinstance(one, types.CodeType))

@@ -19,11 +19,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.audit.changing_code import (
-    METHODS,
+    MAKERS,
     Changed,
+    ChangedLater,
     changed_by,
     codes_of_class,
-    is_in_place,
+    may_store,
 )
 from statemachine_trainer.audit.contents import numbers
 from statemachine_trainer.audit.functions import checksum_of_code, compiler, each
@@ -39,6 +40,7 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.ranks import Ranks
+from statemachine_trainer.snapshot.found import names_in
 from statemachine_trainer.snapshot.kinds import (
     attributes_of_class,
     how_to_visit,
@@ -52,7 +54,6 @@ _MOST: Final = 1000
 """Values that have a text of their own; those beyond have one checksum together."""
 
 _LOOKED_AT: Final = 20_000
-_MAKERS: Final = ("__init__", "__new__", "__post_init__", "__setstate__", "__set_name__")
 _CODE: Final = f"the code, for {compiler()}"
 _REST: Final = "all further values"
 _OF_RANK: Final = frozenset(
@@ -64,11 +65,6 @@ _OF_START: Final = ("resume", "ckpt_path", "checkpoint_path", "restart")
 _PARTS: Final = ("data_source", "dataset", "sampler")
 """What objects of torch take that is a part of the loader itself, with a path of its own."""
 
-_STORES: Final = tuple(
-    dis.opmap[name]
-    for name in ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "STORE_SUBSCR", "DELETE_SUBSCR")
-)
-_BY_NAME: Final = frozenset({"setattr", "vars", "__dict__", *METHODS})
 _AFTER_BACKWARD: Final = ("backward", "optimizer_step", "clip", "zero_grad", "batch_end")
 """Parts of the names of hooks, and of optimizers' methods, that are called where checkpoints hold gradients."""
 
@@ -171,7 +167,7 @@ class ScriptRecord:
 
 
 def _settings_of(walks: list[_Walk]) -> dict[str, Settings]:
-    changing = _Changing([code for one in walks for code in one.codes])
+    changing = ChangedLater([code for one in walks for code in one.codes])
     values: Settings = {}
     of_libraries: Settings = {}
     code: dict[str, str] = {}
@@ -356,63 +352,6 @@ class _Walk:
         self.code[name] = text
 
 
-class _Changing:
-    """Which attributes and variables some code changes after their owner was made, or differently each time."""
-
-    def __init__(self, codes: Iterable[types.CodeType]) -> None:
-        codes = [*dict.fromkeys(codes)]
-        making = _making(codes)
-        self._of_class: dict[str, set[str]] = {}
-        self._of_any: set[str] = set()
-        for code in codes:
-            if not _may_store(code):
-                continue
-            changed = changed_by(code)
-            self._of_any |= changed.other_each_time
-            if code in making:
-                continue
-            self._of_any |= changed.in_place
-            if _BY_NAME & {*code.co_names}:
-                self._of_any |= changed.updated
-            owner = code.co_qualname.rpartition(".")[0]
-            for before, name in changed.stored:
-                if before == "self":
-                    self._of_class.setdefault(owner, set()).add(name)
-                else:
-                    self._of_any.add(name)
-
-    def has(self, kind: type | None, name: str) -> bool:
-        """Whether an attribute of the objects of a class, or a variable, is changed."""
-        if name in self._of_any:
-            return True
-        bases = () if kind is None else kind.__mro__
-        return any(name in self._of_class.get(base.__qualname__, ()) for base in bases)
-
-
-def _making(codes: list[types.CodeType]) -> set[types.CodeType]:
-    """Return the code that runs while an object is made: constructors, and methods that only they call."""
-    making = {code for code in codes if code.co_name in _MAKERS}
-    for _ in range(3):
-        called = {name for code in making for name in code.co_names}
-        by_others = {name for code in codes if code not in making for name in code.co_names}
-        more = {one for one in codes if one.co_name in called - by_others} - making
-        if not more:
-            break
-        making |= more
-    return making
-
-
-@functools.lru_cache(maxsize=8192)
-def _may_store(code: types.CodeType) -> bool:
-    """Whether code may change a name: most does not, and is not read in detail."""
-    operations = code.co_code[::2]
-    if _BY_NAME & {*code.co_names} or any(one in operations for one in _STORES):
-        return True
-    if any(map(is_in_place, code.co_names)):
-        return True
-    return any(_may_store(one) for one in code.co_consts if isinstance(one, types.CodeType))
-
-
 @functools.lru_cache(maxsize=8192)
 def _reads_gradients(code: types.CodeType) -> bool:
     """Whether code reads `.grad` of something, at another time than after a backward pass."""
@@ -443,7 +382,7 @@ def _has_backward_of_a_user(kind: type) -> bool:
         return False
     inside = [one for base in bases for one in attributes_of_class(base).values()]
     return any(
-        "backward" in _names_in(one.__code__)
+        "backward" in names_in(one.__code__)
         for one in inside
         if isinstance(one, types.FunctionType)
     )
@@ -464,7 +403,7 @@ def _is_made_later(kind: type, name: str) -> bool:
 def _stored_by(kind: type) -> frozenset[str]:
     inside = attributes_of_class(kind).values()
     codes = [one.__code__ for one in inside if isinstance(one, types.FunctionType)]
-    changed = Changed().with_those_of(changed_by(one) for one in codes if _may_store(one))
+    changed = Changed().with_those_of(changed_by(one) for one in codes if may_store(one))
     return frozenset(name for before, name in changed.stored if before == "self")
 
 
@@ -476,16 +415,8 @@ def _only_for_optimizers(model: nn.Module) -> set[str]:
         if not is_users(base.__module__):
             continue
         for name, one in attributes_of_class(base).items():
-            if not isinstance(one, types.FunctionType) or name in _MAKERS:
+            if not isinstance(one, types.FunctionType) or name in MAKERS:
                 continue
-            names = _names_in(one.__code__)
-            if name == "configure_optimizers":
-                reads |= names
-            else:
-                others |= names
+            found = reads if name == "configure_optimizers" else others
+            found.update(names_in(one.__code__))
     return reads - others
-
-
-def _names_in(code: types.CodeType) -> set[str]:
-    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
-    return {*code.co_names}.union(*map(_names_in, inner))
