@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from statemachine_trainer.audit.settings_record import (
+from statemachine_trainer.audit.settings_of_run import (
     Settings,
     as_texts,
     constructor_values,

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from statemachine_trainer.audit.changing_code import DRAWS, codes_of, is_in_place
 from statemachine_trainer.audit.functions import function_behind, variables_of
-from statemachine_trainer.audit.settings_record import ITS_CLASS, RECEIVERS
+from statemachine_trainer.audit.settings_of_run import ITS_CLASS, RECEIVERS
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.signals import label_of
 from statemachine_trainer.snapshot.kinds import attributes_of_class, is_users

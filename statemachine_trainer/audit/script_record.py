@@ -31,7 +31,7 @@ from statemachine_trainer.audit.functions import checksum_of_code, compiler, eac
 from statemachine_trainer.audit.plain_values import plain_text
 from statemachine_trainer.audit.reachable import Roots, Searches, roots_of_feed
 from statemachine_trainer.audit.receivers_record import receivers_noted
-from statemachine_trainer.audit.settings_record import CHANGES, ITS_CLASS, Settings, names_given
+from statemachine_trainer.audit.settings_of_run import CHANGES, ITS_CLASS, Settings, names_given
 from statemachine_trainer.audit.value_names import OF_LOOPS, OF_MODULES
 from statemachine_trainer.audit.value_texts import Texts
 from statemachine_trainer.data import Feed

@@ -21,16 +21,7 @@ from statemachine_trainer.audit.report import (
     check_writable,
     tell_what_is_not_held,
 )
-from statemachine_trainer.audit.settings_record import (
-    Change,
-    Settings,
-    changes,
-    given_by_scripts,
-    keep_what_holds,
-    others_than,
-    settings_of_run,
-    well_formed,
-)
+from statemachine_trainer.audit.settings_of_run import Settings, others_than, settings_of_run
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.checkpoints import Host as HostOfCheckpoints
 from statemachine_trainer.data import NotExact
@@ -58,6 +49,7 @@ from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 if TYPE_CHECKING:
     from statemachine_trainer.audit.changing_values import ChangingValues
     from statemachine_trainer.audit.script_record import ScriptRecord
+    from statemachine_trainer.audit.settings_record import Change
     from statemachine_trainer.snapshot.repeated_search import SearchResult
 
 Fresh = Literal["optimizer", "schedulers", "callbacks"]
@@ -240,6 +232,14 @@ class FitState:
             NotStarted: There is no fit.
             SnapshotMismatch, StateMismatch, DataChanged: It is the state of a different fit.
         """
+        # Not needed by a run that begins.
+        from statemachine_trainer.audit.settings_record import (
+            changes,
+            given_by_scripts,
+            keep_what_holds,
+            well_formed,
+        )
+
         driver, context = self._driver, context_of(self._driver)
         if context is None:
             raise NotStarted("Start a fit first: start(model, loader), then load its state.")

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from torch import nn
 
 from statemachine_trainer.audit.report import Audit
-from statemachine_trainer.audit.settings_record import tell_changes
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.finding import find_checkpoint, state_of_rank, tell_of_others
 from statemachine_trainer.loops.assembly import Equipment, assemble_fit, go_on
@@ -322,6 +321,9 @@ class Session:
             fresh: Parts that are not loaded from it.
             loaded: The checkpoint that it comes from, if it does.
         """
+        # Not needed by a run that begins.
+        from statemachine_trainer.audit.settings_record import tell_changes
+
         driver = self._fit
         taking_over = (
             nullcontext() if loaded is None else loaded.taken_over(_plain_model(context_of(driver)))
