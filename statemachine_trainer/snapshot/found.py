@@ -37,6 +37,29 @@ class Step(NamedTuple):
     key: Any
 
 
+RawStep = tuple[str, str, Any]
+"""A `Step` on the way: one is made of it where a generator is found."""
+
+
+class Way(NamedTuple):
+    """What holds for everything below an object.
+
+    Attributes:
+        told: Whether what cannot be held is told. What lies in an object with a state of its own is
+            the business of that object; what lies in a library's object is the library's.
+        ordered: Whether paths are the same in every process.
+        lent: Whether nothing is told because a library holds it. It writes down what is its own, and
+            knows nothing of what lies in a function that a user gave it, such as the function of a
+            `LambdaLR` or a hook.
+        through: The types of the elements of containers through which it was reached.
+    """
+
+    told: bool = True
+    ordered: bool = True
+    lent: bool = False
+    through: frozenset[type] = frozenset()
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a generator lies: `step` is its first place, `also` are the others."""

@@ -8,12 +8,14 @@ and those further objects that have an attribute of a type which none of the vis
 from __future__ import annotations
 
 import gc
+import itertools
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import chain, compress, islice, repeat
 from typing import Any, Final, NamedTuple
 
+from statemachine_trainer.snapshot.found import KEYS, RawStep, Way
 from statemachine_trainer.snapshot.kinds import ATOMS, HEAP, how_to_visit
 
 LARGE: Final = 400
@@ -60,9 +62,9 @@ class Group(NamedTuple):
     path: str
     size: int
     items: Callable[[], Iterator[Element]]
-    at: Callable[[Any], tuple[str, Any]]
+    at: Callable[[Any], tuple[str, RawStep]]
     kinds: set[type]
-    way: Any
+    way: Way
     elements: Callable[[], Iterable[Any]]
 
 
@@ -113,6 +115,76 @@ class Sampling:
             return kinds - ATOMS
         except RuntimeError:  # another thread changed it meanwhile
             return set()
+
+    def values_of(
+        self, mapping: dict[Any, Any], path: str, way: Way, seen: Container[int]
+    ) -> Group | None:
+        """Return the values of a dict; None if all are plain.
+
+        Args:
+            mapping: The dict.
+            path: Its path.
+            way: What holds below it.
+            seen: The identities of the objects that were visited.
+        """
+        size = dict.__len__(mapping)
+        kinds = self.kinds(size, lambda: dict.values(mapping), TYPED)
+        if not kinds:
+            return None
+
+        def items() -> Iterator[Element]:
+            return ((one[1][1], one) for one in enumerate(copied(dict.items(mapping))))
+
+        def at(mark: Any) -> tuple[str, RawStep]:
+            place, (key, _) = mark
+            if type(key) in KEYS and not (type(key) is int and key in seen):
+                return f"{path}[{key!r}]", (path, "item", key)
+            # The key means nothing in another process: an object, or its `id`.
+            return f"{path}[#{place}]", (path, "other", place)
+
+        return Group(path, size, items, at, kinds, way, lambda: dict.values(mapping))
+
+    def elements_of(self, sequence: Any, base: Any, path: str, way: Way) -> Group | None:
+        """Return the elements of a list, a tuple or a deque; None if all are plain.
+
+        Args:
+            sequence: Any of these, or of a class of users that is one.
+            base: Which of them: its own methods are called, never those of users.
+            path: Its path.
+            way: What holds below it.
+        """
+        size = base.__len__(sequence)
+        kinds = self.kinds(size, lambda: base.__iter__(sequence), TYPED)
+        if not kinds:
+            return None
+        how = "other" if base is tuple else "item"
+
+        def items() -> Iterator[Element]:
+            return zip(copied(base.__iter__(sequence)), itertools.count(), strict=False)
+
+        def at(mark: Any) -> tuple[str, RawStep]:
+            return f"{path}[{mark}]", (path, how, mark)
+
+        return Group(path, size, items, at, kinds, way, lambda: base.__iter__(sequence))
+
+    def members_of(self, thing: Any, base: Any, path: str, way: Way) -> Group | None:
+        """Return the elements of a set, which have no order; None if all are plain.
+
+        Args: as `elements_of`
+        """
+        size = base.__len__(thing)
+        kinds = self.kinds(size, lambda: base.__iter__(thing), INSIDE)
+        if not kinds:
+            return None
+        below = way if size == 1 else way._replace(ordered=False)
+
+        def items() -> Iterator[Element]:
+            return ((one, None) for one in copied(base.__iter__(thing)))
+
+        def at(_: Any) -> tuple[str, RawStep]:
+            return f"{path}{{...}}", (path, "other", None)
+
+        return Group(path, size, items, at, kinds, below, lambda: base.__iter__(thing))
 
     def chosen(self, group: Group) -> Iterator[Element]:
         """Yield the elements to visit."""

@@ -15,15 +15,14 @@ from __future__ import annotations
 import contextvars
 import functools
 import gc
-import itertools
 import random
 import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -34,12 +33,13 @@ from statemachine_trainer.parallel.wrappers import inner_of
 from statemachine_trainer.snapshot.found import (
     EMPTY,
     HOOKS,
-    KEYS,
     OF_MODULES,
     TENSORS,
     Place,
+    RawStep,
     Step,
     Unheld,
+    Way,
     names_in,
     names_of_arguments,
 )
@@ -61,8 +61,6 @@ from statemachine_trainer.snapshot.kinds import (
 from statemachine_trainer.snapshot.sampling import (
     INSIDE,
     LARGE,
-    TYPED,
-    Element,
     Group,
     Sampling,
     copied,
@@ -72,31 +70,8 @@ MOST: Final = 50_000
 """Objects that one walk visits at most."""
 
 
-_Step = tuple[str, str, Any]
-"""A `Step` on the way: one is made of it where a generator is found."""
-
-
 Notice = Callable[[str, object, str, object], None]
 """Called for each named value: path of the holder, the holder, the name, the value."""
-
-
-class _Way(NamedTuple):
-    """What holds for everything below an object.
-
-    Attributes:
-        told: Whether what cannot be held is told. What lies in an object with a state of its own is
-            the business of that object; what lies in a library's object is the library's.
-        ordered: Whether paths are the same in every process.
-        lent: Whether nothing is told because a library holds it. It writes down what is its own, and
-            knows nothing of what lies in a function that a user gave it, such as the function of a
-            `LambdaLR` or a hook.
-        through: The types of the elements of containers through which it was reached.
-    """
-
-    told: bool = True
-    ordered: bool = True
-    lent: bool = False
-    through: frozenset[type] = frozenset()
 
 
 _OF_SYSTEM = "use `random.Random(seed)`"
@@ -157,10 +132,10 @@ class Search:
         self._seen: set[int] = set()
         self._classes: set[int] = set()  # that wait to be looked at, or were
         self._found: dict[int, Place] = {}
-        self._now: deque[tuple[object, str, _Step, _Way]] = deque()
-        self._later: deque[tuple[object, str, _Step, _Way]] = deque()
+        self._now: deque[tuple[object, str, RawStep, Way]] = deque()
+        self._later: deque[tuple[object, str, RawStep, Way]] = deque()
         for path, root in roots.items():
-            self._now.append((root, path, ("", "other", path), _Way()))
+            self._now.append((root, path, ("", "other", path), Way()))
         self._walk()
 
     # -- the walk ----------------------------------------------------------------------------------
@@ -215,7 +190,7 @@ class Search:
             self._offer(thing, *group.at(mark), group.way._replace(through=through))
         return bool(self._now)
 
-    def _find(self, generator: Generator, path: str, step: _Step, way: _Way) -> None:
+    def _find(self, generator: Generator, path: str, step: RawStep, way: Way) -> None:
         if is_global(generator):
             return
         if isinstance(generator, random.SystemRandom):
@@ -227,7 +202,7 @@ class Search:
                 known.also.append(step)
             return
         if not way.ordered:
-            return self._tell(path, "a generator in a set", _SET, _Way())
+            return self._tell(path, "a generator in a set", _SET, Way())
         self.sampling.leads |= way.through
         place = Place(path, generator, step)
         self._found[identity_of(generator)] = self.places[path] = place
@@ -238,11 +213,11 @@ class Search:
         if self._notice is not None:
             self._notice(path, holder, name, behind(value))
 
-    def _tell(self, path: str, what: str, remedy: str, way: _Way) -> None:
+    def _tell(self, path: str, what: str, remedy: str, way: Way) -> None:
         if way.told:
             self.unheld.append(Unheld(path, what, remedy))
 
-    def _offer(self, thing: object, path: str, step: _Step, way: _Way) -> None:
+    def _offer(self, thing: object, path: str, step: RawStep, way: Way) -> None:
         kind = type(thing)
         if kind in ATOMS:
             return
@@ -254,12 +229,12 @@ class Search:
 
     # -- what to do with an object of some type ------------------------------------------------------
 
-    def _object(self, thing: object, path: str, way: _Way) -> None:
+    def _object(self, thing: object, path: str, way: Way) -> None:
         # A loader's own iterator, of persistent workers, is begun anew with each pass.
         without = ("_iterator",) if is_a(thing, DataLoader) else ()
         self._attributes(thing, path, way, without)
 
-    def _module(self, module: nn.Module, path: str, way: _Way) -> None:
+    def _module(self, module: nn.Module, path: str, way: Way) -> None:
         inner = inner_of(module)
         if inner is not None:  # paths are those of a model without wrappers
             self._offer(inner, path, (path, "other", ""), way)
@@ -282,7 +257,7 @@ class Search:
                     self._beside_numbers(tensor, f"{path}.{name}", way)
         self._attributes(module, path, way, without=OF_MODULES)
 
-    def _beside_numbers(self, tensor: torch.Tensor, path: str, way: _Way) -> None:
+    def _beside_numbers(self, tensor: torch.Tensor, path: str, way: Way) -> None:
         """Look at the hooks of a tensor, and at attributes that were set on it."""
         if id(tensor) in self._seen:
             return
@@ -298,7 +273,7 @@ class Search:
             self._offer(value, f"{path}.{name}", (path, "other", name), way)
 
     def _attributes(
-        self, thing: object, path: str, way: _Way, without: tuple[str, ...] = ()
+        self, thing: object, path: str, way: Way, without: tuple[str, ...] = ()
     ) -> None:
         kind = type(thing)
         heard = is_of_users(kind)
@@ -322,71 +297,38 @@ class Search:
 
     # -- containers --------------------------------------------------------------------------------
 
-    def _mapping(self, thing: dict[Any, Any], path: str, way: _Way) -> None:
-        count = dict.__len__(thing)
-        if kinds := self.sampling.kinds(count, lambda: dict.values(thing), TYPED):
-
-            def items() -> Iterator[Element]:
-                return ((one[1][1], one) for one in enumerate(copied(dict.items(thing))))
-
-            def at(mark: Any) -> tuple[str, _Step]:
-                place, (key, _) = mark
-                if type(key) in KEYS and not (type(key) is int and key in self._seen):
-                    return f"{path}[{key!r}]", (path, "item", key)
-                # The key means nothing in another process: an object, or its `id`.
-                return f"{path}[#{place}]", (path, "other", place)
-
-            self._elements(Group(path, count, items, at, kinds, way, lambda: dict.values(thing)))
-        if self.sampling.kinds(count, lambda: dict.keys(thing), INSIDE):
+    def _mapping(self, thing: dict[Any, Any], path: str, way: Way) -> None:
+        self._elements(self.sampling.values_of(thing, path, way, self._seen))
+        if self.sampling.kinds(dict.__len__(thing), lambda: dict.keys(thing), INSIDE):
             for place, key in enumerate(islice(copied(dict.keys(thing)), LARGE)):
                 self._offer(key, f"{path}.key[{place}]", (path, "other", None), way)
         self._own_attributes(thing, dict, path, way)
 
-    def _sequence(self, thing: Any, path: str, way: _Way) -> None:
+    def _sequence(self, thing: Any, path: str, way: Way) -> None:
         base: Any = next(one for one in (list, tuple, deque) if isinstance(thing, one))
-        count = base.__len__(thing)
-        if kinds := self.sampling.kinds(count, lambda: base.__iter__(thing), TYPED):
-            how = "other" if base is tuple else "item"
-
-            def items() -> Iterator[Element]:
-                return zip(copied(base.__iter__(thing)), itertools.count(), strict=False)
-
-            def at(mark: Any) -> tuple[str, _Step]:
-                return f"{path}[{mark}]", (path, how, mark)
-
-            self._elements(Group(path, count, items, at, kinds, way, lambda: base.__iter__(thing)))
+        self._elements(self.sampling.elements_of(thing, base, path, way))
         self._own_attributes(thing, base, path, way)
 
-    def _set(self, thing: Any, path: str, way: _Way) -> None:
+    def _set(self, thing: Any, path: str, way: Way) -> None:
         base: Any = set if isinstance(thing, set) else frozenset
-        count = base.__len__(thing)
-        if kinds := self.sampling.kinds(count, lambda: base.__iter__(thing), INSIDE):
-            below = way if count == 1 else way._replace(ordered=False)
-
-            def items() -> Iterator[Element]:
-                return ((one, None) for one in copied(base.__iter__(thing)))
-
-            def at(_: Any) -> tuple[str, _Step]:
-                return f"{path}{{...}}", (path, "other", None)
-
-            self._elements(
-                Group(path, count, items, at, kinds, below, lambda: base.__iter__(thing))
-            )
+        self._elements(self.sampling.members_of(thing, base, path, way))
         self._own_attributes(thing, base, path, way)
 
-    def _array(self, thing: np.ndarray[Any, Any], path: str, way: _Way) -> None:
+    def _array(self, thing: np.ndarray[Any, Any], path: str, way: Way) -> None:
         if isinstance(thing, np.memmap) and thing.flags.writeable and thing.mode != "c":
             remedy = "open it with mode='r', or write what depends on the run elsewhere"
             self._tell(path, "a file that the run may write to (np.memmap)", remedy, way)
         elif type(thing) is np.ndarray and thing.dtype == object:
             self._sequence(thing.reshape(-1).tolist(), path, way)
 
-    def _own_attributes(self, thing: object, base: type, path: str, way: _Way) -> None:
+    def _own_attributes(self, thing: object, base: type, path: str, way: Way) -> None:
         """Look at what a subclass of a container has besides its elements."""
         if type(thing) is not base and type(thing).__flags__ & HEAP:
             self._attributes(thing, path, way)
 
-    def _elements(self, group: Group) -> None:
+    def _elements(self, group: Group | None) -> None:
+        if group is None:
+            return
         ways = {
             kind: group.way._replace(through=group.way.through | {kind}) for kind in group.kinds
         }
@@ -395,7 +337,7 @@ class Search:
 
     # -- functions and classes -----------------------------------------------------------------------
 
-    def _function(self, function: types.FunctionType, path: str, way: _Way) -> None:
+    def _function(self, function: types.FunctionType, path: str, way: Way) -> None:
         code = function.__code__
         if not (is_users(function.__module__) or is_transparent(function.__module__)):
             way = way._replace(told=False)
@@ -430,13 +372,13 @@ class Search:
                     self._tell(at, "drawn from the operating system", _FRESH, way)
 
     def _variable(
-        self, function: object, path: str, name: str, value: object, step: _Step, way: _Way
+        self, function: object, path: str, name: str, value: object, step: RawStep, way: Way
     ) -> None:
         if is_users(getattr(function, "__module__", None)):
             self._note(path, function, name, value)
         self._offer(value, f"{path}({name})", step, way)
 
-    def _globals(self, function: types.FunctionType, way: _Way) -> None:
+    def _globals(self, function: types.FunctionType, way: Way) -> None:
         """Look at the globals that the code may read; an attribute of the same name is taken for one."""
         home, space = function.__globals__.get("__name__"), function.__globals__
         names = names_in(function.__code__)
@@ -452,7 +394,7 @@ class Search:
                 self._of_space(str(home), space, (name,), way)
 
     def _of_space(
-        self, home: str, space: Mapping[str, object], names: Iterable[str], way: _Way
+        self, home: str, space: Mapping[str, object], names: Iterable[str], way: Way
     ) -> None:
         for name in names:
             value = space.get(name)
@@ -465,7 +407,7 @@ class Search:
                     step = (holder, "item", name)
                     self._later.append((value, f"{holder}.{name}", step, way))
 
-    def _partial(self, partial: functools.partial[Any], path: str, way: _Way) -> None:
+    def _partial(self, partial: functools.partial[Any], path: str, way: Way) -> None:
         self._offer(partial.func, f"{path}.func", (path, "other", "func"), way)
         names = names_of_arguments(partial.func)
         if is_users(getattr(partial.func, "__module__", None)):
@@ -475,29 +417,27 @@ class Search:
             self._offer(value, f"{path}({place})", (path, "other", place), way)
         self._attributes(partial, path, way)
 
-    def _bound(self, method: Any, path: str, way: _Way) -> None:
+    def _bound(self, method: Any, path: str, way: Way) -> None:
         owner = getattr(method, "__self__", None)  # a function of Cython may be unbound
         if not is_a(owner, types.ModuleType):
             self._offer(owner, f"{path}.__self__", (path, "other", "__self__"), way)
         if isinstance(method, types.MethodType):
             self._offer(method.__func__, f"{path}.__func__", (path, "other", ""), way)
 
-    def _referents(self, thing: object, path: str, way: _Way) -> None:
+    def _referents(self, thing: object, path: str, way: Way) -> None:
         """Look at what an object of C refers to, such as a read-only view of a dict."""
         for place, one in enumerate(gc.get_referents(thing)[:LARGE]):
             self._offer(one, f"{path}<{place}>", (path, "other", place), way)
 
-    def _cache(self, thing: object, path: str, way: _Way) -> None:
+    def _cache(self, thing: object, path: str, way: Way) -> None:
         """Look at what a function with a `functools.cache` has returned."""
         self._referents(thing, path, way)
         self._attributes(thing, path, way)
 
-    def _context_variable(
-        self, variable: contextvars.ContextVar[Any], path: str, way: _Way
-    ) -> None:
+    def _context_variable(self, variable: contextvars.ContextVar[Any], path: str, way: Way) -> None:
         self._offer(behind(variable), f"{path}.get()", (path, "other", "get"), way)
 
-    def _of_thread(self, local: threading.local, path: str, way: _Way) -> None:
+    def _of_thread(self, local: threading.local, path: str, way: Way) -> None:
         """Look at what this thread has in an object that has other attributes in each thread."""
         # Its class has no entry `__dict__`: only its own `__getattribute__` finds the dictionary.
         for name, value in [*threading.local.__getattribute__(local, "__dict__").items()]:
@@ -505,12 +445,12 @@ class Search:
                 self._note(path, local, name, value)
             self._offer(value, f"{path}.{name}", (path, "other", name), way)
 
-    def _weak(self, reference: weakref.ref[Any], path: str, way: _Way) -> None:
+    def _weak(self, reference: weakref.ref[Any], path: str, way: Way) -> None:
         thing = weakref.ref.__call__(reference)
         if thing is not None:
             self._offer(thing, f"{path}()", (path, "other", "()"), way)
 
-    def _class(self, kind: type, _path: str, way: _Way) -> None:
+    def _class(self, kind: type, _path: str, way: Way) -> None:
         """Look at the attributes and the code of a class that a user wrote, and of its bases."""
         for base in kind.__mro__:
             if not is_users(base.__module__) or (base is not kind and id(base) in self._seen):
@@ -522,7 +462,7 @@ class Search:
             for name, value in [*attributes_of_class(base).items()]:
                 self._of_class(base, path, name, value, way)
 
-    def _of_class(self, base: type, path: str, name: str, value: Any, way: _Way) -> None:
+    def _of_class(self, base: type, path: str, name: str, value: Any, way: Way) -> None:
         if type(value) is types.FunctionType:  # most are
             self._note(path, base, name, value)
             self._later.append((value, f"{path}.{name}", (path, "other", name), way))
