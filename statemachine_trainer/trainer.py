@@ -674,10 +674,8 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """Epochs done in this fit; within an epoch, its number from 0. Before the first fit it is 0."""
-        if (
-            self._drivers.active.context is None
-        ):  # a function that makes loaders may ask while a fit starts
-            return 0
+        if self._drivers.active.context is None:
+            return 0  # a function that makes loaders may ask while a fit starts
         return self._drivers.counting.counts.epoch
 
     @property

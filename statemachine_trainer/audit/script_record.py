@@ -316,10 +316,9 @@ class _Walk:
 
     def _note_attribute(self, path: str, holder: object, name: str, value: object) -> None:
         inside = each(name, value).values() if id(holder) in self._contents else ()
-        if not inside or not all(
-            numbers(one, 1) for one in inside
-        ):  # the content of the data tells it
-            self._note(path, type(holder), name, value)
+        if inside and all(numbers(one, 1) for one in inside):
+            return  # the content of the data tells it
+        self._note(path, type(holder), name, value)
 
     def _note(self, path: str, kind: type | None, name: str, value: object) -> None:
         # The order of a set, and of what an object of C refers to, differs from process to process.

@@ -25,10 +25,7 @@ from statemachine_trainer.callbacks.measured import (
 )
 from statemachine_trainer.callbacks.stop import Stop
 from statemachine_trainer.control.ownership import Ownership
-from statemachine_trainer.intervals import (
-    Interval,
-    parse_interval,
-)
+from statemachine_trainer.intervals import Interval, parse_interval
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.settings_checks import flags, one_of
@@ -37,14 +34,7 @@ from statemachine_trainer.machine.errors import NotStarted, UnknownSignal, level
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.parallel.ranks import Ranks
-from statemachine_trainer.snapshot import (
-    Best,
-    Loaded,
-    Retention,
-    Store,
-    Unwritable,
-    WriteFailed,
-)
+from statemachine_trainer.snapshot import Best, Loaded, Retention, Store, Unwritable, WriteFailed
 from statemachine_trainer.snapshot.frozen import Base, without_frozen
 from statemachine_trainer.snapshot.mirror import Mirror, mirror_given
 from statemachine_trainer.snapshot.ranked import do_together, save_alone, save_together
@@ -132,9 +122,8 @@ class Checkpoints(HasSettings):
         at_end: bool = True,
         on_signals: bool = True,
     ) -> None:
-        from statemachine_trainer.callbacks.folder_of_run import (
-            FolderOfRun,
-        )  # a fit without checkpoints needs none
+        # Not needed by a fit without checkpoints.
+        from statemachine_trainer.callbacks.folder_of_run import FolderOfRun
 
         flags(self, background=background, at_end=at_end, on_signals=on_signals)
         one_of(self, "parameters", parameters, ("all", "trainable"))
@@ -301,9 +290,9 @@ class Checkpoints(HasSettings):
         if counts.batch != counts.step:  # else a later batch of the step would replace this one
             name += f"-batch-{counts.batch:08d}"
         try:
-            tree = (
-                without_frozen(host.state_dict(), self._base) if self._base else host.state_dict()
-            )
+            tree: Mapping[str, Any] = host.state_dict()
+            if self._base is not None:
+                tree = without_frozen(tree, self._base)
             self.last = self._save(tree, name)
         except Unwritable as error:
             if _BATCH_IN_FLIGHT.match(error.where) is None or not self._may_postpone():

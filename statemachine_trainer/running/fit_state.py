@@ -15,12 +15,7 @@ from statemachine_trainer.audit.reachable import (
     roots_besides_model_and_data,
     roots_of_feed,
 )
-from statemachine_trainer.audit.report import (
-    Audit,
-    audit,
-    check_writable,
-    tell_what_is_not_held,
-)
+from statemachine_trainer.audit.report import Audit, audit, check_writable, tell_what_is_not_held
 from statemachine_trainer.audit.settings_of_run import Settings, others_than, settings_of_run
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.checkpoints import Host as HostOfCheckpoints

@@ -17,10 +17,14 @@ HOOKS: Final = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks
 OF_MODULES: Final = (*HOOKS, "_modules", "_parameters", "_buffers", "_compiled_call_impl")
 """Attributes of a module in which nothing is searched for: they are looked at in their own way."""
 
-
 EMPTY: Final = frozenset({dict, list, tuple, OrderedDict, set, frozenset, deque})
+"""Containers in which there is nothing to visit while they are empty."""
+
 TENSORS: Final = frozenset({torch.Tensor, nn.Parameter, nn.Buffer})
+"""Tensors of which only what was set on them is looked at."""
+
 KEYS: Final = frozenset({str, int, float, bool, bytes, type(None)})
+"""Keys of dicts that may mean the same in another process."""
 
 
 class Step(NamedTuple):
