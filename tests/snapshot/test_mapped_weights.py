@@ -78,6 +78,15 @@ def weights_of(loaded: Loaded) -> Mapping[str, Tensor]:
     return weights
 
 
+def take_over(loaded: Loaded, model: nn.Module) -> Mapping[str, Tensor]:
+    """Load a model from a checkpoint, whose file is then no longer in use; return what was loaded."""
+    weights = weights_of(loaded)
+    with loaded.taken_over(model):
+        model.load_state_dict(weights)
+    assert not is_mapped()
+    return weights
+
+
 def data() -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(4, WIDTH, generator=generator) for _ in range(4)]
@@ -111,10 +120,7 @@ def test_what_a_model_copies_is_lent_and_given_back(tmp_path: Path) -> None:
     saved(tmp_path, model)
     loaded = lent_by(tmp_path)
     assert is_mapped()
-    weights = weights_of(loaded)
-    with loaded.taken_over(again):
-        again.load_state_dict(weights)
-    assert not is_mapped()
+    weights = take_over(loaded, again)
     assert torch.equal(again.layer.weight, model.layer.weight)
     assert weights["layer.weight"].numel() == 0  # whoever has kept it sees that it is gone
     assert weights["layer.bias"].numel() == WIDTH  # a small one was read
@@ -123,10 +129,7 @@ def test_what_a_model_copies_is_lent_and_given_back(tmp_path: Path) -> None:
 def test_what_a_module_may_keep_has_memory_of_its_own(tmp_path: Path) -> None:
     model, again = Adopting(WIDTH, WIDTH), Adopting(WIDTH, WIDTH)
     saved(tmp_path, model)
-    loaded = lent_by(tmp_path)
-    with loaded.taken_over(again):
-        again.load_state_dict(weights_of(loaded))
-    assert not is_mapped()
+    take_over(lent_by(tmp_path), again)
     assert torch.equal(again.weight, model.weight)
 
 
@@ -142,10 +145,7 @@ def test_the_state_of_a_module_that_is_no_weight_has_memory_of_its_own(tmp_path:
 
     model, again = Extra(WIDTH, WIDTH), Extra(WIDTH, WIDTH)
     saved(tmp_path, model)
-    loaded = lent_by(tmp_path)
-    with loaded.taken_over(again):
-        again.load_state_dict(weights_of(loaded))
-    assert not is_mapped()
+    take_over(lent_by(tmp_path), again)
     assert torch.equal(again.kept, model.kept)
     assert torch.equal(again.weight, model.weight)
 
@@ -206,8 +206,7 @@ def test_a_checkpoint_that_is_deleted_meanwhile_is_taken_over(tmp_path: Path) ->
     for file in path.iterdir():
         file.unlink()
     path.rmdir()
-    with loaded.taken_over(again):
-        again.load_state_dict(weights_of(loaded))
+    take_over(loaded, again)
     assert torch.equal(again.layer.weight, model.layer.weight)
 
 
@@ -243,9 +242,6 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     for one in (model, again):
         one[1].weight = one[0].weight
     saved(tmp_path, model)
-    loaded = lent_by(tmp_path)
-    with loaded.taken_over(again):
-        again.load_state_dict(weights_of(loaded))
+    take_over(lent_by(tmp_path), again)
     assert again[1].weight is again[0].weight
     assert torch.equal(again.state_dict()["1.weight"], model.state_dict()["0.weight"])
-    assert not is_mapped()
