@@ -251,6 +251,7 @@ def _version(one: Tensor) -> int:
 
 
 def _versions_of(tensors: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+    # `_version` in line, since each weight is asked in each step.
     return [(one, 0 if one.is_inference() else one._version) for one in tensors]
 
 
