@@ -58,21 +58,13 @@ from statemachine_trainer.snapshot.kinds import (
     is_users,
     named,
 )
-from statemachine_trainer.snapshot.sampling import (
-    INSIDE,
-    LARGE,
-    Group,
-    Sampling,
-    copied,
-)
+from statemachine_trainer.snapshot.sampling import INSIDE, LARGE, Group, Sampling, copied
 
 MOST: Final = 50_000
 """Objects that one walk visits at most."""
 
-
 Notice = Callable[[str, object, str, object], None]
 """Called for each named value: path of the holder, the holder, the name, the value."""
-
 
 _OF_SYSTEM = "use `random.Random(seed)`"
 _FRESH = "give it a seed, made from the index or the epoch; or make a generator once, and keep it"

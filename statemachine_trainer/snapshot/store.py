@@ -78,6 +78,7 @@ class Store:
         staging_of_parts: copies what goes beside a checkpoint in the background; None in the foreground
         check_owned: called before each step of a write that others see; raises where the folder has become
             that of another run
+        settled: called after each write, once what is no longer kept is deleted
 
     Example:
         >>> import tempfile, torch
@@ -230,6 +231,7 @@ class Store:
 
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:
+        """Tell an error of the disk as one of the checkpoint that was to be written."""
         try:
             yield
         except OSError as error:
