@@ -339,7 +339,10 @@ def _words_of(plain: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
         # Copied as bytes, because some types cannot be copied.
         plain, each = plain.view(-1).view(torch.uint8).clone(), 1
     if plain.shape[-1] * each % 8 == 0:  # each of its rows is whole words: no more views are needed
-        return plain.view(torch.int64), None
+        try:
+            return plain.view(torch.int64), None
+        except RuntimeError:
+            pass  # a dimension of size 1 may have any stride, such as that of `x[:, :-1]`
     flat = plain.view(-1)
     whole = 8 * size // each
     if whole == flat.numel():
@@ -350,6 +353,8 @@ def _words_of(plain: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
 def _whole_numbers(flat: Tensor) -> Tensor:
     """Return the bits of elements as whole numbers of 64 bits."""
     size = flat.element_size()
+    if size > 8 and flat.stride(0) != 1:  # of one element, which may have any
+        flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(_INTEGERS[min(size, 8)]).to(torch.int64)
 
 

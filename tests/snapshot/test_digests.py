@@ -70,6 +70,21 @@ def test_the_order_of_the_elements_counts_and_not_the_order_in_memory() -> None:
     assert digest(tensor.t()) != digest(tensor)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(9001.0)[None][:, :9000],
+        torch.arange(9001.0)[None, None].half()[..., :9000],
+        torch.arange(20_000.0).as_strided((4500, 1, 2), (2, 7, 1)),
+        torch.arange(4.0).to(torch.complex128)[1::4],
+    ],
+)
+def test_a_dimension_of_one_may_have_any_stride(tensor: Tensor) -> None:
+    """A batch of one sequence without its last element is such a tensor."""
+    assert tensor.is_contiguous()
+    assert digest(tensor) == digest(tensor.clone(memory_format=torch.contiguous_format))
+
+
 def test_what_has_no_plain_bytes_has_no_digest() -> None:
     tensors = [torch.ones(3), torch.eye(3).to_sparse(), torch.empty(3, device="meta")]
     lazy = torch.nn.parameter.UninitializedParameter()
