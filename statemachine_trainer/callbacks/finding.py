@@ -53,7 +53,7 @@ def find_checkpoint(
     """
     ranks = Ranks.here()
     size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
-    find = partial(_find, store, resume, mirror, partial(_misfit, size), lend=ranks is None)
+    find = partial(_find, store, resume, mirror, partial(_misfit, size), mmap=ranks is None)
     loaded = find() if ranks is None else find_together(ranks, find)
     if loaded is None:
         return None
@@ -89,7 +89,7 @@ def _find(
     mirror: Mirror | None,
     misfit: Callable[[Loaded], str | None],
     *,
-    lend: bool,
+    mmap: bool,
 ) -> Loaded | None:
     if not isinstance(resume, str | PathLike):
         raise SettingError(
@@ -103,7 +103,7 @@ def _find(
         store.wait()
         if mirror is not None:
             mirror.fetch(store.root)
-        return store.newest(misfit=misfit, lend=lend)
+        return store.newest(misfit=misfit, mmap=mmap)
     if isinstance(resume, str) and is_address(resume):
         from statemachine_trainer.snapshot.remote import find_at  # hardly ever needed
 
@@ -119,7 +119,7 @@ def _find(
     try:
         from statemachine_trainer.snapshot.loading import load_checkpoint  # most fits begin
 
-        return load_checkpoint(resume, misfit=misfit, lend=lend)
+        return load_checkpoint(resume, misfit=misfit, mmap=mmap)
     except NotACheckpoint as error:
         advice = '. The newest one of this trainer is resume="auto".' if _means_auto(resume) else ""
         raise NoCheckpoint(f"{error}{advice}") from None

@@ -60,14 +60,14 @@ class Loaded:
         metadata: what the caller said of it
         path: its folder
         versions: of python, torch, numpy and whatever else the writer named
-        lent: the file in which weights of its model still lie, where they were to be lent
+        mapped: the file in which large weights of its model still lie, if it was read with `mmap`
     """
 
     tree: object
     metadata: dict[str, object]
     path: Path
     versions: dict[str, str]
-    lent: MappedWeights | None = field(default=None, repr=False, compare=False)
+    mapped: MappedWeights | None = field(default=None, repr=False, compare=False)
 
     def taken_over(self, model: nn.Module | None = None) -> AbstractContextManager[None]:
         """Make a context in which a model is loaded from this. After it no file is in use any more.
@@ -75,12 +75,12 @@ class Loaded:
         Args:
             model: the model; None if all of the tree is to last
         """
-        if self.lent is None:
+        if self.mapped is None:
             return nullcontext()
         tree: Any = self.tree
-        return self.lent.copied(tree["context"]["model"]["weights"], model)
+        return self.mapped.copied(tree["context"]["model"]["weights"], model)
 
     def close(self) -> None:
-        """Give back the file of which something is lent; its weights are gone then."""
-        if self.lent is not None:
-            self.lent.close()
+        """Give back the file in which weights still lie; they are gone then."""
+        if self.mapped is not None:
+            self.mapped.close()

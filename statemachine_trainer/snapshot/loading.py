@@ -25,14 +25,14 @@ def load_checkpoint(
     place: str | Path,
     *,
     misfit: Callable[[Loaded], str | None] | None = None,
-    lend: bool = False,
+    mmap: bool = False,
 ) -> Loaded:
     """Read a checkpoint from its own folder, or the newest whole one from the folder of a run.
 
     Args:
         place: The folder.
         misfit: As for `Store.newest`; a checkpoint that is named itself is refused.
-        lend: As for `Store.load`.
+        mmap: As for `Store.load`.
 
     Raises:
         NotACheckpoint: There is none.
@@ -42,11 +42,11 @@ def load_checkpoint(
     """
     path = path_given(place)
     if path.is_dir() and not (path / MANIFEST).exists():
-        newest = Store(path).newest(misfit=misfit, lend=lend)
+        newest = Store(path).newest(misfit=misfit, mmap=mmap)
         if newest is None:
             raise NotACheckpoint(f"There is no checkpoint in {str(path)!r}.")
         return newest
-    loaded = Store(path.parent).load(path, lend=lend)
+    loaded = Store(path.parent).load(path, mmap=mmap)
     why = None if misfit is None else misfit(loaded)
     if why is not None:
         loaded.close()

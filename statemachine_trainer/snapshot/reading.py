@@ -63,12 +63,12 @@ def read(
     *,
     map_location: codec.MapLocation = None,
     check_shards: bool = True,
-    lend: bool = False,
+    mmap: bool = False,
 ) -> tuple[Manifest, object, MappedWeights | None]:
     """Read a checkpoint, and check each byte of it; those of its shards only if asked.
 
     Returns:
-        Its manifest, its tree, and the file that weights of a model are lent from, if it is to `lend` them.
+        Its manifest, its tree, and the file in which weights of a model still lie, if `mmap`.
 
     Raises:
         NotACheckpoint: when there is none
@@ -76,7 +76,7 @@ def read(
         FormatTooNew: when a later version wrote it
         Unreadable: when it may be whole, but the system does not let it be read, or memory is short
     """
-    lent = None
+    mapped = None
     with ExitStack() as undoing:
         with _reading(folder):
             manifest = read_manifest(files, folder)
@@ -85,19 +85,19 @@ def read(
                 _check_content(files, folder / name, manifest.files[name])
             state = _read_whole(files, folder / STATE, manifest.files[STATE])
             document = _parsed(folder / STATE, state)
-            if lend and isinstance(files, LocalFileSystem):
+            if mmap and isinstance(files, LocalFileSystem):
                 # Imported here, because a fit that begins anew needs none of it.
                 from statemachine_trainer.snapshot.mapped_weights import MappedWeights, mappable
 
-                lent = MappedWeights(mappable(document))
-                undoing.callback(lent.close)
-            tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS], lent)
+                mapped = MappedWeights(mappable(document))
+                undoing.callback(mapped.close)
+            tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS], mapped)
         try:
             tree = codec.decode(document, tensors, map_location=map_location)
         except Undecodable as error:
             raise Damaged(folder / STATE, str(error)) from None
         undoing.pop_all()
-    return manifest, tree, lent if lent is not None and lent.is_open else None
+    return manifest, tree, mapped if mapped is not None and mapped.is_open else None
 
 
 def check(files: FileSystem, folder: Path) -> Manifest:
@@ -241,16 +241,16 @@ def _parsed(path: Path, state: bytes) -> Json:
 
 
 def _read_tensors(
-    files: FileSystem, path: Path, entry: FileEntry, lent: MappedWeights | None
+    files: FileSystem, path: Path, entry: FileEntry, mapped: MappedWeights | None
 ) -> dict[str, Tensor]:
     with _CheckedFile(files, path) as reading:
         reading.check_size(entry.size)
         with _damaged_tensors(path):
-            if lent is None:
+            if mapped is None:
                 tensors = tensor_file.read(reading.file, reading.size, reading.seen)
             else:
-                lent.open(reading.file, path, entry.size)
-                tensors = tensor_file.read(reading.file, reading.size, reading.seen, lent.lend)
+                mapped.open(reading.file, path, entry.size)
+                tensors = tensor_file.read(reading.file, reading.size, reading.seen, mapped.lend)
         reading.check_sum(entry.checksum)
         return tensors
 

@@ -303,7 +303,7 @@ class Store:
         *,
         map_location: codec.MapLocation = None,
         check_shards: bool = True,
-        lend: bool = False,
+        mmap: bool = False,
     ) -> Loaded:
         """Read one checkpoint.
 
@@ -311,7 +311,7 @@ class Store:
             name_or_path: its name in this store, or the path of its folder anywhere
             map_location: see `decode`
             check_shards: whether parts of tensors that are cut up are checked, too
-            lend: whether large weights of the model of a fit may stay in their file, see `MappedWeights`;
+            mmap: whether large weights of the model of a fit may stay in their file, see `MappedWeights`;
                 whoever asks for it has to `close` what is returned
 
         Raises:
@@ -324,21 +324,21 @@ class Store:
         is_name = isinstance(name_or_path, str) and NAME.fullmatch(name_or_path)
         path = self._find(str(name_or_path)) if is_name else path_given(name_or_path)
         try:
-            manifest, tree, lent = reading.read(
-                self._files, path, map_location=map_location, check_shards=check_shards, lend=lend
+            manifest, tree, mapped = reading.read(
+                self._files, path, map_location=map_location, check_shards=check_shards, mmap=mmap
             )
         except (Damaged, Unreadable):
             if os.path.lexists(path):
                 raise
             raise NotACheckpoint(f"{path} was deleted while it was read; see list()") from None
-        return Loaded(tree, manifest.metadata, path, manifest.versions, lent)
+        return Loaded(tree, manifest.metadata, path, manifest.versions, mapped)
 
     def newest(
         self,
         *,
         map_location: codec.MapLocation = None,
         misfit: Callable[[Loaded], str | None] | None = None,
-        lend: bool = False,
+        mmap: bool = False,
     ) -> Loaded | None:
         """Read the newest whole checkpoint; None when the store has none at all.
 
@@ -347,7 +347,7 @@ class Store:
         Args:
             map_location: see `decode`
             misfit: says why one cannot be used; such a one is passed over with a `PassedOver`
-            lend: see `load`
+            mmap: see `load`
 
         Raises:
             Damaged: when there are checkpoints and none is whole: beginning anew is a decision
@@ -357,7 +357,7 @@ class Store:
         damages, misfits = [], []
         for _, _, path in reversed(self._entries()):
             try:
-                loaded = self.load(path, map_location=map_location, lend=lend)
+                loaded = self.load(path, map_location=map_location, mmap=mmap)
                 why = None if misfit is None else misfit(loaded)
                 if why is None:
                     return loaded
@@ -370,7 +370,7 @@ class Store:
                 )
             except (Damaged, NotACheckpoint) as error:
                 if not path.exists():  # its writer has a newer one, and deleted this meanwhile
-                    return self.newest(map_location=map_location, misfit=misfit, lend=lend)
+                    return self.newest(map_location=map_location, misfit=misfit, mmap=mmap)
                 damages.append(str(error))
                 warnings.warn(
                     f"Passing over a damaged checkpoint: {error}",

@@ -63,11 +63,11 @@ def saved(folder: Path, model: nn.Module) -> Path:
     return Store(folder).save(state_of(model), name="one")
 
 
-def lent_by(folder: Path) -> Loaded:
-    """Return the newest checkpoint, of which something is lent."""
-    loaded = Store(folder).newest(lend=True)
+def mapped_from(folder: Path) -> Loaded:
+    """Return the newest checkpoint, of which weights still lie in the file."""
+    loaded = Store(folder).newest(mmap=True)
     assert loaded is not None
-    if loaded.lent is None:
+    if loaded.mapped is None:
         pytest.skip("this system has no lease for a file in this folder")
     return loaded
 
@@ -115,10 +115,10 @@ def test_a_run_goes_on_to_the_bit_though_the_file_is_emptied_as_soon_as_it_does(
         assert torch.equal(one, other)
 
 
-def test_what_a_model_copies_is_lent_and_given_back(tmp_path: Path) -> None:
+def test_what_a_model_copies_is_mapped_until_it_has_it(tmp_path: Path) -> None:
     model, again = Net(), Net()
     saved(tmp_path, model)
-    loaded = lent_by(tmp_path)
+    loaded = mapped_from(tmp_path)
     assert is_mapped()
     weights = take_over(loaded, again)
     assert torch.equal(again.layer.weight, model.layer.weight)
@@ -129,7 +129,7 @@ def test_what_a_model_copies_is_lent_and_given_back(tmp_path: Path) -> None:
 def test_what_a_module_may_keep_has_memory_of_its_own(tmp_path: Path) -> None:
     model, again = Adopting(WIDTH, WIDTH), Adopting(WIDTH, WIDTH)
     saved(tmp_path, model)
-    take_over(lent_by(tmp_path), again)
+    take_over(mapped_from(tmp_path), again)
     assert torch.equal(again.weight, model.weight)
 
 
@@ -145,7 +145,7 @@ def test_the_state_of_a_module_that_is_no_weight_has_memory_of_its_own(tmp_path:
 
     model, again = Extra(WIDTH, WIDTH), Extra(WIDTH, WIDTH)
     saved(tmp_path, model)
-    take_over(lent_by(tmp_path), again)
+    take_over(mapped_from(tmp_path), again)
     assert torch.equal(again.kept, model.kept)
     assert torch.equal(again.weight, model.weight)
 
@@ -153,14 +153,14 @@ def test_the_state_of_a_module_that_is_no_weight_has_memory_of_its_own(tmp_path:
 def test_without_a_model_all_has_memory_of_its_own(tmp_path: Path) -> None:
     model = Net()
     saved(tmp_path, model)
-    loaded = lent_by(tmp_path)
+    loaded = mapped_from(tmp_path)
     with loaded.taken_over():
         pass
     assert not is_mapped()
     assert torch.equal(weights_of(loaded)["layer.weight"], model.layer.weight)
 
 
-def test_what_stands_elsewhere_in_the_state_too_is_not_lent() -> None:
+def test_what_stands_elsewhere_in_the_state_too_is_not_mapped() -> None:
     model = Net()
     weights = model.state_dict()
     names = {f"context.model.weights.{name}" for name in weights}
@@ -177,7 +177,7 @@ def test_what_stands_elsewhere_in_the_state_too_is_not_lent() -> None:
 @pytest.mark.parametrize("write", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC])
 def test_whoever_would_write_to_the_file_waits_and_is_told_of(tmp_path: Path, write: int) -> None:
     path = saved(tmp_path, Net()) / TENSORS
-    loaded, again = lent_by(tmp_path), Net()
+    loaded, again = mapped_from(tmp_path), Net()
     before = again.layer.weight.clone()
     with pytest.raises(BlockingIOError):
         os.open(path, write | os.O_NONBLOCK)
@@ -193,16 +193,16 @@ def test_a_file_that_somebody_is_writing_to_is_read(tmp_path: Path) -> None:
     model = Net()
     path = saved(tmp_path, model) / TENSORS
     with path.open("r+b"):
-        loaded = Store(tmp_path).newest(lend=True)
+        loaded = Store(tmp_path).newest(mmap=True)
     assert loaded is not None
-    assert loaded.lent is None
+    assert loaded.mapped is None
     assert torch.equal(weights_of(loaded)["layer.weight"], model.layer.weight)
 
 
 def test_a_checkpoint_that_is_deleted_meanwhile_is_taken_over(tmp_path: Path) -> None:
     model, again = Net(), Net()
     path = saved(tmp_path, model)
-    loaded = lent_by(tmp_path)
+    loaded = mapped_from(tmp_path)
     for file in path.iterdir():
         file.unlink()
     path.rmdir()
@@ -210,14 +210,14 @@ def test_a_checkpoint_that_is_deleted_meanwhile_is_taken_over(tmp_path: Path) ->
     assert torch.equal(again.layer.weight, model.layer.weight)
 
 
-def test_a_flipped_bit_in_what_would_be_lent_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_what_would_be_mapped_is_found(tmp_path: Path) -> None:
     path = saved(tmp_path, Net()) / TENSORS
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    for lend in (False, True):
+    for mmap in (False, True):
         with pytest.raises(Damaged, match="checksum") as caught:
-            Store(tmp_path).load("one", lend=lend)
+            Store(tmp_path).load("one", mmap=mmap)
         assert caught.value.file == path
     os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_that_is_passed_over_is_given_back(tmp_path: Path) -> None:
         return "no" if loaded.path == paths[1] else None
 
     with pytest.warns(UserWarning, match="Passing over"):
-        loaded = Store(tmp_path).newest(misfit=misfit, lend=True)
+        loaded = Store(tmp_path).newest(misfit=misfit, mmap=True)
     assert loaded is not None
     assert loaded.path == paths[0]
     os.close(os.open(paths[1] / TENSORS, os.O_RDWR | os.O_NONBLOCK))
@@ -242,6 +242,6 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     for one in (model, again):
         one[1].weight = one[0].weight
     saved(tmp_path, model)
-    take_over(lent_by(tmp_path), again)
+    take_over(mapped_from(tmp_path), again)
     assert again[1].weight is again[0].weight
     assert torch.equal(again.state_dict()["1.weight"], model.state_dict()["0.weight"])
