@@ -44,15 +44,15 @@ class Kept:
         self._fields = {n: one if type(one) in SINGLE else copied(one) for n, one in fields}
         # Outputs are only ever appended, and there may be as many as batches in an epoch.
         self._outputs = context.outputs, len(context.outputs or ())
-        found = _FOUND.get(model)
-        if found is None:
-            found = _FOUND[model] = _Found()
-        modules, (_, weights), _ = found.members.of(model)
+        known = _KNOWN.get(model)
+        if known is None:
+            known = _KNOWN[model] = _KnownGenerators()
+        modules, (_, weights), _ = known.members.of(model)
         self._modes = [(module, module.training) for module in modules]
         self._counts = context.counts.state_dict()
         self._rng = keep_rng()
-        self._searched = found.search_if_changed(model, modules)
-        self._generators = keep(found.places)
+        self._searched = known.search_if_changed(model, modules)
+        self._generators = keep(known.places)
         self._buffers = [
             (module, name, one, one.clone())
             for module in modules
@@ -170,16 +170,20 @@ class Kept:
             scaler._scale.copy_(self._scale)
 
 
-class _Found:
+class _KnownGenerators:
     """The generators that a model holds. It is searched again when a module has other attributes.
 
-    A search takes longer than all else that is kept. What it cannot miss is checked after an error.
+    A search takes longer than all else that is kept. A generator that is missed is told after an error.
+
+    Attributes:
+        members: Finds the modules, parameters and buffers of the model.
+        places: The generators by path.
     """
 
     def __init__(self) -> None:
         self.members = KnownMembers()
         self.places: dict[str, Place] = {}
-        self.holders: list[tuple[object, ...]] = []
+        self._holders: list[tuple[object, ...]] = []
         self._attributes: list[tuple[int, ...]] | None = None
 
     def search_if_changed(self, model: nn.Module, modules: Sequence[nn.Module]) -> bool:
@@ -193,9 +197,9 @@ class _Found:
             return False
         self._attributes = attributes
         holders = _holders(modules)
-        if holders == self.holders:
+        if holders == self._holders:
             return False
-        self.holders = holders
+        self._holders = holders
         self.places = Search({"model": model}).places
         return True
 
@@ -211,7 +215,7 @@ def _holders(modules: Sequence[nn.Module]) -> list[tuple[object, ...]]:
     ]
 
 
-_FOUND: weakref.WeakKeyDictionary[nn.Module, _Found] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, _KnownGenerators] = weakref.WeakKeyDictionary()
 
 
 class _KeptSlot:

@@ -23,19 +23,19 @@ _WALKS: Final = (
 )  # fmt: skip
 
 
-class Named(NamedTuple):
+class NamedTensors(NamedTuple):
     """Tensors with their names. Names that are the same object are the same."""
 
     names: tuple[str, ...]
     tensors: list[Tensor]
 
 
-class Found(NamedTuple):
+class Members(NamedTuple):
     """What a model holds: its modules, and each of its parameters and buffers once."""
 
     modules: list[nn.Module]
-    parameters: Named
-    buffers: Named
+    parameters: NamedTensors
+    buffers: NamedTensors
 
 
 class KnownMembers:
@@ -46,23 +46,25 @@ class KnownMembers:
         self._marks: object = None
         self._chosen: tuple[tuple[tuple[str, ...], list[int]], ...] = ()
 
-    def of(self, model: nn.Module) -> Found:
+    def of(self, model: nn.Module) -> Members:
         """Return what a model holds now, as `named_parameters`, `named_buffers` and `modules` do."""
         modules: list[Any] = [one() for one in self._modules]
         if modules and modules[0] is model and None not in modules:
             values, marks = _values_of(modules)
             if marks == self._marks:
                 parameters, buffers = (
-                    Named(names, [values[at] for at in places]) for names, places in self._chosen
+                    NamedTensors(names, [values[at] for at in places])
+                    for names, places in self._chosen
                 )
-                return Found(modules, parameters, buffers)
+                return Members(modules, parameters, buffers)
         return self._walk(model)
 
-    def _walk(self, model: nn.Module) -> Found:
+    def _walk(self, model: nn.Module) -> Members:
         modules = [*model.modules()]
         named = [*model.named_parameters()], [*model.named_buffers()]
         parameters, buffers = (
-            Named(tuple(name for name, _ in each), [one for _, one in each]) for each in named
+            NamedTensors(tuple(name for name, _ in each), [one for _, one in each])
+            for each in named
         )
         self._modules = []
         if all(map(_is_usual, modules)):
@@ -75,7 +77,7 @@ class KnownMembers:
                 (each.names, [places[id(one)] for one in each.tensors])
                 for each in (parameters, buffers)
             )
-        return Found(modules, parameters, buffers)
+        return Members(modules, parameters, buffers)
 
 
 def _values_of(modules: Sequence[nn.Module]) -> tuple[list[Any], object]:
