@@ -70,7 +70,11 @@ class ChangingValues:
         self._at_beginnings = None
 
     def search_at_start(self, roots: Roots) -> tuple[Search, SearchResult]:
-        """Search where a fit begins, or goes on, for all who look for something there; return what was found, too."""
+        """Search where a fit begins, or goes on, once for all who look for something there.
+
+        Returns:
+            The search, and what it found with the values that `compare_with_start` looks at.
+        """
         self._search_anew()
         return search_once(roots)
 

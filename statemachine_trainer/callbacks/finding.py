@@ -62,7 +62,7 @@ def find_checkpoint(
     from statemachine_trainer.callbacks.other_ranks import for_other_ranks  # most runs keep theirs
 
     with loaded.taken_over():
-        pass  # nothing stays in the file: who knows what becomes of it in another state
+        pass  # no weights stay in the file: the state for other ranks may be put together in any way
     return replace(loaded, tree=for_other_ranks(loaded.tree, rank))
 
 

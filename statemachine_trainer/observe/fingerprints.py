@@ -195,7 +195,7 @@ def hardware_of(device: torch.device) -> dict[str, str]:
 
 
 class _Part:
-    """Leaves of one kind, as they were at the last look: which are tensors, and what is known of the others.
+    """What is known of the leaves of one kind since the last look: which are tensors, and the digests of the others.
 
     Args:
         names: Names of the leaves.

@@ -1,7 +1,7 @@
 """The file of a journal: an SQLite database that this package may read and write.
 
-Its tables are told in `observe.journal`. Whatever lies in its place is looked at before it is used, and no access
-takes for ever.
+The docstring of `observe.journal` describes its tables. Somebody else may have put another file in its place, so each
+file is checked before it is used, and each access ends within a limited time.
 """
 
 from __future__ import annotations

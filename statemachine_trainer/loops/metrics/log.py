@@ -76,7 +76,7 @@ def log(name: str, value: Any, *, batch_size: int | None = None, **settings: Any
     batch = target.split
     if settings and settings.get("reduce") == "mean":
         del settings["reduce"]  # it is that anyway
-    # What is usual is asked first: this is called in every batch.
+    # The usual kind first, by a short way: this is called in every batch.
     usual = not settings or _SHOWN.issuperset(settings)
     if usual and table.take(name + target.log_suffix, value, batch, batch_size):
         return

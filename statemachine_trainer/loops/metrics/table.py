@@ -190,10 +190,10 @@ class Metrics(Mapping[str, float]):
             entry.add_on_device(name, cast(Tensor, value), weight)
 
     def take(self, name: str, value: Any, batch: Any, batch_size: float | None) -> bool:
-        """Add a value as `log` does, if all of it is as usual.
+        """Add a value as `log` does, in less time, if it is of the usual kind.
 
-        As usual is one more number or tensor of a mean. Its weight is given, or that of a batch in which all
-        are tensors of one size.
+        The usual kind is one more number, or tensor of one number, of a mean. Its weight is given, or that of a
+        batch of tensors that all have the same number of samples.
 
         Args:
             name: Of the metric.
@@ -202,13 +202,13 @@ class Metrics(Mapping[str, float]):
             batch_size: The weight; None for that of the batch.
 
         Returns:
-            Whether it was added. If not, nothing has changed, and it is for `log` and `weight_of`.
+            Whether it was added. If not, nothing has changed: use `log` and `weight_of`.
 
         Raises:
             BadMetricValue: Not one number.
         """
-        # In one piece, since this is called in every batch. Between the steps of a model the processor has
-        # forgotten our code, and to call a function or to touch an object takes long.
+        # One long function, since this is called in every batch. Between the steps of a model our code is
+        # no longer in the caches of the processor, and each further call or object takes long.
         entry: Any = self._entries.get(name)
         if entry.__class__ is not Number or entry.reduce != "mean" or self.over:
             return False
