@@ -150,7 +150,11 @@ class Reader:
 
     def _attributes(self, value: object) -> object:
         inside = islice(named(value), _ATTRIBUTES)
-        return type(value), tuple((name, self._element(one, 0)) for name, one in inside)
+        # A dict that serves as that of an object may have keys that compare as they like.
+        return type(value), tuple(
+            (name if type(name) is str else type(name), self._element(one, 0))
+            for name, one in inside
+        )
 
     def numbers(self, value: Any) -> object:
         """Return what tells whether a tensor or an array changed; None if a checkpoint holds it.

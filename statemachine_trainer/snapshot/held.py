@@ -48,7 +48,8 @@ def restore_own(roots: Mapping[str, object], states: Mapping[str, Any]) -> list[
     """Put the generators where `own_states` found them.
 
     One that is not there yet is made where it was, if its place is free: in a run that was not
-    interrupted it appeared on the way. Those that were one object become one object again.
+    interrupted it appeared on the way. Those that were one object become one object again, and those
+    that were several become several.
 
     Args:
         roots: The same objects as for `own_states`, by the same names.
@@ -69,13 +70,17 @@ def restore_own(roots: Mapping[str, object], states: Mapping[str, Any]) -> list[
     }
     by_path = {path: place.generator for path, place in search.places.items()}
     missing = []
+    taken: set[int] = set()  # those that are one object here and may have been several there
     for path, entry in entries.items():
         steps = _steps(entry)
         here = by_path.get(path) or next((present[s] for s in steps if s in present), None)
+        if here is not None and identity_of(here) in taken:
+            here = None
         generator = _brought(here, entry)
         if generator is None:
             missing.append(path)
             continue
+        taken.add(identity_of(generator))
         for step in steps:
             other = present.get(step)
             same = other is not None and identity_of(other) == identity_of(generator)
@@ -140,7 +145,7 @@ def _set(holder: object, step: Step, generator: Generator) -> bool:
 
 
 def _as_attribute(holder: object, step: Step, generator: Generator) -> bool:
-    if holder is None or step.how != "attribute":
+    if holder is None or step.how != "attribute" or not isinstance(step.key, str):
         return False
     try:
         here = object.__getattribute__(holder, step.key)

@@ -194,6 +194,7 @@ class _Way:
         objects[0] = roots
         notes: list[Note] = []
         sampling = Sampling()
+        looked_at: dict[int, Any] = {}  # containers in which nothing is visited: each is read once
         try:
             for thing, stop in zip(objects, self._stops, strict=True):
                 if stop is None:
@@ -229,7 +230,8 @@ class _Way:
                     if values[place] is not objects[number]:
                         return None
                 for place, read in plain:
-                    if value := values[place]:
+                    if (value := values[place]) and id(value) not in looked_at:
+                        looked_at[id(value)] = value
                         inside = read(value, sampling)
                         if inside is None or inside[1]:
                             return None
@@ -241,6 +243,8 @@ class _Way:
                         value = behind(value)
                     notes.append((path, thing if holder is None else holder, name, value))
         except RuntimeError:  # another thread changed it meanwhile
+            return None
+        if not sampling.is_whole:  # a search looks at the containers in another order
             return None
         return SearchResult(
             self._places,

@@ -90,8 +90,8 @@ class Sampling:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all elements were visited that are no plain values."""
-        return not (self._rest or self.partly)
+        """Whether all elements were visited that are no plain values, and no type was left out to save time."""
+        return not (self._rest or self.partly) and self.typed < ALL_TYPED
 
     def kinds(self, count: int, elements: Callable[[], Iterable[Any]], most: int) -> set[type]:
         """Return the types of the elements that are to be visited; none if all of them are plain.

@@ -202,7 +202,7 @@ class Search:
             self._attributes(generator, path, way)
 
     def _note(self, path: str, holder: object, name: str, value: object) -> None:
-        if self._notice is not None:
+        if self._notice is not None and is_a(name, str):
             self._notice(path, holder, name, behind(value))
 
     def _tell(self, path: str, what: str, remedy: str, way: Way) -> None:
@@ -272,7 +272,10 @@ class Search:
         if self._quiet:
             heard = way.told and (heard or isinstance(thing, nn.Module))
         notice = self._notice if heard else None
-        for name, value in named(thing):
+        for place, (name, value) in enumerate(named(thing)):
+            if type(name) is not str and not is_a(name, str):  # a dict given as that of an object
+                self._offer(value, f"{path}.#{place}", (path, "other", place), way)
+                continue
             if name in without:
                 continue
             if notice is not None:

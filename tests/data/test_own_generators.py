@@ -111,6 +111,28 @@ def test_those_behind_keys_that_are_no_names_are_put_back_each_and_nobody_is_war
         assert there.generator[key].random() == generator.random()
 
 
+@pytest.mark.parametrize("make", [random.Random, np.random.default_rng])
+def test_one_object_of_which_the_run_made_several_becomes_several_again(make: Any) -> None:
+    shared = make(0)
+    drawn, there = Holder([shared] * 3), Holder([make(0)] * 3)
+    drawn.generator[1], drawn.generator[2] = make(1), make(2)
+    assert restore_own({"data": there}, own_states({"data": drawn})) == []
+    for one, other in zip(drawn.generator, there.generator, strict=True):
+        assert [one.random(), one.random()] == [other.random(), other.random()]
+
+
+def test_one_in_a_dict_that_serves_as_that_of_its_object_is_put_back_whatever_its_key() -> None:
+    class Table(dict[Any, Any]):
+        def __init__(self, **inside: object) -> None:
+            super().__init__(**inside)
+            self.__dict__ = self
+
+    drawn, there = Table(name=1), Table(name=1)
+    drawn[5] = random.Random(0)
+    restore_own({"data": there}, own_states({"data": drawn}))
+    assert there[5].random() == drawn[5].random()
+
+
 def test_one_without_a_place_is_told() -> None:
     class Hidden:
         """Makes an object around its generator on the way."""

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from statemachine_trainer.snapshot.repeated_search import Note, RepeatedSearch, SearchResult
+from statemachine_trainer.snapshot.sampling import TYPED
 from statemachine_trainer.snapshot.search import Search
 
 SETTING: contextvars.ContextVar[object] = contextvars.ContextVar("SETTING", default=None)
@@ -297,3 +298,44 @@ def test_a_large_list_of_objects_is_searched_each_time() -> None:
     repeated.search(roots)
     items[1500].inside = random.Random(0)
     assert [*repeated.search(roots).places] == [*Search(roots).places] == ["items[1500].inside"]
+
+
+def inside(value: object, depth: int) -> object:
+    for _ in range(depth):
+        part = Part()
+        part.inside = value
+        value = part
+    return value
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one list", "several lists"])
+def test_a_list_behind_large_ones_is_looked_at_as_in_a_new_search(several: bool) -> None:
+    large, last = [0] * TYPED, [0] * 1000
+    parts = [inside([*large] if several else large, 1) for _ in range(4)]
+    roots = {"parts": parts, "last": inside(last, 3)}
+    repeated = RepeatedSearch(noting=True)
+    repeated.search(roots)
+    assert repeated.search(roots).same is not several
+    last[700] = random.Random(0)  # type: ignore[call-overload]
+    check(repeated.search(roots), roots)
+
+
+def test_large_lists_that_are_named_by_functions_are_looked_at_in_the_order_of_a_search() -> None:
+    more = [[0] * TYPED for _ in range(3)]
+    OF_MODULE.extend(more)
+    first, last = inner(0), [0] * 1000
+    first.__dict__["read"] = reads_globals
+    roots = {"first": first, "last": inside(last, 2)}
+    repeated = RepeatedSearch(noting=True)
+    repeated.search(roots)
+    last[700] = random.Random(0)  # type: ignore[call-overload]
+    check(repeated.search(roots), roots)
+
+
+def test_a_dict_of_an_object_may_have_any_keys() -> None:
+    part, repeated = Part(), RepeatedSearch(noting=True)
+    part.__dict__ = {1: random.Random(0), (2, 3): random.Random(1), "number": 2}  # type: ignore[dict-item]
+    check(repeated.search({"part": part}), {"part": part})
+    found = repeated.search({"part": part})
+    assert [*found.places] == ["part.#0", "part.#1"]
+    assert [note[2] for note in found.notes if note[1] is part] == ["number"]
