@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 from torch import nn
@@ -68,11 +70,10 @@ class InOrder(Trainer):
 
 
 def _trainer(model: Classifier, loader: DataLoader[Any], settings: Any, **others: Any) -> Any:
+    settings = {"disable_tqdm": True, **settings}
     optimizer = model.configure_optimizers()
     constant = LambdaLR(optimizer, lambda step: 1.0)
-    arguments = TrainingArguments(
-        use_cpu=True, max_grad_norm=0.0, report_to="none", disable_tqdm=True, **settings
-    )
+    arguments = TrainingArguments(use_cpu=True, max_grad_norm=0.0, report_to="none", **settings)
     trainer = InOrder(
         Module(model),
         arguments,
@@ -94,6 +95,20 @@ def steps(model: Classifier, data: Data, on_batch: Callable[[], None] | None) ->
     }
     callbacks = [] if on_batch is None else [Calls(on_batch)]
     _trainer(model, data.loader(_first), settings, callbacks=callbacks).train()
+
+
+def as_used(model: Classifier, data: Data, folder: Path, terminal: TextIO) -> None:
+    """Train one pass with bar, loss and learning rate logged in each step, and checkpoints."""
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": data.count,
+        "logging_steps": 1,
+        "save_steps": 100,
+        "save_total_limit": 3,
+        "disable_tqdm": False,
+    }
+    with redirect_stdout(terminal), redirect_stderr(terminal):
+        _trainer(model, data.loader(_first), settings).train()
 
 
 def training(model: Classifier, job: Training) -> float:
