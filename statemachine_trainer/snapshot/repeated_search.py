@@ -206,7 +206,7 @@ class _Way:
                     names,
                     also,
                     fixed,
-                    types,
+                    kinds_then,
                     first,
                     again,
                     plain,
@@ -222,17 +222,17 @@ class _Way:
                     return None
                 values = found[1]
                 kinds = [*map(type, values)]
-                if kinds != types and not _leads_the_same_way(types, kinds):
+                if kinds != kinds_then and not _leads_the_same_way(kinds_then, kinds):
                     return None
                 for place, number in first:
                     objects[number] = values[place]
                 for place, number in again:
                     if values[place] is not objects[number]:
                         return None
-                for place, read in plain:
+                for place, read_inside in plain:
                     if (value := values[place]) and id(value) not in looked_at:
                         looked_at[id(value)] = value
-                        inside = read(value, sampling)
+                        inside = read_inside(value, sampling)
                         if inside is None or inside[1]:
                             return None
                 if others and not _is_as_before(stop, values):
