@@ -22,7 +22,8 @@ METHODS: Final = frozenset(
     {
         *("append", "appendleft", "add", "extend", "extendleft", "insert", "update", "setdefault"),
         *("pop", "popleft", "popitem", "remove", "discard", "clear", "sort", "reverse", "rotate"),
-        "subtract",
+        *("difference_update", "intersection_update", "symmetric_difference_update"),
+        *("move_to_end", "subtract"),
     }
 )
 """Methods that change a container."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import inspect
 import pathlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from enum import Enum
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final
 
 import torch
@@ -241,7 +242,7 @@ def _layers(context: Context) -> dict[str, str]:
 
 
 def _modes(model: nn.Module) -> dict[str, str]:
-    """Read which parameters are not trained or stand under several names, and which modules are in evaluation mode."""
+    """Read what is not trained or stands under several names, and which modules are in evaluation mode."""
     names = PlainNames(model)
     frozen = [name for name, one in names.parameters() if not one.requires_grad]
     evaluated = [
@@ -250,15 +251,21 @@ def _modes(model: nn.Module) -> dict[str, str]:
     return {
         "frozen": _in_few_words(frozen),
         "in evaluation mode": _in_few_words(evaluated),
-        "tied": _in_few_words(_ties(names)),
+        "tied": _in_few_words(_ties(names, attrgetter("_parameters"))),
+        "tied buffers": _in_few_words(_ties(names, attrgetter("_buffers"))),
     }
 
 
-def _ties(names: PlainNames) -> list[str]:
-    """Return the names of each parameter that several modules share, as "emb.weight = head.weight"."""
+def _ties(names: PlainNames, held: Callable[[nn.Module], Mapping[str, object]]) -> list[str]:
+    """Return the names of each object that stands under several of them, as "emb.weight = head.weight".
+
+    Args:
+        names: Those of the model.
+        held: Returns what a module holds, by name.
+    """
     found: dict[int, list[str]] = {}
     for where, module in names.modules(wrappers=False):
-        for name, one in module._parameters.items():
+        for name, one in held(module).items():
             if one is not None:
                 found.setdefault(id(one), []).append(f"{where}.{name}" if where else name)
     return [" = ".join(places) for places in found.values() if len(places) > 1]

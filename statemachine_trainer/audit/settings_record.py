@@ -31,8 +31,11 @@ _SETTLED: Final = {
 }
 """Settings that are used once, when the run begins."""
 
-_NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples", "retention", "tied"}
+_NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples", "retention", "tied", "tied buffers"}
 """Settings that earlier versions did not write."""
+
+_ONE_OR_SEVERAL: Final = {"tied": "parameter", "tied buffers": "buffer"}
+"""Settings that tell which of these stand under several names, and what these are."""
 
 _MOST_LINES: Final = 30
 
@@ -173,8 +176,11 @@ def _holds(part: str, owner: str, name: str, fresh: Sequence[str]) -> str:
         if which in fresh:
             return f"The script's holds, by fresh={tuple(fresh)!r}."
         return f"The checkpoint's holds; for the script's say fit(..., fresh=({which!r},))."
-    if name == "tied" and part == "modes":
-        return "The script's holds; for the checkpoint's let these be one parameter, or several, there."
+    if part == "modes" and name in _ONE_OR_SEVERAL:
+        what = _ONE_OR_SEVERAL[name]
+        return (
+            f"The script's holds; for the checkpoint's let these be one {what}, or several, there."
+        )
     if part == "modes":
         return "The checkpoint's holds; for the script's set it after `start`, or load only the weights."
     if part == "code":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,24 @@ def count_past_setattr(model: Any, batch: torch.Tensor) -> bool:
     return bool(model.seen > 3)
 
 
+def turn(model: Any, batch: torch.Tensor) -> object:
+    model.turns.move_to_end(next(iter(model.turns)))
+    return next(iter(model.turns.values()))
+
+
+class Waiting:
+    step = 1
+
+
+class Working:
+    step = 2
+
+
+def go_to_work(model: Any, batch: torch.Tensor) -> int:
+    model.worker.__class__ = Working
+    return int(model.worker.step)
+
+
 TABLE = {"count": count}
 
 
@@ -145,6 +163,7 @@ def count_by_table(model: Any, batch: torch.Tensor) -> bool:
         (Net(fill, queue=deque(maxlen=9)), "queue"),
         (Net(count_by_key, counts={"batches": 0}), "counts"),
         (Net(use_last, last=torch.zeros(4)), "last"),
+        (Net(turn, turns=OrderedDict(first=1, second=2)), "turns"),
     ],
 )  # fmt: skip
 def test_an_attribute_of_the_model_that_goes_on_from_what_it_was_is_told(
@@ -153,6 +172,16 @@ def test_an_attribute_of_the_model_that_goes_on_from_what_it_was_is_told(
     (line,) = told(tmp_path, model)
     assert line.startswith(f"attribute '{name}' of the module at the top of the model (Net), from ")
     assert "buffer" in line
+
+
+def test_an_object_that_becomes_one_of_another_class_is_told(tmp_path: Path) -> None:
+    def second(model: Any, batch: torch.Tensor) -> int:
+        return go_to_work(model, batch) if model.layer.bias.grad is not None else 0
+
+    (line,) = told(tmp_path, Net(second, worker=Waiting()))
+    assert line.startswith(
+        "attribute 'worker' of the module at the top of the model (Net), from a Waiting to a Working: "
+    )
 
 
 def test_an_attribute_that_a_user_sets_on_a_layer_of_torch_is_told(tmp_path: Path) -> None:

@@ -281,6 +281,24 @@ def test_a_weight_that_was_tied_at_the_checkpoint_is_told(tmp_path: Path) -> Non
         make_trainer(tmp_path, 2).fit(net(), BATCHES, resume="auto")
 
 
+def test_a_buffer_that_was_another_one_too_at_the_checkpoint_is_told(tmp_path: Path) -> None:
+    def net() -> Net:
+        made = Net()
+        made.register_buffer("one", torch.zeros(1))
+        made.register_buffer("other", torch.zeros(1))
+        return made
+
+    first, model = make_trainer(tmp_path), net()
+    first.start(model, BATCHES)
+    model.other = model.one
+    first.run()
+    with changes(
+        "fit (FitLoop)",
+        "the model: tied buffers was one = other, is nothing now. The script's holds",
+    ):
+        make_trainer(tmp_path, 2).fit(net(), BATCHES, resume="auto")
+
+
 def test_what_the_run_itself_has_frozen_is_not_told(tmp_path: Path) -> None:
     def freeze(trainer: Any) -> None:
         trainer.model.layers[0].bias.requires_grad_(False)
