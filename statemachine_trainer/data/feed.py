@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ from statemachine_trainer.data.data_errors import (
     DataChanged,
     EmptyLoader,
     NoPass,
+    NotExact,
     StrayStopIteration,
 )
 from statemachine_trainer.data.mapstyle import MapReader, is_map_loader
@@ -18,6 +20,7 @@ from statemachine_trainer.data.reader import END, DrawsIn, End, Phase, Reader
 from statemachine_trainer.data.several import SeveralLoaders, SeveralReader
 from statemachine_trainer.data.sources import as_loader, length_of
 from statemachine_trainer.data.streams import SequenceReader, StreamReader, is_sequence
+from statemachine_trainer.machine.errors import level_of_caller
 
 _VERSION = 1
 _APART = 1_000_003
@@ -180,19 +183,38 @@ class Feed:
 
         Raises:
             DataChanged: if the data is not what it was, naming what differs
+
+        Warns:
+            NotExact: a loader of another kind goes on at the end of a pass
         """
         self._check(state)
         self.close()
         self.epoch, self.position = state["epoch"], state["position"]
-        self._reader.load_state_dict(
-            state["reader"], epoch=self.epoch, position=self.position, phase=state["phase"]
-        )
+        if state["kind"] == self._reader.kind:
+            self._reader.load_state_dict(
+                state["reader"], epoch=self.epoch, position=self.position, phase=state["phase"]
+            )
+        else:
+            self._begin_with_another_kind(str(state["kind"]))
         self._phase = state["phase"]
         entries: dict[Phase, Callable[[], Any]] = {
             "idle": self._no_pass,
             "ended": iter(()).__next__,
         }
         self._advance = entries.get(self._phase, self._open)
+
+    def _begin_with_another_kind(self, was: str) -> None:
+        """Begin anew between two passes: where a loader of another kind stood tells nothing of this one."""
+        warnings.warn(
+            f"The loader of {self.name!r} is of another kind than when the state was taken ({was}, and "
+            f"{self._reader.kind} now). Its generators stand where the script has put them, so the order and the "
+            "draws of the next passes differ from those of an uninterrupted run. Give a loader of the same kind to go "
+            "on exactly.",
+            NotExact,
+            stacklevel=level_of_caller(),
+        )
+        self._reader.shutdown()
+        self._reader.begin(self.epoch)
 
     def _open(self) -> Any:
         iterator = self._reader.open(self.position)

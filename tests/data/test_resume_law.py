@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from statemachine_trainer.data import DataChanged, Feed
+from statemachine_trainer.data import END, DataChanged, Feed, NotExact
 from tests.data.kit import Noisy, Restless, indices
 from tests.data.resume_kit import MakeFeed, assert_resumes, run
 
@@ -261,6 +262,34 @@ def test_other_data_is_refused_with_what_differs() -> None:
         Feed(DataLoader(Noisy(6), batch_size=3)).load_state_dict(state)
     with pytest.raises(DataChanged, match="kind of loader was map, is sequence"):
         Feed([1, 2, 3]).load_state_dict(state)
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "map": lambda: DataLoader(Noisy(6), batch_size=2, shuffle=True, generator=torch.Generator()),
+    "sequence": lambda: [1, 2, 3],
+    "stream": lambda: DataLoader(Counted(), batch_size=2),
+}
+
+
+class Counted(torch.utils.data.IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(6))
+
+
+@pytest.mark.parametrize("now", LOADERS)
+@pytest.mark.parametrize("before", LOADERS)
+def test_a_loader_of_another_kind_goes_on_at_the_end_of_a_pass_and_is_told(
+    before: str, now: str
+) -> None:
+    feed, other = Feed(LOADERS[before](), name="train"), Feed(LOADERS[now](), name="train")
+    feed.begin(0)
+    while feed.next_batch() is not END:
+        pass
+    feed.close()
+    with nullcontext() if now == before else pytest.warns(NotExact, match=f"{before}, and {now}"):
+        other.load_state_dict(feed.state_dict())
+    other.begin(1)
+    assert [other.next_batch() is END for _ in range(4)] == [False, False, False, True]
 
 
 def test_a_number_of_batches_that_depends_on_the_epoch_is_not_taken_for_other_data() -> None:
