@@ -239,12 +239,14 @@ class _Encoder:
                 encoded[key] = self.encode(item, (path, key, True))
         else:
             return encoded
-        return {
-            "$dict": [
-                [self._hashable(key, path), self.encode(item, (path, key, True))]
-                for key, item in value.items()
-            ]
-        }
+        # What was encoded so far is not encoded again: in a deep tree that would double at each level.
+        done = len(encoded)
+        pairs: list[Json] = []
+        for place, (key, item) in enumerate(value.items()):
+            name = self._hashable(key, path)
+            inside = encoded[key] if place < done else self.encode(item, (path, key, True))
+            pairs.append([name, inside])
+        return {"$dict": pairs}
 
     def _hashable(self, value: object, path: Path) -> Json:
         """A key of a dict or an item of a set: plain, immutable, and not a tensor."""

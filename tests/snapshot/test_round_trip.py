@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,19 @@ def test_a_tensor_that_occurs_twice_is_one_tensor_again() -> None:
     assert tree["a"] is tree["b"][0]
     assert tree["c"][0] is tree["c"][1]
     assert tree["a"].data_ptr() != tree["b"][1].data_ptr()
+
+
+def test_a_deep_tree_whose_dicts_have_a_key_that_is_no_name_is_encoded_once() -> None:
+    tree: object = torch.ones(2)
+    for level in range(40):  # where each were encoded twice, this would never end
+        tree = {"inside": tree, level: "number", "$name": None}
+    document, tensors = encode(tree)
+    assert len(tensors) == 1
+    found: Any = decode(document, tensors)
+    for level in reversed(range(40)):
+        assert [*found] == ["inside", level, "$name"]
+        found = found["inside"]
+    assert torch.equal(found, torch.ones(2))
 
 
 def test_the_layout_of_a_tensor_comes_back() -> None:
