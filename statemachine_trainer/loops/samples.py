@@ -108,7 +108,8 @@ def _is_listed(tree: object) -> bool:
     """Return whether a list holds a text or a number for each sample, or a record with one."""
     if not isinstance(tree, list | tuple) or type(tree) not in (list, tuple) or not tree:
         return False
-    if all(isinstance(one, str | int | float | bool) for one in tree):
+    known = [one for one in tree if one is not None]  # samples without a label may have None
+    if known and all(isinstance(one, str | int | float | bool) for one in known):
         return True
     return len(tree) > 1 and are_records(tree, _is_listed)
 

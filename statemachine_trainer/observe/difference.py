@@ -337,19 +337,25 @@ def _goes_with(before: Look, after: Look) -> bool:
 
 
 def names_of(one: Taken, other: Taken, kind: str) -> list[str]:
-    """Return the names of the leaves of a kind that differ."""
+    """Return the names of the leaves of a kind that differ; if none does, those that stand in another place."""
+    layouts = [each.layouts.get(kind, ()) for each in (one, other)]
     leaves = [
         _named(each.layouts.get(kind, ()), each.leaves.get(kind, b"")) for each in (one, other)
     ]
     names = [*dict.fromkeys([*leaves[0], *leaves[1]])]
-    return [name for name in names if leaves[0].get(name) != leaves[1].get(name)]
+    differing = [name for name in names if leaves[0].get(name) != leaves[1].get(name)]
+    return differing or [
+        f"{name} (in another place)"
+        for (name, _), (there, _) in zip(*layouts, strict=False)
+        if name != there
+    ]
 
 
-def _named(layout: Leaves, leaves: bytes) -> dict[str, tuple[str, bytes]]:
-    return {
-        name: (described, leaves[8 * index : 8 * index + 8])
-        for index, (name, described) in enumerate(layout)
-    }
+def _named(layout: Leaves, leaves: bytes) -> dict[str, list[tuple[str, bytes]]]:
+    found: dict[str, list[tuple[str, bytes]]] = {}  # parameters outside of the model share a name
+    for index, (name, described) in enumerate(layout):
+        found.setdefault(name, []).append((described, leaves[8 * index : 8 * index + 8]))
+    return found
 
 
 # -- parts -----------------------------------------------------------------------------------------

@@ -384,6 +384,7 @@ def test_batches_of_many_forms_are_cut() -> None:
         "x": torch.arange(12).view(4, 3),
         "text": ["a", "b", "c", "d"],
         "length": (1, 2, 3, 4),
+        "label": [0, None, 2, None],
         "scale": torch.tensor(2.0),
         "name": "train",
         "inner": [torch.arange(4), None],
@@ -393,6 +394,7 @@ def test_batches_of_many_forms_are_cut() -> None:
     piece = cut(batch, 1, 3)
     assert piece["x"].tolist() == [[3, 4, 5], [6, 7, 8]]
     assert (piece["text"], piece["length"], piece["name"]) == (["b", "c"], (2, 3), "train")
+    assert piece["label"] == [None, 2]
     assert (piece["scale"].item(), piece["inner"][0].tolist()) == (2.0, [1, 2])
     assert [(one["id"], len(one["boxes"])) for one in piece["records"]] == [(1, 1), (2, 2)]
 

@@ -106,6 +106,19 @@ def test_what_was_changed_between_two_batches_is_seen_before_the_step(
     assert not found.also
 
 
+def test_parameters_in_another_order_are_named_though_each_is_equal(
+    plain: Path, tmp_path: Path
+) -> None:
+    def reorder(trainer: Trainer) -> None:
+        held = cast(Any, trainer.model).layers[0]._parameters
+        held["weight"] = held.pop("weight")
+
+    train(tmp_path, change=at_step(5, reorder))
+    found = parting(compare_runs(plain, tmp_path))
+    assert found.look.at_work == 5
+    assert found.names == [f"layers.0.{one} (in another place)" for one in ("weight", "bias")]
+
+
 def test_the_words_say_what_was_equal(plain: Path, tmp_path: Path) -> None:
     train(tmp_path, change=at_step(5, nudge_gradient))
     found = compare_runs(plain, tmp_path)
