@@ -235,9 +235,8 @@ def _settings_of_data(context: Context) -> Settings:
 def _layers(context: Context) -> dict[str, str]:
     """Read the class of each module: one without parameters leaves no trace in the weights."""
     return {
-        name: _class_of_layer(module)
+        name or ITS_CLASS: _class_of_layer(module)
         for name, module in PlainNames(context.model).modules(wrappers=False)
-        if name
     }
 
 

@@ -31,7 +31,9 @@ _SETTLED: Final = {
 }
 """Settings that are used once, when the run begins."""
 
-_NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples", "retention", "tied", "tied buffers"}
+_NOT_ALWAYS_WRITTEN: Final = {
+    *("folds", "query", "mc_samples", "retention", "tied", "tied buffers", ITS_CLASS)
+}
 """Settings that earlier versions did not write."""
 
 _ONE_OR_SEVERAL: Final = {"tied": "parameter", "tied buffers": "buffer"}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from torch import nn
 
@@ -21,6 +21,13 @@ from statemachine_trainer.observe.recorder import Recorder, RunFolder
 from statemachine_trainer.run_record import wants_resume
 from statemachine_trainer.running.drivers import Drivers
 from statemachine_trainer.running.fit_state import Fresh
+
+_OWN_ARGUMENTS: Final[Mapping[type, str]] = {
+    Checkpoints: "checkpoints",
+    RunFolder: "run",
+    Progress: "progress",
+}
+"""What is given to a trainer by an argument of its own, and not as a callback."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +160,8 @@ def callbacks_given(given: Any) -> list[object]:
 
     Raises:
         SettingError: It is not a list.
-        BadReceiver: One of them is a class, a name, or there twice; or it has only one of the
-            methods `state_dict` and `load_state_dict`.
+        BadReceiver: One of them is a class, a name, there twice, or has an argument of its own; or it has only
+            one of the methods `state_dict` and `load_state_dict`.
     """
     if given is None:
         return []
@@ -171,6 +178,11 @@ def callbacks_given(given: Any) -> list[object]:
                 "twice. Give it once, or make another one."
             )
         _check_state(one)
+        if (own := _OWN_ARGUMENTS.get(type(one))) is not None:
+            raise BadReceiver(
+                f"{type(one).__name__}(...) is in `callbacks`, and has an argument of its own: "
+                f"Trainer({own}={type(one).__name__}(...))."
+            )
         if isinstance(one, str):
             raise BadReceiver(
                 f"The callback {one!r} is a name. Callbacks are objects with on_<state> methods; a "

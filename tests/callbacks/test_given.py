@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from statemachine_trainer import Checkpoints, Progress, RunFolder
 from statemachine_trainer.callbacks import EarlyStopping
 from statemachine_trainer.callbacks.early_stopping import NeverLooked
 from statemachine_trainer.loops import KFoldLoop
@@ -36,6 +38,16 @@ def test_the_same_callback_twice_is_refused() -> None:
     trainer.on(count)
     trainer.fit(Model(), numbered(1))
     assert count.epochs == 1
+
+
+def test_what_has_an_argument_of_its_own_is_refused_with_its_name(tmp_path: Path) -> None:
+    for thing, way_out in (
+        (Checkpoints(tmp_path), r"Trainer\(checkpoints=Checkpoints\(\.\.\.\)\)"),
+        (RunFolder(tmp_path), r"Trainer\(run=RunFolder\(\.\.\.\)\)"),
+        (Progress(), r"Trainer\(progress=Progress\(\.\.\.\)\)"),
+    ):
+        with pytest.raises(BadReceiver, match=way_out):
+            Trainer(callbacks=[thing])
 
 
 def test_two_callbacks_of_one_class_are_fine() -> None:

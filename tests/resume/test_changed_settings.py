@@ -245,6 +245,16 @@ def test_layers_without_weights_that_are_new_or_others_are_told(tmp_path: Path) 
         make_trainer(tmp_path, 2).fit(model, BATCHES, resume="auto")
 
 
+def test_another_class_of_the_model_is_told(tmp_path: Path) -> None:
+    class Doubled(Net):
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return 2 * super().forward(inputs)
+
+    make_trainer(tmp_path).fit(Net(), BATCHES)
+    with changes("fit (FitLoop)", "the model: its class was Net, is Doubled now. The script's"):
+        make_trainer(tmp_path, 2).fit(Doubled(), BATCHES, resume="auto")
+
+
 def test_what_a_script_freezes_is_told_and_not_taken(tmp_path: Path) -> None:
     first = make_trainer(tmp_path)
     first.fit(Net(), BATCHES, until="epoch_end")
