@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.crash.faulted_calls import Told, in_fork, train
-from tests.crash.processes import ENVIRONMENT, ROOT
+from tests.crash.processes import ENVIRONMENT
+from tests.processes import ROOT
 
 SOURCE = Path(__file__).with_suffix(".c")
 KILL = 0

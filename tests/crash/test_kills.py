@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from tests.crash.processes import ROOT, digest, fast_folder, run
+from tests.crash.processes import digest, fast_folder, run
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 

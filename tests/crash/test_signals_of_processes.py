@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.processes import ENVIRONMENT, ROOT, SCRIPT, digest, run
+from tests.crash.processes import ENVIRONMENT, SCRIPT, digest, run
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of Unix")
 
