@@ -316,9 +316,8 @@ class Look:
         if not name:  # of a data set or a sampler of a library, which reads it
             return True
         same = was.itself is not None and now.itself is not None and was.itself() is now.itself()
-        if (
-            same
-        ):  # the attributes of an object are looked at one by one, but its class may be another
+        if same:
+            # The attributes of an object are looked at one by one, but its class may be another.
             return not now.is_object or now.shown != was.shown
         if self._changed is None:
             self._changed = Changed().with_those_of(map(changed_by, self.codes))
