@@ -138,8 +138,7 @@ def tell_what_is_not_held(
     Warns:
         NotHeld: There is such an object. The message has its path and a way out.
     """
-    ranks = Ranks.here()
-    if ranks is not None and ranks.rank:
+    if not Ranks.is_first():
         return None  # one of them is enough
     found = audit(board, driver, context, search, of_data)
     paths = [one.path for one in found.of("not held")]

@@ -101,8 +101,7 @@ class ScriptRecord:
 
     def settings(self) -> dict[str, Settings]:
         """Return what was noted of the fit and of its present loaders, by part, owner and name."""
-        ranks = Ranks.here()
-        if ranks is not None and ranks.rank:
+        if not Ranks.is_first():
             return {}  # each has data of its own; one of them is enough
         walks = [self._fit, *self._walks_of_data()]
         if self._known is None or self._known[0] != walks:
@@ -134,8 +133,7 @@ class ScriptRecord:
     def walk_data(self) -> Searches:
         """Walk over the present loaders; return what was found of those that had not been walked over before."""
         found: Searches = {}
-        ranks = Ranks.here()
-        if ranks is None or not ranks.rank:
+        if Ranks.is_first():
             self._walks_of_data(found)
         return found
 

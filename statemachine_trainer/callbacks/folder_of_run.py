@@ -82,7 +82,7 @@ class FolderOfRun:
         store = self._store
         if loaded is None and self._mirror is not None:
             self._mirror.forget()
-        if not _keeps_record():
+        if not Ranks.is_first():
             return
         if loaded is not None:
             others = facts_of_others(loaded)
@@ -98,16 +98,10 @@ class FolderOfRun:
 
     def note(self, event: str, **facts: run_record.Facts) -> None:
         """Write into the record how the run ended, if the folder is still its own."""
-        if _keeps_record() and (self.owner is None or self.owner.held):
+        if Ranks.is_first() and (self.owner is None or self.owner.held):
             run_record.note(self._store.root, event, self._store.versions, **facts)
-
-
-def _keeps_record() -> bool:
-    """Whether this process writes `run.json`: it is alone, or rank 0."""
-    ranks = Ranks.here()
-    return ranks is None or ranks.rank == 0
 
 
 def _do_at_first(act: Callable[[], object]) -> None:
     """Do something at rank 0; where it fails, all ranks raise. A collective."""
-    do_together(Ranks.here(), lambda: act() if _keeps_record() else None)
+    do_together(Ranks.here(), lambda: act() if Ranks.is_first() else None)

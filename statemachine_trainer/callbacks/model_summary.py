@@ -184,8 +184,8 @@ class ModelSummary(HasSettings):
 
     def on_fit_start(self, trainer: Any) -> None:
         """Print the table, once for a model: not for each fold."""
-        context, ranks = trainer.context, Ranks.here()
-        if self.found is not None or context.counts.batch or (ranks is not None and ranks.rank):
+        context, is_first = trainer.context, Ranks.is_first()  # asked by all ranks
+        if self.found is not None or context.counts.batch or not is_first:
             return
         batch = None if self._batch is None else to_device(self._batch, context.device)
         self.found = summary(context.model, batch, depth=self.depth, call=self._call)

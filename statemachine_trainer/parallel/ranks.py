@@ -77,6 +77,12 @@ class Ranks:
             cls._known = cls()
         return cls._known
 
+    @classmethod
+    def is_first(cls) -> bool:
+        """Return whether this process is alone, or the first of several. The first call is as that of `here`."""
+        ranks = cls.here()
+        return ranks is None or ranks.rank == 0
+
     @staticmethod
     def are_up() -> bool:
         """Return whether a process group of more than one process is initialised. No collective."""
