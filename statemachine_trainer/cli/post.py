@@ -103,7 +103,10 @@ def _settings_in(event: str, values: Sequence[str]) -> dict[str, float | None]:
         except ValueError:
             sign = ""
         if not sign or not name:
-            raise BadSetting(f"{text!r} is no setting: write NAME=VALUE, such as lr=1e-4.")
+            raise BadSetting(
+                f"{text!r} is no setting: write NAME=VALUE without spaces, with a number or none, "
+                "such as lr=1e-4."
+            )
     return found
 
 

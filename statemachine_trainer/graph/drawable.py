@@ -156,7 +156,7 @@ class Drawable:
         if form is None:
             raise UnknownFormat(
                 f"The ending of {str(path)!r} tells no format of pictures. "
-                f"{suggest(path.suffix, SUFFIXES)}"
+                f"Endings: {', '.join(SUFFIXES)}. {suggest(path.suffix, SUFFIXES, cutoff=0.5)}".rstrip()
             )
         drawn: str | bytes
         if form == "text":

@@ -47,7 +47,12 @@ def read(text: str) -> GraphData:
     """
     try:
         top = ElementTree.fromstring(text.encode())
-        (root,) = top.findall(_tag("state"))
+        roots = top.findall(_tag("state"))
+        if len(roots) != 1:
+            raise ValueError(
+                f"it has {len(roots)} states at the top, and not one. Give what graph.to_scxml() returns"
+            )
+        (root,) = roots
         edges = tuple(edge for one in root.iter(_tag("state")) for edge in _edges(one))
         return GraphData(top.attrib["name"], _state(root), edges)
     except (ElementTree.ParseError, KeyError, ValueError) as error:

@@ -432,8 +432,13 @@ class Driver(Engine):
             raise self._already_running(what)
         self._check_own(what)
         if self._node is None and not self._pending:
-            ended = f"it has ended with {self.outcome!r}" if self.outcome else "it was not started"
-            raise NotStarted(f"Nothing to {what} in {self.name!r}: {ended}. Call start() first.")
+            why = "it was not started. Call start() first."
+            if self.outcome:
+                why = (
+                    f"it has ended with {self.outcome!r}. To go on, raise its limit; then, or to begin "
+                    "anew, call start()."
+                )
+            raise NotStarted(f"Nothing to {what} in {self.name!r}: {why}")
 
     def _check_own(self, what: str) -> None:
         """Refuse to run loops that were put into another machine later.

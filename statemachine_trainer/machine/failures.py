@@ -114,6 +114,6 @@ def _undo(path: str, undo: Undo, error: Exception) -> None:
     except Exception as another:
         raise NotUndone(
             f"State {path!r} raised {type(error).__name__}, and putting back what it had changed "
-            f"raised {type(another).__name__}: {another}. The run cannot go on from here: resume from "
+            f"raised {type(another).__name__}: {str(another).rstrip('.')}. The run cannot go on from here: resume from "
             "the last checkpoint."
         ) from error

@@ -183,7 +183,8 @@ def as_number(name: str, value: object) -> float:
             return number
     raise BadMetricValue(
         f"{name!r} was logged with a {type(value).__name__}: {str(value)[:60]!r}. Log a number, a "
-        "tensor of one element or a metric object; for several values use log_dict."
+        "tensor of one element or a metric object; for several values use "
+        "statemachine_trainer.log_dict."
     )
 
 
