@@ -114,7 +114,7 @@ def settings_of_run(
         "checkpoints": {} if checkpoints is None else _settings_of_checkpoints(checkpoints),
         "hyperparameters": hyperparameters,
         "model": _settings_of_model(context),
-        "layers": {"the model": _layers(context)},
+        "layers": {"the model": _layers(context), "the fit": _class_of_model(context)},
         "modes": {"the model": _modes(context.model)},
         "loss": _settings_of_loss(context),
         "data": _settings_of_data(context),
@@ -235,9 +235,15 @@ def _settings_of_data(context: Context) -> Settings:
 def _layers(context: Context) -> dict[str, str]:
     """Read the class of each module: one without parameters leaves no trace in the weights."""
     return {
-        name or ITS_CLASS: _class_of_layer(module)
+        name: _class_of_layer(module)
         for name, module in PlainNames(context.model).modules(wrappers=False)
+        if name
     }
+
+
+def _class_of_model(context: Context) -> dict[str, str]:
+    _, model = PlainNames(context.model).modules(wrappers=False)[0]
+    return {"model": _class_of_layer(model)}
 
 
 def _modes(model: nn.Module) -> dict[str, str]:

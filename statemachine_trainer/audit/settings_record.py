@@ -31,9 +31,7 @@ _SETTLED: Final = {
 }
 """Settings that are used once, when the run begins."""
 
-_NOT_ALWAYS_WRITTEN: Final = {
-    *("folds", "query", "mc_samples", "retention", "tied", "tied buffers", ITS_CLASS)
-}
+_NOT_ALWAYS_WRITTEN: Final = {"folds", "query", "mc_samples", "retention", "tied", "tied buffers"}
 """Settings that earlier versions did not write."""
 
 _ONE_OR_SEVERAL: Final = {"tied": "parameter", "tied buffers": "buffer"}

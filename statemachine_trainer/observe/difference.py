@@ -149,7 +149,8 @@ class Difference:
         a: The folder of one.
         b: That of the other.
         settings: Hyperparameters by name; of runs with fingerprints also what loops, layers, callbacks and
-            optimizers are set to, as "fit.epoch.batch.optimizer (OptimizerLoop): clip_norm".
+            optimizers are set to, as "fit.epoch.batch.optimizer (OptimizerLoop): clip_norm". What was set while
+            a run went on is there as "lr, set in the run".
         versions: Of Python and packages, and the commit of the code.
         hardware: What the bits may depend on beside the code.
         data: What tells that the data are others.
@@ -376,7 +377,18 @@ def _settings(runs: Sequence[Run], facts: Sequence[Mapping[str, Any]]) -> dict[s
     if all("settings" in one for one in facts):
         more = _differing(*(_texts(one["settings"]) for one in facts))
         found |= {n: one for n, one in more.items() if n.rpartition(": ")[2] not in found}
-    return found
+    return found | _differing(*map(_set_in_the_run, runs))
+
+
+def _set_in_the_run(run: Run) -> dict[str, object]:
+    """Return what was set while a run went on, by name: the values, each with its step."""
+    found: dict[str, list[str]] = {}
+    for event in run.noted("set"):
+        for name, one in event.facts.items():
+            if isinstance(one, Mapping):
+                value = f"{one.get('to')} at step {event.step}"
+                found.setdefault(f"{name}, set in the run", []).append(value)
+    return {name: ", ".join(values) for name, values in found.items()}
 
 
 def _versions(run: Run) -> dict[str, object]:

@@ -22,5 +22,5 @@ def test_the_two_runs_on_the_page_part_where_it_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(block("python", "class Refactored"), "difference.md", "exec"), {})
-    said = str(compare_runs("runs/a", "runs/b")).split("\n", 2)[2]
+    said = str(compare_runs("runs/a", "runs/b")).replace(f"{tmp_path}/", ".../")
     assert said.split() == block("text", "they part at").split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -174,6 +175,16 @@ def test_settings_of_loops_and_layers_are_named_by_their_place(plain: Path, tmp_
         "fit.epoch.batch.optimizer (OptimizerLoop): clip_norm": ("None", "0.5"),
         "model.layers.2 (Dropout): p": ("0.25", "0.5"),
     }
+
+
+def test_what_was_set_while_a_run_went_on_is_told_with_its_step(
+    plain: Path, tmp_path: Path
+) -> None:
+    train(tmp_path, change=at_step(3, lambda trainer: trainer.post("set", lr=0.01)))
+    found = compare_runs(plain, tmp_path)
+    assert [*found.settings] == ["lr, set in the run"]
+    assert found.settings["lr, set in the run"].a is None
+    assert re.fullmatch(r"0\.01 at step \d", str(found.settings["lr, set in the run"].b))
 
 
 def test_other_data_are_told_as_other_data(plain: Path, tmp_path: Path) -> None:

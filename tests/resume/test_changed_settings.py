@@ -251,7 +251,7 @@ def test_another_class_of_the_model_is_told(tmp_path: Path) -> None:
             return 2 * super().forward(inputs)
 
     make_trainer(tmp_path).fit(Net(), BATCHES)
-    with changes("fit (FitLoop)", "the model: its class was Net, is Doubled now. The script's"):
+    with changes("fit (FitLoop)", "the fit: model was Net, is Doubled now. The script's"):
         make_trainer(tmp_path, 2).fit(Doubled(), BATCHES, resume="auto")
 
 
