@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
@@ -189,6 +189,8 @@ def test_kills_in_all_phases_leave_whole_checkpoints_and_the_run_ends_with_the_s
     """One start after the other, each of which is killed as it writes its first checkpoint."""
     run, number = tmp_path / "run", 0
     for (name, phase), who in zip(PHASES.items(), cycle(victims)):
+        if background and phase.call == "write":
+            phase = replace(phase, number=1)  # a part as small as these is one write there
 
         def killed(
             rank: int, phase: Phase = phase, who: Victims = who, number: int = number
