@@ -11,6 +11,10 @@ the loader takes the time, lets the twin train its block, takes the time again a
 block a batch costs what it costs from a list. So any trainer that takes an iterable can be measured,
 and nothing of ours is on the clock: each block holds exactly its number of whole steps, the fetching
 of batches included.
+
+Some things happen in one block of several, such as a checkpoint every 100 steps. A median over such
+blocks lies between those with and those without, and says nothing of either. So blocks are added up
+to turns of equal content before anything is compared.
 """
 
 from __future__ import annotations
@@ -86,10 +90,36 @@ def bare(model: Classifier, batches: Batches) -> None:
 
 
 class Turn(NamedTuple):
-    """Seconds that a block took, by the loop under test and by the bare twin."""
+    """Seconds that a block took, by the loop under test and by the bare twin; or several blocks."""
 
     tested: float
     bare: float
+
+
+def together(blocks: Sequence[Turn], count: int) -> list[Turn]:
+    """Add up blocks that follow one another, so many to a turn; an incomplete turn at the end is left out."""
+    return [
+        Turn(*map(sum, zip(*blocks[first : first + count], strict=True)))
+        for first in range(0, len(blocks) - count + 1, count)
+    ]
+
+
+class _OutOfSight:
+    """Holds what measures where a trainer does not find it, as if it lay in another process.
+
+    A trainer may look through its loader for state, as ours does at each checkpoint. There it is to find the
+    batches, which are there in any training, but not the twin and the times: that took longer than the rest of
+    the checkpoint. Nobody looks into a generator, and what has a state of its own needs nobody to keep it.
+    """
+
+    def __init__(self, marks: Iterator[None]) -> None:
+        self.mark = marks.__next__
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        pass
 
 
 class TurnTaking:
@@ -103,7 +133,7 @@ class TurnTaking:
         clock: Tells the time in seconds.
 
     Attributes:
-        taken: The times of the blocks that count.
+        taken: The times of the blocks that count, once the pass is over.
     """
 
     def __init__(
@@ -115,26 +145,33 @@ class TurnTaking:
         warm_up: int = 5,
         clock: Clock = time.perf_counter,
     ) -> None:
-        self.taken: list[Turn] = []
+        self.taken: tuple[Turn, ...] = ()
         self._batches = batches
-        self._twin = twin
-        self._turns = turns
+        self._blocks_to_come = warm_up + turns
         self._warm_up = warm_up
-        self._clock = clock
+        self._watch = _OutOfSight(self._marks(twin, clock))
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin the pass."""
         return chain.from_iterable(self._blocks())
 
     def _blocks(self) -> Iterator[Sequence[Batch]]:
-        for turn in range(self._warm_up + self._turns):
-            start = self._clock()
+        for _ in range(self._blocks_to_come):
+            self._watch.mark()
             yield self._batches
-            middle = self._clock()
-            self._twin(self._batches)
-            end = self._clock()
-            if turn >= self._warm_up:
-                self.taken.append(Turn(middle - start, end - middle))
+        self._watch.mark()
+
+    def _marks(self, twin: Callable[[Sequence[Batch]], object], clock: Clock) -> Iterator[None]:
+        """Begin a block at each mark, after the twin's of the one before."""
+        taken: list[Turn] = []
+        for _ in range(self._blocks_to_come):
+            start = clock()
+            yield
+            middle = clock()
+            twin(self._batches)
+            taken.append(Turn(middle - start, clock() - middle))
+        self.taken = (*taken[self._warm_up :],)
+        yield
 
 
 @dataclass(frozen=True)
@@ -144,7 +181,7 @@ class Workload:
     Attributes:
         widths: Of the perceptron.
         batch_size: Samples in a batch.
-        turns: Blocks that count.
+        turns: Turns that count.
     """
 
     widths: tuple[int, ...]
@@ -157,7 +194,7 @@ class Comparison:
     """What came out of the turns in one process.
 
     Attributes:
-        ratio: Median of the ratios of a block to the twin's.
+        ratio: Median of the ratios of a turn to the twin's.
         bare_us: Median of a step of the twin, in microseconds.
         extra_us: Median of what a step takes more than the twin's, in microseconds.
         same_bits: Whether both models ended with the same weights.
@@ -174,6 +211,7 @@ def compare(
     workload: Workload,
     *,
     steps: int = 50,
+    blocks: int = 2,
     seed: int = 0,
     clock: Clock = time.perf_counter,
 ) -> Comparison:
@@ -183,6 +221,7 @@ def compare(
         train: The loop under test.
         workload: What is trained.
         steps: Steps in a block.
+        blocks: Blocks that are added up to a turn.
         seed: Of the weights and the data.
         clock: Tells the time in seconds.
     """
@@ -192,14 +231,15 @@ def compare(
     batches = [(torch.randn(size, features), torch.randint(classes, (size,))) for _ in range(steps)]
     model, twin = Classifier(workload.widths), Classifier(workload.widths)
     twin.load_state_dict(model.state_dict())
-    loader = TurnTaking(batches, BareLoop(twin).train, turns=workload.turns, clock=clock)
+    loader = TurnTaking(batches, BareLoop(twin).train, turns=workload.turns * blocks, clock=clock)
     train(model, loader)
-    if len(loader.taken) != workload.turns:
-        raise RuntimeError(f"{len(loader.taken)} of {workload.turns} turns were read to their end.")
+    turns = together(loader.taken, blocks)
+    if len(turns) != workload.turns:
+        raise RuntimeError(f"{len(turns)} of {workload.turns} turns were read to their end.")
     return Comparison(
-        ratio=statistics.median(turn.tested / turn.bare for turn in loader.taken),
-        bare_us=statistics.median(turn.bare for turn in loader.taken) / steps * 1e6,
-        extra_us=statistics.median(t.tested - t.bare for t in loader.taken) / steps * 1e6,
+        ratio=statistics.median(turn.tested / turn.bare for turn in turns),
+        bare_us=statistics.median(turn.bare for turn in turns) / (steps * blocks) * 1e6,
+        extra_us=statistics.median(t.tested - t.bare for t in turns) / (steps * blocks) * 1e6,
         same_bits=same_bits(model, twin),
     )
 

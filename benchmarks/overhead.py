@@ -2,9 +2,10 @@
 
 A tiny perceptron, of which a step takes some hundred microseconds, shows what a step costs; a
 larger one, of about 5 ms a step, shows what is left of that in practice. The loop under test and
-the bare one take turns of 50 steps on the same batches, in one process, with one thread on one core
-(see `_twins.py`). Per turn the ratio; per process the median over the turns; over the processes,
-one after the other, the median and the range.
+the bare one train in blocks of 50 steps on the same batches, one after the other, in one process, with one
+thread on one core (see `_twins.py`). A turn is two blocks of each, so that each has one checkpoint where
+there are any. Per turn the ratio; per process the median over the turns; over the processes, one after the
+other, the median and the range.
 
 - bare: the bare loop in our place, which shows what the method makes of a ratio of 1;
 - nobody listening: `Trainer.fit` as it is, without a progress bar;
@@ -51,8 +52,8 @@ Found = dict[tuple[str, str], list[Comparison]]
 """What each process found, by size and case."""
 
 WORKLOADS = {
-    "tiny": Workload(widths=(32, 64, 10), batch_size=32, turns=200),
-    "5 ms": Workload(widths=(*[256] * 8, 10), batch_size=128, turns=60),
+    "tiny": Workload(widths=(32, 64, 10), batch_size=32, turns=100),
+    "5 ms": Workload(widths=(*[256] * 8, 10), batch_size=128, turns=30),
 }
 
 
@@ -236,7 +237,7 @@ def main() -> None:
     turns = " and ".join(f"{WORKLOADS[size].turns} ({size})" for size in sizes)
     clock = "CPU time" if options.cpu_time else "time on the wall"
     print(
-        f"{machine()}; {how}; {clock}; {options.processes} processes, turns of 50 steps: {turns}\n"
+        f"{machine()}; {how}; {clock}; {options.processes} processes, turns of 100 steps: {turns}\n"
     )
     print(table(found))
     if not all(run.same_bits for runs in found.values() for run in runs):

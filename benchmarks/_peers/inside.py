@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _twins import BareLoop, Clock, hold_still, same_bits
+from _twins import BareLoop, Clock, hold_still, same_bits, together
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from _peers.work import WIDTHS, Classifier, Plain, Training, Turns, make_batches, median_ratio
 
 BLOCK = 50
-TURNS = {"tiny": 100, "5 ms": 20}
+BLOCKS = 2
+"""Blocks in a turn: in one of them falls a checkpoint, where there are any."""
+TURNS = {"tiny": 50, "5 ms": 10}
 WAITS = ("_local_scalar_dense", "is_nonzero")
 """Operations that read a number from the device, and so wait for it."""
 
@@ -59,7 +61,7 @@ def turns(adapter: Any, size: str, factor: float, clock: Clock, how: str) -> dic
     batches = make_batches(size, BLOCK)
     model, twin = Classifier(WIDTHS[size]), Classifier(WIDTHS[size])
     twin.load_state_dict(model.state_dict())
-    data = Turns(batches, twin, max(3, round(TURNS[size] * factor)), clock)
+    data = Turns(batches, twin, max(3, round(TURNS[size] * factor)) * BLOCKS, clock)
     calls = 0
 
     def count() -> None:
@@ -73,11 +75,11 @@ def turns(adapter: Any, size: str, factor: float, clock: Clock, how: str) -> dic
         adapter.steps(model, data, count if how else None)
     if how == "one callback" and calls != data.count:
         raise RuntimeError(f"The callback was called {calls} times in {data.count} steps.")
-    taken = data.taken
+    taken, steps = together(data.taken, BLOCKS), BLOCK * BLOCKS
     return {
         "ratio": median_ratio(taken),
-        "bare_us": statistics.median(turn.bare for turn in taken) / BLOCK * 1e6,
-        "extra_us": statistics.median(t.tested - t.bare for t in taken) / BLOCK * 1e6,
+        "bare_us": statistics.median(turn.bare for turn in taken) / steps * 1e6,
+        "extra_us": statistics.median(t.tested - t.bare for t in taken) / steps * 1e6,
         **agreement(model, twin),
     }
 

@@ -183,12 +183,12 @@ class Turns:
         return loader_of(self._dataset, collate)
 
     @property
-    def taken(self) -> list[Turn]:
+    def taken(self) -> Sequence[Turn]:
         """The times of the blocks, once the training has returned."""
         if self._dataset is not None:
             self._dataset.end()
         reader = self._dataset or self._iterable
-        taken = [] if reader is None else reader.taken
+        taken = () if reader is None else reader.taken
         if len(taken) != self._turns:
             raise RuntimeError(f"{len(taken)} of {self._turns} turns were read to their end.")
         return taken
