@@ -23,7 +23,12 @@ from statemachine_trainer.intervals import epoch_in_words
 from statemachine_trainer.loops.assembly import Equipment
 from statemachine_trainer.loops.changeable import Setting
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.default_tree import known_settings, loops_of_trainer, where_set
+from statemachine_trainer.loops.default_tree import (
+    known_settings,
+    loops_of_trainer,
+    refuse_unnamed,
+    where_set,
+)
 from statemachine_trainer.loops.foreign_names import check_arguments
 from statemachine_trainer.loops.loop_errors import SettingError, UnknownArgument
 from statemachine_trainer.loops.plain import Loss, MakeOptimizer, PlainParts
@@ -84,6 +89,7 @@ class Trainer:
 
     Args:
         loop: The loop of `fit`. By default the default tree, built with the settings.
+        *unnamed: Not accepted: settings are given by name, model and data to `fit`.
         callbacks: A list of objects with `on_<state>` methods.
         checkpoints: When and where to write checkpoints. A folder means `Checkpoints(folder)`; None
             or False means no checkpoints.
@@ -123,7 +129,7 @@ class Trainer:
     def __init__(
         self,
         loop: Loop | None = None,
-        *,
+        *unnamed: Never,
         callbacks: Iterable[object] | None = (),
         checkpoints: Checkpoints | str | Path | Literal[False] | None = None,
         run: RunFolder | str | Path | bool | None = None,
@@ -143,6 +149,8 @@ class Trainer:
         matmul_precision: MatmulPrecision | None = None,
         **settings: Any,
     ) -> None:
+        if unnamed:
+            refuse_unnamed(loop, unnamed)
         loops = loops_of_trainer(loop, settings, Trainer)
         check_seed(seed, seed_samples)
         quick = self._quick = QuickChecks(fast_dev_run, overfit_batches)

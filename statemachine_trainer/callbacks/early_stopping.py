@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from statemachine_trainer.loops.loop_errors import LikelyMistake, MissingMetric
+from statemachine_trainer.loops.metrics.named import near_metric
 from statemachine_trainer.loops.settings_checks import flags, number, one_of, text, whole_number
-from statemachine_trainer.machine.errors import level_of_caller, suggest
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment
 
@@ -170,7 +171,7 @@ class EarlyStopping(HasSettings):
                 return None
             raise MissingMetric(
                 f"{type(self).__name__} monitors {self.monitor!r}, which was not logged up to "
-                f"{self.check!r}. {suggest(self.monitor, known)}"
+                f"{self.check!r}. {near_metric(self.monitor, known, validated=bool(context.validation))}"
             )
         # Earlier versions noted batches and steps alone.
         if self._looked_at in (measured, measured[1:]):

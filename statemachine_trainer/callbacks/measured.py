@@ -13,7 +13,8 @@ from statemachine_trainer.loops.base import in_training, loops_around
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import LikelyMistake, MissingMetric
 from statemachine_trainer.loops.metrics.fingerprint import fingerprint_of_weights
-from statemachine_trainer.machine.errors import level_of_caller, suggest
+from statemachine_trainer.loops.metrics.named import near_metric
+from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.ranks import Ranks
 from statemachine_trainer.snapshot import Best, Store
@@ -182,5 +183,9 @@ def refuse_unmeasured(context: Context, metrics: Iterable[str], until: str) -> N
     if metric is not None:
         raise MissingMetric(
             f"Retention keeps the best by {metric!r}, which was not logged up to {until}. "
-            f"{suggest(metric, {*context.results, *context.train_metrics})}"
+            + near_metric(
+                metric,
+                {*context.results, *context.train_metrics},
+                validated=bool(context.validation),
+            )
         )

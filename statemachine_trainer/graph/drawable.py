@@ -13,7 +13,7 @@ from statemachine_trainer.graph import dot
 from statemachine_trainer.graph.folding import fold
 from statemachine_trainer.graph.model import BadOption, GraphData, UnknownFormat, UnknownPath
 from statemachine_trainer.graph.style import DARK, LIGHT, THEMES, Palette, Style, Theme
-from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.errors import suggest, suggest_path
 
 SUFFIXES = {
     ".mmd": "mermaid",
@@ -240,7 +240,7 @@ def _heat_on(graph: GraphData, heat: Heat | None) -> Mapping[str, float]:
         first = next(iter(found))
         raise UnknownPath(
             f"heat= names no state of the graph {graph.name!r}; its first is {first!r}. "
-            f"{suggest(str(first), paths)}"
+            f"{suggest_path(str(first), paths)}"
         )
     return found
 

@@ -24,7 +24,7 @@ from statemachine_trainer.machine.errors import (
     StateMachineError,
     UnhandledEvent,
     UnknownLoop,
-    suggest,
+    suggest_path,
 )
 from statemachine_trainer.machine.keywords import refuses_unknown
 from statemachine_trainer.machine.loop import Loop
@@ -92,7 +92,7 @@ class Graph(GraphData, Drawable):
         found = [p for p in loops if p == path] or [p for p in loops if p.endswith(f".{path}")]
         if len(found) != 1:
             which = f"{len(found)} loops" if found else "no loop"
-            known = suggest(str(path), loops)
+            known = suggest_path(str(path), loops)
             raise UnknownLoop(f"The graph of {self.name!r} has {which} called {path!r}. {known}")
         if found[0] == self.root.path:
             return self

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from statemachine_trainer.machine.errors import StateMachineError as StateMachineError
-from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.machine.errors import suggest_path
 from statemachine_trainer.machine.loop import SEPARATOR as SEPARATOR
 from statemachine_trainer.machine.plan import END as END
 
@@ -158,7 +158,7 @@ class GraphData:
         if path is not None and path not in paths:
             raise UnknownPath(
                 f"The machine {self.name!r} has no state {path!r} to show as the running one. "
-                f"{suggest(path, paths)}"
+                f"{suggest_path(path, paths)}"
             )
         return replace(self, current=path)
 

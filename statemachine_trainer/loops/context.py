@@ -12,6 +12,7 @@ from torch import nn
 
 from statemachine_trainer.data import Feed
 from statemachine_trainer.intervals import Counts
+from statemachine_trainer.loops.metrics.named import NamedValues
 from statemachine_trainer.loops.metrics.sizes import batch_size_of
 from statemachine_trainer.loops.metrics.table import Metrics
 from statemachine_trainer.loops.slots import OptimizerSlot, Turns
@@ -300,7 +301,7 @@ class Context:
 
         Reading waits for the device.
         """
-        return {**self.results, **self._measured_now()}
+        return NamedValues({**self.results, **self._measured_now()})
 
     def measured_at(self, name: str) -> Measured | None:
         """Return when the newest value of a metric was measured; None if there is none.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
+
+from torch import nn
 
 from statemachine_trainer.loops import foreign_names
 from statemachine_trainer.loops.batch import BatchLoop
@@ -12,6 +14,7 @@ from statemachine_trainer.loops.evaluation import PredictionLoop, TestLoop, Vali
 from statemachine_trainer.loops.fit import FitLoop
 from statemachine_trainer.loops.loop_errors import SettingError, UnknownArgument
 from statemachine_trainer.loops.optimizer import OptimizerLoop
+from statemachine_trainer.machine.errors import LoopDefinitionError
 from statemachine_trainer.machine.keywords import refuse_keyword, settings_of
 from statemachine_trainer.machine.loop import Loop
 
@@ -58,8 +61,10 @@ def loops_of_trainer(
     Raises:
         UnknownArgument: A setting is unknown. The message offers the nearest names, the class that has
             such a setting, or our name for a setting of another trainer.
-        SettingError: A setting of the default tree was given with a loop.
+        SettingError: A setting of the default tree was given with a loop, or a model in place of the loop.
+        LoopDefinitionError: The loop works on batches that nobody would fetch.
     """
+    _check_loop(loop)
     _check_names(settings, trainer)
     own = {**_LOOPS["test"], **_LOOPS["predict"]}
     if loop is not None and (extra := sorted(set(settings) - set(own))):
@@ -69,6 +74,36 @@ def loops_of_trainer(
         )
     root = _default_tree(settings) if loop is None else loop
     return {"fit": root, **_evaluation_loops(settings)}
+
+
+def refuse_unnamed(loop: object, unnamed: tuple[object, ...]) -> NoReturn:
+    """Refuse what a trainer is given by place: settings without a name, or model and data.
+
+    Raises:
+        SettingError: Always.
+    """
+    _check_loop(loop)
+    kind = type(unnamed[0]).__name__
+    raise SettingError(
+        f"A trainer takes its loop without a name and nothing else, and was given a {kind} too. Name settings, such "
+        "as Trainer(max_epochs=3); model and data are given to fit: trainer.fit(model, loader)."
+    )
+
+
+def _check_loop(loop: object) -> None:
+    """Refuse what is no loop of a whole fit."""
+    kind = type(loop).__name__
+    if isinstance(loop, nn.Module):
+        raise SettingError(
+            f"Trainer({kind}): a trainer is made without the model. Give it to fit: "
+            "Trainer(max_epochs=3).fit(model, loader)."
+        )
+    if isinstance(loop, BatchLoop | OptimizerLoop):
+        place = "batch" if isinstance(loop, BatchLoop) else "optimizer"
+        raise LoopDefinitionError(
+            f"Trainer({kind}): that loop works on a batch, and nothing would fetch one. Put it into its place: "
+            f"trainer = Trainer(max_epochs=3); trainer.loop.replace({place}={kind}(...))."
+        )
 
 
 def _default_tree(settings: Mapping[str, Any]) -> FitLoop:
@@ -103,6 +138,13 @@ def _check_names(settings: Mapping[str, Any], trainer: type) -> None:
         if name in foreign_names.NOT_HERE:
             raise UnknownArgument(
                 f"There is no setting {name!r} here. {foreign_names.NOT_HERE[name]}. See docs/migration.md."
+            )
+        if isinstance(value, Loop) or (isinstance(value, type) and issubclass(value, Loop)):
+            kind = value.__name__ if isinstance(value, type) else type(value).__name__
+            paths = [path for path, _ in FitLoop().walk() if path]
+            raise UnknownArgument(
+                f"Trainer has no setting {name!r}, and takes a loop of a whole fit alone. Put {kind} into its place: "
+                f"trainer.loop.replace({name}={kind}(...)). Places: {', '.join(paths)}."
             )
         if name not in known_settings():
             refuse_keyword(trainer, name, value, settings_of(trainer), UnknownArgument)

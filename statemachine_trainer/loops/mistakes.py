@@ -16,7 +16,7 @@ from statemachine_trainer.loops.foreign_names import UNCALLED
 from statemachine_trainer.loops.loop_errors import LikelyMistake, OptimizerError
 from statemachine_trainer.loops.metrics.table import Metrics, UnknownMetric
 from statemachine_trainer.loops.slots import OptimizerSlot
-from statemachine_trainer.machine.errors import level_of_caller
+from statemachine_trainer.machine.errors import level_of_caller, suggest
 from statemachine_trainer.machine.keywords import settings_of
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.snapshot.kinds import is_users
@@ -117,7 +117,10 @@ def look_for_mistakes(context: Context, validation: object = None) -> None:
 
 
 def warn_of_misspelt_settings(root: Loop) -> None:
-    """Warn of attributes of loops that nobody reads, and that are nearly settings: `loop.max_epoch = 3`."""
+    """Warn of attributes of loops that nobody reads.
+
+    They are nearly settings, `loop.max_epoch = 3`, or loops without a place: `loop.epch = MyLoop()`.
+    """
     for path, loop in root.walk("fit"):
         kind = type(loop)
         known = sorted(settings_of(kind))
@@ -125,6 +128,13 @@ def warn_of_misspelt_settings(root: Loop) -> None:
             continue  # what it reads is known to its author alone
         for name in vars(loop):
             if name in known or name.startswith("_") or hasattr(kind, name):
+                continue
+            if isinstance(getattr(loop, name), Loop):
+                _warn(
+                    f"The {kind.__name__} at {path!r} has a loop as its attribute {name!r}, which is no place of it: "
+                    f"it never runs. {suggest(name, kind.places())}",
+                    MisspeltSetting,
+                )
                 continue
             near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
             if near and name not in _attributes_of_new(kind):

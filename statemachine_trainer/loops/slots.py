@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from statemachine_trainer.loops.loop_errors import LikelyMistake, MissingMetric, OptimizerError
-from statemachine_trainer.machine.errors import level_of_caller, suggest
+from statemachine_trainer.loops.metrics.named import near_metric
+from statemachine_trainer.machine.errors import level_of_caller
 
 _CONFIG_KEYS: Final = {"optimizer", "lr_scheduler", "frequency", "monitor"}
 _SCHEDULER_KEYS: Final = {
@@ -326,6 +327,11 @@ class Turns:
 class HasMetrics(Protocol):
     """The part of the context that schedulers need."""
 
+    @property
+    def validation(self) -> Sequence[object]:
+        """The validation loaders."""
+        ...
+
     def read_metrics(self) -> Mapping[str, float]:
         """Return the newest value of every metric."""
         ...
@@ -387,8 +393,8 @@ def _step_monitored(
     elif one.strict and interval == "epoch" and (due or one.interval == "step"):
         raise MissingMetric(
             f"The scheduler {one.name or type(one.scheduler).__name__} monitors {one.monitor!r}, "
-            f"which was not logged. {suggest(one.monitor, known)} With strict=False it is left "
-            "alone until there is a value."
+            f"which was not logged. {near_metric(one.monitor, known, validated=bool(metrics.validation))} With "
+            "strict=False it is left alone until there is a value."
         )
 
 

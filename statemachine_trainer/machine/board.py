@@ -378,9 +378,11 @@ def _warn_of_lost(one: Subscription, charts: Mapping[str, Signals]) -> None:
 
 def _suggest_state(name: str, charts: Mapping[str, Signals]) -> str:
     paths = {n.partition(":")[0] for signals in charts.values() for n in signals}
-    if SEPARATOR in name:
-        return suggest(name.partition(":")[0], paths)
-    return suggest(name.partition(":")[0], {path.rpartition(SEPARATOR)[2] for path in paths})
+    path = name.partition(":")[0]
+    if SEPARATOR in path and "*" not in path:
+        return suggest(path, paths)
+    last = path.rpartition(SEPARATOR)[2].strip("*")  # of a pattern: what follows the last dot
+    return suggest(last or path, {path.rpartition(SEPARATOR)[2] for path in paths})
 
 
 def _fits(path: str, pattern: str) -> bool:

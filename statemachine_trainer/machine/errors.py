@@ -166,6 +166,17 @@ def suggest(name: str, known: Iterable[str], *, cutoff: float | None = None) -> 
     return f"Known: {', '.join(names)}." if names else "There are none."
 
 
+def suggest_path(name: str, paths: Iterable[str]) -> str:
+    """Return what `suggest` does, for paths: a name without dots is compared with their ends."""
+    ends = {path.rpartition(".")[2]: path for path in sorted(paths, reverse=True)}
+    near = difflib.get_close_matches(name, ends, n=3, cutoff=0.5) if "." not in name else []
+    return (
+        suggest(name, paths)
+        if not near
+        else f"Did you mean {' or '.join(repr(ends[n]) for n in near)}?"
+    )
+
+
 # -- The line of user code that a warning names ---------------------------------------------------
 
 

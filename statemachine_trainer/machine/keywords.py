@@ -30,13 +30,16 @@ class HasSettings:
     """Base of public classes that take settings: a keyword that none of them takes is refused.
 
     Raises:
-        UnknownSetting: The message has the nearest names, and the class that has such a setting.
+        UnknownSetting: The message has the nearest names, and the class that has such a setting. Or a setting
+            was given without its name, and the class takes it by name alone.
     """
 
     __slots__ = ()
 
-    def __new__(cls, *_args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse unknown keywords, before Python does so with the name of an inner class."""
+        if args:
+            _check_places(cls, args)
         check_keywords(cls, kwargs)
         return super().__new__(cls)
 
@@ -53,6 +56,20 @@ def check_keywords(cls: type, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name not in taken:
             refuse_keyword(cls, name, value, taken)
+
+
+def _check_places(cls: type, args: tuple[Any, ...]) -> None:
+    """Refuse settings without a name where the class takes fewer so."""
+    code = getattr(cls.__init__, "__code__", None)  # type: ignore[misc]
+    if code is None or code.co_flags & inspect.CO_VARARGS or len(args) < code.co_argcount:
+        return
+    taken = code.co_argcount - 1
+    named = code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]
+    most = "no setting" if taken == 0 else f"{taken} setting{'s' * (taken > 1)}"
+    raise UnknownSetting(
+        f"{cls.__name__} takes {most} without a name, and {_shown(args[taken])} is one more. Name it"
+        + (f": {', '.join(f'{one}=' for one in named[:_FEW])}." if named else ".")
+    )
 
 
 def refuse_keyword(

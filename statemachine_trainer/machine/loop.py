@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Any, ClassVar, Never, Self, TypeVar, cast
 
 from statemachine_trainer.machine.declaration import Declared, declared_names, plain_text
 from statemachine_trainer.machine.errors import (
@@ -290,7 +290,9 @@ class Loop(HasSettings):
         """Replace the loop at a path below this one."""
         swap(self, {path: loop}, "reset")
 
-    def replace(self, *, state: StatePolicy = "reset", **loops: Loop | type[Loop]) -> None:
+    def replace(
+        self, *unnamed: Never, state: StatePolicy = "reset", **loops: Loop | type[Loop]
+    ) -> None:
         """Put other loops into places of this loop or of the loops inside it: all of them, or none.
 
         Loops that somebody put into the replaced loop are carried over into the places of the same
@@ -299,6 +301,7 @@ class Loop(HasSettings):
         holds for the places of the loops inside.
 
         Args:
+            *unnamed: Not accepted: a loop is given by the name of its place.
             state: What happens to the fields: "reset" (first values), "keep" (fields of the same
                 name are carried over) or a function of the old and the new loop.
             **loops: Name, or path in a dict (`replace(**{"epoch.batch": loop})`), and the new loop:
@@ -306,11 +309,18 @@ class Loop(HasSettings):
                 `__init__` takes.
 
         Raises:
+            PlaceNotNamed: A loop was given without the name of its place.
             UnknownLoop: There is no place of this name.
             CannotBuild: The class needs settings that the old loop does not have.
             LoopInUse: The running state is inside the replaced loop.
             LoopDefinitionError: The new tree is invalid. The old one stays in place.
         """
+        if unnamed:
+            paths = [_join(path, key) for path, loop in self.walk() for key in loop.places()]
+            raise PlaceNotNamed(
+                "replace() takes each loop by the name of its place: `replace(batch=MyLoop)`, or by a path, "
+                f"`replace(**{{'epoch.batch': MyLoop}})`. Places here: {', '.join(paths) or 'none'}."
+            )
         swap(self, loops, state)
 
     def check_fits(self, name: str, loop: object) -> None:

@@ -156,15 +156,39 @@ def _not_a_state(loop: Loop, name: str) -> str:
     value = getattr(cls, name, None)
     odd = value is not None and not isinstance(value, Place)
     found = f" (it is of type {type(value).__name__})" if odd else ""
+    if near := suggest(name, _possible_states(loop), cutoff=0.5):
+        return f"is neither a method nor a loop{found}. {near}"
     return (
-        f"is neither a method nor a loop{found}. {suggest(name, methods_of(cls))} If it is to be "
+        f"is neither a method nor a loop{found}. {suggest(name, _possible_states(loop))} If it is to be "
         f"a loop, give one: `{cls.__name__}({name}=...)`."
     )
 
 
-def methods_of(cls: type[Loop]) -> list[str]:
-    """Return the names of the methods that a class of loops adds to those of `Loop`."""
-    own = {n for c in cls.__mro__ if c not in (Loop, object) for n in c.__dict__}
+def _possible_states(loop: Loop) -> list[str]:
+    """Return the names that an unknown state may stand for: loops, states, and methods of the user."""
+    cls = type(loop)
+    # An unknown name has become a place of the class, with nothing in it.
+    names = declared_names([*loop.transitions, *loop.errors], getattr(cls, "initial", None))
+    states = [
+        name for name in names if name not in cls.places() and callable(getattr(cls, name, None))
+    ]
+    return [*loop.loops_inside(), *states, *methods_of(cls, users=True)]
+
+
+def methods_of(cls: type[Loop], *, users: bool = False) -> list[str]:
+    """Return the names of the methods that a class of loops adds to those of `Loop`.
+
+    Args:
+        cls: The class.
+        users: Leave out those of the loops of this package, whose helpers nobody means.
+    """
+    ours = __name__.partition(".")[0]
+    own = {
+        n
+        for c in cls.__mro__
+        if c not in (Loop, object) and not (users and c.__module__.partition(".")[0] == ours)
+        for n in c.__dict__
+    }
     return [
         n
         for n in own

@@ -7,7 +7,9 @@ import inspect
 from collections.abc import Callable, Iterable
 
 from statemachine_trainer.machine.declaration import (
+    Action,
     Answers,
+    Guard,
     Transition,
     is_transient,
     read_answers,
@@ -42,6 +44,7 @@ from statemachine_trainer.machine.plan import END, POSTED_EVENTS, LoopPlan, meth
 from statemachine_trainer.machine.signals import ENTER, EXIT
 
 _OF_THE_LIBRARY = ("state", "to_state")
+_IF_POSTED = "If it is posted from outside, list it in `posted`."
 
 
 def plan_tree(root: Loop, name: str) -> LoopPlan:
@@ -182,8 +185,7 @@ def _narrow_wildcards(plan: LoopPlan) -> None:
             given = {event for state in plan.states for event in plan.given_by(state)}
             raise ImpossibleEvent(
                 f"Loop {plan.path!r} ({plan.kind}) has a transition on {one.event!r} from '*', but "
-                f"no state of it gives that event. {suggest(one.event, given)} If it is posted "
-                "from outside, list it in `posted`."
+                f"no state of it gives that event. {suggest(one.event, given)} {_IF_POSTED}"
             )
     plan.transitions = kept
 
@@ -269,10 +271,7 @@ def _check_guards(plan: LoopPlan) -> None:
                 getattr(plan.loop, guard.test, None) if isinstance(guard.test, str) else guard.test
             )
             if not callable(test):
-                raise UnknownState(
-                    f"{what} is no method of {where}. "
-                    f"{suggest(str(guard.test), methods_of(type(plan.loop)))}"
-                )
+                raise UnknownState(f"{what} is no method of {where}. {_near_method(plan, guard)}")
             _check_call(test, f"{what} in {where}")
 
 
@@ -285,8 +284,7 @@ def _check_actions(plan: LoopPlan) -> None:
             name = action.work
             work = getattr(plan.loop, name, None) if isinstance(name, str) else name
             if not callable(work):
-                methods = [one for one in methods_of(type(plan.loop)) if one not in plan.states]
-                raise UnknownState(f"{what} is no method of {where}. {suggest(str(name), methods)}")
+                raise UnknownState(f"{what} is no method of {where}. {_near_method(plan, action)}")
             if name in plan.states:
                 raise MalformedTransition(
                     f"{what} in {where} is a state. A state does its work when the machine stands at it; "
@@ -295,6 +293,19 @@ def _check_actions(plan: LoopPlan) -> None:
             _check_call(work, f"{what} in {where}")
             if isinstance(name, str):
                 check_state(work, plan.loop, f"{plan.path}{SEPARATOR}{name}")
+
+
+def _near_method(plan: LoopPlan, what: Guard | Action) -> str:
+    """Return what the unknown name of a condition or an action may stand for, or how to write it."""
+    name = what.test if isinstance(what, Guard) else what.work
+    named = [str(one.test) for t in plan.transitions for one in t.guards]
+    named += [str(one.work) for t in plan.transitions for one in t.actions]
+    known = [one for one in named if callable(getattr(type(plan.loop), one, None))]
+    known += [one for one in methods_of(type(plan.loop), users=True) if one not in plan.states]
+    answer = "bool" if isinstance(what, Guard) else "None"
+    return suggest(str(name), known, cutoff=0.5) or (
+        f"Write it, `def {name}(self) -> {answer}: ...`, or give the function itself."
+    )
 
 
 def _check_entries(plan: LoopPlan) -> None:
@@ -315,9 +326,7 @@ def _check_events(plan: LoopPlan) -> None:
                 plan.origins.setdefault(event, origin)
     for one in plan.transitions:
         if not _can_occur(plan, one):
-            raise ImpossibleEvent(
-                f"{_why_not(plan, one)} If it is posted from outside, list it in `posted`."
-            )
+            raise ImpossibleEvent(_why_not(plan, one))
     allowed = plan.loop.outcomes
     if allowed and (surprise := sorted(set(plan.origins) - set(allowed))):
         raise UnhandledEvent(
@@ -333,16 +342,40 @@ def _check_errors(plan: LoopPlan) -> None:
     for one in plan.transitions:
         if one.error is None or one.source not in plan.states:
             continue
+        edge = f"The edge for {one.event} from {one.source!r} in loop {plan.path!r} ({plan.kind})"
         if one.dest is None:
-            lost = _transient_states(plan, one.source)
-        else:
-            lost = [] if one.dest in plan.inside else _transient_states(plan, one.dest)
-        if lost:
+            if lost := _transient_states(plan, one.source):
+                raise MalformedTransition(
+                    f"{edge} has no dest (None), so that the state that raised works again. "
+                    f"{lost[0]!r} cannot: it is transient, and what lives before it is gone when an exception is "
+                    f"raised. {_where_else(plan, one.source)}"
+                )
+        elif one.dest not in plan.inside and (lost := _transient_states(plan, one.dest)):
             raise MalformedTransition(
-                f"The edge for {one.event} from {one.source!r} in loop {plan.path!r} ({plan.kind}) leads "
-                f"to {lost[0]!r}, which is transient: what lives before that state is gone when an "
+                f"{edge} leads to {lost[0]!r}, which is transient: what lives before that state is gone when an "
                 "exception is raised. Lead to a state before it, at which a checkpoint can be taken."
             )
+
+
+def _where_else(plan: LoopPlan, source: str) -> str:
+    """Say where an error edge may lead that cannot go back to the state that raised."""
+    dests = [
+        repr(one)
+        for one in plan.states
+        if one != source and (one in plan.inside or not _transient_states(plan, one))
+    ]
+    inside = plan.inside.get(source)
+    if inside is None:
+        return f"Name a dest, a state before it: {' or '.join(dests)}."
+    again = [
+        repr(one)
+        for one in inside.states
+        if one in inside.answers and not _transient_states(inside, one)
+    ]
+    inner = (
+        f"; or write the edge to None in {inside.kind}, from {' or '.join(again)}" if again else ""
+    )
+    return f"Name a dest: '=' begins {source!r} anew, or {' or '.join(dests)}{inner}."
 
 
 def _transient_states(plan: LoopPlan, state: str) -> list[str]:
@@ -361,14 +394,33 @@ def _why_not(plan: LoopPlan, one: Transition) -> str:
     if inside is None:
         return (
             f"Loop {plan.path!r} ({plan.kind}) has a transition on {one.event!r} from "
-            f"{one.source!r}, but it never answers with that event. {suggest(one.event, given)}"
+            f"{one.source!r}, but it never answers with that event. {suggest(one.event, given)} {_IF_POSTED}"
+        )
+    place = _place_of_kind(type(plan.loop), type(inside.loop))
+    if place and place != one.source:
+        return (
+            f"{inside.kind} stands as {one.source!r} in {plan.kind} (loop {plan.path!r}), and is a loop for {place!r}: "
+            f"it never answers {one.event!r}. Put it there: `replace(**{{{place!r}: {inside.kind}(...)}})`."
         )
     ends = f"may end with {' or '.join(map(repr, given))}" if given else "never ends"
     return (
         f"{inside.kind} {ends}, and {plan.kind} (loop {plan.path!r}), in which it stands as "
         f"{one.source!r}, expects {one.event!r}: none of the states inside {inside.kind} gives "
-        f"that event. Let one of them answer {one.event!r}, with no transition on it in that loop."
+        f"that event. Let one of them answer {one.event!r}, with no transition on it in that loop. {_IF_POSTED}"
     )
+
+
+def _place_of_kind(outer: type[Loop], kind: type[Loop]) -> str:
+    """Return the path of the place below a class of loops for which a loop of a kind is made; "" if there is none."""
+    for name in outer.places():
+        declared = outer.declared(name)
+        if not (isinstance(declared, type) and issubclass(declared, Loop)):
+            continue
+        if issubclass(kind, declared):
+            return name
+        if inner := _place_of_kind(declared, kind):
+            return f"{name}{SEPARATOR}{inner}"
+    return ""
 
 
 def _check_order(plan: LoopPlan) -> None:

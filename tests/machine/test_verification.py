@@ -237,9 +237,14 @@ def test_a_name_that_is_neither_method_nor_loop_is_refused() -> None:
     class Misspelt(Pair):
         transitions = [["next", "first", "secnd"]]
 
-    refuse(
-        Misspelt(), UnknownState, "'secnd'", "'fit' (Misspelt)", "'second'", "Misspelt(secnd=...)"
-    )
+    refuse(Misspelt(), UnknownState, "'secnd'", "'fit' (Misspelt)", "Did you mean 'second'?")
+
+
+def test_a_name_like_none_of_the_loop_may_be_a_place_that_was_not_filled() -> None:
+    class Unfilled(Pair):
+        transitions = [["next", "first", "inner_part"]]
+
+    refuse(Unfilled(), UnknownState, "'inner_part'", "Known: ", "Unfilled(inner_part=...)")
 
 
 def test_an_unknown_initial_state_is_refused() -> None:

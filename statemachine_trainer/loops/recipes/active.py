@@ -26,6 +26,7 @@ from statemachine_trainer.loops.fresh_start import (
     withdraw_feeds,
 )
 from statemachine_trainer.loops.loop_errors import MissingMetric, SettingError
+from statemachine_trainer.loops.metrics.named import near_metric
 from statemachine_trainer.loops.recipes.acquisition import (
     RANDOM,
     Acquisition,
@@ -44,7 +45,6 @@ from statemachine_trainer.loops.recipes.labelling import (
     in_order,
 )
 from statemachine_trainer.loops.settings_checks import flags, function, whole_number
-from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.machine.fields import field
 from statemachine_trainer.machine.loop import Loop, place
 from statemachine_trainer.snapshot.rng import isolated_rng
@@ -399,7 +399,7 @@ class ActiveLearningLoop(TrainingLoop):
         name, least = self.target
         if name not in metrics:
             raise MissingMetric(
-                f"The target is {name!r}, which no fit has logged. {suggest(name, metrics)}"
+                f"The target is {name!r}, which no fit has logged. {near_metric(name, metrics)}"
             )
         return metrics[name] >= least
 
