@@ -121,8 +121,12 @@ def _find(
 
         return load_checkpoint(resume, misfit=misfit, mmap=mmap)
     except NotACheckpoint as error:
-        advice = '. The newest one of this trainer is resume="auto".' if _means_auto(resume) else ""
-        raise NoCheckpoint(f"{error}{advice}") from None
+        advice = (
+            'The newest one of this trainer is resume="auto".'
+            if _means_auto(resume)
+            else 'For a first start leave resume out; resume="auto" begins anew where there is no checkpoint yet.'
+        )
+        raise NoCheckpoint(f"{error} {advice}") from None
 
 
 def _means_auto(resume: str | PathLike[str]) -> bool:

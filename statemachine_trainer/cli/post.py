@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -23,6 +23,18 @@ class BadSetting(StateMachineError):
 
 _PATIENCE = 5.0
 """Seconds that a process has to answer."""
+
+_DOES: Final = {
+    "pause": "hold the run after its next boundary",
+    "step": "do the work of one state, in a run that is held",
+    "continue": "let a run that is held go on",
+    "validate": "validate before the next batch",
+    "checkpoint": "write a checkpoint at the next boundary at which one can be written",
+    "stop": "end the epoch with its validation, then the fit",
+    "end_epoch": "leave out the rest of the batches of this epoch",
+    "end_cycles": "end the run with the present cycle of its phases",
+}
+"""What becomes of an event, for those who look at what can be asked for."""
 
 _PULSE = 0.05
 """Seconds between two looks at what became of a request."""
@@ -194,10 +206,16 @@ def _print_possible(looks: dict[int, dict[str, Any]]) -> None:
         console.print(Text(printable(f"{who} {look['state']}{posted}")))
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, refusal in look["buttons"].items():
-            table.add_row(Text(name, style="dim" if refusal else "bold"), Text(refusal or ""))
+            table.add_row(
+                Text(name, style="dim" if refusal else "bold"), Text(refusal or _DOES[name])
+            )
         others = [one for one in look["events"] if one not in look["buttons"]]
         for name in others:
-            table.add_row(Text(printable(name), style="bold"), Text("an event of its chart"))
+            does = _DOES.get(name, "an event of its chart; `smt graph` shows which states take it")
+            table.add_row(Text(printable(name), style="bold"), Text(does))
+        table.add_row(
+            Text("set", style="bold"), Text("change settings, such as lr=1e-4; alone: list them")
+        )
         console.print(table)
 
 

@@ -19,13 +19,13 @@ from rich.text import Text
 
 from statemachine_trainer.debugging.debugger_errors import BadBreakpoint, BadExpression
 from statemachine_trainer.machine.driver import Until
-from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.errors import StateMachineError, suggest
 from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.trainer import Trainer
 
 HELP: Final = """\
-step            make one transition
+step [N]        make one transition, or N
 next            go on to the next state of this loop, over the loops inside
 out             go on until this loop is left
 continue        go on to the next breakpoint, or to the end
@@ -34,14 +34,32 @@ break           list the breakpoints
 break NAME [if EXPR]    stop there; break if EXPR stops anywhere
 clear N         remove a breakpoint
 rewind [N]      go N transitions back (1 unless told)
-info            where the run stands, and what may come next
+where           where the run stands, and what may come next; also info
 print EXPR      a Python expression: trainer, context, model, batch, loss, torch
 post EVENT      post an event, such as stop or validate
 graph [LOOP]    the states, the one about to run marked
 list            the source of the state about to run
+help [COMMAND]  this list, or a line of it
 quit            leave
 
 The first letter is enough (graph: g). An empty line does again what was done last."""
+
+_ALIASES: Final = {
+    **dict.fromkeys(("info", "backtrace", "bt"), "where"),
+    **dict.fromkeys(("finish", "return", "up"), "out"),
+    **dict.fromkeys(("run", "go"), "continue"),
+    **dict.fromkeys(("delete", "del"), "clear"),
+    "breakpoint": "break",
+    "breakpoints": "break",
+    "source": "list",
+    "pp": "print",
+    "?": "help",
+    "exit": "quit",
+}
+"""Words of other debuggers, and the command that does the same here."""
+
+_ALONE: Final = ("next", "out", "continue", "where", "list", "quit")
+"""Commands with nothing after them."""
 
 _LONGEST: Final = 4000
 """Characters of a value that are printed."""
@@ -72,7 +90,7 @@ class Session:
             "break": self._break,
             "clear": self._clear,
             "rewind": self._rewind,
-            "info": self._info,
+            "where": self._where,
             "print": self._print,
             "post": self._post,
             "graph": self._graph,
@@ -89,20 +107,39 @@ class Session:
         """
         line = line.strip() or self._last
         self._last = line
-        word, _, rest = line.partition(" ")
-        if not word:
+        if not line:
             return True
-        if "quit".startswith(word) or word == "exit":
-            return False
-        command = next((do for name, do in self._commands.items() if name.startswith(word)), None)
+        word, _, rest = line.partition(" ")
+        rest = rest.strip()
+        name = self._named(word)
         try:
-            if command is None:
-                self._say(f"There is no command {word!r}; try help.", "red")
+            if name is None:
+                self._say(f"There is no command {word!r}. {self._meant(line)}", "red")
+            elif rest and name in _ALONE:
+                self._say(f"{name} takes nothing after it: {rest!r}. Try help {name}.", "red")
+            elif name == "quit":
+                return False
             else:
-                command(rest.strip())
+                self._commands[name](rest)
         except StateMachineError as error:
             self._say(f"{type(error).__name__}: {error}", "red")
         return True
+
+    def _named(self, word: str) -> str | None:
+        """Return the command that a word, or its beginning, stands for; None if there is none."""
+        if word in _ALIASES:
+            return _ALIASES[word]
+        names = ("quit", *self._commands, *_ALIASES)
+        found = next((name for name in names if name.startswith(word)), None)
+        return None if found is None else _ALIASES.get(found, found)
+
+    def _meant(self, line: str) -> str:
+        """Say what may be meant by a line that begins with no command."""
+        near = suggest(line.split()[0], [*self._commands, "quit"], cutoff=0.6)
+        names = self._names()
+        if not near and line.split(".")[0].split("[")[0].split("(")[0].strip() in names:
+            near = f"To see a value: print {line}."
+        return near or "help lists them."
 
     def greet(self) -> None:
         """Print where the run stands."""
@@ -110,8 +147,18 @@ class Session:
 
     # -- moving ----------------------------------------------------------------------------------
 
-    def _step(self, _rest: str) -> None:
-        self._guard(self._trainer.step)
+    def _step(self, rest: str) -> None:
+        if rest and not (rest.isdecimal() and int(rest)):
+            raise BadExpression(f"step {rest}: say how many transitions, such as step 3.")
+        trainer = self._trainer
+
+        def transitions() -> None:
+            for number in range(int(rest or 1)):
+                if number and (trainer.path is None or trainer.stopped_at is not None):
+                    return
+                trainer.step()
+
+        self._guard(transitions)
         self._tell_place()
 
     def _next(self, _rest: str) -> None:
@@ -128,11 +175,24 @@ class Session:
     def _until(self, rest: str) -> None:
         if not rest:
             raise BadBreakpoint("Say until what: until validation.")
-        self._run(rest)
+        trainer, came = self._trainer, []
+        trainer.breakpoints.check_reachable(rest, "until")
+        watch = trainer.board.watch(rest, lambda: came.append(True))
+        try:
+            self._run(rest)
+        finally:
+            watch.cancel()
+        if trainer.path is None and not came:
+            self._say(f"{rest} did not come before the end.", "red")
 
     def _run(self, until: Until) -> None:
+        stood = self._trainer.path is not None
         self._guard(lambda: self._trainer.run(until))
         self._tell_place()
+        if stood and self._trainer.path is None:
+            for one in self._trainer.breakpoints:
+                if not one.hits:
+                    self._say(f"Breakpoint {one.number} was never met: {one}.")
 
     def _rewind(self, rest: str) -> None:
         if rest and not rest.isdecimal():
@@ -175,10 +235,14 @@ class Session:
 
     # -- looking ---------------------------------------------------------------------------------
 
-    def _info(self, _rest: str) -> None:
+    def _where(self, _rest: str) -> None:
         self._say(str(self._trainer.where()))
 
     def _print(self, rest: str) -> None:
+        if not rest:
+            raise BadExpression(
+                f"Say what to print: print loss. Known: {', '.join(self._names())}."
+            )
         text = repr(self._value(_compiled(rest)))
         self._say(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
 
@@ -206,16 +270,28 @@ class Session:
         else:  # a file or another program gets each line whole
             self._say(source.rstrip("\n"))
 
-    def _help(self, _rest: str) -> None:
-        self._say(HELP)
+    def _help(self, rest: str) -> None:
+        name = self._named(rest) if rest else None
+        lines = [line for line in HELP.splitlines() if line.split(" ")[0] == name]
+        if rest and not lines:
+            self._say(f"There is no command {rest!r}. {self._meant(rest)}", "red")
+        else:
+            self._say("\n".join(lines) or HELP)
 
     # -- parts -----------------------------------------------------------------------------------
 
     def _value(self, code: Any) -> Any:
         """Evaluate an expression. Users of a debugger can run any Python code."""
+        try:
+            return eval(code, self._names())
+        except Exception as error:
+            raise BadExpression(f"{code.co_filename}: {type(error).__name__}: {error}") from error
+
+    def _names(self) -> dict[str, Any]:
+        """Return what an expression sees."""
         trainer = self._trainer
         context = trainer.driver.context
-        names = {
+        return {
             "torch": torch,
             "trainer": trainer,
             "t": trainer,
@@ -224,10 +300,6 @@ class Session:
             "batch": getattr(context, "batch", None),
             "loss": trainer.loss,
         }
-        try:
-            return eval(code, names)
-        except Exception as error:
-            raise BadExpression(f"{code.co_filename}: {type(error).__name__}: {error}") from error
 
     def _tell_place(self) -> None:
         lines = str(self._trainer.where()).splitlines()

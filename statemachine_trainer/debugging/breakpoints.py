@@ -109,13 +109,8 @@ class Breakpoints:
                 "breakpoint(when=lambda trainer: trainer.loss > 10)."
             )
         place = ANYWHERE if name is None else name
-        board, root = self._driver.board, self._driver.name
-        found = [signal.name.partition(":")[0] for signal in board.resolve(place)]
-        if not any(self.concerns(path) for path in found):
-            raise BadBreakpoint(
-                f"A breakpoint at {place!r} is never met: that is {found[0]!r}, and only {root!r} "
-                "can be stepped."
-            )
+        board = self._driver.board
+        self.check_reachable(place)
         if when is not None and not text:
             text = getattr(when, "__qualname__", repr(when)).rpartition(".")[2]
         made = Breakpoint(self, self._made + 1, place, when, once=once, text=text)
@@ -125,6 +120,24 @@ class Breakpoints:
         if self._remove_probe is None:
             self._remove_probe = self._driver.instrument(self._leave)
         return made
+
+    def check_reachable(self, name: str, what: str = "A breakpoint at") -> None:
+        """Refuse the name of a signal that this fit never fires.
+
+        Args:
+            name: Name of a signal.
+            what: What it was given for.
+
+        Raises:
+            BadBreakpoint: It is a signal of another machine, such as that of `test`.
+            UnknownSignal: Nothing has this name.
+        """
+        found = [s.name.partition(":")[0] for s in self._driver.board.resolve(name)]
+        if not any(self.concerns(path) for path in found):
+            raise BadBreakpoint(
+                f"{what} {name!r} is never met: that is {found[0]!r}, and only {self._driver.name!r} "
+                "can be stepped."
+            )
 
     def remove(self, which: Breakpoint | int) -> None:
         """Remove a breakpoint, or the one of a number.

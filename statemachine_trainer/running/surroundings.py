@@ -11,7 +11,7 @@ import torch
 from statemachine_trainer.control.ownership import FolderInUse, Ownership
 from statemachine_trainer.loops.base import take_limits
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.metrics.log import log, logging_to
+from statemachine_trainer.loops.metrics.log import log, log_dict, logging_to
 from statemachine_trainer.loops.ranks_compared import check_environment
 from statemachine_trainer.machine.driver import Driver
 from statemachine_trainer.machine.errors import NotStarted
@@ -68,8 +68,8 @@ class Surroundings:
     def in_charge(self, driver: Driver) -> Iterator[None]:
         """Context manager around every run: logging, gradients, switches of torch, clock and limits.
 
-        Within the block `log` writes to the run, also as `self.log` in a model without such a
-        method. Gradients are on, and the clock of the run is running. The limits are read from the
+        Within the block `log` and `log_dict` write to the run, also as `self.log` and `self.log_dict` in a model
+        without such a method. Gradients are on, and the clock of the run is running. The limits are read from the
         loops, because they may have changed in a pause.
 
         Args:
@@ -79,9 +79,10 @@ class Surroundings:
             NotStarted: Nothing was started.
         """
         context = _begun(driver)
-        lends = not hasattr(context.model, "log")
-        if lends:
-            context.model.__dict__["log"] = log
+        # A name that the model has already, be it a layer or a method, is the model's.
+        lent = [one for one in (log, log_dict) if not hasattr(context.model, one.__name__)]
+        for one in lent:
+            context.model.__dict__[one.__name__] = one
         take_limits(driver.root, driver.path, context)
         context.start_clock()
         try:
@@ -100,8 +101,8 @@ class Surroundings:
             raise
         finally:
             context.stop_clock()
-            if lends:
-                context.model.__dict__.pop("log", None)
+            for one in lent:
+                context.model.__dict__.pop(one.__name__, None)
 
     @contextmanager
     def taking_folder(self, *, anew: bool) -> Iterator[None]:

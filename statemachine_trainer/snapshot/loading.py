@@ -44,7 +44,10 @@ def load_checkpoint(
     if path.is_dir() and not (path / MANIFEST).exists():
         newest = Store(path).newest(misfit=misfit, mmap=mmap)
         if newest is None:
-            raise NotACheckpoint(f"There is no checkpoint in {str(path)!r}.")
+            raise NotACheckpoint(
+                f"There is no checkpoint in {str(path)!r}. Name the folder of a run that wrote some, as "
+                "Trainer(checkpoints=...) does, or of one checkpoint in it."
+            )
         return newest
     loaded = Store(path.parent).load(path, mmap=mmap)
     why = None if misfit is None else misfit(loaded)

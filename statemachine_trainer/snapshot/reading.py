@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import torch
 from torch import Tensor
 
+from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.snapshot import codec, strictjson, tensor_file
 from statemachine_trainer.snapshot.checkpoint_folder import (
     FORMAT,
@@ -123,7 +124,7 @@ def read_manifest(files: FileSystem, folder: Path) -> Manifest:
     if not folder.is_dir():
         raise NotACheckpoint(_why_not_a_folder(folder))
     if MANIFEST not in files.names(folder):
-        raise NotACheckpoint(f"{folder} is no checkpoint: it has no {MANIFEST}; name one that has")
+        raise NotACheckpoint(f"{folder} is no checkpoint: it has no {MANIFEST}. Name one that has.")
     text = _read_whole(files, path, None)
     opening, body = text[:OPENING_SIZE], text[OPENING_SIZE:]
     if opening != opening_of(body):
@@ -136,14 +137,29 @@ def read_manifest(files: FileSystem, folder: Path) -> Manifest:
 
 
 def _why_not_a_folder(path: Path) -> str:
+    if path.is_file() and (path.parent / MANIFEST).is_file():
+        return f"{path} is one file of a checkpoint, which is a folder. Name that: {path.parent}."
     if path.is_file():
         return (
-            f"{path} is a file, and a checkpoint is a folder; if it is one of torch.save, it holds "
-            f"a pickle, which can run code when opened and is not read here"
+            f"{path} is a file, and a checkpoint is a folder. If it is one of torch.save, it holds a pickle, which "
+            "can run code when opened and is not read here. Load it in the script: "
+            "model.load_state_dict(torch.load(path))."
         )
     if not path.exists():
-        return f"There is no checkpoint at {path}: no such folder exists"
-    return f"There is no checkpoint at {path}"
+        return f"There is no checkpoint at {path}: no such folder exists. {_near_folder(path)}"
+    return (
+        f"There is no checkpoint at {path}. Name the folder of a run, or of one checkpoint in it."
+    )
+
+
+def _near_folder(path: Path) -> str:
+    """Return which folder may be meant by the path of one that does not exist."""
+    try:
+        beside = [one.name for one in path.parent.iterdir() if one.is_dir()]
+    except OSError:
+        beside = []
+    near = suggest(path.name, beside, cutoff=0.6)
+    return near or "Name the folder of a run, or of one checkpoint in it."
 
 
 def _parse_manifest(path: Path, content: Json) -> Manifest:

@@ -80,7 +80,10 @@ def test_where_there_is_none_the_error_says_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     torch.save({}, tmp_path / "pickle.pt")
     for place, message in (
-        (tmp_path / "nowhere", "There is no checkpoint at .*nowhere: no such folder"),
+        (
+            tmp_path / "nowhere",
+            "There is no checkpoint at .*nowhere: no such folder.*leave resume out",
+        ),
         (tmp_path / "empty", "There is no checkpoint in"),
         (tmp_path / "pickle.pt", "pickle"),
         ("latest", 'is resume="auto"'),

@@ -82,14 +82,16 @@ def test_without_an_event_it_tells_what_can_be_asked_for(folder: Path) -> None:
     answer(folder, "pause")
     lines = [line.split(maxsplit=1) for line in answer(folder).splitlines()]
     assert lines[0][0] == "Held"
-    told = {words[0]: " ".join(words[1:]) for words in lines[1:]}
+    told = {words[0]: " ".join(words[1:]).strip() for words in lines[1:]}
     assert [*told] == [
         *("pause", "step", "continue", "validate", "checkpoint", "stop"),
-        "end_epoch",
+        *("end_epoch", "set"),
     ]
     assert told["pause"] == "The run is held already."
-    assert told["step"] == ""
-    assert told["end_epoch"] == "an event of its chart"
+    assert told["step"] == "do the work of one state, in a run that is held"
+    assert told["end_epoch"] == "leave out the rest of the batches of this epoch"
+    assert told["set"].startswith("change settings, such as lr=1e-4")
+    assert all(told.values())
     answer(folder, "continue")
 
 

@@ -228,6 +228,71 @@ def test_expressions_see_what_is_in_flight(talk: Talk) -> None:
     assert talk("print list(range(10**4))").rstrip().endswith("...")
 
 
+def test_where_tells_the_same_as_info_and_words_of_other_debuggers_are_known(talk: Talk) -> None:
+    talk("until backward")
+    assert talk("where") == talk("info") == talk("w") == talk("bt")
+    assert "def backward" in talk("source")
+    assert talk("pp loss > 0").strip() == "True"
+    talk("break batch_end")
+    assert "No breakpoints." in talk("delete 1", "break")
+    assert "before fit.epoch.batch.batch_split" in talk("finish")
+    assert "ended with fit_done" in talk("cont")
+
+
+def test_a_goal_that_never_comes_is_told(talk: Talk) -> None:
+    assert "Nothing is called 'validaton'. Did you mean 'validation'" in talk("until validaton")
+    assert "until 'test' is never met: that is 'test', and only 'fit' can be stepped." in talk(
+        "until test"
+    )
+    told = talk("until fetch:timeout")
+    assert "ended with fit_done" in told
+    assert told.rstrip().endswith("fetch:timeout did not come before the end.")
+
+
+def test_a_goal_that_comes_with_the_last_transition_has_come(talk: Talk) -> None:
+    told = talk("until fit_end:exit")
+    assert "ended with fit_done" in told
+    assert "did not come" not in told
+
+
+def test_a_goal_is_not_missed_where_the_run_stops_before(talk: Talk) -> None:
+    told = talk("break backward", "until fetch:timeout")
+    assert "stopped at breakpoint 1" in told
+    assert "did not come" not in told
+
+
+def test_a_breakpoint_that_was_never_met_is_told_at_the_end(talk: Talk) -> None:
+    told = talk("break fetch:timeout", "continue")
+    assert "Breakpoint 1 was never met: fetch:timeout." in told
+    assert "NotStarted" in talk("continue")
+
+
+def test_several_steps_are_made_at_once_and_end_at_a_breakpoint(talk: Talk) -> None:
+    talk("until batch_start")
+    assert "before fit.epoch.batch.optimizer.backward" in talk("step 3")
+    assert "stopped at breakpoint 1" in talk("break batch_end", "step 1000")
+    assert "say how many transitions" in talk("step far")
+    assert "ended with fit_done" in talk("clear 1", "step 100000")
+
+
+def test_what_stands_after_a_command_that_takes_nothing_is_told(talk: Talk) -> None:
+    for name in ("next", "out", "continue", "where", "list", "quit"):
+        assert f"{name} takes nothing after it: 'far'. Try help {name}." in talk(f"{name} far")
+    assert "Say what to print: print loss. Known: " in talk("print")
+
+
+def test_help_is_given_for_one_command_and_a_wrong_word_gets_a_hint(talk: Talk) -> None:
+    assert talk("help rewind").strip().startswith("rewind [N]")
+    assert [line.split("  ")[0] for line in talk("help break").splitlines()] == [
+        "break",
+        "break NAME [if EXPR]",
+    ]
+    assert talk("?") == talk("help")
+    assert "There is no command 'contniue'. Did you mean 'continue'?" in talk("contniue")
+    assert "To see a value: print trainer.epoch." in talk("trainer.epoch")
+    assert "help lists them" in talk("jump")
+
+
 def test_info_tells_where_the_run_stands_and_what_may_come_next(talk: Talk) -> None:
     talk("until fetch", "post stop")
     told = talk("info")

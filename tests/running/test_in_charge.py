@@ -57,6 +57,56 @@ def test_a_model_that_has_log_keeps_its_own() -> None:
     assert trainer.metrics == {}
 
 
+class LoggingSeveral(Model):
+    """Logs by `self.log_dict`, which a plain module does not have either."""
+
+    log_dict: Any
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+        self.log_dict({"size": float(len(batch)), "largest": batch.max()}, reduce="max")
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_model_is_lent_log_dict_too_and_keeps_one_of_its_own() -> None:
+    class Own(LoggingSeveral):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mine: list[dict[str, Any]] = []
+            self.log_dict = lambda values, **_settings: self.mine.append(values)
+
+    trainer, model = make_trainer(), LoggingSeveral()
+    trainer.fit(model, numbered(3), until="epoch_end")
+    assert trainer.metrics == {"size": 2.0, "largest": 2.0}
+    assert not hasattr(model, "log_dict")
+    trainer.run()
+    assert "log_dict" not in vars(model)
+    trainer, own = make_trainer(), Own()
+    trainer.fit(own, numbered(1))
+    assert [[*one] for one in own.mine] == [["size", "largest"]]
+    assert trainer.metrics == {}
+
+
+@pytest.mark.parametrize("taken", ["log", "log_dict"])
+def test_a_layer_of_the_name_of_one_stays_and_the_other_is_lent(taken: str) -> None:
+    other = "log_dict" if taken == "log" else "log"
+
+    class Both(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(taken, torch.nn.Identity())
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+            lent = getattr(self, other)
+            lent({"size": 2.0}) if other == "log_dict" else lent("size", 2.0)
+            return super().training_step(batch, batch_idx)
+
+    trainer, model = make_trainer(), Both()
+    trainer.fit(model, numbered(1))
+    assert trainer.metrics == {"size": 2.0}
+    assert isinstance(getattr(model, taken), torch.nn.Identity)
+    assert not hasattr(model, other)
+
+
 def test_between_two_moments_nobody_is_in_charge() -> None:
     trainer = make_trainer()
     for moment in trainer.moments(Logging(), numbered(1)):

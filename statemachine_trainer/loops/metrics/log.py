@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from torch import Tensor
 
 from statemachine_trainer.loops.foreign_names import check_arguments
-from statemachine_trainer.loops.loop_errors import TrainingError
+from statemachine_trainer.loops.loop_errors import BadMetricValue, TrainingError
 from statemachine_trainer.loops.metrics.numbers import LogSettings, Shown
 from statemachine_trainer.loops.metrics.table import Metrics, is_metric
 
@@ -65,6 +65,7 @@ def log(name: str, value: Any, *, batch_size: int | None = None, **settings: Any
 
     Raises:
         NotLogging: No run is going on.
+        BadMetricValue: The name is no text, or the value is no number.
         UnknownArgument: There is no such setting.
     """
     target = _current.get()
@@ -78,8 +79,20 @@ def log(name: str, value: Any, *, batch_size: int | None = None, **settings: Any
         del settings["reduce"]  # it is that anyway
     # The usual kind first, by a short way: this is called in every batch.
     usual = not settings or _SHOWN.issuperset(settings)
-    if usual and table.take(name + target.log_suffix, value, batch, batch_size):
+    try:
+        full = name + target.log_suffix
+    except TypeError:
+        raise _no_name(name) from None
+    if usual and table.take(full, value, batch, batch_size):
         return
+    if not name:
+        raise _no_name(name)
+    if settings.get("on_epoch") is False and not (
+        settings.get("on_step") or settings.get("prog_bar")
+    ):
+        raise BadMetricValue(
+            f"log({name!r}, ..., on_epoch=False) would be kept nowhere. Say on_step=True, or leave on_epoch out."
+        )
     if (
         batch_size is None
         and batch is not None
@@ -88,14 +101,35 @@ def log(name: str, value: Any, *, batch_size: int | None = None, **settings: Any
     ):
         batch_size = table.weight_of(batch, name)
     try:
-        table.log(name + target.log_suffix, value, batch_size=batch_size, **settings)
+        table.log(full, value, batch_size=batch_size, **settings)
     except TypeError:  # asked only now, because this is called at each batch
         unknown = {one: settings[one] for one in settings.keys() - _SETTINGS}
         check_arguments("log", unknown, _SETTINGS)
         raise
 
 
+def _no_name(given: object) -> BadMetricValue:
+    """Make the error of a metric whose name is no text, such as where name and value are exchanged."""
+    shown = repr(given) if isinstance(given, str | int | float) else f"a {type(given).__name__}"
+    return BadMetricValue(
+        f"log() was given {shown} as the name of a metric. The name comes first: log('loss', loss)."
+    )
+
+
 def log_dict(values: Mapping[str, Any], **settings: Any) -> None:
-    """Log several metrics at once; see `log`."""
+    """Log several metrics at once; see `log`.
+
+    Args:
+        values: The metrics by name.
+        **settings: Those of `log`, for each of them.
+
+    Raises:
+        BadMetricValue: What was given is no dict.
+    """
+    if not isinstance(values, Mapping):
+        raise BadMetricValue(
+            f"log_dict() was given a {type(values).__name__}. Give a dict of metrics by name: "
+            "log_dict({'loss': loss, 'accuracy': accuracy})."
+        )
     for name, value in values.items():
         log(name, value, **settings)
