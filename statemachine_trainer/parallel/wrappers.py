@@ -164,8 +164,14 @@ class PlainNames:
         state = self._model.state_dict()
         return self._renamed(state) if self._inner else state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], instead: Mapping[str, Any] | None = None
+    ) -> None:
         """Load what `state_dict` returned, of this model or of one with other wrappers.
+
+        Args:
+            state: What it returned.
+            instead: Weights to be loaded in the place of those of the same name.
 
         Raises:
             RuntimeError: It does not fit; see `torch.nn.Module.load_state_dict`.
@@ -173,7 +179,10 @@ class PlainNames:
         own = self._model.state_dict()
         here = {self.of(name): name for name in own}
         moved = {name: one for name, one in own.items() if is_lazy(one)}  # in no saved state
-        moved.update((here.get(name, name), value) for name, value in self.known(state).items())
+        moved.update(
+            (here.get(name, name), value)
+            for name, value in {**self.known(state), **(instead or {})}.items()
+        )
         metadata = getattr(state, _METADATA, None)
         if metadata is not None:
             # With the versions of modules torch tells old forms of their states.

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from statemachine_trainer.parallel.cut_up import local_of
 from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.snapshot.copying import copy_large, has_large
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 from statemachine_trainer.snapshot.tensor_file import plain_bytes
 
@@ -102,7 +103,7 @@ def load_module_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
         raise _of_another_model(module, differences)
     _unfold_buffers(module)
     try:
-        names.load_state_dict(weights)
+        names.load_state_dict(weights, _copied_before(module, saved))
     except RuntimeError as error:
         raise _of_another_model(
             module, [text for _, text in _differences(own, saved)] or [str(error)]
@@ -111,6 +112,15 @@ def load_module_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
     changed = [text for _, text in _differences(names.state_dict(), saved, shared_only=True)]
     if changed:
         raise _of_another_model(module, changed)
+
+
+def _copied_before(module: nn.Module, saved: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Copy large weights into a module where loading them does nothing else, and takes longer.
+
+    Returns:
+        Those weights of the module: torch sees that there is nothing to copy from a tensor to itself.
+    """
+    return copy_large(copied_when_loaded(module), saved) if has_large(saved) else {}
 
 
 def copied_when_loaded(module: nn.Module) -> dict[str, torch.Tensor]:

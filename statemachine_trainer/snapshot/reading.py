@@ -5,20 +5,19 @@ What the files are, and how they are written: `checkpoint_folder`.
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from statemachine_trainer.machine.errors import suggest
 from statemachine_trainer.snapshot import codec, strictjson, tensor_file
+from statemachine_trainer.snapshot.checked_file import CheckedFile
 from statemachine_trainer.snapshot.checkpoint_folder import (
     FORMAT,
     FORMAT_IN_PARTS,
@@ -30,9 +29,6 @@ from statemachine_trainer.snapshot.checkpoint_folder import (
     TENSORS,
     FileEntry,
     Manifest,
-    checksum_text,
-    crc32,
-    crc32_combine,
     opening_of,
 )
 from statemachine_trainer.snapshot.filesystem import FileSystem, LocalFileSystem
@@ -45,17 +41,13 @@ from statemachine_trainer.snapshot.snapshot_errors import (
     Unreadable,
 )
 from statemachine_trainer.snapshot.strictjson import Json
-from statemachine_trainer.snapshot.threads import Worker
 
 if TYPE_CHECKING:
     from statemachine_trainer.snapshot.mapped_weights import MappedWeights
 
 _SHARD = re.compile(r"shard-\d{1,9}\.safetensors")
 _LIMITS = {MANIFEST: MANIFEST_LIMIT, STATE: STATE_LIMIT}
-_HALF = 2 << 20  # below this a second thread costs more than it saves
 _PIECE = 8 << 20
-
-_NOT_DAMAGE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def read(
@@ -110,7 +102,7 @@ def check(files: FileSystem, folder: Path) -> Manifest:
         manifest = read_manifest(files, folder)
         _check_names(files, folder, manifest)
         for name, entry in manifest.files.items():
-            with _CheckedFile(files, folder / name) as reading:
+            with CheckedFile(files, folder / name) as reading:
                 reading.check_size(entry.size)
         return manifest
 
@@ -233,7 +225,7 @@ def _check_names(files: FileSystem, folder: Path, manifest: Manifest) -> None:
 
 def _read_whole(files: FileSystem, path: Path, entry: FileEntry | None) -> bytes:
     """A file of JSON; without `entry` (the manifest itself) its checksum is looked at later."""
-    with _CheckedFile(files, path) as reading:
+    with CheckedFile(files, path) as reading:
         if entry is not None:
             reading.check_size(entry.size)
         if reading.size > _LIMITS[path.name]:
@@ -259,14 +251,15 @@ def _parsed(path: Path, state: bytes) -> Json:
 def _read_tensors(
     files: FileSystem, path: Path, entry: FileEntry, mapped: MappedWeights | None
 ) -> dict[str, Tensor]:
-    with _CheckedFile(files, path) as reading:
+    with CheckedFile(files, path) as reading:
         reading.check_size(entry.size)
         with _damaged_tensors(path):
             if mapped is None:
-                tensors = tensor_file.read(reading.file, reading.size, reading.seen)
+                lend = None
             else:
                 mapped.open(reading.file, path, entry.size)
-                tensors = tensor_file.read(reading.file, reading.size, reading.seen, mapped.lend)
+                lend = mapped.lend
+            tensors = tensor_file.read(reading.file, reading.size, reading.seen, lend, reading.fill)
         reading.check_sum(entry.checksum)
         return tensors
 
@@ -280,7 +273,7 @@ def _damaged_tensors(path: Path) -> Iterator[None]:
 
 
 def _check_content(files: FileSystem, path: Path, entry: FileEntry) -> None:
-    with _CheckedFile(files, path) as reading:
+    with CheckedFile(files, path) as reading:
         reading.check_size(entry.size)
         while piece := reading.file.read(_PIECE):
             reading.seen(piece)
@@ -317,7 +310,7 @@ def tensors_in(files: FileSystem, path: Path) -> dict[str, tuple[torch.dtype, tu
 
     Raises: as `read`
     """
-    with _reading(path), _CheckedFile(files, path) as reading, _damaged_tensors(path):
+    with _reading(path), CheckedFile(files, path) as reading, _damaged_tensors(path):
         return tensor_file.describe(reading.file, reading.size)
 
 
@@ -326,70 +319,5 @@ def read_tensors(files: FileSystem, path: Path, names: Collection[str]) -> dict[
 
     Raises: as `read`
     """
-    with _reading(path), _CheckedFile(files, path) as reading, _damaged_tensors(path):
+    with _reading(path), CheckedFile(files, path) as reading, _damaged_tensors(path):
         return tensor_file.read_some(reading.file, reading.size, names)
-
-
-class _CheckedFile:
-    """An open file, whose every failure is the damage of that file."""
-
-    def __init__(self, files: FileSystem, path: Path) -> None:
-        self._files = files
-        self._path = path
-        self._sum = 0
-        self._worker = Worker("checkpoint-checksum")
-
-    def __enter__(self) -> _CheckedFile:
-        try:
-            self.file: BinaryIO = self._files.open(self._path)
-        except OSError as error:
-            self._explain(error)
-            raise
-        self.size = self.file.seek(0, 2)
-        self.file.seek(0)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._worker.close()
-        self.file.close()
-        if isinstance(error, OSError):
-            self._explain(error)
-
-    def _explain(self, error: OSError) -> None:
-        if error.errno == errno.ENOENT:
-            raise Damaged(self._path, "it is missing") from None
-        if error.errno == errno.ELOOP:
-            raise Damaged(self._path, "it is a link, and only regular files are read") from None
-        if error.errno not in _NOT_DAMAGE:
-            raise Damaged(self._path, f"it cannot be read ({error.strerror or error})") from error
-
-    def seen(self, data: bytes | bytearray | memoryview) -> None:
-        """Add to the checksum; of a long piece a thread takes the second half."""
-        half = len(data) // 2
-        if crc32_combine is None or half < _HALF:
-            self._sum = crc32(data, self._sum)
-            return
-        view = memoryview(data)
-        try:
-            later = self._worker.submit(crc32, view[half:])
-        except RuntimeError:  # no thread is to be had
-            self._sum = crc32(data, self._sum)
-            return
-        first = crc32(view[:half], self._sum)
-        self._sum = crc32_combine(first, later.result(), len(view) - half)
-
-    def check_size(self, size: int) -> None:
-        if self.size != size:
-            raise Damaged(self._path, f"it has {self.size} bytes, and {size} were written")
-
-    def check_sum(self, checksum: str) -> None:
-        if checksum_text(self._sum) != checksum:
-            raise Damaged(
-                self._path,
-                f"its checksum is {checksum_text(self._sum)}, and {checksum} was written",
-            )

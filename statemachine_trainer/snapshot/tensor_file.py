@@ -124,7 +124,13 @@ Lend: TypeAlias = Callable[[str, torch.dtype, tuple[int, ...], slice], "Tensor |
 """Returns a tensor that lies in the file itself, by its name, dtype, shape, and bytes; None if there is none."""
 
 
-def read(file: BinaryIO, size: int, seen: Sink, lend: Lend = lambda *_: None) -> dict[str, Tensor]:
+def read(
+    file: BinaryIO,
+    size: int,
+    seen: Sink,
+    lend: Lend | None = None,
+    fill_and_see: Callable[[memoryview], None] | None = None,
+) -> dict[str, Tensor]:
     """Read a file of `size` bytes, each tensor into memory of its own, but for those that are lent.
 
     Nothing is allocated before the whole header is known to fit the size of the file. Tensors do
@@ -136,6 +142,7 @@ def read(file: BinaryIO, size: int, seen: Sink, lend: Lend = lambda *_: None) ->
         size: how many bytes the file has
         seen: called with all bytes, in order, as they are read
         lend: called for each tensor; one that it returns is not read
+        fill_and_see: reads the next bytes of the file, and does for them what `seen` does
 
     Raises:
         BadTensorFile: when the file is not safetensors, or its header does not fit
@@ -145,15 +152,18 @@ def read(file: BinaryIO, size: int, seen: Sink, lend: Lend = lambda *_: None) ->
     start = size - max((place.end for place in places.values()), default=0)
     for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):
         at = slice(start + place.begin, start + place.end)
-        tensor = lend(name, place.dtype, place.shape, at)
-        if tensor is None:
+        tensor = None if lend is None else lend(name, place.dtype, place.shape, at)
+        if tensor is not None:
+            file.seek(at.stop)
+            seen(bytes_of(tensor))
+        else:
             tensor = torch.empty(place.shape, dtype=place.dtype)
             data = bytes_of(tensor)
-            _fill(file, data)
-        else:
-            data = bytes_of(tensor)
-            file.seek(at.stop)
-        seen(data)
+            if fill_and_see is not None:
+                fill_and_see(data)
+            else:
+                fill(file, data)
+                seen(data)
         tensors[name] = tensor
     return tensors
 
@@ -169,7 +179,7 @@ def read_some(file: BinaryIO, size: int, names: Collection[str]) -> dict[str, Te
         place = places[name]
         tensors[name] = torch.empty(place.shape, dtype=place.dtype)
         file.seek(start + place.begin)
-        _fill(file, bytes_of(tensors[name]))
+        fill(file, bytes_of(tensors[name]))
     return tensors
 
 
@@ -185,13 +195,13 @@ def describe(file: BinaryIO, size: int) -> dict[str, tuple[torch.dtype, tuple[in
 def _places(file: BinaryIO, size: int, seen: Sink) -> dict[str, _Place]:
     """The header, checked against the size of the file."""
     start = bytearray(min(8, size))
-    _fill(file, memoryview(start))
+    fill(file, memoryview(start))
     seen(start)
     length = int.from_bytes(start, "little")
     if size < 8 or length > min(_HEADER_LIMIT, size - 8):
         raise BadTensorFile(_not_safetensors(bytes(start)))
     text = bytearray(length)
-    _fill(file, memoryview(text))
+    fill(file, memoryview(text))
     seen(text)
     try:
         header = strictjson.loads(bytes(text))
@@ -275,7 +285,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return np.ctypeslib.as_array(memory).data
 
 
-def _fill(file: BinaryIO, target: memoryview) -> None:
+def fill(file: BinaryIO, target: memoryview) -> None:
     """Read until `target` is full; an unbuffered file may give less than asked for."""
     done = 0
     while done < len(target):
