@@ -21,6 +21,7 @@ from statemachine_trainer.graph.extraction import receivers_on
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.intervals import epoch_in_words
 from statemachine_trainer.loops.assembly import Equipment
+from statemachine_trainer.loops.bare_calls import run_backward
 from statemachine_trainer.loops.changeable import Setting
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.default_tree import (
@@ -770,7 +771,7 @@ class Trainer:
     def backward(self, loss: torch.Tensor) -> None:
         """Run the backward pass of a loss, scaled if the precision needs it; for manual optimization."""
         scaler = self.context.precision.scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        run_backward(loss if scaler is None else scaler.scale(loss))
 
     # -- writing down ----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from statemachine_trainer.loops.bare_calls import clear_gradients, run_backward, take_step
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.loops.metrics.sizes import batch_size_of
@@ -157,8 +158,8 @@ class OptimizerLoop(SteppingLoop):
             and not context.steps.apart
         ):
             slot.size = 1
-            slot.optimizer.zero_grad()
-            context.loss.backward()  # type: ignore[union-attr]
+            clear_gradients(slot.optimizer)
+            run_backward(context.loss)  # type: ignore[arg-type]
             slot.window = 1
             return "backward_done"
         self._propagate(slot)
@@ -179,7 +180,7 @@ class OptimizerLoop(SteppingLoop):
             and context.precision.scaler is None
             and not slot.schedulers
         ):
-            slot.optimizer.step()  # the usual case of `step_optimizer`
+            take_step(slot.optimizer)  # the usual case of `step_optimizer`
             context.count_step(context.optimizer_idx)
         else:
             self._step(slot)
@@ -211,8 +212,8 @@ class OptimizerLoop(SteppingLoop):
                     "a batch out the first time only."
                 )
             evaluated = True
-            slot.optimizer.zero_grad()
-            loss.backward()
+            clear_gradients(slot.optimizer)
+            run_backward(loss)
             self._clip(slot)
             return context.steps.sync.mean(loss)
 
@@ -436,11 +437,11 @@ class SplittingLoop(InPieces, OptimizerLoop):
         size = slot.size if start else self._window_size(slot)
         if not start and not slot.window:
             slot.size = size
-            slot.optimizer.zero_grad()
+            clear_gradients(slot.optimizer)
         scaler = context.precision.scaler
         loss = loss / size if scaler is None else scaler.scale(loss / size)
         with slot.others_frozen():
-            loss.backward()
+            run_backward(loss)
         context.pieces_loss = so_far
 
     def _share(self, start: int, stop: int, samples: int) -> float:

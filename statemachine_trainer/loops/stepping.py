@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from statemachine_trainer.loops.bare_calls import run_backward
 from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.changeable import Changeable
 from statemachine_trainer.loops.loop_errors import NonFiniteLoss, SettingError
@@ -210,7 +211,7 @@ class SteppingLoop(TrainingLoop):
         loss = self._begin_backward(slot)
         # Activation checkpointing repeats forward passes in here.
         with slot.others_frozen():
-            loss.backward()
+            run_backward(loss)
 
     def _is_full(self, slot: OptimizerSlot) -> bool:
         """Return whether the accumulation window of an optimizer is full."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from statemachine_trainer.loops.bare_calls import clear_gradients, take_step
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.metrics.sizes import UnclearBatchSize, why_unclear
 from statemachine_trainer.loops.slots import OptimizerSlot, step_scaled, step_schedulers
@@ -132,7 +133,7 @@ def loss_to_propagate(
     """
     if slot.window == 0:
         slot.size = size
-        slot.optimizer.zero_grad()
+        clear_gradients(slot.optimizer)
     if size > 1:
         loss = loss / size
     scaler = context.precision.scaler
@@ -147,7 +148,7 @@ def step_optimizer(context: Context, index: int) -> None:
     """
     slot, scaler = context.slots[index], context.precision.scaler
     if scaler is None:
-        slot.optimizer.step()
+        take_step(slot.optimizer)
     elif not step_scaled(slot, context.slots, scaler):
         return
     count_step(context, index)

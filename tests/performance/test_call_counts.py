@@ -25,10 +25,10 @@ Train = Callable[["Classifier", Iterable[Batch]], object]
 
 SHORT, LONG = 10, 30
 
-MOST_CALLS = 12
-"""Python calls that a step of ours may make beyond those of a bare loop, with nobody listening."""
+MOST_CALLS = -36
+"""Python calls of a step of ours beyond those of a bare loop, with nobody listening: it makes fewer."""
 
-MOST_CALLS_HEARD = 14
+MOST_CALLS_HEARD = -34
 """The same with a receiver on `batch_end`, its own call included."""
 
 
@@ -137,17 +137,21 @@ def more(train: Train) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("train, most", [(ours, MOST_CALLS), (ours_heard, MOST_CALLS_HEARD)])
-def test_a_step_makes_few_python_calls_more_than_a_bare_loop(train: Train, most: int) -> None:
+def test_a_step_makes_fewer_python_calls_than_a_bare_loop(train: Train, most: int) -> None:
     added = more(train)
     listed = "\n".join(f"{number:+g} {name}" for name, number in added.items())
     assert sum(added.values()) <= most, f"{sum(added.values()):g} calls more:\n{listed}"
 
 
 @pytest.mark.parametrize("train", [ours, ours_heard])
-def test_a_step_dispatches_exactly_the_operations_of_a_bare_loop(train: Train) -> None:
+def test_a_step_dispatches_the_operations_of_a_bare_loop_without_its_labels(train: Train) -> None:
     theirs = per_step(lambda n: operations(bare, n))
     assert sum(theirs.values()) > 10  # the backward pass and the optimizer are seen too
-    assert per_step(lambda n: operations(train, n)) == theirs
+    of_zero_grad_and_step = {
+        "profiler._record_function_enter_new.default": 2,
+        "profiler._record_function_exit._RecordFunction": 2,
+    }
+    assert {**per_step(lambda n: operations(train, n)), **of_zero_grad_and_step} == theirs
 
 
 def test_a_step_waits_for_the_device_only_where_it_logs() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from statemachine_trainer.loops.bare_calls import clear_gradients
 from statemachine_trainer.loops.compiled import private
 from statemachine_trainer.loops.compiled.binding import Binding
 from statemachine_trainer.loops.compiled.capture import Arguments, Capture, capture
@@ -125,7 +126,7 @@ class FusedStep:
     def clear(self) -> None:
         """Let no gradient be there that belongs to no window."""
         if not self.slot.window:
-            self.optimizer.zero_grad()
+            clear_gradients(self.optimizer)
             self.clean = True
 
     def compile(self, one: Capture, arguments: Arguments, recipe: Recipe) -> Compiled:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from statemachine_trainer.loops.bare_calls import take_step
 from statemachine_trainer.loops.compiled.capture import Arguments, Capture
 from statemachine_trainer.loops.compiled.comparing import Trial
 from statemachine_trainer.loops.compiled.compiled_errors import (
@@ -191,7 +192,7 @@ class CompiledStep(ProgramsLoop):
             or context.precision.scaler is not None
         ):
             return super().optimizer_step()
-        slot.optimizer.step()  # the usual case there, in no more calls
+        take_step(slot.optimizer)  # the usual case there, in no more calls
         context.count_step(index)
         return "optimized"
 
@@ -385,7 +386,7 @@ class CompiledStep(ProgramsLoop):
         event = "backward_done" if self._is_full(slot) else self._turn_done()
         if program.recipe.updates:
             self._clip(slot)
-            slot.optimizer.step()
+            take_step(slot.optimizer)
             self.stepped = True
             event = "stepped"
         found = trial.difference()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from statemachine_trainer.loops.bare_calls import clear_gradients, run_backward
 from statemachine_trainer.loops.loop_errors import SettingError, StepOutputError
 from statemachine_trainer.loops.outputs import gather
 from statemachine_trainer.loops.slots import OptimizerSlot
@@ -130,9 +131,9 @@ class ClosureLoop(SteppingLoop):
         context = self.context
         slot, loss = context.slots[context.optimizer_idx], context.loss
         assert loss is not None
-        slot.optimizer.zero_grad()
+        clear_gradients(slot.optimizer)
         with slot.others_frozen():
-            loss.backward()
+            run_backward(loss)
         self._clip(slot)
         grads = [None if one.grad is None else one.grad.clone() for one in slot.parameters]
         self.answers.append((context.steps.sync.mean(loss.detach()), grads))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from statemachine_trainer.data import END
+from statemachine_trainer.loops.bare_calls import run_backward
 from statemachine_trainer.loops.base import TrainingLoop
 from statemachine_trainer.loops.loop_errors import StepOutputError, TrainingError
 from statemachine_trainer.loops.outputs import read_output
@@ -151,7 +152,7 @@ class CustomLoop(TrainingLoop):
         """
         context = self.context
         slot = context.slots[optimizer]
-        loss_to_propagate(context, slot, loss).backward()
+        run_backward(loss_to_propagate(context, slot, loss))
         slot.window += 1
         context.loss = context.output = None  # their graphs are gone
 

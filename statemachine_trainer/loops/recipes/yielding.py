@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from statemachine_trainer.loops.bare_calls import run_backward
 from statemachine_trainer.loops.loop_errors import StepOutputError
 from statemachine_trainer.loops.outputs import gather, read_output
 from statemachine_trainer.loops.slots import OptimizerSlot
@@ -135,7 +136,7 @@ class YieldingLoop(SteppingLoop):
                     loss.backward(inputs=own)
                 self._check_gradients(slot)
             else:
-                loss.backward()
+                run_backward(loss)
         slot.window += 1
         return "backward_done" if self._is_full(slot) else "accumulated"
 
