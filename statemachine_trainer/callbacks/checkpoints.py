@@ -29,8 +29,9 @@ from statemachine_trainer.intervals import Interval, parse_interval
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.settings_checks import flags, one_of
+from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import NotStarted, UnknownSignal, level_of_caller
+from statemachine_trainer.machine.errors import NotStarted, level_of_caller
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.parallel.ranks import Ranks
@@ -57,7 +58,13 @@ _BATCH_IN_FLIGHT = re.compile(
 
 
 class Host(Protocol):
-    """What checkpoints need of a trainer."""
+    """What checkpoints need of a trainer.
+
+    Attributes:
+        board: The board with the signals of its loops.
+    """
+
+    board: SignalBoard
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state of the fit."""
@@ -194,10 +201,9 @@ class Checkpoints(HasSettings):
 
     def _listen(self, name: str, receiver: Callable[..., None]) -> bool:
         assert self._host is not None
-        try:
-            self._subscriptions.append(self._host.on(name, receiver, priority=_LAST))
-        except UnknownSignal:
+        if not self._host.board.has(name):
             return False  # a tree of one's own lacks the state
+        self._subscriptions.append(self._host.on(name, receiver, priority=_LAST))
         return True
 
     def write(self) -> None:

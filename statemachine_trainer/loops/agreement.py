@@ -28,7 +28,6 @@ from statemachine_trainer.loops.ranks_compared import (
     warn_of_restarts,
 )
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.program import Program
 from statemachine_trainer.machine.signals import Moment, Subscription
 from statemachine_trainer.parallel.gradient_sync import GradientSync, first_of_each
@@ -161,10 +160,8 @@ class Agreement:
 
     def _first(self, name: str, receiver: Any, priority: int = _FIRST) -> Iterator[Subscription]:
         """Subscribe before all other receivers, or after them, if the tree has such a state."""
-        try:
+        if self._board.has(name):
             yield self._board.on(name, receiver, priority=priority)
-        except UnknownSignal:
-            return
 
 
 def agree(ranks: Ranks, trainer: Any, context: Context) -> Agreement:

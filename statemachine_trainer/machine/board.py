@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, overload
@@ -29,15 +30,37 @@ from statemachine_trainer.machine.signals import (
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
-Signals = Mapping[str, Signal]
+
 
 NOT_GIVEN: Final = object()
 """Stands for a missing receiver: `on` is used as a decorator, or with an object."""
 
 _OPTIONS: Final = ("every", "once", "when", "priority")
 
+_SPECIAL: Final = re.compile(r"[*?[]")
+"""What makes a pattern of a name."""
+
 LAST = -(2**31)
 """A priority below all others."""
+
+
+class Signals(dict[str, Signal]):
+    """The signals of one chart by full name, and by the path of their state."""
+
+    def __init__(self, signals: Mapping[str, Signal]) -> None:
+        super().__init__(signals)
+        # Names are looked up again and again, and there are several signals of each path.
+        self.by_path: dict[str, dict[str, Signal]] = {}
+        for name, signal in signals.items():
+            path, _, kind = name.partition(":")
+            self.by_path.setdefault(path, {})[kind] = signal
+
+    def of(self, paths: Iterable[str], kind: str) -> list[Signal]:
+        """Return the signals of some paths whose kind fits a name or pattern."""
+        if not _SPECIAL.search(kind):
+            return [own[kind] for path in paths if kind in (own := self.by_path[path])]
+        kinds = ((one, s) for path in paths for one, s in self.by_path[path].items())
+        return [s for one, s in kinds if fnmatch.fnmatchcase(one, kind)]
 
 
 class LostSubscription(UserWarning):
@@ -69,12 +92,12 @@ class SignalBoard:
             The chart's signals by full name (`"fit.epoch:enter"`).
         """
         root = chart.plan.path
-        old = self._charts.get(root, {})
-        signals = {name: old.get(name) or Signal(name) for name in _signal_names(chart)}
-        errors = self._charts.get("", {})
+        old = self._charts.get(root) or {}
+        signals = Signals({name: old.get(name) or Signal(name) for name in _signal_names(chart)})
+        known = self._charts.get("") or {}
         stopped = f"{root}:{ERROR}"
         # The signals of errors stand apart, under a name that no root has.
-        errors = {**errors, stopped: errors.get(stopped) or Signal(stopped)}
+        errors = Signals({**known, stopped: known.get(stopped) or Signal(stopped)})
         charts = {**self._charts, root: signals, "": errors}
         self._watches = [one for one in self._watches if one.active]
         everyone = [*self.subscriptions, *self._watches]
@@ -176,6 +199,14 @@ class SignalBoard:
         for one in [*self._subscriptions, *self._watches]:
             one.equip(self._probes)
 
+    def has(self, name: str) -> bool:
+        """Whether a name or pattern matches a signal; cheaper than `resolve` where none does.
+
+        Raises:
+            AmbiguousSignal: Several states of one chart end with it.
+        """
+        return bool(_lookup(plain_text(name), self._charts))
+
     def resolve(self, name: str) -> list[Signal]:
         """Return the signals that match a name or pattern, at least one."""
         name = plain_text(name)
@@ -222,7 +253,8 @@ class SignalBoard:
 
     def error_signal(self, root: str) -> Signal | None:
         """Return the signal of exceptions that stop the machine of this name."""
-        return self._charts.get("", {}).get(f"{root}:{ERROR}")
+        errors = self._charts.get("")
+        return None if errors is None else errors.get(f"{root}:{ERROR}")
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return the counters of the subscriptions that use `every=` or `once=`."""
@@ -305,11 +337,9 @@ class SignalBoard:
 
     def _is_ambiguous(self, name: str) -> bool:
         try:
-            self.resolve(name)
+            self.has(name)
         except AmbiguousSignal:
             return True
-        except UnknownSignal:
-            pass
         return False
 
 
@@ -335,20 +365,18 @@ def _lookup(name: str, charts: Mapping[str, Signals]) -> list[Signal]:
     if found:
         return found
     # No state or event is called so. Patterns for states never match the signals of errors.
-    return [s for n, s in charts.get("", {}).items() if name in (n, ERROR, f"*:{ERROR}")]
+    errors = charts.get("")
+    return [s for n, s in errors.items() if name in (n, ERROR, f"*:{ERROR}")] if errors else []
 
 
 def _match(signals: Signals, path: str, kind: str) -> list[Signal]:
     if "*" in path:
-        paths = {p for n in signals if _fits(p := n.partition(":")[0], path)}
-        return [s for n, s in signals.items() if _is_kind(n, kind) and n.partition(":")[0] in paths]
+        return signals.of([one for one in signals.by_path if _fits(one, path)], kind)
     if f"{path}:{kind}" in signals:
         return [signals[f"{path}:{kind}"]]
-    if any(n.partition(":")[0] == path for n in signals):
-        return [s for n, s in signals.items() if n.partition(":")[0] == path and _is_kind(n, kind)]
-    found = [
-        s for n, s in signals.items() if _ends_with(n.partition(":")[0], path) and _is_kind(n, kind)
-    ]
+    if path in signals.by_path:
+        return signals.of([path], kind)
+    found = signals.of([one for one in signals.by_path if _ends_with(one, path)], kind)
     paths = {s.name.partition(":")[0] for s in found}
     if len(paths) > 1:
         names = ", ".join(repr(p) for p in sorted(paths))
@@ -387,10 +415,6 @@ def _suggest_state(name: str, charts: Mapping[str, Signals]) -> str:
 
 def _fits(path: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*{SEPARATOR}{pattern}")
-
-
-def _is_kind(name: str, kind: str) -> bool:
-    return fnmatch.fnmatchcase(name.rpartition(":")[2], kind)
 
 
 def _ends_with(path: str, end: str) -> bool:

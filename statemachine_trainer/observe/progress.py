@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from statemachine_trainer.control.processes import rank_of_process
 from statemachine_trainer.loops.base import in_training
 from statemachine_trainer.loops.settings_checks import flags, number, refuse
-from statemachine_trainer.machine.errors import UnknownSignal
 from statemachine_trainer.machine.keywords import HasSettings
 from statemachine_trainer.machine.loop import SEPARATOR, Loop
 from statemachine_trainer.machine.signals import Moment
@@ -149,10 +148,8 @@ class Progress(HasSettings):
             receivers[f"*.{name}_end:exit"] = self._evaluation_ended
         made = []
         for signal, receiver in receivers.items():
-            try:
+            if board.has(signal):
                 made.append(board.watch(signal, receiver))
-            except UnknownSignal:
-                continue
         return made
 
     def _epoch_started(self, trainer: Any, _moment: Moment) -> None:
