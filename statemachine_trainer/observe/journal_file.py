@@ -95,16 +95,21 @@ def prepare(connection: sqlite3.Connection) -> None:
         NewerJournal, NotAJournal: It is none that can be written here.
     """
     limit_work(connection)
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    if not pages:
+        # The start of a run does not wait for the disk. A crash of the machine soon after it may cost the
+        # file, with the little that is in it.
+        connection.execute("PRAGMA synchronous = OFF")
     connection.execute("PRAGMA journal_mode = WAL")
-    # A crash of the machine may cost the newest entries, never the file. A crash of the process
-    # costs nothing that was written.
-    connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise NewerJournal(f"it is of version {version}, newer than this package")
     if version < VERSION:
         connection.executescript(_SCHEMA)
+    # From now on a crash of the machine may cost the newest entries, never the file. A crash of the
+    # process costs nothing that was written.
+    connection.execute("PRAGMA synchronous = NORMAL")
     check_tables(connection)
 
 

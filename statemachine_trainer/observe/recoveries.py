@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.machine.driver import Driver
+from statemachine_trainer.machine.loop import SEPARATOR
 from statemachine_trainer.machine.signals import Subscription
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def watch_recoveries(driver: Driver, note: Note) -> list[Callable[[], None]]:
     def recovery(loop: RecoverLoop) -> None:
         note("recovery", loop.history[-1])
 
-    edges = Graph.of(driver.machine).edges
-    names = {f"{edge.source}:{edge.event}" for edge in edges if edge.error}
+    edges = [(plan.path, one) for plan in driver.machine.plan.walk() for one in plan.transitions]
+    names = {f"{path}{SEPARATOR}{one.source}:{one.event}" for path, one in edges if one.error}
     watches = [driver.board.watch(name, error) for name in sorted(names)]
-    if any(edge.event == "rolled_back" for edge in edges):
+    if any(one.event == "rolled_back" for _, one in edges):
         watches += _of_loops(driver, recovery)
     return [one.cancel for one in watches]
 

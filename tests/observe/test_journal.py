@@ -20,6 +20,7 @@ from statemachine_trainer.callbacks import Checkpoints
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.observe import MetricsTable
 from statemachine_trainer.observe.journal import Journal
+from statemachine_trainer.observe.journal_file import prepare
 from statemachine_trainer.observe.readings import Reading
 from statemachine_trainer.observe.run import BadJournal, BadMode, NoMetric, NoRun, Point
 from tests.observe.recorded import Net, batches, trainer
@@ -423,3 +424,17 @@ def test_a_part_a_mode_and_a_folder_that_mean_nothing_are_refused(tmp_path: Path
     folder: Any = 3
     with pytest.raises(SettingError, match="run=3"):
         Trainer(run=folder)
+
+
+def test_a_journal_that_is_made_without_waiting_for_the_disk_is_kept_with_care(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    for _ in range(2):  # a new one, and one that is there
+        with closing(sqlite3.connect(path)) as connection:
+            prepare(connection)
+            settings = [
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("journal_mode", "synchronous", "foreign_keys")
+            ]
+        assert settings == ["wal", 1, 1]  # 1: NORMAL
