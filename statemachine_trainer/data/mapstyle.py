@@ -30,8 +30,10 @@ from statemachine_trainer.data.reader import DrawsIn, Phase, Reader
 from statemachine_trainer.data.seeding import SeededFetch, as_it_is, sample_seed
 from statemachine_trainer.data.workers import WorkerStart, end_at_exit
 from statemachine_trainer.machine.errors import level_of_caller
+from statemachine_trainer.snapshot.found import Place
 from statemachine_trainer.snapshot.held import own_states
 from statemachine_trainer.snapshot.rng import isolated_rng
+from statemachine_trainer.snapshot.search import Search
 
 if TYPE_CHECKING:
     from statemachine_trainer.data.dealing import Deal
@@ -61,6 +63,7 @@ class MapReader(Reader):
             end_at_exit(self)
         self._stream: IndexStream | None = None
         self._deal: Deal | None = None  # of the rest of this pass, where other ranks have begun it
+        self._places: dict[str, Place] | None = None  # of generators, as this pass began
         self._slot = _Slot()
         self._reading: DataLoader[Any] | None = None  # with persistent workers, for all passes
         self._iterator: Any = None
@@ -93,7 +96,7 @@ class MapReader(Reader):
 
     def begin(self, epoch: int) -> None:
         self._epoch = epoch
-        self._stream = self._deal = None
+        self._stream = self._deal = self._places = None
         self.batches_of_pass = None
         set_epoch(self._parts.values(), epoch)
 
@@ -126,6 +129,7 @@ class MapReader(Reader):
 
     def failed(self, position: int) -> None:
         self.shutdown()  # a data set that was mended reaches new workers only
+        self._places = None
         if self._stream is not None:
             self._stream.go_back(position)
 
@@ -231,7 +235,11 @@ class MapReader(Reader):
         )
 
     def _record(self) -> dict[str, Any]:
-        return record(self._parts) | {"samplers": self._sampler_states()}
+        # A pass records two or three times before its first index, and in between a known sampler runs no
+        # code that could make a generator: one walk through the data will do.
+        if self._places is None or self._stream is None or self._stream.plan.unknown:
+            self._places = Search(self._parts).places
+        return record(self._parts, self._places) | {"samplers": self._sampler_states()}
 
     def _restore(self, recorded: dict[str, Any]) -> None:
         self._load_samplers(recorded["samplers"])

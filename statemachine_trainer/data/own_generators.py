@@ -8,7 +8,8 @@ from typing import Any
 
 from statemachine_trainer.data.data_errors import NotExact
 from statemachine_trainer.machine.errors import level_of_caller
-from statemachine_trainer.snapshot.held import own_states, restore_own
+from statemachine_trainer.snapshot.found import Place
+from statemachine_trainer.snapshot.held import own_states, restore_own, states_at
 from statemachine_trainer.snapshot.rng import restore_rng, rng_state
 
 _DEPTH = 8  # of data sets around data sets; a longer chain is a cycle
@@ -53,9 +54,13 @@ def has_state(part: Any) -> bool:
     )
 
 
-def record(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of every generator that the parts may draw from: the global ones and their own."""
-    return {"rng": rng_state(), "own": own_states(parts)}
+def record(parts: Mapping[str, Any], places: Mapping[str, Place] | None = None) -> dict[str, Any]:
+    """The state of every generator that the parts may draw from: the global ones and their own.
+
+    `places` are those of their own, where they were looked for a moment ago.
+    """
+    own = own_states(parts) if places is None else states_at(places)
+    return {"rng": rng_state(), "own": own}
 
 
 def restore(parts: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

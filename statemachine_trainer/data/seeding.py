@@ -71,6 +71,16 @@ class SeededFetch:
         self._reads = 0
         self._batches = 0
 
+    def get_ready(self) -> None:
+        """Do beforehand, in a worker, what its first read would begin with; no generator is changed.
+
+        A worker is ready long before it is asked for its first batch, while others are started. In a forked one
+        whatever is touched for the first time is copied, so that all this takes some ms only once.
+        """
+        self._known()
+        with isolated_rng(()):
+            seed_everything(bytes(32))
+
     def __getitem__(self, order: Order) -> Any:
         in_worker = get_worker_info() is not None
         with nullcontext() if in_worker else self._undisturbed():

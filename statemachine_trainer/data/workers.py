@@ -21,6 +21,8 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, get_worker_info
 
+from statemachine_trainer.data.seeding import SeededFetch
+
 GRACE = 5.0
 """Seconds that a worker goes on reading after SIGTERM. Its run, if it lives, ends it before that."""
 
@@ -50,7 +52,7 @@ def _end_all() -> None:
 
 
 class WorkerStart:
-    """The `worker_init_fn` of our loaders; calls the user's own last.
+    """The `worker_init_fn` of our loaders; calls the user's own, and gets the reading ready.
 
     Args:
         loader: The user's loader. ``get_worker_info().dataset`` is its data set, whatever stands in
@@ -70,9 +72,12 @@ class WorkerStart:
         _outlive_warnings()
         info = get_worker_info()
         assert info is not None
+        read_by = info.dataset
         object.__setattr__(info, "dataset", self.dataset)  # the class is frozen
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker_id)
+        if isinstance(read_by, SeededFetch):
+            read_by.get_ready()
 
 
 def _end_if_orphaned() -> None:

@@ -33,7 +33,12 @@ def own_states(roots: Mapping[str, object]) -> Held:
 
 def states_found(search: Search | SearchResult) -> Held:
     """Return the states of the generators that a search has found, as `own_states` does."""
-    return {path: _entry(place) for path, place in search.places.items()}
+    return states_at(search.places)
+
+
+def states_at(places: Mapping[str, Place]) -> Held:
+    """Return the states of generators that were found at these places, as `own_states` does."""
+    return {path: _entry(place) for path, place in places.items()}
 
 
 def lies_within(entry: Mapping[str, Any], root: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, get_worker_info
 
 from statemachine_trainer.data import BadSetting, Feed, NotExact
 from statemachine_trainer.data.seeding import Order, SeededFetch, sample_seed
-from tests.counting import calls_in
+from statemachine_trainer.snapshot.search import Search
+from tests.counting import calls_in, counting_calls
 from tests.data.kit import Noisy, bits, feed_passes, rest_of_pass, rng_bits, seed_all
 from tests.data.resume_kit import run
 
@@ -196,3 +198,57 @@ def test_replacement_with_workers_gives_what_it_gives_without() -> None:
         return feed_passes(Feed(loader, seed_samples=True), epochs=1)
 
     assert read(0) == read(1)
+
+
+class _Readied(Dataset[Any]):
+    generator: random.Random | None = None
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        assert self.generator is not None
+        return torch.tensor(self.generator.random() + torch.rand(()).item())
+
+
+def _make_generator(_worker: int) -> None:
+    info = get_worker_info()
+    assert info is not None
+    info.dataset.generator = random.Random()
+
+
+def test_a_generator_that_each_worker_makes_before_it_reads_is_seeded_from_the_first_sample_on() -> (
+    None
+):
+    def read(workers: int) -> list[list[Any]]:
+        return _read(workers, _Readied(), worker_init_fn=_make_generator)
+
+    assert read(1) == read(1) == read(2)
+
+
+def test_a_worker_that_gets_ready_leaves_the_generators_as_they_are() -> None:
+    fetch = SeededFetch(Noisy(4), torch.stack, batched=True, seed=3)
+    before = rng_bits()
+    fetch.get_ready()
+    assert rng_bits() == before
+
+
+class _Anything:
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Any:
+        return iter(range(4))
+
+
+def test_the_data_are_walked_once_before_the_first_index_of_a_pass() -> None:
+    def walks(sampler: Any) -> int:
+        feed = Feed(DataLoader(Noisy(4), sampler=sampler))
+        feed.begin(0)
+        seen: Counter[str] = Counter()
+        with counting_calls(seen):
+            feed.next_batch()
+        return seen[f"{Search.__module__}.Search.__init__"]
+
+    assert walks(RandomSampler(range(4))) == 1
+    assert walks(_Anything()) == 2  # its iterator may make generators
