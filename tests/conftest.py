@@ -47,6 +47,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 
+# Collecting imports half a million objects and leaves next to no garbage.
+gc.disable()
+
+MANY_MODULES = 100
+_put_aside = [0]
+"""How many modules there were when what they hold was put aside."""
+
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
 settings.load_profile(PROFILE)
 
@@ -71,23 +78,28 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_finish() -> None:
-    """Write no bytecode from here on, if so told, and hold torch to one thread if it has been imported.
-
-    What was imported stays to the end. Each search for garbage would go through all of it, which took a
-    fifth of the time of many tests. Tests make most objects only to drop them at once; looking for
-    cycles after every 700 of them took a sixth of what was left.
-    """
+    """Write no bytecode from here on, if so told, and hold torch to one thread if it has been imported."""
     sys.dont_write_bytecode = WRITES_NO_BYTECODE
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()
+    gc.enable()
+    # Tests make most objects only to drop them at once; looking for cycles after every 700 of them took a
+    # sixth of their time.
     gc.set_threshold(10_000, 10, 10)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU where there is none, and put aside what was imported since the test before.
+
+    What was imported stays to the end. Each search for garbage would go through all of it: half a million
+    objects once something was compiled, for a quarter of a second.
+    """
+    if len(sys.modules) > _put_aside[0] + MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        _put_aside[0] = len(sys.modules)
     if item.get_closest_marker("gpu") is not None:
         import torch
 
