@@ -43,16 +43,32 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.fixture
-def shown(browser: Any, page: Page) -> Iterator[Any]:
-    """The page in a tab that notes what it asks for, and every complaint."""
+@pytest.fixture(scope="session")
+def only_tab(browser: Any) -> Any:
+    """The one tab of all tests: a new one each time would cost more than most of them."""
     tab = browser.new_page()
-    tab.asked, tab.complaints = [], []
     tab.on("request", lambda request: tab.asked.append(request.url))
     tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
     tab.on("console", lambda message: tab.complaints.append(message.text))
+    return tab
+
+
+@pytest.fixture
+def tab(only_tab: Any) -> Iterator[Any]:
+    """An empty tab, as a new one is, that notes what its page asks for, and every complaint."""
+    only_tab.asked, only_tab.complaints = [], []
+    only_tab.context.clear_cookies()
+    only_tab.set_viewport_size({"width": 1280, "height": 720})
+    only_tab.emulate_media(color_scheme="light")
+    only_tab.mouse.move(0, 0)
+    yield only_tab
+    only_tab.goto("about:blank")
+
+
+@pytest.fixture
+def shown(page: Page, tab: Any) -> Iterator[Any]:
+    """The page in a tab, without a complaint up to the end."""
     tab.goto(page.url)
     tab.wait_for_selector("#button-stop")
     yield tab
     assert tab.complaints == []
-    tab.close()

@@ -206,9 +206,8 @@ def test_the_run_has_its_name_its_epoch_and_its_time(shown: Any, run: Run) -> No
     expect(shown.locator("#counts")).to_have_text(words)
 
 
-def test_on_a_telephone_nothing_is_wider_than_the_window(browser: Any, page: Page) -> None:
-    tab = browser.new_page(viewport={"width": 360, "height": 740})
+def test_on_a_telephone_nothing_is_wider_than_the_window(page: Page, tab: Any) -> None:
+    tab.set_viewport_size({"width": 360, "height": 740})
     tab.goto(page.url)
     drawn(tab)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
-    tab.close()

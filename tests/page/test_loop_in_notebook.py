@@ -9,7 +9,7 @@ import pytest
 from statemachine_trainer.graph.style import RUNNING
 from statemachine_trainer.observe.loop_picture import folded_picture, light
 from statemachine_trainer.trainer import Trainer
-from tests.page.test_notebook_pictures import _as_computed, opened, page_of
+from tests.page.test_notebook_pictures import _as_computed, page_of, show
 
 pytest.importorskip("pygraphviz", reason="the layout is Graphviz's")
 
@@ -31,15 +31,14 @@ def lit_states(tab: Any) -> list[str]:
     return found
 
 
-def test_a_rule_of_style_lights_the_running_state_alone(browser: Any) -> None:
+def test_a_rule_of_style_lights_the_running_state_alone(tab: Any) -> None:
     picture = folded_picture(Trainer().driver.machine, "this")
     other = folded_picture(Trainer().driver.machine, "other")
-    tab = opened(browser, page_of(light("fit.epoch.fetch", "this"), picture, other), "dark")
+    show(tab, page_of(light("fit.epoch.fetch", "this"), picture, other), "dark")
     assert not tab.locator(".smt-graph").first.is_visible()
     tab.locator("summary").first.click()
     assert tab.locator(".smt-graph").first.is_visible()
     assert lit_states(tab) == ["fit.epoch.fetch"]
-    tab.close()
 
 
 def test_nothing_is_lit_where_nothing_runs() -> None:

@@ -39,10 +39,9 @@ def page_of(*pieces: str, html: str = "", body: str = "") -> str:
     return f"<!DOCTYPE html><html {html}><head></head><body {body}>{cells}</body></html>"
 
 
-def opened(browser: Any, page: str, system: Scheme) -> Any:
-    tab = browser.new_page(color_scheme=system)
+def show(tab: Any, page: str, system: Scheme) -> None:
+    tab.emulate_media(color_scheme=system)
     tab.set_content(page)
-    return tab
 
 
 def colours(tab: Any) -> list[tuple[str, str]]:
@@ -65,58 +64,52 @@ def _as_computed(colour: str) -> str:
 
 @pytest.mark.parametrize("says, html, body", PAGES)
 def test_a_picture_is_light_or_dark_as_its_page_says_whatever_the_system_is(
-    browser: Any, says: str, html: str, body: str
+    tab: Any, says: str, html: str, body: str
 ) -> None:
-    tab = opened(browser, page_of(shown_in_notebook(), html=html, body=body), OTHER[says])
+    show(tab, page_of(shown_in_notebook(), html=html, body=body), OTHER[says])
     assert colours(tab) == [colours_of(BY_SCHEME[says])]
-    tab.close()
 
 
 @pytest.mark.parametrize("system", ["light", "dark"])
-def test_on_a_page_that_says_nothing_it_follows_the_system(browser: Any, system: Scheme) -> None:
-    tab = opened(browser, page_of(shown_in_notebook()), system)
+def test_on_a_page_that_says_nothing_it_follows_the_system(tab: Any, system: Scheme) -> None:
+    show(tab, page_of(shown_in_notebook()), system)
     assert colours(tab) == [colours_of(BY_SCHEME[system])]
-    tab.close()
 
 
-def test_it_follows_when_the_theme_of_the_notebook_is_changed(browser: Any) -> None:
+def test_it_follows_when_the_theme_of_the_notebook_is_changed(tab: Any) -> None:
     page = page_of(shown_in_notebook(), body='data-jp-theme-light="true"')
-    tab = opened(browser, page, "light")
+    show(tab, page, "light")
     assert colours(tab) == [colours_of(LIGHT)]
     tab.evaluate("document.body.dataset.jpThemeLight = 'false'")
     assert colours(tab) == [colours_of(DARK)]
-    tab.close()
 
 
-def test_two_pictures_of_a_page_do_not_disturb_each_other(browser: Any) -> None:
+def test_two_pictures_of_a_page_do_not_disturb_each_other(tab: Any) -> None:
     plain = Trainer().graph().open("optimizer").to_svg()
     page = page_of(shown_in_notebook(), plain, shown_in_notebook(), body='class="vscode-dark"')
-    tab = opened(browser, page, "light")
+    show(tab, page, "light")
     assert colours(tab) == [colours_of(DARK)] * 3
     assert tab.locator("[id]").count() == 0
-    tab.close()
 
 
-def test_the_picture_is_seen_and_not_the_text_that_stands_for_it(browser: Any) -> None:
+def test_the_picture_is_seen_and_not_the_text_that_stands_for_it(tab: Any) -> None:
     # As Bootstrap has it, which many pages are made with.
     page = page_of("<style>[hidden] { display: none !important; }</style>", shown_in_notebook())
-    tab = opened(browser, page, "light")
+    show(tab, page, "light")
     assert tab.locator(".smt-graph").is_visible()
     assert not tab.locator(".smt-outline").is_visible()
-    tab.close()
 
 
-def test_where_styles_and_drawings_are_taken_out_the_text_is_seen_alone(browser: Any) -> None:
-    tab = opened(browser, page_of(shown_in_notebook()), "light")
+def test_where_styles_and_drawings_are_taken_out_the_text_is_seen_alone(tab: Any) -> None:
+    show(tab, page_of(shown_in_notebook()), "light")
     tab.evaluate("""() => {
         document.querySelectorAll("style").forEach(style => style.remove());
         document.querySelectorAll("svg").forEach(svg => svg.replaceWith(svg.textContent));
     }""")
     assert tab.inner_text("body") == str(Trainer().graph().open("batch"))
-    tab.close()
 
 
-def test_nothing_beside_the_picture_looks_different_for_it(browser: Any) -> None:
+def test_nothing_beside_the_picture_looks_different_for_it(tab: Any) -> None:
     script = """() => [document.documentElement, document.body,
         ...document.querySelectorAll(".beside, .beside *")].map(element => {
             const style = getComputedStyle(element);
@@ -124,8 +117,7 @@ def test_nothing_beside_the_picture_looks_different_for_it(browser: Any) -> None
                 .map(name => `${name}: ${style.getPropertyValue(name)}`);
         })"""
     body = 'data-jp-theme-light="false"'
-    alone = opened(browser, page_of(BESIDE, body=body), "light")
-    together = opened(browser, page_of(BESIDE, shown_in_notebook(), body=body), "light")
-    assert together.evaluate(script) == alone.evaluate(script)
-    alone.close()
-    together.close()
+    show(tab, page_of(BESIDE, body=body), "light")
+    alone = tab.evaluate(script)
+    show(tab, page_of(BESIDE, shown_in_notebook(), body=body), "light")
+    assert tab.evaluate(script) == alone

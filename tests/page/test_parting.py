@@ -98,16 +98,12 @@ def test_a_run_that_is_not_there_is_told(recorded: Path) -> None:
 
 
 @pytest.fixture
-def tab(browser: Any, recorded: Path) -> Iterator[Any]:
+def tab(tab: Any, recorded: Path) -> Iterator[Any]:
     with Page(SeveralRuns([recorded / "a", recorded / "b", recorded / "c"])) as page:
-        tab = browser.new_page()
-        complaints: list[str] = []
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("console", lambda message: complaints.append(message.text))
         tab.goto(f"{page.url}#0,1")
         yield tab
-        assert complaints == []
-        tab.close()
+        assert tab.complaints == []
+        tab.goto("about:blank")
 
 
 def test_the_parting_is_marked_in_the_curves_of_two_runs(tab: Any) -> None:

@@ -125,10 +125,9 @@ def slower_at_3(mine: Trainer) -> None:
         mine.post("set", lr=0.05, clip_norm=1.0)
 
 
-def test_a_change_is_a_mark_at_its_step_in_the_curves(browser: Any, tmp_path: Path) -> None:
+def test_a_change_is_a_mark_at_its_step_in_the_curves(tab: Any, tmp_path: Path) -> None:
     api = pytest.importorskip("playwright.sync_api")
     with Page(recorded(tmp_path / "run", slower_at_3, max_epochs=1)) as page:
-        tab = browser.new_page()
         tab.goto(page.url)
         figure = tab.locator("figure").filter(has=tab.locator('svg[aria-label^="step/loss,"]'))
         api.expect(figure.locator(".mark")).to_have_count(2)
@@ -138,7 +137,6 @@ def test_a_change_is_a_mark_at_its_step_in_the_curves(browser: Any, tmp_path: Pa
         api.expect(told).to_contain_text("step 3, ")
         api.expect(told).to_contain_text("lr 0.1 → 0.05, by the program")
         api.expect(told).to_contain_text("clip_norm none → 1.0, by the program")
-        tab.close()
 
 
 def test_a_recovery_is_a_mark_too(tmp_path: Path) -> None:

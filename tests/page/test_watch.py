@@ -36,11 +36,9 @@ def watched(folder: Path) -> Iterator[Page]:
         yield page
 
 
-def open_page(browser: Any, page: Page) -> Any:
-    tab = browser.new_page()
+def open_page(tab: Any, page: Page) -> None:
     tab.goto(page.url)
     tab.wait_for_selector("#graph [data-path]")
-    return tab
 
 
 def mood(tab: Any, pattern: str) -> None:
@@ -60,11 +58,9 @@ def all_are_greyed(tab: Any, why: str) -> None:
         )
 
 
-def test_a_run_of_another_process_is_followed_and_seen_to_be_killed(
-    folder: Path, browser: Any
-) -> None:
+def test_a_run_of_another_process_is_followed_and_seen_to_be_killed(folder: Path, tab: Any) -> None:
     with training(folder) as one, Page(FolderRun(folder)) as page:
-        tab = open_page(browser, page)
+        open_page(tab, page)
         mood(tab, "^running")
         tab.wait_for_selector('#graph [data-source="fit.epoch.batch"] .count')
         counts = tab.text_content("#counts")
@@ -76,13 +72,10 @@ def test_a_run_of_another_process_is_followed_and_seen_to_be_killed(
         one.wait()
         mood(tab, "^killed")
         all_are_greyed(tab, r"^The run was killed in fit\.\S+: its process is gone")
-        tab.close()
 
 
-def test_the_buttons_steer_a_run_of_another_process(
-    folder: Path, watched: Page, browser: Any
-) -> None:
-    tab = open_page(browser, watched)
+def test_the_buttons_steer_a_run_of_another_process(folder: Path, watched: Page, tab: Any) -> None:
+    open_page(tab, watched)
     expect(tab.locator("#why")).to_be_empty()
     tab.click("#button-pause")
     mood(tab, "^held before this state")
@@ -102,11 +95,10 @@ def test_the_buttons_steer_a_run_of_another_process(
     tab.click("#button-stop")
     mood(tab, "^ended")
     all_are_greyed(tab, "^The run has ended .* ago. Nobody listens")
-    tab.close()
 
 
-def test_a_button_that_is_greyed_by_now_says_why(folder: Path, watched: Page, browser: Any) -> None:
-    tab = open_page(browser, watched)
+def test_a_button_that_is_greyed_by_now_says_why(folder: Path, watched: Page, tab: Any) -> None:
+    open_page(tab, watched)
     expect(tab.locator("#button-pause")).to_be_enabled()
     FolderRun(folder).press("pause")
     expect(tab.locator("#button-pause")).to_be_disabled()
@@ -115,21 +107,19 @@ def test_a_button_that_is_greyed_by_now_says_why(folder: Path, watched: Page, br
         "() => Object.assign(document.getElementById('button-pause'), {disabled: false}).click()"
     )
     expect(tab.locator("#message")).to_have_text("The run is held already.")
-    tab.close()
 
 
-def test_a_run_that_is_over_is_shown(run: Run, browser: Any) -> None:
+def test_a_run_that_is_over_is_shown(run: Run, tab: Any) -> None:
     run.begin()
     until(lambda: run.trainer.epoch > 1, "two epochs")
     run.end()
     folder = run.trainer.run_folder
     assert folder is not None
     with Page(FolderRun(folder)) as page:
-        tab = open_page(browser, page)
+        open_page(tab, page)
         mood(tab, "^ended")
         tab.wait_for_selector('svg[aria-label^="loss"]')
         all_are_greyed(tab, "^The run has ended")
-        tab.close()
     with pytest.raises(NobodyListens, match="The run has ended"):
         FolderRun(folder).press("stop")
 
