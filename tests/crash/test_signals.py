@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -24,6 +25,14 @@ pytestmark = [
 ]
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STATES = ("batch_start", "backward", "optimizer_step", "validation_step", "epoch_end", "fetch")
+MODES: dict[str, list[str]] = {"foreground": [], "background": ["--background"]}
+PAIRS = [
+    pytest.param(signum, state, MODES[mode], id=f"{signum.name}-{state}-{mode}")
+    for (which, signum), (where, state) in itertools.product(enumerate(SIGNALS), enumerate(STATES))
+    for mode in [[*MODES][(which + where) % 2]]
+]
+"""Each signal at each state, and each of them in each mode."""
 
 
 class Fit:
@@ -63,13 +72,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return Fit(tmp_path_factory.mktemp("bare"), "--bare").run()
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
-@pytest.mark.parametrize("mode", [[], ["--background"]], ids=["foreground", "background"])
-@pytest.mark.parametrize(
-    "state", ["batch_start", "backward", "optimizer_step", "validation_step", "epoch_end", "fetch"]
-)
+@pytest.mark.parametrize("signum, state, mode", PAIRS)
 def test_a_signal_stops_the_run_at_its_next_boundary_and_a_new_one_goes_on(
-    tmp_path: Path, undisturbed: dict[str, Any], signum: int, mode: list[str], state: str
+    tmp_path: Path, undisturbed: dict[str, Any], signum: int, state: str, mode: list[str]
 ) -> None:
     first = Fit(tmp_path, *mode)
     first.send(signum, state, batch={"validation_step": 5, "epoch_end": 12}.get(state, 3))
