@@ -262,7 +262,7 @@ class Look:
         if seen is not None:
             shown = f"#{zlib.crc32(repr(seen.content).encode()):08x}"
             key = (id(thing), f"the state of {path} ({type(thing).__name__})", "")
-            self.values[key], self.remedies[key] = seen._replace(shown=shown), _OF_TOOL
+            self.values[key], self.remedies[key] = seen._replace(words=shown), _OF_TOOL
 
     def note_environment(self) -> None:
         """Take a look at the environment variables that some code sets."""

@@ -58,7 +58,7 @@ class Seen(NamedTuple):
 
     Attributes:
         content: What is compared.
-        shown: The value in a few words.
+        words: The value in a few words; of a tensor or an array its class, see `shown`.
         items: Of a dict, what is compared by key, if it has few; else None.
         itself: The object, of a tensor, an array or an object of a user.
         of_many: Whether it is a container.
@@ -68,13 +68,21 @@ class Seen(NamedTuple):
     """
 
     content: object
-    shown: str
+    words: str | type
     items: Mapping[object, object] | None = None
     itself: weakref.ref[Any] | None = None
     of_many: bool = False
     has_methods: bool = False
     is_object: bool = False
     is_time: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The value in a few words. Each checkpoint looks at many tensors, and says them of few."""
+        if isinstance(self.words, str):
+            return self.words
+        shape, _ = cast(tuple[tuple[int, ...], object], self.content)[:2]
+        return f"a {self.words.__name__} {tuple(shape)}"
 
 
 class _Object:
@@ -119,8 +127,7 @@ class Reader:
             content = self.numbers(value)
             if content is None:
                 return None
-            shown = f"a {kind.__name__} {tuple(value.shape)}"
-            return Seen(content, shown, itself=weakref.ref(value))
+            return Seen(content, kind, itself=weakref.ref(value))
         if f"{kind.__module__}.{kind.__name__}" in _RAW:
             content = memoryview(value).tobytes()
             shown = f"a {kind.__name__} of {len(content)} bytes"
@@ -179,9 +186,8 @@ class Reader:
             where = address(value)
             if where is None or where in self._held or value.grad_fn is not None:
                 return None
-            if value.device.type == "cpu" and value.nbytes <= _BYTES:
+            if value.is_cpu and (size := value.nbytes) <= _BYTES:
                 # What `_has_memory` and `checksum` say of most: many small tensors are looked at.
-                size = value.nbytes
                 if value.is_contiguous() and not value.is_conj() and not value.is_neg():
                     begin = value.storage_offset() * value.itemsize
                     if begin + size > value.untyped_storage().nbytes():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -89,12 +89,25 @@ def _listeners(board: SignalBoard, context: Context) -> Iterator[tuple[str, obje
 
 def _hooks_of_all() -> Iterator[tuple[str, object]]:
     """Yield the hooks that torch calls for each module, or for each optimizer, of the process."""
-    for kind in (nn.Module, torch.optim.Optimizer):
-        space = sys.modules[kind.__module__]
-        for name, hooks in vars(space).items():
-            if name.startswith("_global") and name.endswith("hooks") and hooks:
+    for module in _WITH_HOOKS:
+        space = vars(sys.modules[module])
+        for name in _names_of_hooks(module):
+            if hooks := space.get(name):
                 # Their keys are numbers that count the hooks of the whole process.
-                yield f"{space.__name__}.{name}", [*hooks.values()]
+                yield f"{module}.{name}", [*hooks.values()]
+
+
+_WITH_HOOKS: Final = (nn.Module.__module__, torch.optim.Optimizer.__module__)
+
+
+@cache
+def _names_of_hooks(module: str) -> tuple[str, ...]:
+    """Return the names under which a module of torch keeps hooks. Kept: each checkpoint asks."""
+    return tuple(
+        name
+        for name in vars(sys.modules[module])
+        if name.startswith("_global") and name.endswith("hooks")
+    )
 
 
 def _schedulers(context: Context) -> Iterator[tuple[str, object]]:

@@ -9,6 +9,7 @@ import inspect
 import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from enum import Enum
 from functools import lru_cache
@@ -33,6 +34,9 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.slots import Scheduler
 from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import PlainNames
+
+Modules = Sequence[tuple[str, nn.Module]]
+"""The modules of a model by name, without wrappers."""
 
 Settings = dict[str, dict[str, str]]
 """Settings as text, by owner and name."""
@@ -86,6 +90,8 @@ def settings_of_run(
     """
     equipment = context.equipment
     loops = [*loops]
+    names = PlainNames(context.model)  # one walk over the modules for all
+    modules = names.modules(wrappers=False)
     parts = {
         f"{what} of {path} ({type(one).__name__})": _settings_of(one)
         for path, loop in loops
@@ -113,9 +119,9 @@ def settings_of_run(
         },
         "checkpoints": {} if checkpoints is None else _settings_of_checkpoints(checkpoints),
         "hyperparameters": hyperparameters,
-        "model": _settings_of_model(context),
-        "layers": {"the model": _layers(context), "the fit": _class_of_model(context)},
-        "modes": {"the model": _modes(context.model)},
+        "model": _settings_of_model(modules, context),
+        "layers": {"the model": _layers(modules), "the fit": _class_of_model(modules)},
+        "modes": {"the model": _modes(names, modules)},
         "loss": _settings_of_loss(context),
         "data": _settings_of_data(context),
         "optimizers": _settings_of_optimizers(context),
@@ -142,17 +148,28 @@ def _settings_of(thing: object) -> dict[str, str]:
 
 def constructor_values(thing: object) -> Iterator[tuple[str, object]]:
     """Yield what the constructor of an object takes, and the object keeps under the same name."""
-    found: set[str] = set()
-    for name in _names_in_turn(type(thing)):  # type: ignore[arg-type]
+    for name, place in _places_of_arguments(type(thing)):  # type: ignore[arg-type]
         try:
-            # A loop with a field or a state of this name shows the setting so.
-            shows = isinstance(getattr(type(thing), f"_{name}", None), property)
-            value = getattr(thing, f"_{name}" if shows else name, _MISSING)
+            value = getattr(thing, place, _MISSING)
         except Exception:  # a place for a loop, or a property that is not ready
             continue
-        if is_plain(value) and name not in found:
-            found.add(name)
+        if is_plain(value):
             yield name, value
+
+
+@lru_cache(maxsize=1024)
+def _places_of_arguments(kind: type) -> tuple[tuple[str, str], ...]:
+    """Return the names of what constructors take, each with the name under which an object shows it.
+
+    A loop with a field or a state of the name of a setting shows that in a property, with a `_` before its name.
+    """
+    places = []
+    for name in _names_in_turn(kind):
+        shown = f"_{name}"
+        with suppress(Exception):  # of an attribute of the class that is not ready
+            is_shown = isinstance(getattr(kind, shown, None), property)
+            places.append((name, shown if is_shown else name))
+    return tuple(places)
 
 
 @lru_cache(maxsize=1024)
@@ -188,11 +205,11 @@ def _settings_of_checkpoints(checkpoints: Checkpoints) -> Settings:
     }
 
 
-def _settings_of_model(context: Context) -> Settings:
+def _settings_of_model(modules: Modules, context: Context) -> Settings:
     """Read the settings of torch's own layers, such as the `p` of a Dropout, and of a loss."""
     found = {
         f"model.{name} ({type(module).__name__})".replace("model. ", "model "): constants
-        for name, module in PlainNames(context.model).modules(wrappers=False)
+        for name, module in modules
         if (constants := _constants(module))
     }
     loss = context.steps.given.loss
@@ -232,44 +249,37 @@ def _settings_of_data(context: Context) -> Settings:
     }
 
 
-def _layers(context: Context) -> dict[str, str]:
+def _layers(modules: Modules) -> dict[str, str]:
     """Read the class of each module: one without parameters leaves no trace in the weights."""
-    return {
-        name: _class_of_layer(module)
-        for name, module in PlainNames(context.model).modules(wrappers=False)
-        if name
-    }
+    return {name: _class_of_layer(module) for name, module in modules if name}
 
 
-def _class_of_model(context: Context) -> dict[str, str]:
-    _, model = PlainNames(context.model).modules(wrappers=False)[0]
+def _class_of_model(modules: Modules) -> dict[str, str]:
+    _, model = modules[0]
     return {"model": _class_of_layer(model)}
 
 
-def _modes(model: nn.Module) -> dict[str, str]:
+def _modes(names: PlainNames, modules: Modules) -> dict[str, str]:
     """Read what is not trained or stands under several names, and which modules are in evaluation mode."""
-    names = PlainNames(model)
     frozen = [name for name, one in names.parameters() if not one.requires_grad]
-    evaluated = [
-        name or "itself" for name, one in names.modules(wrappers=False) if not one.training
-    ]
+    evaluated = [name or "itself" for name, one in modules if not one.training]
     return {
         "frozen": _in_few_words(frozen),
         "in evaluation mode": _in_few_words(evaluated),
-        "tied": _in_few_words(_ties(names, attrgetter("_parameters"))),
-        "tied buffers": _in_few_words(_ties(names, attrgetter("_buffers"))),
+        "tied": _in_few_words(_ties(modules, attrgetter("_parameters"))),
+        "tied buffers": _in_few_words(_ties(modules, attrgetter("_buffers"))),
     }
 
 
-def _ties(names: PlainNames, held: Callable[[nn.Module], Mapping[str, object]]) -> list[str]:
+def _ties(modules: Modules, held: Callable[[nn.Module], Mapping[str, object]]) -> list[str]:
     """Return the names of each object that stands under several of them, as "emb.weight = head.weight".
 
     Args:
-        names: Those of the model.
+        modules: Those of the model by name.
         held: Returns what a module holds, by name.
     """
     found: dict[int, list[str]] = {}
-    for where, module in names.modules(wrappers=False):
+    for where, module in modules:
         for name, one in held(module).items():
             if one is not None:
                 found.setdefault(id(one), []).append(f"{where}.{name}" if where else name)
