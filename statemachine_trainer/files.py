@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from statemachine_trainer.machine.errors import StateMachineError
+from statemachine_trainer.machine.errors import StateMachineError, suggest
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _FLAGS = (
@@ -57,6 +57,15 @@ def check_writable(folder: Path, what: str) -> None:
         ) from error
 
 
+def near_folder(path: Path) -> str:
+    """Return which folder may be meant by the path of one that does not exist; "" if none is near."""
+    try:
+        beside = [one.name for one in path.absolute().parent.iterdir() if one.is_dir()]
+    except OSError:
+        return ""
+    return suggest(path.name, beside, cutoff=0.6)
+
+
 def path_given(path: str | os.PathLike[str]) -> Path:
     """Return a path as it is meant where it is given: a change of the working directory changes nothing later.
 
@@ -64,7 +73,9 @@ def path_given(path: str | os.PathLike[str]) -> Path:
         NoPath: It is empty, no text or path, or an address of something else.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise NoPath(f"{path!r} is no path. Give a folder, such as 'runs/name'.")
+        plain = isinstance(path, int | float | bytes | list | tuple | None)
+        shown = repr(path) if plain else f"a {type(path).__name__}"
+        raise NoPath(f"{shown} is no path. Give a folder, such as 'runs/name'.")
     text = os.fspath(path)
     if not text:
         raise NoPath(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Never, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Never, TypeVar, overload
 
 import torch
 from torch import nn
@@ -28,7 +28,6 @@ from statemachine_trainer.loops.default_tree import (
     known_settings,
     loops_of_trainer,
     refuse_unnamed,
-    where_set,
 )
 from statemachine_trainer.loops.foreign_names import check_arguments
 from statemachine_trainer.loops.loop_errors import SettingError, UnknownArgument
@@ -52,6 +51,7 @@ from statemachine_trainer.running.arguments import (
     progress_given,
     recorder_given,
 )
+from statemachine_trainer.running.attributes import check_attribute, refuse_attribute
 from statemachine_trainer.running.control_panel import SET
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.evaluations import Evaluations
@@ -207,11 +207,15 @@ class Trainer:
                 "trainer.loop = ...: a trainer keeps its loop. Give it when you make the trainer, "
                 "`Trainer(loop)`, or replace what is inside: `trainer.loop.replace(epoch=...)`."
             )
-        if name in self.more_settings:
-            raise SettingError(
-                f"trainer.{name} = ...: that is a setting of a loop. Set it there: {where_set(name)} = ..."
-            )
+        if "_profile" in self.__dict__ and name not in self.__dict__:  # it is made, and this is new
+            check_attribute(name, type(self))
         super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:  # for a type checker every name would be there
+
+        def __getattr__(self, name: str) -> Never:
+            """Say what a name that a trainer does not have is called here."""
+            refuse_attribute(self, name)
 
     def _owner_of_folder(self) -> Ownership | None:
         """Make the lock on the folder of the run, if there is one, for all that write there."""
@@ -522,7 +526,7 @@ class Trainer:
     def post(self, event: str, **values: object) -> None:
         """Post an event to the running loop, such as "stop", "validate" or "end_epoch".
 
-        May be called from receivers and other threads. After the end it does nothing.
+        May be called from receivers and other threads. After the end nothing takes it.
 
         Args:
             event: The event; "set" to change settings of the fit at its next boundary.
@@ -532,6 +536,9 @@ class Trainer:
             UnknownEvent: No loop takes it.
             NotStarted: Nothing was started yet. A start would drop the event.
             SettingError: There is no such setting, or it cannot have this value.
+
+        Warns:
+            NeverTaken: The fit has ended. To post "stop" then is no mistake.
         """
         if event == SET:
             self._state.panel.post(values)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
@@ -26,6 +26,7 @@ from statemachine_trainer.callbacks.measured import (
 from statemachine_trainer.callbacks.stop import Stop
 from statemachine_trainer.control.ownership import Ownership
 from statemachine_trainer.intervals import Interval, parse_interval
+from statemachine_trainer.loops import foreign_names
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.loops.loop_errors import SettingError
 from statemachine_trainer.loops.settings_checks import flags, one_of
@@ -116,6 +117,8 @@ class Checkpoints(HasSettings):
         last: The folder of the last one written; None if there is none yet.
         on_written: Called with that folder after each, if there is somebody to be told.
     """
+
+    other_names: ClassVar = foreign_names.CHECKPOINTS
 
     def __init__(
         self,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
+from statemachine_trainer.loops import foreign_names
 from statemachine_trainer.loops.loop_errors import LikelyMistake, MissingMetric
 from statemachine_trainer.loops.metrics.named import near_metric
 from statemachine_trainer.loops.settings_checks import flags, number, one_of, text, whole_number
@@ -50,6 +51,8 @@ class EarlyStopping(HasSettings):
     Raises:
         SettingError: A setting out of its range.
     """
+
+    other_names: ClassVar = foreign_names.EARLY_STOPPING
 
     def __init__(
         self,

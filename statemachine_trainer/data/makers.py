@@ -51,7 +51,14 @@ def made_by(source: Any, name: str, epoch: int | None) -> Any:
         for one in parameters.values()
         if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
     ]
-    if others := [one for one in needed if one != _EPOCH]:
+    others = [one for one in needed if one != _EPOCH]
+    spread = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
+    if isinstance(source, type) and (others or spread):
+        raise BadSource(
+            f"{name!r} is the class {source.__name__}, which cannot be made without arguments. Make one: "
+            f"{source.__name__}({', '.join(f'{one}' for one in others) or '...'})."
+        )
+    if others:
         raise BadSource(
             f"The function given as {name!r} needs {', '.join(others)}. It is called without arguments, or with the "
             "number of the epoch if it has a parameter of the name epoch: lambda epoch: DataLoader(...)."

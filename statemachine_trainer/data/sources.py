@@ -52,7 +52,17 @@ def as_loader(source: Source, name: str = "train", epoch: int | None = None) -> 
             f"{name!r} is a bare {type(source).__name__} of shape {tuple(source.shape)}, which "
             f"does not say how it is batched. Give {_way_to_batch(name)}."
         )
+    if _are_inputs_and_targets(source):
+        raise BadSource(
+            f"{name!r} is a pair of tensors, {' and '.join(str(tuple(one.shape)) for one in source)}, and would be "
+            f"read as two batches. Give {_way_to_batch(name)}; for one batch, a list of it: [(inputs, targets)]."
+        )
     if isinstance(source, Dataset):
+        if not isinstance(source, IterableDataset) and not hasattr(source, "__len__"):
+            raise BadSource(
+                f"{name!r} is a {type(source).__name__}, a data set without a length. Write __len__, which returns "
+                "how many samples there are; or derive it from IterableDataset, with __iter__."
+            )
         _warn_of_single_samples(source, name)
         return DataLoader(source)
     if isinstance(source, Mapping) and source:
@@ -74,6 +84,19 @@ def as_loader(source: Source, name: str = "train", epoch: int | None = None) -> 
         )
     loader: Iterable[Any] = source
     return loader
+
+
+def _are_inputs_and_targets(source: Any) -> bool:
+    """Whether a source is two tensors of one length that cannot both be batches: they differ in shape or dtype."""
+    if not (isinstance(source, (tuple, list)) and len(source) == 2):
+        return False
+    one, other = source
+    tensors = all(isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim for part in source)
+    return (
+        tensors
+        and len(one) == len(other)
+        and (one.shape[1:] != other.shape[1:] or one.dtype != other.dtype)
+    )
 
 
 def as_loaders(

@@ -93,6 +93,11 @@ class Equipment:
         False where nothing will run: the model stays where it is.
         """
         whole = model
+        if isinstance(model, nn.Module) and "_modules" not in vars(model):
+            raise ModelError(
+                f"{type(model).__name__}.__init__ does not call that of torch.nn.Module. Begin it with "
+                "super().__init__()."
+            )
         model, wrapped = see_through(model)
         sync = sync_of(model) if wrapped is None else wrapped
         device = sync.device or self.device

@@ -181,6 +181,89 @@ UNCALLED: Final = {
 """Other methods that Lightning calls on a model, and what to use instead."""
 
 
+_BEST: Final = (
+    "What is kept is a rule: Checkpoints(folder, retention=Retention(best=Best('val_loss', k=1)))"
+)
+_EVERY: Final = "It is called every, such as every='2 epochs' or every='500 steps'"
+CHECKPOINTS: Final = {
+    **dict.fromkeys(("monitor", "metric", "best", "mode", "save_top_k", "save_best_only"), _BEST),
+    **dict.fromkeys(
+        ("save_last", "last", "keep", "save_total_limit"),
+        "The newest are kept anyway; how many says Checkpoints(folder, retention=Retention(last=3))",
+    ),
+    **dict.fromkeys(
+        ("dirpath", "filepath", "path", "save_dir"), "It is called folder, and comes first"
+    ),
+    **dict.fromkeys(
+        ("every_n_epochs", "every_n_train_steps", "train_time_interval", "save_freq", "period"),
+        _EVERY,
+    ),
+    "filename": "A checkpoint is a folder, which is called by its number and step",
+    "save_weights_only": "Leave it out: load_weights(model, folder) reads the weights alone",
+    "save_on_train_epoch_end": _EVERY,
+    "verbose": "Leave it out: checkpoints are written without a word",
+}
+"""Settings of the checkpoints of other trainers, and what to do here."""
+
+EARLY_STOPPING: Final = {
+    "metric": "It is called monitor, and comes first",
+    "strict": "Leave it out: a metric that was not logged is an error",
+    "verbose": "Leave it out: its attribute reason says why it has ended the fit",
+    "restore_best_weights": "fit(..., restore_best=True) does so, with the best of Checkpoints(...)",
+    "stopping_threshold": "trainer.stop() in a receiver ends the fit at a value of your own",
+    "divergence_threshold": "trainer.stop() in a receiver ends the fit at a value of your own",
+    "check_on_train_epoch_end": "It is called check: 'epoch_end' or 'validation_end'",
+}
+"""Settings of early stopping in other libraries, and what to do here."""
+
+_PARAMETER: Final = (
+    "a step that has a parameter trainer gets it: training_step(self, batch, batch_idx, trainer)"
+)
+OF_MODEL: Final = {
+    "trainer": f"Here {_PARAMETER}",
+    "current_epoch": f"Here it is trainer.epoch; {_PARAMETER}",
+    "global_step": f"Here it is trainer.steps; {_PARAMETER}",
+    "device": "A plain module has none: use that of the batch, such as x.device",
+    "optimizers": "Here a step that has a parameter optimizers gets them: training_step(self, batch, batch_idx, "
+    "optimizers)",
+    "manual_backward": f"Here it is trainer.backward(loss); {_PARAMETER}",
+    "hparams": "Keep settings as attributes in __init__: the run records them",
+    "save_hyperparameters": "Leave it out: the run records the arguments that __init__ keeps under their names",
+    "logger": "Log by self.log; a tracker in Trainer(callbacks=[...]) gets it",
+    "print": "Use print",
+}
+"""Attributes that Lightning gives a model, and what to do here."""
+
+_HERE: Final = "Here it is trainer."
+OF_TRAINER: Final = {
+    "current_epoch": f"{_HERE}epoch",
+    "epochs": f"{_HERE}epoch",
+    "global_step": f"{_HERE}steps",
+    "step_count": f"{_HERE}steps",
+    "callback_metrics": f"{_HERE}metrics",
+    "logged_metrics": f"{_HERE}metrics",
+    "progress_bar_metrics": f"{_HERE}metrics",
+    "should_stop": "A fit ends early by trainer.stop()",
+    "train": "Here it is trainer.fit(model, loader)",
+    "evaluate": "Here it is trainer.validate(model, loader), or trainer.test(model, loader)",
+    "save_checkpoint": "Trainer(checkpoints='runs/name') writes them by itself, and trainer.checkpoint() at once",
+    "load_checkpoint": "fit(..., resume='runs/name') goes on from one; load_weights(model, 'runs/name') reads weights",
+    "save_model": "Trainer(checkpoints='runs/name') writes checkpoints; torch.save(model.state_dict(), path) weights",
+    "checkpoint_callback": f"{_HERE}checkpoints",
+    "default_root_dir": f"{_HERE}run_folder",
+    "log_dir": f"{_HERE}run_folder",
+    "logger": "A tracker is a callback: Trainer(callbacks=[...]); Trainer(run='runs/name') keeps a journal",
+    "loggers": "A tracker is a callback: Trainer(callbacks=[...]); Trainer(run='runs/name') keeps a journal",
+    "log": "log is a function: from statemachine_trainer import log",
+    "optimizers": f"{_HERE}context.optimizers",
+    "lightning_module": f"{_HERE}model",
+    "estimated_stepping_batches": f"{_HERE}total_steps",
+    "callbacks": "trainer.describe() lists who listens; trainer.on(callback) adds one, trainer.off(callback) ends it",
+    "device": f"{_HERE}context.device",
+}
+"""Attributes of other trainers, and what to do here."""
+
+
 def check_arguments(function: str, unknown: Mapping[str, object], known: Iterable[str]) -> None:
     """Refuse unknown arguments of a function of the trainer.
 
@@ -202,7 +285,11 @@ def check_arguments(function: str, unknown: Mapping[str, object], known: Iterabl
         elif instead and ("train" not in known or ours is None):
             advice = f"{instead}."
         else:
-            advice = f"It is called {ours}." if ours else advice_on(name, unknown[name], known)
+            own = (
+                ours is not None and ours.partition(",")[0] == name
+            )  # not under another name, but elsewhere
+            called = f"Trainer({name}=...) has it." if own else f"It is called {ours}."
+            advice = called if ours else advice_on(name, unknown[name], known)
         raise UnknownArgument(f"{function}() has no argument {name!r}. {advice}")
 
 

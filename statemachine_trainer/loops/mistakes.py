@@ -47,7 +47,7 @@ class NeverValidated(LikelyMistake):
 
 
 class NeverTaken(LikelyMistake):
-    """A validation was posted after the last epoch, too late to be taken."""
+    """An event was posted too late to be taken: after the last epoch, or after the end."""
 
 
 class ShuffledPredictions(LikelyMistake):

@@ -246,7 +246,11 @@ def _scheduler(config: Any, monitor: str | None = None) -> Scheduler:
         config.get("name"),
     )
     if not callable(getattr(made.scheduler, "step", None)):
-        raise OptimizerError(f"{_shown(made.scheduler)} is no scheduler: it has no method step().")
+        raise OptimizerError(
+            f"{_shown(made.scheduler)} is no scheduler: it has no method step(). Give one, or a function of the "
+            "optimizer, such as lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 10), or "
+            "warmup(500, then='cosine')."
+        )
     if made.interval not in ("step", "epoch"):
         raise OptimizerError(f"A scheduler's interval is 'step' or 'epoch', not {made.interval!r}.")
     if not _is_count(made.frequency):
@@ -271,7 +275,8 @@ def _owner_of(scheduler: Scheduler, slots: list[OptimizerSlot]) -> OptimizerSlot
     if not slots or isinstance(optimizer, Optimizer):
         raise OptimizerError(
             f"The scheduler {type(scheduler.scheduler).__name__} was made for an optimizer that "
-            "configure_optimizers did not return with it."
+            "configure_optimizers did not return with it. Make it for the one that is returned: "
+            "StepLR(optimizer, ...)."
         )
     return slots[0]
 
@@ -291,8 +296,15 @@ def _needs_argument(function: Callable[..., Any], name: str | None = None) -> bo
 
 
 def _shown(found: Any) -> str:
+    if isinstance(found, type):
+        return f"the class {found.__name__} itself, and no object of it"
     text = repr(found)
-    return f"{type(found).__name__} {text if len(text) < 80 else text[:77] + '...'}"
+    plain = isinstance(found, str | int | float | None)
+    return (
+        f"{type(found).__name__} {text}"
+        if plain and len(text) < 80
+        else f"a {type(found).__name__}"
+    )
 
 
 # -- Whose turn it is -----------------------------------------------------------------------------

@@ -82,9 +82,12 @@ class Steps:
         whole: nn.Module | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise ModelError(
-                f"The model is a {type(model).__name__}; it must be a torch.nn.Module."
+            given = (
+                f"the class {model.__name__}. Make one: {model.__name__}(...)"
+                if isinstance(model, type)
+                else f"a {type(model).__name__}; it must be a torch.nn.Module, and comes first: fit(model, loader)"
             )
+            raise ModelError(f"The model is {given}.")
         self.sync = sync_of(model) if sync is None else sync
         if _is_lightning_module(model):
             _refuse_lightning(model, self.sync)
@@ -205,6 +208,11 @@ class Steps:
             made: Any = self.given.optimizer
             if not isinstance(made, Optimizer) and callable(made):
                 _refuse_needs(made)
+                if next(self.model.parameters(), None) is None:
+                    raise OptimizerError(
+                        f"{type(self.model).__name__} has no parameters, so there is nothing to train. Are its layers "
+                        "attributes of the model (or in a plain list, instead of nn.ModuleList)?"
+                    )
                 made = made(self.model.parameters())
                 if isinstance(made, Mapping) or (isinstance(made, list | tuple) and made):
                     return made
@@ -222,6 +230,18 @@ class Steps:
                 "`optimizer=torch.optim.Adam(model.parameters())`."
             )
         asked = inspect.signature(configure).parameters
+        needed = [
+            one.name
+            for one in asked.values()
+            if one.default is one.empty
+            and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+            and one.name != "total_steps"
+        ]
+        if needed:
+            raise OptimizerError(
+                f"{type(self.model).__name__}.configure_optimizers needs {', '.join(needed)}, which nothing fills. It "
+                "may have a parameter total_steps; keep other settings as attributes of the model."
+            )
         if "total_steps" in asked:
             return configure(total_steps=self._total_steps())
         return configure()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -439,10 +440,21 @@ def _methods_of(thing: object) -> list[tuple[str, Any]]:
         for name in dir(thing)
         if name.startswith("on_") and callable(getattr(thing, name))
     ]
+    if not pairs and isinstance(thing, list | tuple | set):
+        raise BadReceiver(
+            f"on() takes one name, and was given a {type(thing).__name__}. Subscribe once for each; or by a pattern, "
+            "such as on('*_end', function)."
+        )
+    if not pairs and (thing is None or inspect.isroutine(thing)):
+        name = getattr(thing, "__name__", None)
+        raise BadReceiver(
+            f"on() was given {name or 'None'} and no name of a signal. The name comes first: on('epoch_end', "
+            f"{name or 'function'})."
+        )
     if not pairs:
         raise BadReceiver(
-            f"{type(thing).__name__} has no method called on_<state>; give a name first to "
-            "subscribe a function."
+            f"{type(thing).__name__} has no method called on_<state>. Name one after a state, such as on_epoch_end; "
+            "or subscribe a function: on('epoch_end', function)."
         )
     return pairs
 

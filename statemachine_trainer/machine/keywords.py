@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Final, NoReturn, ParamSpec, Self, TypeVar
+from typing import Any, ClassVar, Final, NoReturn, ParamSpec, Self, TypeVar
 
 from statemachine_trainer.machine.errors import UnknownSetting, suggest
 
@@ -35,6 +35,9 @@ class HasSettings:
     """
 
     __slots__ = ()
+
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """Settings that such classes have in other libraries, and what to do here."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse unknown keywords, before Python does so with the name of an inner class."""
@@ -91,7 +94,9 @@ def refuse_keyword(
     Raises:
         UnknownSetting: Always.
     """
-    raise error(f"{cls.__name__} has no setting {name!r}. {advice_on(name, value, known, cls)}")
+    said = getattr(cls, "other_names", {}).get(name)
+    advice = f"{said}." if said else advice_on(name, value, known, cls)
+    raise error(f"{cls.__name__} has no setting {name!r}. {advice}")
 
 
 def refuses_unknown(function: Callable[P, T]) -> Callable[P, T]:

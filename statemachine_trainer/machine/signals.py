@@ -409,7 +409,12 @@ def adapt(function: Callable[..., Any], name: str) -> Callable[[Any, Moment], An
         )
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some builtins have none
+    except (TypeError, ValueError):  # some builtins have none, and methods without `self`
+        if inspect.ismethod(function):
+            raise BadReceiver(
+                f"The receiver {function.__qualname__} for {name!r} takes no `self`. Write `def "
+                f"{function.__name__}(self)`."
+            ) from None
         return function
     taken = [one.name for one in signature.parameters.values() if _is_wanted(one)]
     given = (

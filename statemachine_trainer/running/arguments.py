@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from inspect import isroutine
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -143,13 +144,18 @@ def fresh_given(fresh: object, resume: object) -> tuple[Fresh, ...]:
 
 
 def check_loss(loss: object) -> None:
-    """Refuse a loss class: calling it with a batch would make an object, not a number.
+    """Refuse a loss that cannot be called, or a class: calling that with a batch would make an object, not a number.
 
     Raises:
         SettingError: It is one.
     """
     if isinstance(loss, type):
         raise SettingError(f"loss={loss.__name__} is a class. Make one: {loss.__name__}().")
+    if loss is not None and not callable(loss):
+        raise SettingError(
+            f"loss={loss!r} cannot be called. Give a function of outputs and targets, such as "
+            "torch.nn.functional.mse_loss or torch.nn.CrossEntropyLoss()."
+        )
 
 
 # -- Callbacks and checkpoints --------------------------------------------------------------------
@@ -183,10 +189,17 @@ def callbacks_given(given: Any) -> list[object]:
                 f"{type(one).__name__}(...) is in `callbacks`, and has an argument of its own: "
                 f"Trainer({own}={type(one).__name__}(...))."
             )
-        if isinstance(one, str):
+        if one is None:
+            raise BadReceiver(f"callbacks[{place}] is None. Leave it out.")
+        if isinstance(one, str) or isroutine(one):
+            what = (
+                f"The callback {one!r} is a name"
+                if isinstance(one, str)
+                else f"callbacks[{place}] is the function {getattr(one, '__name__', '')}"
+            )
             raise BadReceiver(
-                f"The callback {one!r} is a name. Callbacks are objects with on_<state> methods; a "
-                "function is subscribed by trainer.on(name, function)."
+                f"{what}. Callbacks are objects with on_<state> methods; a function is subscribed by "
+                "trainer.on(name, function)."
             )
     return callbacks
 
@@ -215,6 +228,10 @@ def checkpoints_given(given: Any) -> Checkpoints | None:
         return Checkpoints(fspath(given))
     if isinstance(given, Checkpoints):
         return given
+    if isinstance(given, type):
+        raise SettingError(
+            f"checkpoints={given.__name__} is a class. Make one: checkpoints=Checkpoints('runs/name')."
+        )
     raise SettingError(
         f"checkpoints={given!r} does not say where they are written. Give a folder, such as "
         "checkpoints='runs/name', or Checkpoints('runs/name', ...)."

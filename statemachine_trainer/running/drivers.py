@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 
 from statemachine_trainer.loops.context import Context
+from statemachine_trainer.loops.mistakes import NeverTaken
 from statemachine_trainer.machine.board import SignalBoard
 from statemachine_trainer.machine.driver import Driver
-from statemachine_trainer.machine.errors import NotStarted, UnknownLoop, suggest
+from statemachine_trainer.machine.errors import NotStarted, UnknownLoop, level_of_caller, suggest
 from statemachine_trainer.machine.loop import Loop
 
 
@@ -60,9 +62,19 @@ class Drivers(Mapping[str, Driver]):
         Raises:
             UnknownEvent: No loop takes it.
             NotStarted: The machine was not started.
+
+        Warns:
+            NeverTaken: The machine has ended. To stop it then is no mistake.
         """
         driver = self.active
         driver.post(event)
+        if driver.outcome is not None and not driver.running and event != "stop":
+            warnings.warn(
+                f"{event!r} was posted after {driver.name!r} had ended with {driver.outcome!r}: nothing takes it. Post "
+                "it while the run goes on, such as from a receiver.",
+                NeverTaken,
+                stacklevel=level_of_caller(),
+            )
         if _never_started(driver):
             driver.withdraw(event)
             raise NotStarted(

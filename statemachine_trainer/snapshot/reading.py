@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
-from statemachine_trainer.machine.errors import suggest
+from statemachine_trainer.files import near_folder
 from statemachine_trainer.snapshot import codec, strictjson, tensor_file
 from statemachine_trainer.snapshot.checked_file import CheckedFile
 from statemachine_trainer.snapshot.checkpoint_folder import (
@@ -128,6 +128,9 @@ def read_manifest(files: FileSystem, folder: Path) -> Manifest:
         raise Damaged(path, f"it is not a manifest ({error})") from None
 
 
+_NAME: Final = "Name the folder of a run, or of one checkpoint in it."
+
+
 def _why_not_a_folder(path: Path) -> str:
     if path.is_file() and (path.parent / MANIFEST).is_file():
         return f"{path} is one file of a checkpoint, which is a folder. Name that: {path.parent}."
@@ -138,20 +141,10 @@ def _why_not_a_folder(path: Path) -> str:
             "model.load_state_dict(torch.load(path))."
         )
     if not path.exists():
-        return f"There is no checkpoint at {path}: no such folder exists. {_near_folder(path)}"
-    return (
-        f"There is no checkpoint at {path}. Name the folder of a run, or of one checkpoint in it."
-    )
-
-
-def _near_folder(path: Path) -> str:
-    """Return which folder may be meant by the path of one that does not exist."""
-    try:
-        beside = [one.name for one in path.parent.iterdir() if one.is_dir()]
-    except OSError:
-        beside = []
-    near = suggest(path.name, beside, cutoff=0.6)
-    return near or "Name the folder of a run, or of one checkpoint in it."
+        return (
+            f"There is no checkpoint at {path}: no such folder exists. {near_folder(path) or _NAME}"
+        )
+    return f"There is no checkpoint at {path}. {_NAME}"
 
 
 def _parse_manifest(path: Path, content: Json) -> Manifest:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, Generic, Literal, Protocol, TypeVar, cast
+from typing import ClassVar, Final, Generic, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -54,6 +54,11 @@ class Best(HasSettings):
     Raises:
         BadRetention: a value out of its range
     """
+
+    other_names: ClassVar = {
+        "monitor": "It is called metric, and comes first",
+        **dict.fromkeys(("top_k", "save_top_k"), "It is called k"),
+    }
 
     metric: str
     k: int = 1

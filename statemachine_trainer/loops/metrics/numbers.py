@@ -193,7 +193,7 @@ def bad_tensor(name: str, value: Tensor) -> BadMetricValue:
     what = f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     return BadMetricValue(
         f"{name!r} was logged with {what}, which is not one real number. Reduce it first, as in "
-        "value.mean(), or log each number under a name of its own."
+        "value.mean() or by the reduction='mean' of a loss, or log each number under a name of its own."
     )
 
 
