@@ -93,9 +93,9 @@ class SignalBoard:
             The chart's signals by full name (`"fit.epoch:enter"`).
         """
         root = chart.plan.path
-        old = self._charts.get(root) or {}
+        old: Mapping[str, Signal] = self._charts.get(root, {})
         signals = Signals({name: old.get(name) or Signal(name) for name in _signal_names(chart)})
-        known = self._charts.get("") or {}
+        known: Mapping[str, Signal] = self._charts.get("", {})
         stopped = f"{root}:{ERROR}"
         # The signals of errors stand apart, under a name that no root has.
         errors = Signals({**known, stopped: known.get(stopped) or Signal(stopped)})

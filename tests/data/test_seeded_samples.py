@@ -214,7 +214,8 @@ class _Readied(Dataset[Any]):
 def _make_generator(_worker: int) -> None:
     info = get_worker_info()
     assert info is not None
-    info.dataset.generator = random.Random()
+    dataset: Any = info.dataset
+    dataset.generator = random.Random()
 
 
 def test_a_generator_that_each_worker_makes_before_it_reads_is_seeded_from_the_first_sample_on() -> (
