@@ -19,7 +19,6 @@ from statemachine_trainer.machine.errors import (
     suggest,
 )
 from statemachine_trainer.machine.loop import SEPARATOR
-from statemachine_trainer.machine.plan import END
 from statemachine_trainer.machine.signals import (
     ENTER,
     ERROR,
@@ -423,9 +422,7 @@ def _ends_with(path: str, end: str) -> bool:
 
 
 def _signal_names(chart: Chart) -> Iterator[str]:
-    for path in chart.get_nested_state_names():
-        if path == END:
-            continue
+    for path in chart.paths():
         yield f"{path}:{ENTER}"
         yield f"{path}:{EXIT}"
         for event in chart.events.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -131,11 +131,14 @@ class Chart(HierarchicalMachine):
 
     def leaves(self) -> list[str]:
         """Paths of the states without states inside, in the order of the tree."""
-        return [
-            path
-            for path in self.get_nested_state_names()
-            if path != END and not self.get_state(path).states
-        ]
+        return [path for path in self.paths() if path not in self._first_inside]
+
+    def paths(self) -> list[str]:
+        """Paths of all states but the end, loops before what is inside, in the order of the tree.
+
+        The library knows them too, but takes long to say it.
+        """
+        return [*_paths_in(self.plan)]
 
     def initial_leaf(self, path: str) -> str:
         """Follow the initial states from `path` down to a leaf."""
@@ -201,6 +204,15 @@ class Chart(HierarchicalMachine):
         if inside is not None and event in inside.loop.entries:
             return self._entered(inside, inside.loop.entries[event], event)
         return path
+
+
+def _paths_in(plan: LoopPlan) -> Iterator[str]:
+    yield plan.path
+    for state in plan.states:
+        if state in plan.inside:
+            yield from _paths_in(plan.inside[state])
+        else:
+            yield f"{plan.path}{SEPARATOR}{state}"
 
 
 class Condition:

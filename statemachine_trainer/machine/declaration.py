@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar
 
 from statemachine_trainer.machine.errors import MalformedTransition, UndeclaredEvents
@@ -194,6 +195,10 @@ def _is_one_transition(declared: object) -> bool:
 def _expand(
     owner: type, entry: Declared, states: Sequence[str], where: str = ""
 ) -> Iterable[Transition]:
+    if _is_usual(entry) and not where:
+        event, source, dest = entry
+        yield Transition(event, source, source if dest == SAME_STATE else dest, ())
+        return
     where = where or f"{owner.__name__}.transitions, entry {entry!r}"
     events, source, dest, conditions, unless, actions = _parts(where, entry)
     events = [plain_text(one) for one in _several(where, events, "events")]
@@ -221,6 +226,17 @@ def _expand(
         for one in sources:
             to = one if dest == SAME_STATE else dest
             yield Transition(event, one, to, guards, every, actions=done)
+
+
+def _is_usual(entry: Declared) -> bool:
+    """Whether an entry is nothing but the names of an event and of two states; most are, and quick to read."""
+    return (
+        type(entry) in (list, tuple)
+        and len(entry) == 3
+        and type(entry[0]) is type(entry[1]) is type(entry[2]) is str
+        and entry[1] != ANY_STATE
+        and entry[2] != ANY_STATE
+    )
 
 
 def _refuse_enum(name: object, where: str, error: type[Exception]) -> None:
@@ -268,8 +284,19 @@ def _actions(where: str, given: Any) -> Iterable[Action]:
         yield Action(plain_text(one))
 
 
-def declared_names(declared: Iterable[Any], initial: str | None) -> list[str]:
+def declared_names(declared: Sequence[Any], initial: str | None) -> list[str]:
     """Return the names of states in `transitions`, the initial one first, without checking them."""
+    try:  # They are asked for at each walk through a tree.
+        usual = tuple([tuple(one) for one in declared if type(one) in (list, tuple)])
+        if len(usual) == len(declared):
+            return [*_names_in(usual, initial)]
+    except TypeError:  # something in it is no key, such as a list of sources
+        pass
+    return _names_in.__wrapped__(declared, initial)
+
+
+@lru_cache(maxsize=256)
+def _names_in(declared: Iterable[Any], initial: str | None) -> list[str]:
     names: dict[str, None] = {plain_text(initial): None} if isinstance(initial, str) else {}
     for entry in declared if isinstance(declared, Iterable) else ():
         if isinstance(entry, list | tuple) and len(entry) >= 3:  # nearly all are; quick to tell

@@ -101,7 +101,7 @@ def check_called_states(cls: type[Loop], path: str, states: Sequence[str]) -> No
 
 def _check_called(cls: type[Loop], name: str, value: object, where: str) -> None:
     owner, declared = _declared_first(cls, name)
-    if _have_same_arguments(value, declared):
+    if value is declared or _have_same_arguments(value, declared):
         return
     if isinstance(declared, property):
         form = f"`{name}` as a property"

@@ -263,11 +263,9 @@ def wire(
     """Make the `transitions` machine fire the same signals and resets when it is triggered directly."""
     resets = _resets(chart.plan)
     way = _Way(chart)
-    for path in chart.get_nested_state_names():
+    chart.get_state(END).on_enter = [lambda event_data: ended(event_data.event.name)]
+    for path in chart.paths():
         state = chart.get_state(path)
-        if path == END:
-            state.on_enter = [lambda event_data: ended(event_data.event.name)]
-            continue
         state.on_enter = [
             *(partial(_ignoring_event, reset) for reset in resets.get(path, ())),
             partial(way.emit, signals[f"{path}:{ENTER}"], sender, path, ENTER),

@@ -223,6 +223,8 @@ def _check_declarations(loop: Loop, path: str) -> None:
 
 def _check_call(function: Callable[..., object], what: str) -> None:
     """Refuse a function that needs arguments, or that does not answer with a plain return."""
+    if _takes_only_self(function):
+        return
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise UncallableState(
             f"{what} is a coroutine or generator function; the machine needs an answer from a "
@@ -241,6 +243,20 @@ def _check_call(function: Callable[..., object], what: str) -> None:
             f"{what} is called without arguments, and that does not work: {error}. What it needs "
             "belongs on the loop or in its `context`."
         ) from None
+
+
+def _takes_only_self(function: Callable[..., object]) -> bool:
+    """Whether it is a plain method without further arguments, as most are; says it without a signature."""
+    if not inspect.ismethod(function) or not inspect.isfunction(function.__func__):
+        return False
+    code = function.__func__.__code__
+    odd = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    return (
+        code.co_argcount == 1
+        and not code.co_kwonlyargcount
+        and not code.co_flags & odd
+        and not vars(function.__func__)  # what wraps another may be asked for the signature of that
+    )
 
 
 def _check_names(plan: LoopPlan) -> None:
