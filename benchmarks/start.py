@@ -1,10 +1,13 @@
-"""What there is to wait for before the first step: the import, and the building of a trainer.
+"""What there is to wait for before the first step: the import, the building of a trainer, and the start of a fit.
 
 In new processes, one after the other, each after `import torch`:
 
 - the time that `import statemachine_trainer` and its first use (`Trainer`) add; at most 150 ms;
 - the time to build the default trainer and to verify its loops, first and second; at most 50 ms;
-- which modules took longest, by their own lines alone, with the packages that they belong to.
+- which modules took longest, by their own lines alone, with the packages that they belong to;
+- the time to the end of the first step, by turns with a bare loop that does the same: from a loader with 4 workers
+  (`fork`) to the end of the first step, and from the call of `fit` to there. Before that, each process makes one step
+  without workers, because torch imports parts of itself then. Limit: that of the bare loop.
 
 Modules are compiled beforehand. A collection of garbage that falls into the import, of the hundred
 thousand objects that torch has made, is counted apart.
@@ -59,6 +62,58 @@ times = {{
 print(json.dumps({{name: 1e3 * seconds for name, seconds in times.items()}}))
 """
 
+_FIRST_STEP = """
+import json, tempfile, time, warnings
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from statemachine_trainer import Trainer
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from zip(inputs, targets)
+
+warnings.simplefilter("ignore")  # of more workers than cores
+torch.set_num_threads(1)
+inputs, targets = torch.randn(2000, 32), torch.randint(10, (2000,))
+loss = nn.CrossEntropyLoss()
+
+def net():
+    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
+
+def step(model, optimizer, batch):
+    value = loss(model(batch[0]), batch[1])
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+warm = net()
+step(warm, sgd(warm.parameters()), (inputs[:32], targets[:32]))
+data, model = {data}, net()
+loader = DataLoader(data, batch_size=32, num_workers=4, multiprocessing_context="fork")
+clock = time.{clock}
+with tempfile.TemporaryDirectory() as folder:
+    if {ours}:
+        trainer = Trainer(max_steps=1, progress=False, checkpoints={checkpoints})
+        ends = []
+        trainer.on("batch_end", lambda: ends.append(clock()))
+        before = clock()
+        trainer.fit(model, loader, loss=loss, optimizer=sgd)
+        taken = ends[0] - before
+    else:
+        before = clock()
+        optimizer = sgd(model.parameters())
+        for batch in loader:
+            step(model, optimizer, batch)
+            taken = clock() - before
+            break
+print(json.dumps(1e3 * taken), flush=True)
+"""
+_DATA = {"map-style": "TensorDataset(inputs, targets)", "iterable": "Stream()"}
+
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a new interpreter, with one thread and with compiled modules."""
@@ -78,6 +133,26 @@ def measure(processes: int, *, cpu_time: bool) -> Times:
         if number:
             for name, milliseconds in json.loads(line).items():
                 times.setdefault(name, []).append(milliseconds)
+    return times
+
+
+def measure_first_steps(processes: int, *, cpu_time: bool) -> Times:
+    """Time the first step of a bare loop and of ours in new processes, by turns."""
+    clock = "process_time" if cpu_time else "perf_counter"
+    variants = {
+        "a bare loop": (False, "None"),
+        "ours": (True, "None"),
+        "with a folder": (True, "folder"),
+    }
+    times: Times = {}
+    for _ in range(processes):
+        for kind, data in _DATA.items():
+            for who, (ours, checkpoints) in variants.items():
+                code = _FIRST_STEP.format(
+                    data=data, clock=clock, ours=ours, checkpoints=checkpoints
+                )
+                line = python("-c", code).stdout.splitlines()[-1]
+                times.setdefault(f"first step, {kind}, {who}", []).append(json.loads(line))
     return times
 
 
@@ -126,6 +201,7 @@ def main() -> None:
     clock = "CPU time" if options.cpu_time else "time on the wall"
     how = f"{machine()}; {clock}; {options.processes} processes; {load()}"
     times = measure(options.processes, cpu_time=options.cpu_time)
+    times |= measure_first_steps(options.processes, cpu_time=options.cpu_time)
     text = f"{how}\n\n{table(times)}\n\n{modules_table(own_times(), options.modules)}"
     print(text)
     if options.write is not None:

@@ -159,27 +159,51 @@ def _folder_of_code() -> Path:
     return Path(script).absolute().parent
 
 
+_asked: dict[Path, subprocess.Popen[bytes]] = {}
+"""Those that were asked for the commit of a folder, and whose answer nobody has read yet."""
+
+_known: set[Path] = set()
+"""Folders whose commit was asked for."""
+
+
+def ask_for_commit() -> None:
+    """Ask git for the commit that the record will need, and do not wait: git looks at all files that it knows."""
+    folder = _folder_of_code()
+    if folder not in _known:
+        _known.add(folder)
+        with suppress(OSError, ValueError, subprocess.SubprocessError):
+            _asked[folder] = _ask_git(folder)
+
+
 @cache  # what was loaded is the code of the process, whatever is committed later
 def commit_of(folder: Path) -> str | None:
     """Return the commit of git that a folder stands at; None if there is none, or no git.
 
     "-dirty" is added if files that git knows differ from it.
     """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # it is only looked at
+    _known.add(folder)
     try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE_WITH_GIT,
-            check=True,
-        )
+        with _asked.pop(folder, None) or _ask_git(folder) as git:
+            try:
+                answer, _ = git.communicate(timeout=_PATIENCE_WITH_GIT)
+            finally:
+                if git.poll() is None:
+                    git.kill()
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return done.stdout.decode(errors="replace").strip() or None
+    found = answer.decode(errors="replace").strip()
+    return None if git.returncode else found or None
+
+
+def _ask_git(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=folder,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # it is only looked at
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def read_record(root: Path) -> Record | None:

@@ -13,6 +13,7 @@ from torch import nn
 from statemachine_trainer.audit.report import Audit
 from statemachine_trainer.callbacks.checkpoints import Checkpoints
 from statemachine_trainer.callbacks.finding import find_checkpoint, state_of_rank, tell_of_others
+from statemachine_trainer.control.processes import rank_of_process
 from statemachine_trainer.loops.assembly import Equipment, assemble_fit, go_on
 from statemachine_trainer.loops.base import abandon_loops
 from statemachine_trainer.loops.context import Context
@@ -27,7 +28,7 @@ from statemachine_trainer.machine.errors import NotStarted
 from statemachine_trainer.machine.signals import Moment
 from statemachine_trainer.observe.progress import Progress
 from statemachine_trainer.observe.recorder import Recorder
-from statemachine_trainer.run_record import wants_resume
+from statemachine_trainer.run_record import ask_for_commit, wants_resume
 from statemachine_trainer.running.arguments import Given, check_loss
 from statemachine_trainer.running.drivers import Drivers, context_of
 from statemachine_trainer.running.fit_state import FitState, Fresh, Host, epoch_of_data
@@ -250,6 +251,8 @@ class Session:
             noting.check_folder(loaded)
         if self._recorder is not None:
             self._recorder.close()
+        if (self._recorder is not None or noting is not None) and not rank_of_process():
+            ask_for_commit()  # for the record, which is written when all the rest is ready
         self._share(context)
         if self._host.checkpoints is not None:
             self._host.checkpoints.know_base(context.model)

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from statemachine_trainer import Run, Trainer
+from statemachine_trainer import Run, Trainer, run_record
 from statemachine_trainer.audit.settings_record import SettingsChanged
 from statemachine_trainer.integrations.trackers import Tracker
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.run_record import commit_of
+from statemachine_trainer.run_record import ask_for_commit, commit_of
 from statemachine_trainer.testing import assert_resumable
 
 
@@ -201,3 +201,18 @@ def test_the_commit_of_the_code_is_known_and_whether_files_differ_from_it(tmp_pa
     commit_of.cache_clear()
     assert commit_of(tmp_path) == f"{commit}-dirty"
     assert commit_of(Path("/")) is None
+
+
+def test_the_commit_may_be_asked_for_before_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    ask = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: asked.append(a) or ask(*a, **k))
+    monkeypatch.setattr(run_record, "_folder_of_code", lambda: tmp_path)
+    ask_for_commit()
+    ask_for_commit()
+    assert len(asked) == 1
+    assert commit_of(tmp_path) is None  # it is no folder of git
+    ask_for_commit()
+    assert len(asked) == 1
