@@ -228,7 +228,7 @@ def _expand(
             yield Transition(event, one, to, guards, every, actions=done)
 
 
-def _is_usual(entry: Declared) -> bool:
+def _is_usual(entry: Any) -> bool:
     """Whether an entry is nothing but the names of an event and of two states; most are, and quick to read."""
     return (
         type(entry) in (list, tuple)

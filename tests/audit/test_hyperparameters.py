@@ -206,9 +206,14 @@ def test_the_commit_of_the_code_is_known_and_whether_files_differ_from_it(tmp_pa
 def test_the_commit_may_be_asked_for_before_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
-    ask = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: asked.append(a) or ask(*a, **k))
+    asked: list[Path] = []
+    ask = run_record._ask_git
+
+    def asking(folder: Path) -> subprocess.Popen[bytes]:
+        asked.append(folder)
+        return ask(folder)
+
+    monkeypatch.setattr(run_record, "_ask_git", asking)
     monkeypatch.setattr(run_record, "_folder_of_code", lambda: tmp_path)
     ask_for_commit()
     ask_for_commit()
