@@ -7,6 +7,7 @@ copied from there. The mapping is gone before the run begins.
 A mapped file must not change: the numbers would change with it, and where it shrinks, the system ends the process. So
 a lease holds back whoever would write to it meanwhile; see `fcntl(2)`, "Leases". Where there is none to be had, as on
 other systems, on disks of the network, or in files that somebody is writing to, weights are read as everything else.
+So they are where somebody wants to write while the lease lasts: for how long the system holds it back is not known.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import mmap
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +27,6 @@ from torch import Tensor, nn
 
 from statemachine_trainer.files import read_regular
 from statemachine_trainer.snapshot.modules import copied_when_loaded
-from statemachine_trainer.snapshot.snapshot_errors import Damaged
 from statemachine_trainer.snapshot.strictjson import Json
 
 if sys.platform == "linux":
@@ -51,11 +51,13 @@ class MappedWeights:
 
     Args:
         names: The names of the tensors in the file that may be lent.
+        read: Reads all tensors of the file, and checks them.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], read: Callable[[], Mapping[str, Tensor]]) -> None:
         self._names = names
-        self._path = Path()
+        self._read = read
+        self._places: dict[int, str] = {}  # the names of the tensors in the file, by address
         self._file: int | None = None
         self._map: mmap.mmap | None = None
         self._at = range(0)  # the addresses of the mapping
@@ -66,11 +68,10 @@ class MappedWeights:
         """Whether a file is mapped."""
         return self._map is not None
 
-    def open(self, file: BinaryIO, path: Path, size: int) -> None:
+    def open(self, file: BinaryIO, size: int) -> None:
         """Map a file, if that can be done so that nobody changes it. Else nothing of it is lent."""
         if sys.platform != "linux" or not self._names or not _is_local(file.fileno()):
             return
-        self._path = path
         try:
             self._file = os.dup(file.fileno())
             # When somebody waits for the lease, the kernel sends SIGIO, which would end the process. SIGURG does not.
@@ -107,30 +108,47 @@ class MappedWeights:
         except OSError:
             return None  # to read it will tell what is wrong
         data = np.frombuffer(self._map, np.uint8, size, at.start)
-        return torch.from_numpy(data).view(dtype).view(shape)
+        tensor = torch.from_numpy(data).view(dtype).view(shape)
+        self._places[tensor.data_ptr()] = name
+        return tensor
 
     @contextmanager
     def copied(self, weights: MutableMapping[str, Any], model: nn.Module | None) -> Iterator[None]:
         """Within the block, let a model copy what is lent. After it the file is no longer in use.
+
+        If somebody wants to write to the file meanwhile, it is read once more, and checked.
 
         Args:
             weights: What will be loaded. What a model would not copy is put in memory of its own.
             model: The model; None if it may do with its weights what it likes.
 
         Raises:
-            Damaged: Somebody wanted to write to the file since it was opened.
+            Damaged: It is no longer what was written.
         """
         self._lent = [one for one in weights.values() if self._has(one)]
         try:
-            self._check_unchanged()
-            self._own_what_is_kept(weights, model)
+            into = {} if model is None or not self._lent else copied_when_loaded(model)
+            if self._is_wanted():
+                weights.update(self._read_again(weights))
+            self._own_what_is_kept(weights, into)
             yield
-            self._check_unchanged()
+            if self._is_wanted():
+                for name, one in self._read_again(weights).items():
+                    into[name].copy_(one)
         finally:
             self.close()
 
-    def _own_what_is_kept(self, weights: MutableMapping[str, Any], model: nn.Module | None) -> None:
-        into = {} if model is None or not self._lent else copied_when_loaded(model)
+    def _read_again(self, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return those of the weights that are lent, in memory of their own."""
+        lent = {
+            name: self._places[one.data_ptr()] for name, one in weights.items() if self._has(one)
+        }
+        read = self._read() if lent else {}
+        return {name: read[place] for name, place in lent.items()}
+
+    def _own_what_is_kept(
+        self, weights: MutableMapping[str, Any], into: Mapping[str, Tensor]
+    ) -> None:
         kept = {
             id(one)
             for name, one in weights.items()
@@ -144,16 +162,17 @@ class MappedWeights:
         # In the class of torch itself: another may keep its numbers elsewhere.
         return type(one) is Tensor and one.layout is torch.strided and one.data_ptr() in self._at
 
-    def _check_unchanged(self) -> None:
+    def _is_wanted(self) -> bool:
+        """Whether somebody wants to write to the file, or has begun to."""
         # A lease that somebody waits for counts as gone: later the kernel takes it away.
-        if self._file is not None and fcntl.fcntl(self._file, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
-            raise Damaged(self._path, "another program wanted to write to it while it was read")
+        return self._file is not None and fcntl.fcntl(self._file, fcntl.F_GETLEASE) != fcntl.F_RDLCK
 
     def close(self) -> None:
         """Give the file back. Whoever still has a tensor of it finds that empty."""
         for one in self._lent:
             one.set_()  # type: ignore[call-overload]
         self._lent.clear()
+        self._places.clear()
         self._at = range(0)
         if self._map is not None:
             with suppress(BufferError):  # the mapping ends with the tree that still refers to it

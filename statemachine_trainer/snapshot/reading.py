@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -82,7 +83,9 @@ def read(
                 # Imported here, because a fit that begins anew needs none of it.
                 from statemachine_trainer.snapshot.mapped_weights import MappedWeights, mappable
 
-                mapped = MappedWeights(mappable(document))
+                path, entry = folder / TENSORS, manifest.files[TENSORS]
+                again = partial(_read_tensors, files, path, entry, None)
+                mapped = MappedWeights(mappable(document), again)
                 undoing.callback(mapped.close)
             tensors = _read_tensors(files, folder / TENSORS, manifest.files[TENSORS], mapped)
         try:
@@ -250,7 +253,7 @@ def _read_tensors(
             if mapped is None:
                 lend = None
             else:
-                mapped.open(reading.file, path, entry.size)
+                mapped.open(reading.file, entry.size)
                 lend = mapped.lend
             tensors = tensor_file.read(reading.file, reading.size, reading.seen, lend, reading.fill)
         reading.check_sum(entry.checksum)

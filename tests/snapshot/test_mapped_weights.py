@@ -175,17 +175,56 @@ def test_what_stands_elsewhere_in_the_state_too_is_not_mapped() -> None:
 
 
 @pytest.mark.parametrize("write", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC])
-def test_whoever_would_write_to_the_file_waits_and_is_told_of(tmp_path: Path, write: int) -> None:
-    path = saved(tmp_path, Net()) / TENSORS
-    loaded, again = mapped_from(tmp_path), Net()
-    before = again.layer.weight.clone()
+def test_whoever_would_write_to_the_file_waits_and_it_is_read(tmp_path: Path, write: int) -> None:
+    model, again = Net(), Net()
+    path = saved(tmp_path, model) / TENSORS
+    loaded = mapped_from(tmp_path)
     with pytest.raises(BlockingIOError):
         os.open(path, write | os.O_NONBLOCK)
-    with pytest.raises(Damaged, match="wanted to write") as caught, loaded.taken_over(again):
-        again.load_state_dict(weights_of(loaded))
-    assert caught.value.file == path
-    assert torch.equal(again.layer.weight, before)
+    take_over(loaded, again)
+    assert torch.equal(again.layer.weight, model.layer.weight)
     os.close(os.open(path, write | os.O_NONBLOCK))  # it is held back no longer
+
+
+def test_what_was_copied_while_somebody_came_to_write_is_copied_once_more(tmp_path: Path) -> None:
+    model, again = Net(), Net()
+    path = saved(tmp_path, model) / TENSORS
+    loaded = mapped_from(tmp_path)
+    with loaded.taken_over(again):
+        again.load_state_dict(weights_of(loaded))
+        with pytest.raises(BlockingIOError):
+            os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        with torch.no_grad():
+            again.layer.weight.zero_()  # as if it had written already
+    assert torch.equal(again.layer.weight, model.layer.weight)
+    assert not is_mapped()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_somebody_has_changed_under_a_lease_is_damaged(tmp_path: Path, copied: bool) -> None:
+    path = saved(tmp_path, Net()) / TENSORS
+    loaded, again = mapped_from(tmp_path), Net()
+
+    def write() -> None:
+        """Come to write; the change is made by another file in its place, because nobody may wait for 45 s."""
+        with pytest.raises(BlockingIOError):
+            os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.unlink()
+        path.write_bytes(content)
+
+    def load() -> None:
+        with loaded.taken_over(again):
+            again.load_state_dict(weights_of(loaded))
+            if copied:
+                write()
+
+    if not copied:
+        write()
+    with pytest.raises(Damaged, match="checksum") as caught:
+        load()
+    assert caught.value.file == path
     assert not is_mapped()
 
 
