@@ -36,6 +36,7 @@ from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import modules_of
 from statemachine_trainer.running.control_panel import ControlPanel
 from statemachine_trainer.running.drivers import context_of
+from statemachine_trainer.running.tied_states import TiedStates, tie_again
 from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.held import lies_within, restore_own, states_found
 from statemachine_trainer.snapshot.search import Search
@@ -100,6 +101,7 @@ class FitState:
         self._outside = ModulesOutside()
         self._values: ChangingValues | None = None  # as a fit with checkpoints begins
         self._contents = Contents()
+        self._tied = TiedStates()
         self._script: ScriptRecord | None = None  # what the script has made of this fit
         self._is_noted = False  # whether that was noted before training, and lies in checkpoints
 
@@ -129,9 +131,7 @@ class FitState:
             "given": others_than(self._given, settings),
             "fresh": list(self._fresh),
             "stopped_by": [type(one).__qualname__ for one in callbacks if _asks_to_stop(one)],
-            "callbacks": [
-                {"kind": type(one).__qualname__, "state": one.state_dict()} for one in callbacks
-            ],
+            "callbacks": [self._tied.written(one, context) for one in callbacks],
             "checkpoints": None if checkpoints is None else checkpoints.state_dict(),
             "generators": {p: one for p, one in generators.items() if p not in of_model},
             "modules": self._outside.state(search, self._held_elsewhere(context, callbacks)),
@@ -167,6 +167,7 @@ class FitState:
             search, seen = self._values.search_at_start(roots)
             self._outside.watch(search, self._held_elsewhere(context))
             check_writable(self._driver, context, self.stateful_callbacks())
+            self._tied.begin()
             # The walk over large data sets takes longest, so that it is shared.
             of_data = self._script_of(context).walk_data()
             self._values.begin(
@@ -378,6 +379,7 @@ class FitState:
                 'fit(..., fresh=("callbacks",)).'
             )
         for one, was in zip(ours, saved, strict=True):
+            tie_again(was, context_of(self._driver))
             one.load_state_dict(was["state"])
 
     def _kinds(self) -> list[str]:

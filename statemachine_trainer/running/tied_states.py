@@ -1,0 +1,78 @@
+"""The states of callbacks as checkpoints have them, with what is one thing under several paths."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from statemachine_trainer.audit.report import NotHeld
+from statemachine_trainer.loops.context import Context
+from statemachine_trainer.machine.errors import level_of_caller
+from statemachine_trainer.parallel.wrappers import PlainNames
+from statemachine_trainer.snapshot.kinds import is_users
+from statemachine_trainer.snapshot.ties import are_identities, tied_again, ties_of
+
+
+class TiedStates:
+    """Writes the states of callbacks, and tells once of what no checkpoint can hold of them."""
+
+    def __init__(self) -> None:
+        self._looked_at: set[tuple[int, str]] = set()
+
+    def begin(self) -> None:
+        """Forget what was told: a fit begins."""
+        self._looked_at.clear()
+
+    def written(self, callback: Any, context: Context) -> dict[str, Any]:
+        """Return the state of a callback, with its kind, and its ties if there are any.
+
+        Warns:
+            NotHeld: Something in it shares memory in a way that cannot be made again, or is kept by `id`.
+        """
+        kind, state = type(callback), callback.state_dict()
+        entry = {"kind": kind.__qualname__, "state": state}
+        if not is_users(kind.__module__):
+            return entry  # ours tie nothing
+        found = ties_of(state, lambda: _weights_of(context))
+        if found.ties:
+            entry["ties"] = found.ties
+        told = [
+            f"{one} share memory: save one of them, and make the other from it in `load_state_dict`"
+            for one in found.apart
+            if self._is_new(callback, one)
+        ]
+        told += [
+            f"the keys in {path} are identities of objects (`id`), which are others in another process: use "
+            "names, or the places of the objects in a list"
+            for path, key in found.keyed.items()
+            if self._is_new(callback, path) and are_identities([key])
+        ]
+        if told:
+            warnings.warn(
+                f"The state of the callback {kind.__qualname__} is not the same once it was saved and read. "
+                + "; ".join(told),
+                NotHeld,
+                stacklevel=level_of_caller(),
+            )
+        return entry
+
+    def _is_new(self, callback: object, what: str) -> bool:
+        key = id(callback), what
+        new = key not in self._looked_at
+        self._looked_at.add(key)
+        return new
+
+
+def tie_again(entry: Mapping[str, Any], context: Context | None) -> None:
+    """Tie in a state that was read what was one thing when `TiedStates.written` returned it."""
+    ties = entry.get("ties")  # earlier versions wrote none
+    if ties and context is not None:
+        tied_again(entry["state"], ties, _weights_of(context))
+
+
+def _weights_of(context: Context) -> dict[str, torch.Tensor]:
+    names = PlainNames(context.model)
+    return {**dict(names.parameters()), **dict(names.buffers())}
