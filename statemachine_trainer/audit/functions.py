@@ -10,10 +10,11 @@ from itertools import islice
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
 
-from statemachine_trainer.snapshot.kinds import is_users, named
+from statemachine_trainer.snapshot.kinds import attributes_of_class, is_users, named
 
 _DIGITS: Final = 8
 _PLAIN: Final = (bool, int, float, complex, str, bytes, type(None))
+_WITH_FUNCTION: Final = (MethodType, classmethod, staticmethod)
 _PARTS: Final = 8
 """Elements of a list or a tuple that are looked at one by one."""
 
@@ -26,9 +27,9 @@ def name_of_function(function: object) -> str:
 
 def function_behind(thing: Any) -> Any:
     """Return the function of a partial, of a bound method, or of both; anything else as it is."""
-    while isinstance(thing, partial):
+    while issubclass(type(thing), partial):
         thing = thing.func
-    return getattr(thing, "__func__", thing)
+    return thing.__func__ if issubclass(type(thing), _WITH_FUNCTION) else thing
 
 
 def variables_of(function: FunctionType) -> Iterator[tuple[str, object]]:
@@ -75,7 +76,7 @@ def compiler() -> str:
 
 def each(name: str, value: Any) -> dict[str, object]:
     """Return the elements of a short list or tuple, or a value alone, by name."""
-    if type(value) in (list, tuple) and len(value) <= _PARTS:
+    if (type(value) is list or type(value) is tuple) and len(value) <= _PARTS:
         return {f"{name}[{place}]": one for place, one in enumerate(value)}
     return {name: value}
 
@@ -91,13 +92,13 @@ def _parts(function: object) -> Iterator[bytes]:
     if isinstance(function, partial):
         yield from _parts(function.func)
         for argument in (*function.args, *function.keywords.values()):
-            if isinstance(argument, FunctionType | MethodType | partial):
+            if issubclass(type(argument), (FunctionType, MethodType, partial)):
                 yield from _parts(argument)
         return
     if isinstance(function, MethodType):
         function = function.__func__
     elif not isinstance(function, FunctionType):
-        function = vars(type(function)).get("__call__")
+        function = attributes_of_class(type(function)).get("__call__")
     if isinstance(function, FunctionType) and is_users(function.__module__):
         yield from _parts_of_code(function.__code__)
         yield repr(_plain((function.__defaults__, function.__kwdefaults__))).encode()
@@ -124,13 +125,18 @@ def _is_documentation(code: CodeType, first: object) -> bool:
 
 def _plain(value: object) -> object:
     """Return a value that is written the same in every process; the type of what is not."""
-    if isinstance(value, frozenset | set):
-        return sorted(map(repr, value))
-    if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return value if isinstance(value, bool | int | float | str | bytes | None) else type(value)
+    kind = type(value)
+    try:
+        if issubclass(kind, frozenset | set):
+            return sorted(map(repr, value))  # type: ignore[call-overload]
+        if issubclass(kind, tuple | list):
+            return [_plain(one) for one in value]  # type: ignore[attr-defined]
+        if issubclass(kind, dict):
+            return {str(key): _plain(one) for key, one in value.items()}  # type: ignore[attr-defined]
+        repr(value)  # with too many decimals a number has none
+    except Exception:  # a class of a user may do anything
+        return f"a {kind.__name__}"
+    return value if issubclass(kind, _PLAIN) else kind
 
 
 def _function(value: object) -> str | None:

@@ -19,6 +19,7 @@ import torch
 
 from statemachine_trainer.audit.settings_of_run import (
     Settings,
+    as_text,
     as_texts,
     constructor_values,
     is_plain,
@@ -36,6 +37,8 @@ Sections = dict[str, dict[str, Value]]
 """Hyperparameters by where they come from, and by name."""
 
 _LONGEST: Final = 500
+_BITS: Final = 4096
+"""Bits of a number up to which it is written as decimals; of many more Python refuses to."""
 _DEEPEST: Final = 20
 """Mappings in mappings that are opened."""
 _SWITCHES: Final = ("deterministic", "matmul_precision")
@@ -185,6 +188,8 @@ def _as_value(value: object) -> Value:
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
+    if isinstance(value, int) and value.bit_length() > _BITS:
+        return hex(value)[:_LONGEST]
     if value is None or isinstance(value, bool | int | float):
         return value
     text = _as_words(value)
@@ -194,7 +199,7 @@ def _as_value(value: object) -> Value:
 def _as_words(value: object) -> str:
     if isinstance(value, str | PurePath):
         return str(value)
-    if is_plain(value):
-        return repr(value)
+    if (text := as_text(value)) is not None:
+        return text
     # No `repr`: that of most objects has an address in it, which is another one in each process.
     return str(getattr(value, "__qualname__", type(value).__qualname__))

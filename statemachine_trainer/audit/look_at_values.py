@@ -190,9 +190,10 @@ class Look:
         codes = self.known.codes
         if type(value) in _WITH_CODE:
             codes.update(codes_of(value))
-        elif isinstance(value, _LISTS) and type(value) in _LISTS:  # it may be a table of functions
-            for one in islice(value.values() if isinstance(value, dict) else value, _BATCHES):
-                if type(one) in _WITH_CODE:
+        elif type(value) in _LISTS:  # it may be a table of functions
+            inside = cast(Any, value)
+            for one in islice(inside.values() if type(value) is dict else inside, _BATCHES):
+                if any(type(one) is kind for kind in _WITH_CODE):  # a class may not be hashable
                     codes.update(codes_of(one))
         if type(holder) in _WITH_CODE:
             codes.update(codes_of(holder))
@@ -204,13 +205,13 @@ class Look:
         """Return what a value is called; None of one that is not looked at."""
         if name.startswith("__"):
             return None
-        if isinstance(holder, nn.Module) and name in vars(holder).get("_defaults", ()):
-            return None  # a state of torchmetrics
         kind = type(holder)
+        if issubclass(kind, nn.Module) and name in vars(holder).get("_defaults", ()):
+            return None  # a state of torchmetrics
         if not _is_own(kind, name):  # type: ignore[arg-type]
             return None
         words = name_in_objects(self._roots, path, holder, name)
-        if words is None and (path.startswith("global ") or isinstance(holder, type)):
+        if words is None and (path.startswith("global ") or issubclass(kind, type)):
             words = name_in_process(self._roots, path, holder, name)
         if words is None:
             return None
@@ -364,11 +365,14 @@ def _numbers_in(value: Any, at: KeyPath = (), depth: int = 3) -> list[tuple[KeyP
     pairs = base.items(value) if issubclass(base, dict) else enumerate(base.__iter__(value))
     for key, one in islice(pairs, _BATCHES):
         kind = type(one)
-        if kind in TENSORS:  # most are
-            found.append(((*at, key), one))
-        elif kind not in ATOMS:
-            found += _numbers_in(one, (*at, key), depth - 1)
-        else:
+        try:
+            if kind in TENSORS:  # most are
+                found.append(((*at, key), one))
+            elif kind not in ATOMS:
+                found += _numbers_in(one, (*at, key), depth - 1)
+            else:
+                continue
+        except TypeError:  # a class that cannot be hashed
             continue
         if len(found) >= _BATCHES:
             break

@@ -119,23 +119,26 @@ class Reader:
 
     def seen(self, value: Any) -> Seen | None:
         """Return what a value is; None of one that is no plain value, or that checkpoints hold."""
-        kind = type(value)
-        if (text := plain_text(value)) is not None:
-            shown = text if len(text) <= 60 else f"{text[:57]}..."
-            return Seen(text, shown, is_time=is_time(value))
-        if is_numbers(kind):  # type: ignore[arg-type]
-            content = self.numbers(value)
-            if content is None:
-                return None
-            return Seen(content, kind, itself=weakref.ref(value))
-        if f"{kind.__module__}.{kind.__name__}" in _RAW:
-            content = memoryview(value).tobytes()
-            shown = f"a {kind.__name__} of {len(content)} bytes"
-            return Seen((len(content), crc32(content)), shown, of_many=True)
-        inner = inside_of(value)
-        if (base := base_of(type(inner))) is not None:  # type: ignore[arg-type]
-            return self._container(kind, inner, base)
-        return self._object(value) if is_of_users(kind) and not issubclass(kind, type) else None
+        try:
+            kind = type(value)
+            if (text := plain_text(value)) is not None:
+                shown = text if len(text) <= 60 else f"{text[:57]}..."
+                return Seen(text, shown, is_time=is_time(value))
+            if is_numbers(kind):  # type: ignore[arg-type]
+                content = self.numbers(value)
+                if content is None:
+                    return None
+                return Seen(content, kind, itself=weakref.ref(value))
+            if f"{kind.__module__}.{kind.__name__}" in _RAW:
+                content = memoryview(value).tobytes()
+                shown = f"a {kind.__name__} of {len(content)} bytes"
+                return Seen((len(content), crc32(content)), shown, of_many=True)
+            inner = inside_of(value)
+            if (base := base_of(type(inner))) is not None:  # type: ignore[arg-type]
+                return self._container(kind, inner, base)
+            return self._object(value) if is_of_users(kind) and not issubclass(kind, type) else None
+        except Exception:  # a class of a user may do anything
+            return None
 
     def _container(self, kind: type, inner: Any, base: Any) -> Seen:
         items, count = None, base.__len__(inner)
@@ -323,9 +326,16 @@ def is_numbers(kind: type) -> bool:
 
 def is_time(value: object) -> bool:
     """Whether a value was read from a clock in the last week."""
-    if isinstance(value, datetime.datetime):
-        return abs(time.time() - value.timestamp()) < _WEEK
-    if not isinstance(value, float | int) or value < 1000:
+    kind = type(value)
+    if issubclass(kind, datetime.datetime):
+        return abs(time.time() - cast(datetime.datetime, value).timestamp()) < _WEEK
+    if kind is not float and kind is not int:
+        if not issubclass(kind, float | int):
+            return False
+        # As the numbers of Python: those of a user may do anything.
+        value = float.__float__(value) if issubclass(kind, float) else int.__int__(value)  # type: ignore[arg-type]
+    assert isinstance(value, float | int)
+    if value < 1000:
         return False
     clocks = (time.time(), time.perf_counter(), time.monotonic())
     if isinstance(value, int):  # in nanoseconds

@@ -63,6 +63,7 @@ _PLAIN: Final = (
     bool, int, float, complex, str, bytes, type(None), Enum, timedelta, pathlib.PurePath, Every,
     torch.device, torch.dtype,
 )  # fmt: skip
+_TYPES: Final = frozenset(_PLAIN)
 _LONGEST: Final = 500
 _DEEPEST: Final = 20
 """Collections in collections."""
@@ -336,18 +337,25 @@ def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the plain ones of these values as text."""
     texts = {}
     for name, value in settings.items():
-        if type(value) in _PLAIN or is_plain(value):
-            text = repr(value)
-            texts[name] = text if len(text) <= _LONGEST else text[:_LONGEST]
+        try:
+            if type(value) in _TYPES or is_plain(value):
+                text = repr(value)
+                texts[name] = text if len(text) <= _LONGEST else text[:_LONGEST]
+        except Exception as error:
+            if (in_words := _without_decimals(value, error)) is not None:
+                texts[name] = in_words
     return texts
 
 
 def as_text(value: object) -> str | None:
     """Return a plain value as text; None for other values."""
-    if not is_plain(value):
-        return None
-    text = repr(value)
-    return text if len(text) <= _LONGEST else text[:_LONGEST]
+    return as_texts({"": value}).get("")
+
+
+def _without_decimals(value: object, error: Exception) -> str | None:
+    """Return the text of a number with too many decimals to write; None of others, whose class may do anything."""
+    is_number = isinstance(error, ValueError) and type(value) is int
+    return hex(value)[:_LONGEST] if is_number else None  # type: ignore[arg-type]
 
 
 def is_plain(value: object, around: tuple[int, ...] = ()) -> bool:
@@ -359,12 +367,15 @@ def is_plain(value: object, around: tuple[int, ...] = ()) -> bool:
         value: The value.
         around: The collections that it stands in, by `id`.
     """
-    if type(value) in _PLAIN:
-        return True
-    if not isinstance(value, list | tuple | set | frozenset | Mapping):
-        return isinstance(value, _PLAIN)
-    if len(value) > _LONGEST or len(around) >= _DEEPEST or id(value) in around:
+    try:
+        if type(value) in _TYPES:  # most are
+            return True
+        if not isinstance(value, list | tuple | set | frozenset | Mapping):
+            return isinstance(value, _PLAIN)
+        if len(value) > _LONGEST or len(around) >= _DEEPEST or id(value) in around:
+            return False
+        inside = [*value, *value.values()] if isinstance(value, Mapping) else value
+        around = (*around, id(value))
+        return all(is_plain(one, around) for one in inside)
+    except Exception:  # a class of a user may do anything
         return False
-    inside = [*value, *value.values()] if isinstance(value, Mapping) else value
-    around = (*around, id(value))
-    return all(is_plain(one, around) for one in inside)

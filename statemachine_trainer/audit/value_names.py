@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import types
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,12 +35,12 @@ def name_in_process(_roots: Roots, path: str, holder: object, name: str) -> Word
         return f"attribute {name!r} of the {path}", IN_PROCESS
     if path.startswith("global "):
         return f"global {name!r} of the module {path.removeprefix('global ')}", IN_PROCESS
-    if isinstance(holder, type):
+    if issubclass(type(holder), type):
         return f"attribute {name!r} of the {path}", IN_PROCESS
     return None
 
 
-def name_in_objects(roots: Roots, path: str, holder: object, name: str) -> Words | None:
+def name_in_objects(roots: Roots, path: str, holder: Any, name: str) -> Words | None:
     """Name a value by its holder; None where checkpoints hold it, or it is no object's.
 
     Args:
@@ -48,17 +49,17 @@ def name_in_objects(roots: Roots, path: str, holder: object, name: str) -> Words
         holder: The object, or the function, that has the value.
         name: Of the attribute, or of the variable.
     """
-    if path.startswith("global ") or isinstance(holder, type):
+    kind = type(holder)  # an object may say of itself what it likes
+    if path.startswith("global ") or issubclass(kind, type):
         return None
-    kind = type(holder)
-    if isinstance(holder, nn.Module):  # first, because a model may have hundreds
+    if issubclass(kind, nn.Module):  # first, because a model may have hundreds
         if name in OF_MODULES:
             return None
         place = path.removeprefix("model").removeprefix(".") or "at the top of the model"
         return f"attribute {name!r} of the module {place} ({kind.__name__})", _IN_MODEL
-    if isinstance(holder, types.FunctionType):
+    if kind is types.FunctionType:
         return f"attribute {name!r} of the function {holder.__qualname__}", _IN_FUNCTION
-    if isinstance(holder, functools.partial):
+    if issubclass(kind, functools.partial):
         called = getattr(holder.func, "__qualname__", path)
         return f"argument {name!r} of the partial of {called}", _IN_FUNCTION
     if issubclass(kind, torch.Tensor):
@@ -67,7 +68,7 @@ def name_in_objects(roots: Roots, path: str, holder: object, name: str) -> Words
         return f"attribute {name!r} of {path} (threading.local)", IN_PROCESS
     root = max((one for one in roots if path.startswith(one)), key=len, default="")
     at_root = path == root
-    if isinstance(holder, Loop):
+    if issubclass(kind, Loop):
         hides = name not in holder._fields and name not in OF_LOOPS
         owner = f"the {path} ({kind.__name__})" if at_root else path
         return (f"attribute {name!r} of {owner}", _IN_LOOP) if hides else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +22,9 @@ EMPTY: Final = frozenset({dict, list, tuple, OrderedDict, set, frozenset, deque}
 
 TENSORS: Final = frozenset({torch.Tensor, nn.Parameter, nn.Buffer})
 """Tensors of which only what was set on them is looked at."""
+
+FACTORY: Final[Any] = defaultdict.__dict__["default_factory"]
+"""What gives the function that makes the values of a `defaultdict`."""
 
 KEYS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 """Keys of dicts that may mean the same in another process."""
@@ -94,6 +97,16 @@ def names_of_arguments(function: object) -> tuple[str, ...]:
     if type(inner) is not types.FunctionType:
         return ()
     return inner.__code__.co_varnames[skipped : inner.__code__.co_argcount]
+
+
+@functools.lru_cache(maxsize=4096)
+def names_of_defaults(code: types.CodeType, count: int) -> tuple[str, ...]:
+    """Return the names of the parameters to which a function gives its defaults, from the last.
+
+    Code may have assigned more defaults than there are parameters; those are named by their place.
+    """
+    names = code.co_varnames[: code.co_argcount][::-1][:count]
+    return names + tuple(f"__defaults__[{place}]" for place in range(count - len(names)))[::-1]
 
 
 @functools.lru_cache(maxsize=4096)

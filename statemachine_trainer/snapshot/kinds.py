@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import gc
 import io
+import itertools
 import queue
 import sys
 import threading
@@ -12,7 +14,7 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ _WAITING = "leave nothing in it over a stop, or give its owner `state_dict` and 
 
 ATOMS: Final = frozenset(
     {
-        type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...),
+        type(None), bool, int, float, complex, str, bytes, bytearray, range, type(...),
         torch.Tensor, nn.Parameter, nn.Buffer, torch.dtype, torch.device, torch.Size,
         types.ModuleType, types.CodeType, types.FrameType, types.TracebackType, types.GetSetDescriptorType,
         types.MemberDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType,
@@ -88,10 +90,11 @@ def how_to_visit(kind: type) -> tuple[str, tuple[str, str] | None]:
         "__dict__" in attributes_of_class(one) for one in kind.__mro__
     ):
         return "_referents", None
+    visit = "_object_of_c" if _holds_in_c(kind) else "_object"
     known = is_of_users(kind) or is_transparent(kind.__module__)
     if not known:
-        return "_object", LENT
-    return "_object", _QUIET if _has_state(kind) else None
+        return visit, LENT
+    return visit, _QUIET if _has_state(kind) else None
 
 
 _QUIET: Final = ("", "")
@@ -100,7 +103,8 @@ LENT: Final = ("of a library", "")
 
 _VISITS: Final[tuple[tuple[Any, str], ...]] = (
     (GENERATORS, "_find"),
-    ((types.ModuleType, torch.Tensor), ""),
+    (types.ModuleType, ""),
+    (torch.Tensor, "_tensor"),
     (dict, "_mapping"),
     ((list, tuple, deque), "_sequence"),
     ((set, frozenset), "_set"),
@@ -141,9 +145,9 @@ _NAMESPACES: Final = frozenset({("types", "SimpleNamespace"), ("argparse", "Name
 
 
 @functools.lru_cache(maxsize=4096)
-def is_users(module: str | None) -> bool:
-    """Whether a module is one of a user, and none of a known library."""
-    if module is None:
+def is_users(module: object) -> bool:
+    """Whether a module, by its name, is one of a user, and none of a known library."""
+    if not isinstance(module, str):
         return False
     return module.partition(".")[0] not in LIBRARIES or module.startswith(_OURS_FOR_USERS)
 
@@ -151,6 +155,15 @@ def is_users(module: str | None) -> bool:
 def is_a(thing: object, kinds: type | tuple[type, ...]) -> bool:
     """Ask for the type alone: `isinstance` asks the object too, which may run code of its own."""
     return issubclass(type(thing), kinds)
+
+
+def has_usual_class(thing: object) -> bool:
+    """Whether the class of an object can be a key: a metaclass may forbid it."""
+    try:
+        hash(type(thing))
+    except Exception:
+        return False
+    return True
 
 
 def named(thing: object) -> list[tuple[str, object]]:
@@ -169,6 +182,17 @@ def named(thing: object) -> list[tuple[str, object]]:
         except AttributeError:  # nothing in it yet
             continue
     return found
+
+
+def behind_attributes(thing: object) -> list[object]:
+    """Return what an object of a class in C holds besides its attributes, as the collector of garbage knows it."""
+    kind = type(thing)
+    attributes = [value for _, value in named(thing)]
+    dictionary = _layout(kind)[1]  # type: ignore[arg-type]
+    if dictionary is not None:
+        attributes.append(dictionary.__get__(thing, kind))
+    known = {id(kind), *map(id, attributes)}
+    return [one for one in gc.get_referents(thing) if id(one) not in known]
 
 
 def dictionary_alone(kind: type) -> Any:
@@ -210,9 +234,9 @@ def attributes_of_class(kind: type) -> Mapping[str, object]:
     return inside
 
 
-def is_transparent(module: str | None) -> bool:
+def is_transparent(module: object) -> bool:
     """Whether what lies in objects of a library is the user's: data sets, transforms, layers."""
-    return module is not None and module.startswith(_TRANSPARENT)
+    return isinstance(module, str) and module.startswith(_TRANSPARENT)
 
 
 def _has_state(kind: type) -> bool:
@@ -224,6 +248,17 @@ def _has_state(kind: type) -> bool:
     return True
 
 
+def _holds_in_c(kind: type) -> bool:
+    """Whether objects of a class may hold others where neither slots nor dictionaries show them.
+
+    So do exceptions (`args`), static methods, and what users derive from classes that are written in C.
+    """
+    return any(not one.__flags__ & HEAP and one not in _HOLD_NOTHING for one in kind.__mro__)
+
+
+_HOLD_NOTHING: Final = frozenset({object, int, float, complex, str, bytes, types.SimpleNamespace})
+
+
 def _has_extra_state(kind: type) -> bool:
     owner = next(base for base in kind.__mro__ if "get_extra_state" in attributes_of_class(base))
     return owner is not nn.Module
@@ -231,16 +266,16 @@ def _has_extra_state(kind: type) -> bool:
 
 def is_harmless(thing: object) -> bool:
     """Whether it is a file that is closed already, or one that the process always has."""
-    if not isinstance(thing, io.IOBase):
+    if not is_a(thing, io.IOBase):
         return False
     if any(thing is one for one in (sys.stdout, sys.stderr, sys.stdin)):
         return True
-    return not type(thing).__flags__ & HEAP and bool(thing.closed)
+    return not type(thing).__flags__ & HEAP and bool(cast(io.IOBase, thing).closed)
 
 
 def _unheld(kind: type) -> tuple[str, str] | None:
     """Say what an object of a type is, and what to do, if no checkpoint can hold it."""
-    name, module = kind.__name__, kind.__module__
+    name, module = kind.__name__, f"{kind.__module__}"
     top = module.partition(".")[0]
     if issubclass(kind, io.IOBase):
         memory = issubclass(kind, io.BytesIO | io.StringIO)
@@ -271,6 +306,7 @@ def _unheld(kind: type) -> tuple[str, str] | None:
         return ("a socket" if "socket" in top else f"a {module}.{name}"), _OPEN
     if module == "torch.utils.data.dataloader" and name.endswith("DataLoaderIter"):
         return "the iterator of a DataLoader", _OF_LOADER
-    if not kind.__flags__ & HEAP and hasattr(kind, "__next__") and name != "repeat":
+    derived = next(one for one in kind.__mro__ if not one.__flags__ & HEAP)
+    if hasattr(derived, "__next__") and derived is not itertools.repeat and not _has_state(kind):
         return f"an iterator ({name})", _ITERATOR
     return None

@@ -14,7 +14,7 @@ import gc
 import threading
 import types
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, NamedTuple, cast
 
@@ -24,12 +24,21 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from statemachine_trainer.parallel.wrappers import inner_of, is_wrapper
-from statemachine_trainer.snapshot.found import HOOKS, KEYS, TENSORS, names_in, names_of_arguments
+from statemachine_trainer.snapshot.found import (
+    FACTORY,
+    HOOKS,
+    KEYS,
+    TENSORS,
+    names_in,
+    names_of_arguments,
+    names_of_defaults,
+)
 from statemachine_trainer.snapshot.kinds import (
     ATOMS,
     HEAP,
     attributes_of_class,
     behind,
+    behind_attributes,
     dictionary_alone,
     how_to_visit,
     is_a,
@@ -84,6 +93,17 @@ def is_bare(tensor: torch.Tensor) -> bool:
 
 def _nothing(thing: object, _: Sampling) -> Contents:
     return [], [], (), ()
+
+
+def _tensor(thing: Any, sampling: Sampling) -> Contents | None:
+    if not is_bare(thing):
+        return None
+    of_users = is_users(type(thing).__module__)
+    return _attributes(thing, sampling) if of_users else ([], [], (), ())
+
+
+def _object_of_c(thing: object, sampling: Sampling) -> Contents:
+    return _joined(_attributes(thing, sampling), ([], behind_attributes(thing), (), ()))
 
 
 def _told(thing: object, _: Sampling) -> Contents:
@@ -186,7 +206,7 @@ def _mapping(thing: dict[Any, Any], sampling: Sampling) -> Contents | None:
     if _leads_on(count, lambda: dict.keys(thing), INSIDE, sampling):
         return None
     if not _leads_on(count, lambda: dict.values(thing), TYPED, sampling):
-        return _with_own(thing, dict, ([], [], (), ()))
+        return _of_mapping(thing, ([], [], (), ()))
     names: list[Any] = [*dict.keys(thing)]
     if count > LARGE:
         return None
@@ -198,10 +218,18 @@ def _mapping(thing: dict[Any, Any], sampling: Sampling) -> Contents | None:
             key if type(key) is str else (type(key), key) if type(key) in KEYS else (place,)
             for place, key in enumerate(names)
         ]
-    return _with_own(thing, dict, (names, [*dict.values(thing)], (), ()))
+    return _of_mapping(thing, (names, [*dict.values(thing)], (), ()))
+
+
+def _of_mapping(thing: dict[Any, Any], found: Contents) -> Contents:
+    if issubclass(type(thing), defaultdict):
+        factory = FACTORY.__get__(thing)
+        found = _joined(found, ([_FACTORY], [factory], (), ()))
+    return _with_own(thing, dict, found)
 
 
 _TEXTS: Final = frozenset({str})
+_FACTORY: Final = ("factory",)
 
 
 def _sequence(thing: Any, sampling: Sampling) -> Contents | None:
@@ -240,10 +268,13 @@ _LOOKED_INTO: Final = frozenset({list, tuple, dict})
 """Types of elements that are not visited where they hold nothing but plain values."""
 
 
-def _array(thing: np.ndarray[Any, Any], _: Sampling) -> Contents | None:
+def _array(thing: Any, _: Sampling) -> Contents | None:
+    also: tuple[object, ...] = ()
     if issubclass(type(thing), np.memmap):
-        return [], [], (thing.flags.writeable, getattr(thing, "mode", None)), ()
-    return None if thing.dtype == object else ([], [], (), ())
+        also = thing.flags.writeable, getattr(thing, "mode", None)
+    elif np.ndarray.view(thing, np.ndarray).dtype.hasobject:
+        return None
+    return _with_own(thing, np.ndarray, ([], [], also, ()))
 
 
 def _with_own(thing: object, base: type, found: Contents) -> Contents:
@@ -265,10 +296,9 @@ _ELEMENT: Final = ("element",)
 
 
 class _Variables(NamedTuple):
-    """What a function may name: variables of its closure, arguments from the last, and globals."""
+    """What a function may name: variables of its closure, and globals."""
 
     closure: tuple[str, ...]
-    arguments: tuple[str, ...]
     own: tuple[str, ...]
     all: tuple[str, ...]
 
@@ -278,7 +308,6 @@ def _variables(code: types.CodeType) -> _Variables:
     found = names_in(code)
     return _Variables(
         code.co_freevars,
-        code.co_varnames[: code.co_argcount][::-1],
         tuple(name for name in found if not name.startswith("__")),
         found,
     )
@@ -286,16 +315,14 @@ def _variables(code: types.CodeType) -> _Variables:
 
 def _function(function: types.FunctionType, _: Sampling) -> Contents:
     code, space = function.__code__, function.__globals__
-    closure, arguments, own, named_all = _variables(code)
+    closure, own, named_all = _variables(code)
     home = function.__module__
     names: list[object] = [*closure]
     values: list[object] = [*map(_content, function.__closure__ or ())]
     also: list[object] = [home, function.__qualname__]
     if given := function.__defaults__:
-        # From the end, since more may have been assigned than there are parameters.
-        last = given[::-1][: len(arguments)]
-        names += arguments[: len(last)]
-        values += last
+        names += names_of_defaults(code, len(given))
+        values += given[::-1]
         also.append(len(given))
     for inside in (function.__kwdefaults__, function.__dict__):
         if inside:
@@ -391,6 +418,8 @@ _READERS: Final[dict[str, Reader]] = {
     "": _nothing,
     "tell": _told,
     "_object": _attributes,
+    "_object_of_c": _object_of_c,
+    "_tensor": _tensor,
     "_referents": _referents,
     "_cache": _cache,
     "_context_variable": _context_variable,

@@ -242,7 +242,7 @@ class _Way:
                     if type(value) is contextvars.ContextVar:
                         value = behind(value)
                     notes.append((path, thing if holder is None else holder, name, value))
-        except RuntimeError:  # another thread changed it meanwhile
+        except Exception:  # another thread changed it meanwhile; or a metaclass may do anything
             return None
         if not sampling.is_whole:  # a search looks at the containers in another order
             return None
@@ -295,6 +295,8 @@ def _way_of(
     """Return the way of a search; None if one would have to look anew at something each time."""
     visits = found.visits
     if not search.complete or not search.sampling.is_whole or len(visits) > _MOST:
+        return None
+    if search.is_odd:
         return None
     making = _Making(visits)
     noted: dict[int, list[Note]] = {}

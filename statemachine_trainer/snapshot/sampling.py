@@ -283,10 +283,17 @@ def _has_attributes(kind: type) -> bool:
     return bool(kind.__flags__ & HEAP) and how_to_visit(kind)[0] == "_object"
 
 
+class _Odd:
+    """Stands for the types of attributes that cannot be looked at, so that who has them is visited."""
+
+
 def _types_in(objects: Iterable[Any]) -> set[type]:
     """Return the types of the attributes of objects."""
     inside = gc.get_referents(*objects)
-    types = {*map(type, inside)}
+    try:
+        types = {*map(type, inside)}
+    except Exception:  # a metaclass forbids it
+        return {_Odd}
     if dict in types:  # that of an object, if something asked for it; its attributes lie there
         own = compress(inside, map(operator.is_, map(type, inside), repeat(dict)))
         few = {id(one): one for one in own if dict.__len__(one) <= LARGE}

@@ -19,7 +19,7 @@ import random
 import threading
 import types
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, Final, cast
@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 from statemachine_trainer.parallel.wrappers import inner_of
 from statemachine_trainer.snapshot.found import (
     EMPTY,
+    FACTORY,
     HOOKS,
     OF_MODULES,
     TENSORS,
@@ -42,6 +43,7 @@ from statemachine_trainer.snapshot.found import (
     Way,
     names_in,
     names_of_arguments,
+    names_of_defaults,
 )
 from statemachine_trainer.snapshot.generators import Generator, identity_of, is_global
 from statemachine_trainer.snapshot.kinds import (
@@ -50,6 +52,8 @@ from statemachine_trainer.snapshot.kinds import (
     LENT,
     attributes_of_class,
     behind,
+    behind_attributes,
+    has_usual_class,
     how_to_visit,
     is_a,
     is_harmless,
@@ -68,6 +72,7 @@ Notice = Callable[[str, object, str, object], None]
 
 _OF_SYSTEM = "use `random.Random(seed)`"
 _FRESH = "give it a seed, made from the index or the epoch; or make a generator once, and keep it"
+_ODD = "its class, or that of what it holds, has a metaclass of its own: let that have `__hash__ = type.__hash__`"
 _SET = "keep it in a list or a dict: the order of a set differs from process to process"
 
 
@@ -94,6 +99,7 @@ class Search:
         holders: The objects at the paths asked for.
         visited: Objects visited.
         complete: Whether the walk came to its end before `most`.
+        is_odd: Whether something could not be looked into, because its class does not behave as others do.
         sampling: What of large containers was not visited.
     """
 
@@ -114,6 +120,7 @@ class Search:
         self.holders: dict[str, object] = {}
         self.visited = 0
         self.complete = True
+        self.is_odd = False
         self.sampling = Sampling()
         self._notice = notice
         self._on_visit = visit
@@ -141,28 +148,31 @@ class Search:
                     return
                 continue
             thing, path, step, way = waiting.popleft()
-            if how_to_visit(type(thing))[0] == "_find":  # type: ignore[arg-type]
-                self._find(cast(Generator, thing), path, step, way)
-            elif id(thing) not in self._seen:
-                if self.visited == self._most:
-                    self.complete = False
-                    return
-                self.visited += 1
-                self._seen.add(id(thing))
-                if path in self._wanted:
-                    self.holders[path] = thing
-                if self._on_visit is not None:
-                    self._on_visit(path, thing)
+            try:
                 visit, told = how_to_visit(type(thing))  # type: ignore[arg-type]
-                if visit == "tell":
-                    if not is_harmless(thing):
-                        assert told is not None
-                        self._tell(path, *told, way)
-                elif visit:
-                    if told is not None:  # what is below is the business of this object
-                        lent = told is LENT and (way.told or way.lent)
-                        way = way._replace(told=False, lent=lent)
-                    getattr(self, visit)(thing, path, way)
+                if visit == "_find":
+                    self._find(cast(Generator, thing), path, step, way)
+                elif id(thing) not in self._seen:
+                    if self.visited == self._most:
+                        self.complete = False
+                        return
+                    self.visited += 1
+                    self._seen.add(id(thing))
+                    if path in self._wanted:
+                        self.holders[path] = thing
+                    if self._on_visit is not None:
+                        self._on_visit(path, thing)
+                    if visit == "tell":
+                        if not is_harmless(thing):
+                            assert told is not None
+                            self._tell(path, *told, way)
+                    elif visit:
+                        if told is not None:  # what is below is the business of this object
+                            lent = told is LENT and (way.told or way.lent)
+                            way = way._replace(told=False, lent=lent)
+                        getattr(self, visit)(thing, path, way)
+            except Exception as error:  # a metaclass may do anything
+                self._tell_odd(path, error, way)
 
     def _go_on_where_generators_lie(self) -> bool:
         """Visit containers whole if a generator was found in one of the elements visited."""
@@ -185,7 +195,7 @@ class Search:
     def _find(self, generator: Generator, path: str, step: RawStep, way: Way) -> None:
         if is_global(generator):
             return
-        if isinstance(generator, random.SystemRandom):
+        if is_a(generator, random.SystemRandom):
             return self._tell(path, "drawn from the operating system", _OF_SYSTEM, way)
         step = Step(*step)
         known = self._found.get(identity_of(generator))
@@ -198,21 +208,29 @@ class Search:
         self.sampling.leads |= way.through
         place = Place(path, generator, step)
         self._found[identity_of(generator)] = self.places[path] = place
-        if isinstance(generator, random.Random) and type(generator) is not random.Random:
+        if is_a(generator, random.Random) and type(generator) is not random.Random:
             self._attributes(generator, path, way)
 
     def _note(self, path: str, holder: object, name: str, value: object) -> None:
-        if self._notice is not None and is_a(name, str):
+        if self._notice is not None and is_a(name, str) and has_usual_class(value):
             self._notice(path, holder, name, behind(value))
 
     def _tell(self, path: str, what: str, remedy: str, way: Way) -> None:
         if way.told:
             self.unheld.append(Unheld(path, what, remedy))
 
+    def _tell_odd(self, path: str, error: Exception, way: Way) -> None:
+        self.is_odd = True
+        what = f"something that cannot be looked into ({type(error).__name__})"
+        self._tell(path, what, _ODD, way)
+
     def _offer(self, thing: object, path: str, step: RawStep, way: Way) -> None:
         kind = type(thing)
-        if kind in ATOMS:
-            return
+        try:
+            if kind in ATOMS:
+                return
+        except Exception as error:
+            return self._tell_odd(path, error, way)
         if kind in EMPTY and not thing:
             if path in self._wanted:  # a generator that appeared in it is to be put there
                 self.holders[path] = thing
@@ -225,6 +243,11 @@ class Search:
         # A loader's own iterator, of persistent workers, is begun anew with each pass.
         without = ("_iterator",) if is_a(thing, DataLoader) else ()
         self._attributes(thing, path, way, without)
+
+    def _object_of_c(self, thing: object, path: str, way: Way) -> None:
+        self._attributes(thing, path, way)
+        for place, one in enumerate(behind_attributes(thing)):
+            self._offer(one, f"{path}<{place}>", (path, "other", place), way)
 
     def _module(self, module: nn.Module, path: str, way: Way) -> None:
         inner = inner_of(module)
@@ -249,20 +272,30 @@ class Search:
                     self._beside_numbers(tensor, f"{path}.{name}", way)
         self._attributes(module, path, way, without=OF_MODULES)
 
-    def _beside_numbers(self, tensor: torch.Tensor, path: str, way: Way) -> None:
+    def _beside_numbers(
+        self, tensor: torch.Tensor, path: str, way: Way, *, visited: bool = False
+    ) -> None:
         """Look at the hooks of a tensor, and at attributes that were set on it."""
-        if id(tensor) in self._seen:
-            return
-        self._seen.add(id(tensor))
+        if not visited:
+            if id(tensor) in self._seen:
+                return
+            self._seen.add(id(tensor))
         with torch._C.DisableTorchFunctionSubclass():
             for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
                 if hooks := getattr(tensor, name, None):
                     for place, hook in enumerate([*hooks.values()]):
                         self._offer(hook, f"{path}.{name}[{place}]", (path, "other", name), way)
+        kind = type(tensor)
+        if kind not in TENSORS and is_users(kind.__module__):
+            return self._attributes(tensor, path, way)
         for name, value in [*object.__getattribute__(tensor, "__dict__").items()]:
             if way.told or not self._quiet:
                 self._note(path, tensor, name, value)
             self._offer(value, f"{path}.{name}", (path, "other", name), way)
+
+    def _tensor(self, tensor: torch.Tensor, path: str, way: Way) -> None:
+        """Look at a tensor of a class of its own; others are met as values."""
+        self._beside_numbers(tensor, path, way, visited=True)
 
     def _attributes(
         self, thing: object, path: str, way: Way, without: tuple[str, ...] = ()
@@ -270,7 +303,7 @@ class Search:
         kind = type(thing)
         heard = is_of_users(kind)
         if self._quiet:
-            heard = way.told and (heard or isinstance(thing, nn.Module))
+            heard = way.told and (heard or is_a(thing, nn.Module))
         notice = self._notice if heard else None
         for place, (name, value) in enumerate(named(thing)):
             if type(name) is not str and not is_a(name, str):  # a dict given as that of an object
@@ -278,11 +311,16 @@ class Search:
                 continue
             if name in without:
                 continue
-            if notice is not None:
-                of_context = type(value) is contextvars.ContextVar
-                notice(path, thing, name, behind(value) if of_context else value)
             of_value = type(value)
-            if of_value in TENSORS:
+            try:
+                of_tensor = of_value in TENSORS
+            except Exception as error:
+                self._tell_odd(f"{path}.{name}", error, way)
+                continue
+            if notice is not None:
+                of_context = of_value is contextvars.ContextVar
+                notice(path, thing, name, behind(value) if of_context else value)
+            if of_tensor:
                 self._beside_numbers(cast(torch.Tensor, value), f"{path}.{name}", way)
             elif of_value not in ATOMS:  # most are: for those no step is made
                 self._offer(value, f"{path}.{name}", (path, "attribute", name), way)
@@ -297,24 +335,30 @@ class Search:
         if self.sampling.kinds(dict.__len__(thing), lambda: dict.keys(thing), INSIDE):
             for place, key in enumerate(islice(copied(dict.keys(thing)), LARGE)):
                 self._offer(key, f"{path}.key[{place}]", (path, "other", None), way)
+        if issubclass(type(thing), defaultdict):
+            factory = FACTORY.__get__(thing)
+            self._offer(factory, f"{path}.default_factory", (path, "other", "factory"), way)
         self._own_attributes(thing, dict, path, way)
 
     def _sequence(self, thing: Any, path: str, way: Way) -> None:
-        base: Any = next(one for one in (list, tuple, deque) if isinstance(thing, one))
+        base: Any = next(one for one in (list, tuple, deque) if issubclass(type(thing), one))
         self._elements(self.sampling.elements_of(thing, base, path, way))
         self._own_attributes(thing, base, path, way)
 
     def _set(self, thing: Any, path: str, way: Way) -> None:
-        base: Any = set if isinstance(thing, set) else frozenset
+        base: Any = set if issubclass(type(thing), set) else frozenset
         self._elements(self.sampling.members_of(thing, base, path, way))
         self._own_attributes(thing, base, path, way)
 
     def _array(self, thing: np.ndarray[Any, Any], path: str, way: Way) -> None:
-        if isinstance(thing, np.memmap) and thing.flags.writeable and thing.mode != "c":
-            remedy = "open it with mode='r', or write what depends on the run elsewhere"
-            self._tell(path, "a file that the run may write to (np.memmap)", remedy, way)
-        elif type(thing) is np.ndarray and thing.dtype == object:
-            self._sequence(thing.reshape(-1).tolist(), path, way)
+        array: Any = thing
+        if is_a(thing, np.memmap):
+            if array.flags.writeable and array.mode != "c":
+                remedy = "open it with mode='r', or write what depends on the run elsewhere"
+                self._tell(path, "a file that the run may write to (np.memmap)", remedy, way)
+        elif (plain := np.ndarray.view(thing, np.ndarray)).dtype.hasobject:
+            self._sequence(plain.reshape(-1).tolist(), path, way)
+        self._own_attributes(thing, np.ndarray, path, way)
 
     def _own_attributes(self, thing: object, base: type, path: str, way: Way) -> None:
         """Look at what a subclass of a container has besides its elements."""
@@ -345,10 +389,8 @@ class Search:
                 continue
             self._variable(function, path, name, value, (path, "closure", name), way)
         given = function.__defaults__ or ()
-        # From the end, since more may have been assigned than there are parameters.
-        names = reversed(code.co_varnames[: code.co_argcount])
         for name, value in [
-            *zip(names, reversed(given), strict=False),
+            *zip(names_of_defaults(code, len(given)), reversed(given), strict=True),
             *(function.__kwdefaults__ or {}).items(),
         ]:
             self._variable(function, path, name, value, (path, "other", name), way)

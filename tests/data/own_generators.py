@@ -7,7 +7,7 @@ import itertools
 import operator
 import random
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -224,6 +224,56 @@ def shared() -> Draw:
     return Compose(Holder(one), Holder(one))
 
 
+class Picture(torch.Tensor):
+    """A tensor with a class of its own, on which attributes can be set."""
+
+
+class Row(np.ndarray[Any, Any]):
+    """An array with a class of its own, on which attributes can be set."""
+
+
+def beside_numbers(numbers: Any) -> Draw:
+    """Draw from a generator that was set on a tensor or an array."""
+    numbers.generator = random.Random(3)
+    return functools.partial(lambda one: float(one.generator.random()), numbers)
+
+
+def kept_error() -> Draw:
+    """Draw from what an exception was made of."""
+    return functools.partial(
+        lambda error: float(error.args[0].random()), KeyError(random.Random(3))
+    )
+
+
+def static_method() -> Draw:
+    """Hold a static method in an attribute of an object."""
+    method = staticmethod(closure())
+    return functools.partial(lambda record: float(record.inside["one"]()), Record({"one": method}))
+
+
+def factory() -> Draw:
+    """Draw what a dict has not yet."""
+    made: defaultdict[int, float] = defaultdict(closure())
+    return functools.partial(lambda inside: float(inside[len(inside)]), made)
+
+
+def default_without_parameter() -> Draw:
+    """A function that looks for its default itself."""
+
+    def draw(*_: Any) -> float:
+        assert draw.__defaults__ is not None
+        return float(draw.__defaults__[0].random())
+
+    draw.__defaults__ = (random.Random(3),)
+    return draw
+
+
+def array_of_records() -> Draw:
+    """A field of an array of records."""
+    array = np.array([(1, random.Random(3))], dtype=[("number", int), ("generator", object)])
+    return functools.partial(lambda one: float(one["generator"][0].random()), array)
+
+
 PLACES: dict[str, Callable[[], Draw]] = {
     "attribute": lambda: Holder(np.random.default_rng(0)),
     "slot": lambda: Slotted(random.Random(0)),
@@ -261,6 +311,14 @@ PLACES: dict[str, Callable[[], Draw]] = {
     "named tuple": lambda: Record({"generators": Pair(random.Random(1), random.Random(2))}),
     "philox": lambda: Holder(np.random.Generator(np.random.Philox(5))),
     "sfc": lambda: Holder(np.random.Generator(np.random.SFC64(5))),
+    "tensor of a class of its own": lambda: beside_numbers(torch.zeros(1).as_subclass(Picture)),
+    "array of a class of its own": lambda: beside_numbers(np.zeros(1).view(Row)),
+    "slice": lambda: functools.partial(lambda one: one.start.random(), slice(random.Random(3), 1)),
+    "kept error": kept_error,
+    "static method in an attribute": static_method,
+    "factory of a dict": factory,
+    "default without a parameter": default_without_parameter,
+    "array of records": array_of_records,
     "mersenne": lambda: Holder(np.random.Generator(np.random.MT19937(5))),
 }
 
