@@ -9,6 +9,7 @@ recorded before they are done.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -17,14 +18,19 @@ from statemachine_trainer.machine.edges import NO_ANSWER, Calls, Edge, Emission,
 from statemachine_trainer.machine.errors import (
     AlreadyRunning,
     NotUndone,
+    OftenFailed,
     StrayStopIteration,
     TooManyErrors,
     UnexpectedEvent,
+    level_of_caller,
 )
 from statemachine_trainer.machine.failures import Failure, Undos
 
 if TYPE_CHECKING:
     from statemachine_trainer.machine.endless import Chain
+
+_OFTEN: Final = 100
+"""Errors that take the same edge before it is told that the run may not end."""
 
 _MOST_POSTED: Final = 1000
 """Events posted by receivers that are taken without the work of a state in between."""
@@ -53,6 +59,7 @@ class Engine:
         self._failures: dict[
             str, int
         ] = {}  # by state: how often it has raised since it last worked
+        self._errors_taken: dict[Edge, int] = {}  # by edge: how many errors have taken it in all
         self._undos = Undos()
         self._node: Node | None = None
         self._attention = False  # whether there is anything to do at the next boundary
@@ -221,6 +228,15 @@ class Engine:
                 "to try again, or raise `most_errors` of the loop that declares it."
             ) from error
         self._failures[node.path] = times
+        taken = self._errors_taken[edge] = self._errors_taken.get(edge, 0) + 1
+        if taken == max(most, _OFTEN) + 1:
+            warnings.warn(
+                f"Errors of state {node.path!r} have taken the edge for {failure.error} {taken} times. It has worked "
+                "in between. If the edge leads back to work that fails each time, the run does not end: give it a "
+                f"condition that counts. The last error: {failure.text}",
+                OftenFailed,
+                stacklevel=level_of_caller(),
+            )
         # The record holds no traceback: its frames would keep alive what the state had allocated.
         self.failure = failure
         return edge

@@ -98,6 +98,10 @@ class TooManyErrors(StateMachineError):
     """A state raised again and again, and each time an error edge led back to it."""
 
 
+class OftenFailed(UserWarning):
+    """Very many errors of a state have taken the same edge, so that the run may never end."""
+
+
 class EndlessPosting(StateMachineError):
     """Receivers post events to each other again and again, so that a state never comes to its work."""
 

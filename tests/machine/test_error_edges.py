@@ -14,6 +14,7 @@ from statemachine_trainer.machine.errors import (
     MalformedTransition,
     NotUndone,
     NoWayOut,
+    OftenFailed,
     ReservedName,
     StrayStopIteration,
     TooManyErrors,
@@ -333,6 +334,33 @@ def test_a_state_that_has_worked_is_counted_anew() -> None:
 
     path = path_after(loop=Around(inner=Twice()))
     assert path.count("mend") == 2
+
+
+class Anew(Loop):
+    """Works well at every second time; whenever it raises, it begins at its first state again."""
+
+    initial = "begin"
+    transitions = [["begun", "begin", "work"], ["worked", "work", "work"]]
+    errors: ClassVar[Any] = [[ValueError, "work", "begin"]]
+
+    def begin(self) -> Literal["begun"]:
+        return "begun"
+
+    def work(self) -> Literal["worked", "closed"]:
+        errors = self.context["errors"]
+        if not errors:
+            return "closed"
+        error = errors.pop(0)
+        if len(errors) % 2:
+            raise error
+        return "worked"
+
+
+def test_an_edge_that_leads_far_back_again_and_again_is_told_once() -> None:
+    errors = [ValueError(f"number {number}") for number in range(300)]
+    with pytest.warns(OftenFailed, match=r"'fit.inner.work'.*ValueError 101 times") as caught:
+        driver_of(*errors, loop=Around(inner=Anew())).run()
+    assert len(caught) == 1
 
 
 def test_the_fields_that_the_state_had_set_are_put_back() -> None:
