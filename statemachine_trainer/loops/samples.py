@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from statemachine_trainer.loops.loop_errors import SettingError
-from statemachine_trainer.loops.metrics.sizes import are_records, batch_size_of, is_array
+from statemachine_trainer.loops.metrics.sizes import (
+    are_records,
+    batch_size_of,
+    is_array,
+    may_be_rows,
+)
 from statemachine_trainer.loops.slots import OptimizerSlot
 from statemachine_trainer.loops.stepping import SteppingLoop
 from statemachine_trainer.parallel.containers import leaves_with_paths, map_leaves
@@ -30,7 +35,13 @@ def why_not_cut(batch: object) -> str | None:
     size = batch_size_of(batch)
     if size is None:
         return "nothing in it tells how many samples it holds"
-    for path, leaf in leaves_with_paths(batch, "batch", is_leaf=_is_listed):
+    for path, leaf in leaves_with_paths(batch, "batch", is_leaf=_is_leaf):
+        if may_be_rows(leaf):
+            count = len(leaf)  # type: ignore[arg-type]
+            return (
+                f"{path} is a list of {count} arrays of one shape, which may be {count} samples, or {count} columns: "
+                "put it into one array, or columns into a tuple"
+            )
         shape = getattr(leaf, "shape", None)
         if isinstance(leaf, Tensor) and (leaf.is_sparse or leaf.is_nested):
             return f"{path} is a {'sparse' if leaf.is_sparse else 'nested'} tensor"
@@ -112,6 +123,10 @@ def _is_listed(tree: object) -> bool:
     if known and all(isinstance(one, str | int | float | bool) for one in known):
         return True
     return len(tree) > 1 and are_records(tree, _is_listed)
+
+
+def _is_leaf(tree: object) -> bool:
+    return _is_listed(tree) or may_be_rows(tree)
 
 
 # -- Running out of memory ------------------------------------------------------------------------

@@ -108,6 +108,7 @@ def test_a_mean_is_over_samples(make: Any) -> None:
             r"batch\[0\]\[0\] has 3 and there is a list of 8",
         ),
         (lambda size: [(torch.zeros(3), torch.tensor(1))] * size, "there is a list of 8"),
+        (lambda size: [np.zeros(3)] * size, r"batch\[0\] has 3 .* there is a list of 8"),
         (lambda size: (np.zeros((5, 3)), np.zeros(size)), r"batch\[0\] has 5 and batch\[1\] has 8"),
         (lambda size: [{"x": np.zeros(3)}] * size, "has 3 and there is a list of 8"),
         (lambda size: [Row(torch.zeros(3), 1)] * size, "there is a list of 8"),

@@ -317,6 +317,8 @@ def test_a_step_that_leaves_batches_out_leaves_them_out_whole() -> None:
         ([(torch.zeros(4), n) for n in range(6)], "batch has 6 entries, .* 4 samples"),
         ([{"x": torch.zeros(4), "y": torch.tensor(n)} for n in range(6)], "batch has 6 entries"),
         ((torch.zeros(4, 3), [{"id": "a"}, {"id": "b"}]), r"batch\[1\] has 2 entries"),
+        ([np.zeros(4) for _ in range(6)], "batch is a list of 6 arrays of one shape"),
+        ((torch.zeros(4), [np.zeros(4)] * 2), r"batch\[1\] is a list of 2 arrays of one shape"),
     ],
 )
 def test_a_batch_that_cannot_be_cut_surfaces_and_says_why(batch: Any, why: str) -> None:

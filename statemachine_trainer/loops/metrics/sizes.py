@@ -163,9 +163,23 @@ def _collect(batch: object, sizes: set[int]) -> None:
     if (
         isinstance(batch, list | tuple)
         and len(batch) > 1
-        and (_is_record(batch[0]) or (isinstance(batch[0], list | tuple) and are_records(batch)))
+        and (
+            _is_record(batch[0])
+            or (isinstance(batch[0], list | tuple) and are_records(batch))
+            or may_be_rows(batch)
+        )
     ):
         sizes.add(len(batch))  # one record for each sample
+
+
+def may_be_rows(listed: object) -> bool:
+    """Whether a list of arrays may be samples that nobody has put together, and not the columns of a batch.
+
+    So may be a list of several arrays of numpy of one shape. Tensors have been put together by a loader.
+    """
+    if type(listed) is not list or len(listed) < 2 or not all(map(is_array, listed)):
+        return False
+    return len({one.shape for one in listed}) == 1 and listed[0].ndim > 0
 
 
 def _is_record(value: object) -> bool:
