@@ -146,6 +146,7 @@ class ChangingValues:
                 lines.append(f"{what}, from {was_shown} to {now_shown}: {IN_PROCESS}")
         for key, remedy in look.remedies.items():
             (_, what, name), was, now = key, before.get(key), look.values[key]
+            was = look.of_class(key) if was is None else was
             if was is None or was.content == now.content or what in self._told:
                 continue
             if not look.carries_over(name, was, now):

@@ -35,6 +35,7 @@ from statemachine_trainer.audit.plain_values import (
     is_numbers,
 )
 from statemachine_trainer.audit.reachable import Roots
+from statemachine_trainer.audit.set_at_times import set_at_ends, set_at_times
 from statemachine_trainer.audit.value_names import (
     has_state,
     name_in_objects,
@@ -82,6 +83,7 @@ _OF_TOOL: Final = (
 )
 
 _WITH_CODE: Final = frozenset({types.FunctionType, types.MethodType, functools.partial})
+_SPACES: Final = (dict, types.FunctionType)
 _ENVIRONMENT: Final = frozenset({"environ", "environb", "putenv"})
 _CACHED: Final = type(cache(len))
 """The class of functions with a `functools.cache`."""
@@ -105,6 +107,7 @@ class ValueName(NamedTuple):
         remedy: What to do so that it is held.
         holder: The class of the holder.
         of_library: Whether it lies in a module of a library, which changes in place what is its own.
+        of_object: Whether it is an attribute of an object; not of a class, a variable, or a global.
     """
 
     what: str
@@ -112,6 +115,7 @@ class ValueName(NamedTuple):
     remedy: str
     holder: type
     of_library: bool
+    of_object: bool
 
 
 class Known:
@@ -121,12 +125,16 @@ class Known:
         named: Of each note, what the value is called; None of those that are not looked at.
         codes: The code of users that was seen.
         in_environment: The names of environment variables in that code.
+        at_times: The names that it sets where some condition holds.
+        at_ends: The names that it sets at the end of a part of the loop, and reads before.
     """
 
     def __init__(self) -> None:
         self.named: list[ValueName | None] = []
         self.codes: set[types.CodeType] = set()
         self.in_environment: list[str] | None = None
+        self.at_times: frozenset[str] | None = None
+        self.at_ends: frozenset[str] | None = None
 
 
 class Look:
@@ -216,16 +224,19 @@ class Look:
         if words is None:
             return None
         of_library = issubclass(kind, nn.Module) and not is_users(kind.__module__)
-        return ValueName(words[0], name, words[1], kind, of_library)
+        of_object = kind not in _SPACES and not issubclass(kind, type)
+        return ValueName(words[0], name, words[1], kind, of_library, of_object)
 
     def _note(self, named: ValueName, holder: object, value: object) -> None:
         """Take a look at one named value."""
+        if type(value) is types.FunctionType and not named.of_object:
+            return  # code, which is compared elsewhere
         seen = self.reader.seen(value)
         if seen is None:
             return
         if named.of_library and seen.itself is not None:
             seen = seen._replace(itself=None)
-        what, name, remedy, kind, _ = named
+        what, name, remedy, kind, _, _ = named
         key = (id(holder), what, name)
         self.values[key], self.remedies[key], self.holders[key] = seen, remedy, kind
         if seen.of_many:  # code may change a tensor in it by another name
@@ -326,10 +337,28 @@ class Look:
         in_place = now.of_many and (
             names & self._changed.in_place or (now.has_methods and "self" in self._changed.in_place)
         )
-        decides = in_place or names & self._changed.updated
+        decides = in_place or names & self._changed.updated or names & self._at_times()
         if not (decides and names & self._changed.read):
-            return False
+            return bool(names & self._at_ends())
         return not is_cache(was, now) or self._is_drawn(names)
+
+    def of_class(self, key: Key) -> Seen | None:
+        """Return what an attribute that an object has got was before: that of its class."""
+        name, kind = key[2], self.holders.get(key)
+        for base in () if kind is None or not name else kind.__mro__:
+            if is_users(base.__module__) and name in attributes_of_class(base):
+                return self.reader.seen(attributes_of_class(base)[name])
+        return None
+
+    def _at_times(self) -> frozenset[str]:
+        if self.known.at_times is None:
+            self.known.at_times = frozenset().union(*map(set_at_times, self.codes))
+        return self.known.at_times
+
+    def _at_ends(self) -> frozenset[str]:
+        if self.known.at_ends is None:
+            self.known.at_ends = set_at_ends(self.codes)
+        return self.known.at_ends
 
     def _is_drawn(self, names: set[str]) -> bool:
         """Whether some code that names a cache draws random numbers: a new process draws others."""

@@ -9,6 +9,7 @@ import ctypes
 import datetime
 import enum
 import time
+import types
 import weakref
 from collections import ChainMap, OrderedDict, UserDict, UserList, UserString, deque
 from collections.abc import Callable, Collection, Mapping
@@ -50,6 +51,7 @@ _STANDARD: Final = ("datetime", "decimal", "fractions", "pathlib", "uuid")
 
 _RAW: Final = ("array.array", "builtins.bytearray", "builtins.memoryview")
 _TENSORS: Final = (torch.Tensor, torch.nn.Parameter)
+_FUNCTIONS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType})
 _CONTAINERS: Final = (OrderedDict, dict, list, tuple, deque, set, frozenset)
 
 
@@ -136,6 +138,10 @@ class Reader:
             inner = inside_of(value)
             if (base := base_of(type(inner))) is not None:  # type: ignore[arg-type]
                 return self._container(kind, inner, base)
+            if kind in _FUNCTIONS:
+                # Of a function that is made anew each time, such as a lambda, the code is the same.
+                name = f"the function {value.__qualname__}"
+                return Seen((name, getattr(value, "__code__", None)), name)
             return self._object(value) if is_of_users(kind) and not issubclass(kind, type) else None
         except Exception:  # a class of a user may do anything
             return None
