@@ -23,7 +23,8 @@ class Scaled(Net):
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         self.number = batch_idx
-        batch = batch * self.scale * self.table * float(self.level)
+        me: Any = self
+        batch = batch * me.scale * me.table * me.level
         return super().training_step(batch, batch_idx)
 
 
