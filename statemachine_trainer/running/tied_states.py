@@ -13,7 +13,6 @@ from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.parallel.wrappers import PlainNames
 from statemachine_trainer.snapshot.kinds import is_users
-from statemachine_trainer.snapshot.ties import are_identities, tied_again, ties_of
 
 
 class TiedStates:
@@ -36,6 +35,8 @@ class TiedStates:
         entry = {"kind": kind.__qualname__, "state": state}
         if not is_users(kind.__module__):
             return entry  # ours tie nothing
+        from statemachine_trainer.snapshot.ties import are_identities, ties_of  # hardly ever needed
+
         found = ties_of(state, lambda: _weights_of(context))
         if found.ties:
             entry["ties"] = found.ties
@@ -70,6 +71,8 @@ def tie_again(entry: Mapping[str, Any], context: Context | None) -> None:
     """Tie in a state that was read what was one thing when `TiedStates.written` returned it."""
     ties = entry.get("ties")  # earlier versions wrote none
     if ties and context is not None:
+        from statemachine_trainer.snapshot.ties import tied_again
+
         tied_again(entry["state"], ties, _weights_of(context))
 
 
