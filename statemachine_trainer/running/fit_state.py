@@ -36,9 +36,9 @@ from statemachine_trainer.machine.loop import Loop
 from statemachine_trainer.parallel.wrappers import modules_of
 from statemachine_trainer.running.control_panel import ControlPanel
 from statemachine_trainer.running.drivers import context_of
-from statemachine_trainer.running.tied_states import TiedStates, tie_again
 from statemachine_trainer.snapshot.frozen import with_frozen
 from statemachine_trainer.snapshot.held import lies_within, restore_own, states_found
+from statemachine_trainer.snapshot.kinds import is_users
 from statemachine_trainer.snapshot.search import Search
 from statemachine_trainer.snapshot.snapshot_errors import SnapshotMismatch
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from statemachine_trainer.audit.changing_values import ChangingValues
     from statemachine_trainer.audit.script_record import ScriptRecord
     from statemachine_trainer.audit.settings_record import Change
+    from statemachine_trainer.running.tied_states import TiedStates
     from statemachine_trainer.snapshot.repeated_search import SearchResult
 
 Fresh = Literal["optimizer", "schedulers", "callbacks"]
@@ -101,7 +102,7 @@ class FitState:
         self._outside = ModulesOutside()
         self._values: ChangingValues | None = None  # as a fit with checkpoints begins
         self._contents = Contents()
-        self._tied = TiedStates()
+        self._tied: TiedStates | None = None
         self._script: ScriptRecord | None = None  # what the script has made of this fit
         self._is_noted = False  # whether that was noted before training, and lies in checkpoints
 
@@ -131,11 +132,22 @@ class FitState:
             "given": others_than(self._given, settings),
             "fresh": list(self._fresh),
             "stopped_by": [type(one).__qualname__ for one in callbacks if _asks_to_stop(one)],
-            "callbacks": [self._tied.written(one, context) for one in callbacks],
+            "callbacks": [self._state_of_callback(one, context) for one in callbacks],
             "checkpoints": None if checkpoints is None else checkpoints.state_dict(),
             "generators": {p: one for p, one in generators.items() if p not in of_model},
             "modules": self._outside.state(search, self._held_elsewhere(context, callbacks)),
         }
+
+    def _state_of_callback(self, callback: Any, context: Context) -> dict[str, Any]:
+        kind = type(callback)
+        if not is_users(kind.__module__):  # ours tie nothing
+            return {"kind": kind.__qualname__, "state": callback.state_dict()}
+        if self._tied is None:
+            # Not needed to build a trainer.
+            from statemachine_trainer.running.tied_states import TiedStates
+
+            self._tied = TiedStates()
+        return self._tied.written(callback, context)
 
     def _search(self, context: Context) -> Search | SearchResult:
         """Walk once over all that the fit reaches but its data, for all who look for something there."""
@@ -167,7 +179,7 @@ class FitState:
             search, seen = self._values.search_at_start(roots)
             self._outside.watch(search, self._held_elsewhere(context))
             check_writable(self._driver, context, self.stateful_callbacks())
-            self._tied.begin()
+            self._tied = None  # which tells of each fit anew
             # The walk over large data sets takes longest, so that it is shared.
             of_data = self._script_of(context).walk_data()
             self._values.begin(
@@ -379,7 +391,10 @@ class FitState:
                 'fit(..., fresh=("callbacks",)).'
             )
         for one, was in zip(ours, saved, strict=True):
-            tie_again(was, context_of(self._driver))
+            if was.get("ties"):  # earlier versions wrote none
+                from statemachine_trainer.running.tied_states import tie_again
+
+                tie_again(was, context_of(self._driver))
             one.load_state_dict(was["state"])
 
     def _kinds(self) -> list[str]:

@@ -12,18 +12,14 @@ from statemachine_trainer.audit.report import NotHeld
 from statemachine_trainer.loops.context import Context
 from statemachine_trainer.machine.errors import level_of_caller
 from statemachine_trainer.parallel.wrappers import PlainNames
-from statemachine_trainer.snapshot.kinds import is_users
+from statemachine_trainer.snapshot.ties import are_identities, tied_again, ties_of
 
 
 class TiedStates:
-    """Writes the states of callbacks, and tells once of what no checkpoint can hold of them."""
+    """Writes the states of callbacks of users, and tells once of what no checkpoint can hold of them."""
 
     def __init__(self) -> None:
         self._looked_at: set[tuple[int, str]] = set()
-
-    def begin(self) -> None:
-        """Forget what was told: a fit begins."""
-        self._looked_at.clear()
 
     def written(self, callback: Any, context: Context) -> dict[str, Any]:
         """Return the state of a callback, with its kind, and its ties if there are any.
@@ -33,10 +29,6 @@ class TiedStates:
         """
         kind, state = type(callback), callback.state_dict()
         entry = {"kind": kind.__qualname__, "state": state}
-        if not is_users(kind.__module__):
-            return entry  # ours tie nothing
-        from statemachine_trainer.snapshot.ties import are_identities, ties_of  # hardly ever needed
-
         found = ties_of(state, lambda: _weights_of(context))
         if found.ties:
             entry["ties"] = found.ties
@@ -69,11 +61,8 @@ class TiedStates:
 
 def tie_again(entry: Mapping[str, Any], context: Context | None) -> None:
     """Tie in a state that was read what was one thing when `TiedStates.written` returned it."""
-    ties = entry.get("ties")  # earlier versions wrote none
-    if ties and context is not None:
-        from statemachine_trainer.snapshot.ties import tied_again
-
-        tied_again(entry["state"], ties, _weights_of(context))
+    if context is not None:
+        tied_again(entry["state"], entry["ties"], _weights_of(context))
 
 
 def _weights_of(context: Context) -> dict[str, torch.Tensor]:
