@@ -5,29 +5,35 @@ arguments that a loop never gives. Of a step of a small model that is up to a th
 the same work is done without it, to the same bits, wherever nobody would notice. The function of torch
 is called as a whole when
 
-- a profiler of torch runs, so that its labels are in the profile,
+- a profiler of torch runs, so that its labels and the functions of torch are in the profile,
 - the optimizer has hooks, or there are hooks for all optimizers,
-- somebody has replaced or overridden the function, in a class or in one optimizer,
-- tensors are told apart by their class or by a mode (`__torch_function__`, `torch.func`), or
+- somebody has replaced or overridden the function, or `record_function`, which makes the labels: in a
+  class, in a module of torch, in one optimizer or in one loss,
+- a mode sees what is called (`TorchFunctionMode`, `TorchDispatchMode`, `torch.func`), or the loss is of
+  another class than `Tensor`, or
 - the function of this version of torch names something that is not known here.
+
+So each call first looks the method up, as `optimizer.step()` does, and asks whether it is torch's own.
+Nothing is kept from call to call: a replaced method may hold a model, and would hold it for ever.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
-from functools import lru_cache
-from types import CodeType, FunctionType
+import os
+from collections.abc import Iterator
+from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, autograd
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import _profiler_enabled, profiler  # type: ignore[attr-defined]
-from torch.autograd.graph import _engine_run_backward
+from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.overrides import has_torch_function_unary
+from torch.utils import _python_dispatch as dispatch
 
 # -- What is known of torch ------------------------------------------------------------------------
 
@@ -42,7 +48,7 @@ _BY_STEP: Final = (
 )
 _BY_ZERO_GRAD: Final = (
     "_foreach_zero_ _patch_step_function _zero_grad_profile_name append defaultdict defaults detach_ "
-    "device dtype get grad grad_fn is_sparse param_groups requires_grad_ zero_"
+    "device dtype get grad grad_fn is_sparse list param_groups requires_grad_ zero_"
 )
 _BY_BACKWARD: Final = (
     "FutureWarning GradientEdge Mapping Tensor Union _C _are_functorch_transforms_active "
@@ -59,14 +65,26 @@ _BY_KEEPING_DYNAMO_OUT: Final = "getattr torch._dynamo _dynamo disable __dynamo_
 _BY_COUNTING: Final = "_opt_called __get__ __class__"
 
 
-def _is_known(function: Any, named: str) -> bool:
-    """Tell whether a function is torch's own, and names nothing but what it was known to name."""
-    code = getattr(function, "__code__", None)
+def _is_known(asked: Any, named: str) -> bool:
+    """Tell whether a function or its code is torch's own, and names nothing but what is known of it."""
+    code = getattr(asked, "__code__", asked)
     return (
         isinstance(code, CodeType)
-        and code.co_filename.startswith(torch.__path__[0])
-        and set(code.co_names) <= {*_BY_ALL.split(), *named.split()}
+        and code.co_filename.startswith(torch.__path__[0] + os.sep)
+        and all(set(one.co_names) <= {*_BY_ALL.split(), *named.split()} for one in _within(code))
     )
+
+
+def _within(code: CodeType) -> Iterator[CodeType]:
+    """Yield the code of a function, and of all functions that are defined in it."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from _within(one)
+
+
+def _nothing() -> None:
+    """Stand for a function that is not known: torch has no such code."""
 
 
 def _known_zero_grad() -> Any:
@@ -77,24 +95,40 @@ def _known_zero_grad() -> Any:
     return outer if _is_known(inner, _BY_ZERO_GRAD) else None
 
 
-def _known_wrapper() -> CodeType | None:
-    """Return the code that torch puts around the step of each class of optimizers; None if not known."""
-    around = Optimizer.profile_hook_step(Optimizer._optimizer_step_code)  # any function will do
-    known = _is_known(around, _BY_STEP) and around.__code__.co_freevars == ("func",)
-    return around.__code__ if known else None
+def _known_wrapper() -> CodeType:
+    """Return the code that torch puts around the step of each class of optimizers."""
+    empty = Optimizer._optimizer_step_code
+    around = Optimizer.profile_hook_step(empty)  # any function will do
+    known = _is_known(empty, "") and _is_known(around, _BY_STEP)
+    return (
+        around.__code__ if known and around.__code__.co_freevars == ("func",) else _nothing.__code__
+    )
+
+
+def _known_counter() -> CodeType:
+    """Return the code that schedulers put around the step of their optimizer.
+
+    It notes that the optimizer has stepped, so that a scheduler can warn if it steps first.
+    """
+    for code in _within(getattr(LRScheduler.__init__, "__code__", _nothing.__code__)):
+        if code.co_freevars == ("func", "opt_ref") and _is_known(code, _BY_COUNTING):
+            return code
+    return _nothing.__code__
 
 
 def _known_backward() -> tuple[Any, Any]:
     """Return `backward` of `Tensor` and of `torch.autograd`; (None, None) if they are not known."""
-    both = Tensor.backward, torch.autograd.backward
+    both = Tensor.backward, autograd.backward
     known = all(_is_known(one, _BY_BACKWARD) for one in both)
-    return both if known and _is_known(torch.autograd._make_grads, _BY_MAKE_GRADS) else (None, None)
+    return both if known and _is_known(autograd._make_grads, _BY_MAKE_GRADS) else (None, None)
 
 
 _ZERO_GRAD: Final = _known_zero_grad()
 _AROUND_STEP: Final = _known_wrapper()
+_AROUND_COUNTED: Final = _known_counter()
 _STEP_CODE: Final = Optimizer._optimizer_step_code
 _BACKWARD: Final = _known_backward()
+_LABEL: Final = profiler.record_function
 
 
 # -- The calls -------------------------------------------------------------------------------------
@@ -102,89 +136,87 @@ _BACKWARD: Final = _known_backward()
 
 def clear_gradients(optimizer: Optimizer) -> None:
     """Do what `optimizer.zero_grad()` does."""
-    own = optimizer.__dict__
+    asked = optimizer.zero_grad
     if (
-        type(optimizer).zero_grad is not _ZERO_GRAD
-        or "zero_grad" in own
-        or "_zero_grad_profile_name" not in own  # the first `zero_grad` sets up what is missing
+        asked.__class__ is not MethodType
+        or asked.__func__ is not _ZERO_GRAD
+        or asked.__self__ is not optimizer
+        or "_zero_grad_profile_name" not in optimizer.__dict__  # the first sets up what is missing
         or _profiler_enabled()
         or profiler._is_profiler_enabled
+        or profiler.record_function is not _LABEL
+        or dispatch._is_in_torch_dispatch_mode
+        or has_torch_function_unary(None)  # true within a mode, whatever is asked about
     ):
-        optimizer.zero_grad()
+        asked()
         return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            parameter.grad = None
+            # The gradient of a class of its own may be anything, and is read first as torch does.
+            if parameter.__class__ is Parameter or parameter.grad is not None:
+                parameter.grad = None
 
 
 def run_backward(loss: Tensor) -> None:
     """Do what `loss.backward()` does. A loss of a training step has the shape ()."""
     of_tensor, of_autograd = _BACKWARD
+    asked: Any = loss.backward
     if (
-        Tensor.backward is of_tensor
-        and torch.autograd.backward is of_autograd
-        and loss.__class__ is Tensor
+        loss.__class__ is Tensor
+        and not has_torch_function_unary(loss)  # true within a mode, whatever the class
+        and asked.__class__ is MethodType
+        and asked.__func__ is of_tensor
+        and asked.__self__ is loss
+        and autograd.backward is of_autograd
         and loss.requires_grad
         and not loss.ndim
-        and loss.is_floating_point()
-        and not has_torch_function_unary(loss)  # true within a mode, whatever the class
+        and loss.dtype.is_floating_point
+        and not profiler._is_profiler_enabled
         and not _are_functorch_transforms_active()
     ):
         ones = torch.ones_like(loss, memory_format=torch.preserve_format)
-        _engine_run_backward(
+        # Asked of the module, in which torch itself replaces it at times.
+        autograd._engine_run_backward(  # type: ignore[attr-defined]
             (loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True
         )
     else:
-        loss.backward()
+        asked()
 
 
 def take_step(optimizer: Optimizer) -> None:
     """Do what `optimizer.step()` does, for an optimizer that needs no closure."""
-    of_class = type(optimizer).step
-    inner = _within(of_class) if of_class.__class__ is FunctionType else None
-    own = optimizer.__dict__.get("step")
+    asked: Any = optimizer.step
+    around: Any = None
+    if counted := asked.__class__ is FunctionType:
+        around = _counted(asked, optimizer)
+    elif asked.__class__ is MethodType and asked.__self__ is optimizer:
+        around = asked.__func__
     if (
-        inner is None
-        or (own is not None and not _only_counts(optimizer, own, of_class))
+        around.__class__ is not FunctionType
+        or around.__code__ is not _AROUND_STEP
         or _profiler_enabled()
         or profiler._is_profiler_enabled
+        or profiler.record_function is not _LABEL
+        or dispatch._is_in_torch_dispatch_mode
+        or has_torch_function_unary(None)
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
         or _global_optimizer_pre_hooks
         or _global_optimizer_post_hooks
         or type(optimizer)._optimizer_step_code is not _STEP_CODE
+        or "_optimizer_step_code" in optimizer.__dict__
     ):
-        optimizer.step()
+        asked()
         return
-    if own is not None:
+    if counted:
         optimizer._opt_called = True  # type: ignore[attr-defined]
-    inner(optimizer)
+    within: Any = around.__closure__
+    within[0].cell_contents(optimizer)  # the step that the class defines
 
 
-@lru_cache(maxsize=64)
-def _within(step_of_class: Any) -> Callable[[Optimizer], object] | None:
-    """Return the step that a class defines, from within torch's wrapper; None if that is not around it."""
-    if step_of_class.__code__ is not _AROUND_STEP:
+def _counted(asked: Any, optimizer: Optimizer) -> Any:
+    """Return the step that a scheduler has wrapped, if it is one of this optimizer."""
+    if asked.__code__ is not _AROUND_COUNTED:
         return None
-    inner: Callable[[Optimizer], object] = step_of_class.__closure__[0].cell_contents
-    return inner
-
-
-def _only_counts(optimizer: Optimizer, own: Any, of_class: Any) -> bool:
-    """Tell whether the step of one optimizer is that of its class, in the wrapper of a scheduler.
-
-    The wrapper notes that the optimizer has stepped, so that a scheduler can warn if it steps first.
-    """
-    if own.__class__ is not FunctionType:
-        return False
-    noted, called = _counting(own)
-    return called is of_class and noted() is optimizer
-
-
-@lru_cache(maxsize=64)
-def _counting(own: Any) -> tuple[Callable[[], Any], Any]:
-    """Return what tells the optimizer that a scheduler's wrapper notes, and the step that it calls."""
-    if not _is_known(own, _BY_COUNTING) or own.__code__.co_freevars != ("func", "opt_ref"):
-        return weakref.ref(_STEP_CODE), None
-    called, noted = (cell.cell_contents for cell in own.__closure__ or ())
-    return noted, called
+    step, noted = asked.__closure__
+    return step.cell_contents if noted.cell_contents() is optimizer else None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from torch.optim.optimizer import (
 )
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from statemachine_trainer.loops.bare_calls import clear_gradients, run_backward, take_step
 from statemachine_trainer.trainer import Trainer
@@ -160,7 +163,7 @@ def test_a_hook_may_change_the_arguments_of_the_step() -> None:
     assert loss == ["closure"]
 
 
-@pytest.mark.parametrize("name", ["step", "zero_grad"])
+@pytest.mark.parametrize("name", ["step", "zero_grad", "_optimizer_step_code"])
 def test_what_was_replaced_in_one_optimizer_is_called(name: str) -> None:
     net, optimizer = make_pair()
     notes = Notes()
@@ -347,3 +350,143 @@ def test_parameters_without_memory_yet_have_no_gradient_to_clear() -> None:
     lazy(torch.ones(1, 3)).sum().backward()
     clear_gradients(optimizer)
     assert lazy.weight.grad is None
+
+
+def test_a_backward_that_was_replaced_in_one_loss_is_called() -> None:
+    net, _ = make_pair()
+    notes = Notes()
+    loss = loss_of(net)
+    loss.backward = notes.noting("backward")  # type: ignore[method-assign]
+    run_backward(loss)
+    assert notes == ["backward"]
+
+
+def test_what_torch_puts_in_the_way_of_its_engine_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `torch.compiler` does while it traces."""
+    net, _ = make_pair()
+    notes = Notes()
+    monkeypatch.setattr(torch.autograd, "_engine_run_backward", notes.noting("engine"))
+    run_backward(loss_of(net))
+    assert notes == ["engine"]
+
+
+def test_what_an_optimizer_finds_by_itself_is_called() -> None:
+    class Wrapper(torch.optim.SGD):
+        def __init__(self, wrapped: torch.optim.Optimizer) -> None:
+            vars(self).update(vars(wrapped), wrapped=wrapped)
+
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("step", "zero_grad"):
+                return notes.noting(name)
+            return super().__getattribute__(name)
+
+    notes = Notes()
+    net, optimizer = make_pair()
+    ours(net, Wrapper(optimizer))
+    assert notes == ["zero_grad", "step"]
+
+
+@pytest.mark.parametrize("name", ["step", "zero_grad"])
+def test_the_method_of_another_optimizer_is_called_for_that_one(name: str) -> None:
+    net, optimizer = make_pair()
+    twin, of_twin = make_pair()
+    loss_of(twin).backward()
+    setattr(optimizer, name, getattr(of_twin, name))
+    ours(net, optimizer)
+    changed = [one.grad is None for one in twin.parameters()]
+    if name == "step":
+        _, unchanged = make_pair()
+        weights = unchanged.param_groups[0]["params"]
+        changed = [not torch.equal(*pair) for pair in zip(twin.parameters(), weights, strict=True)]
+        assert all(map(torch.equal, net.parameters(), weights))
+    assert all(changed)
+
+
+def test_a_step_that_was_replaced_in_one_optimizer_is_not_kept() -> None:
+    def stepped() -> weakref.ref[Any]:
+        net, optimizer = make_pair()
+        usual, model = optimizer.step, nn.Linear(1, 1)
+
+        def step(*args: Any, held: nn.Module = model, **kwargs: Any) -> Any:
+            return usual(*args, **kwargs)
+
+        optimizer.step = step  # type: ignore[method-assign]
+        ours(net, optimizer)
+        return weakref.ref(model)
+
+    model = stepped()
+    gc.collect()
+    assert model() is None
+
+
+def test_a_label_that_was_replaced_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, optimizer = make_pair()
+    notes = Notes()
+
+    @contextmanager
+    def label(name: str) -> Iterator[None]:
+        notes.append(name)
+        yield
+
+    monkeypatch.setattr(torch.autograd.profiler, "record_function", label)
+    ours(net, optimizer)
+    assert notes == ["Optimizer.zero_grad#SGD.zero_grad", "Optimizer.step#SGD.step"]
+
+
+def test_a_profile_with_stacks_has_the_functions_of_torch() -> None:
+    net, _ = make_pair()
+    loss = loss_of(net)
+    seen: Counter[str] = Counter()
+    with profile(activities=[ProfilerActivity.CPU]), counting_calls(seen):
+        run_backward(loss)
+    assert seen["torch._tensor.Tensor.backward"] == 1
+
+
+class Operations(TorchDispatchMode):
+    """All operations, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Functions(TorchFunctionMode):
+    """All functions of torch and all attributes of tensors that are asked, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        owner = getattr(func, "__self__", None)
+        self.seen.append(f"{getattr(func, '__name__', func)} {getattr(owner, '__name__', '')}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [Operations, Functions])
+def test_a_mode_sees_what_it_sees_of_the_usual_calls(kind: Any) -> None:
+    with kind() as seen:
+        ours(*make_pair())
+    with kind() as expected:
+        net, optimizer = make_pair()
+        loss = loss_of(net)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert len(expected.seen) > 20
+    assert seen.seen == expected.seen
+
+
+def test_a_gradient_that_a_parameter_does_not_let_go_of_is_not_touched() -> None:
+    class Fixed(nn.Parameter):
+        @property
+        def grad(self) -> None:  # type: ignore[override]
+            return None
+
+    clear_gradients(torch.optim.SGD([Fixed(torch.ones(2))], lr=0.1))
