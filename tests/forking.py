@@ -34,8 +34,13 @@ from tests.processes import ROOT
 _LARGEST = 1 << 20
 """Bytes of a message."""
 
-_BESIDE = ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.nn.parallel")
-"""What programs of tests import besides all of this package."""
+_BESIDE = (
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.nn.parallel",
+)
+"""What programs of tests import besides all of this package; the first optimizer imports the first of them."""
 
 _LEFT_OUT = ("statemachine_trainer.integrations", "statemachine_trainer.__main__")
 
