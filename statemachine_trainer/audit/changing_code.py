@@ -23,7 +23,7 @@ METHODS: Final = frozenset(
         *("append", "appendleft", "add", "extend", "extendleft", "insert", "update", "setdefault"),
         *("pop", "popleft", "popitem", "remove", "discard", "clear", "sort", "reverse", "rotate"),
         *("difference_update", "intersection_update", "symmetric_difference_update"),
-        *("move_to_end", "subtract"),
+        *("move_to_end", "subtract", "__setitem__", "__delitem__"),
     }
 )
 """Methods that change a container."""

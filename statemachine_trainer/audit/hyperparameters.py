@@ -157,11 +157,14 @@ def _read(value: object) -> object:
 
 def _named_values(given: object) -> dict[str, Any] | None:
     """Return what stands in a mapping, a dataclass or a namespace; None for anything else."""
-    if isinstance(given, Mapping):
-        return {str(name): value for name, value in given.items()}
-    if is_dataclass(given) and not isinstance(given, type):
-        return {one.name: getattr(given, one.name) for one in fields(given)}
-    return dict(vars(given)) if isinstance(given, argparse.Namespace) else None
+    try:
+        if isinstance(given, Mapping):
+            return {str(name): value for name, value in given.items()}
+        if is_dataclass(given) and not isinstance(given, type):
+            return {one.name: getattr(given, one.name) for one in fields(given)}
+        return dict(vars(given)) if isinstance(given, argparse.Namespace) else None
+    except Exception:  # a class of a user may do anything
+        return None
 
 
 def _flat(
@@ -182,6 +185,13 @@ def _flat(
 
 def _as_value(value: object) -> Value:
     """Return a value that JSON holds: numbers and texts as they are, else how Python writes it."""
+    try:
+        return _plain_value(value)
+    except Exception:  # a class of a user may do anything
+        return type(value).__qualname__
+
+
+def _plain_value(value: object) -> Value:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, Enum):

@@ -401,7 +401,7 @@ def _numbers_in(value: Any, at: KeyPath = (), depth: int = 3) -> list[tuple[KeyP
                 found += _numbers_in(one, (*at, key), depth - 1)
             else:
                 continue
-        except TypeError:  # a class that cannot be hashed
+        except Exception:  # a class that cannot be hashed
             continue
         if len(found) >= _BATCHES:
             break

@@ -172,7 +172,11 @@ def test_a_run_with_it_is_saved_and_goes_on(tmp_path: Path, name: str) -> None:
         for epochs in (1, 2):
             odd = ODD[name]()
             trainer = Trainer(
-                max_epochs=epochs, checkpoints=tmp_path, progress=False, callbacks=[Keeps(odd)]
+                max_epochs=epochs,
+                checkpoints=tmp_path,
+                progress=False,
+                callbacks=[Keeps(odd)],
+                hparams={"odd": odd, "rate": 0.1},
             )
             trainer.fit(Net(odd), DataLoader(Data(odd), 1), resume="auto")
     assert trainer.context.counts.epoch == 2
