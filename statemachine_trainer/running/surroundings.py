@@ -11,7 +11,6 @@ import torch
 from statemachine_trainer.control.ownership import FolderInUse, Ownership
 from statemachine_trainer.loops.base import take_limits
 from statemachine_trainer.loops.context import Context
-from statemachine_trainer.loops.hints import explain
 from statemachine_trainer.loops.metrics.log import log, log_dict, logging_to
 from statemachine_trainer.loops.ranks_compared import check_environment
 from statemachine_trainer.machine.driver import Driver
@@ -94,6 +93,8 @@ class Surroundings:
             with needed, logging_to(context), torch.enable_grad(), self._switches.on():
                 yield
         except BaseException as error:
+            from statemachine_trainer.loops.hints import explain  # errors alone need it
+
             explain(error, context, driver.path)
             context.steps.failed(error)
             tell_of_error(self._host.board, error)
