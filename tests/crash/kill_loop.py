@@ -31,7 +31,7 @@ FIRST_STEPS = 60.0
 
 
 def start(arguments: list[str]) -> tuple[int, int]:
-    """Fork a process that trains; return its number, and a pipe that tells when it has begun."""
+    """Fork a process that trains; return its number, and a pipe that gets a byte for each state that it leaves."""
     reading, writing = os.pipe()
     process = os.fork()
     if process:
@@ -39,13 +39,10 @@ def start(arguments: list[str]) -> tuple[int, int]:
         return process, reading
     os.close(reading)
     code = 1
-    silent = [True]  # which no checkpoint has to hold: each process tells for itself
     warnings.filterwarnings("ignore", category=NotHeld)
 
     def tell() -> None:
-        if silent:
-            silent.clear()
-            os.write(writing, b".")
+        os.write(writing, b".")
 
     try:
         training.train(training.options(arguments), begun=tell)
@@ -59,23 +56,33 @@ def start(arguments: list[str]) -> tuple[int, int]:
         os._exit(code)
 
 
-def wait_for(reading: int, seconds: float, chance: random.Random) -> None:
-    """Let a process train for some time; now and then not even until it has begun."""
+def wait_for(reading: int, states: int, seconds: float, chance: random.Random) -> None:
+    """Let a process leave up to so many states, and go on for up to so long; now and then not even begin.
+
+    Counted in states, since a machine that is busy now may be idle later: the run would end too early.
+    """
     if chance.random() < 0.1:
         time.sleep(chance.uniform(0.0, 0.1))
-    else:
-        select.select([reading], [], [], FIRST_STEPS)
-        time.sleep(chance.uniform(0.0, seconds))
+        return
+    left = chance.randint(1, states)
+    while left and select.select([reading], [], [], FIRST_STEPS)[0]:
+        told = len(os.read(reading, left))
+        if not told:
+            return
+        left -= told
+    time.sleep(chance.uniform(0.0, seconds))
 
 
-def run_whole(arguments: list[str]) -> float:
-    """Run the training without a disturbance; return how long it took."""
+def run_whole(arguments: list[str]) -> tuple[float, int]:
+    """Run the training without a disturbance; return how long it took, and how many states it left."""
     begun = time.monotonic()
     process, reading = start(arguments)
     status = os.waitpid(process, 0)[1]
+    took, left = time.monotonic() - begun, len(os.read(reading, 1 << 16))
     os.close(reading)
     assert status == 0, "the undisturbed training failed"
-    return time.monotonic() - begun
+    assert left < 1 << 16, "more than a pipe holds"
+    return took, left
 
 
 def main() -> None:
@@ -87,7 +94,7 @@ def main() -> None:
     training.warm_up()
     gc.freeze()  # else each fork copies what is imported, as it looks for garbage there
     run_whole([str(root / "bare"), str(root / "bare.json"), "--bare", *rest])
-    whole = run_whole([str(root / "whole"), str(root / "whole.json"), *rest])
+    whole, states = run_whole([str(root / "whole"), str(root / "whole.json"), *rest])
 
     folder, arguments = root / "run", [str(root / "run"), str(root / "run.json"), *rest]
     killed = cut_short = before_first = starts = 0
@@ -96,7 +103,7 @@ def main() -> None:
         process, reading = start(arguments)
         if killed < kills:
             # Each lives, on average, for that part of the run that leaves enough for the others.
-            wait_for(reading, 0.8 * whole / kills, chance)
+            wait_for(reading, max(1, int(0.8 * states / kills)), whole / states, chance)
             os.kill(process, signal.SIGKILL)
         status = os.waitpid(process, 0)[1]
         os.close(reading)
