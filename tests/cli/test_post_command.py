@@ -118,7 +118,7 @@ def test_a_setting_that_cannot_be_changed_so_is_refused(folder: Path) -> None:
 def test_what_cannot_be_done_is_an_error_that_says_why(folder: Path, tmp_path: Path) -> None:
     assert refusal(folder, "step") == "smt: Only a run that is held can be stepped."
     assert "no button or event 'stpo'. Did you mean 'stop'" in refusal(folder, "stpo")
-    assert "is not the folder of a run" in refusal(tmp_path / "none", "stop")
+    assert "There is no folder" in refusal(tmp_path / "none", "stop")
     assert "There is no rank 7 that listens; rank 0 may." in refusal(folder, "stop", "--rank", 7)
 
 
