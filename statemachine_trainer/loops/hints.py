@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import torch
@@ -42,11 +43,13 @@ def explain(error: BaseException, context: Context, path: str | None) -> None:
     """
     if not isinstance(error, Exception) or isinstance(error, StateMachineError) or path is None:
         return
-    notes = getattr(error, "__notes__", [])
-    if any(one.startswith((_BEGINS, "Raised by")) for one in notes):
-        return  # a receiver has raised; or it was explained within another run
-    for note in _notes(error, context, path.rpartition(SEPARATOR)[2]):
-        error.add_note(note)
+    # An error or a batch of the user may raise when it is looked at; what is to be seen then is the error itself.
+    with suppress(Exception):
+        notes = getattr(error, "__notes__", [])
+        if any(one.startswith((_BEGINS, "Raised by")) for one in notes):
+            return  # a receiver has raised; or it was explained within another run
+        for note in _notes(error, context, path.rpartition(SEPARATOR)[2]):
+            error.add_note(note)
 
 
 def _notes(error: Exception, context: Context, state: str) -> Iterator[str]:

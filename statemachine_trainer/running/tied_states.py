@@ -60,9 +60,20 @@ class TiedStates:
 
 
 def tie_again(entry: Mapping[str, Any], context: Context | None) -> None:
-    """Tie in a state that was read what was one thing when `TiedStates.written` returned it."""
-    if context is not None:
-        tied_again(entry["state"], entry["ties"], _weights_of(context))
+    """Tie in a state that was read what was one thing when `TiedStates.written` returned it.
+
+    Warns:
+        NotHeld: A weight lies in memory in another order than it did, such as in `channels_last`.
+    """
+    if context is None:
+        return
+    if apart := tied_again(entry["state"], entry["ties"], _weights_of(context)):
+        warnings.warn(
+            f"In the state of the callback {entry['kind']}, {', '.join(apart)} no longer shares memory with the "
+            "weights of the model, which now has another memory format. Give the model the one it had.",
+            NotHeld,
+            stacklevel=level_of_caller(),
+        )
 
 
 def _weights_of(context: Context) -> dict[str, torch.Tensor]:

@@ -23,7 +23,8 @@ Path = list[Any]
 Tie = dict[str, Any]
 """`path` leads to what is the same as at the path `of`, or lies in the weight of the model with the name `weight`.
 
-Of a tensor, `at` says where it begins, in elements of the other one, `size` and `stride` how it goes on.
+Of a tensor, `at` says where it begins, in elements of the other one, `size` and `stride` how it goes on, and `steps`
+which strides the weight had.
 """
 
 _MOST: Final = 20_000
@@ -88,23 +89,33 @@ def ties_of(state: object, weights: Callable[[], Mapping[str, torch.Tensor]]) ->
     return found
 
 
-def tied_again(state: Any, ties: Sequence[Tie], weights: Mapping[str, torch.Tensor]) -> None:
+def tied_again(state: Any, ties: Sequence[Tie], weights: Mapping[str, torch.Tensor]) -> list[str]:
     """Tie in a state that was read what was one thing where it was written.
 
     Args:
         state: The state, which is changed.
         ties: As `ties_of` found them.
         weights: The weights of the model that goes on.
+
+    Returns:
+        The paths of what was not tied, in words: the numbers of its weight lie in another order in memory.
     """
+    apart = []
     for tie in ties:
         first: Any = weights.get(tie["weight"]) if "weight" in tie else _at(state, tie["of"])
-        holder = _at(state, tie["path"][:-1])
-        if first is None or not isinstance(holder, list | dict):
+        if first is None:
             continue
         if "size" in tie:
-            begin = first.storage_offset() + tie["at"]
-            first = first.detach().as_strided(tie["size"], tie["stride"], begin)
-        holder[tie["path"][-1]] = first
+            if "weight" in tie and [*first.stride()] != tie["steps"]:
+                if (tie["at"], tie["size"], tie["stride"]) != (0, [*first.shape], tie["steps"]):
+                    apart.append(in_words(tie["path"]))
+                    continue
+                first = first.detach()  # the whole weight
+            else:
+                begin = first.storage_offset() + tie["at"]
+                first = first.detach().as_strided(tie["size"], tie["stride"], begin)
+        _put(state, tie["path"], first)
+    return apart
 
 
 def are_identities(keys: Sequence[int]) -> bool:
@@ -189,6 +200,8 @@ def _tie_numbers(numbers: list[_Numbers], found: Found) -> None:
         tie: Tie = {"path": one.path, "weight" if isinstance(first.path, str) else "of": first.path}
         tie["at"] = (one.begin - first.begin) // one.itself.element_size()
         tie["size"], tie["stride"] = [*one.itself.shape], [*one.itself.stride()]
+        if isinstance(first.path, str):
+            tie["steps"] = [*first.itself.stride()]
         ties.append((turn, tie))
     # Where things lie in memory differs from process to process.
     found.ties.extend(tie for _, tie in sorted(ties, key=lambda each: each[0]))
@@ -211,3 +224,13 @@ def _at(state: Any, path: Path) -> Any:
         except (KeyError, IndexError, TypeError):
             return None
     return state
+
+
+def _put(state: Any, path: Path, thing: Any) -> None:
+    """Put something at a path, if that is there. Tuples on the way are made anew."""
+    holder = _at(state, path[:-1]) if path else None
+    if isinstance(holder, list | dict):
+        holder[path[-1]] = thing
+    elif type(holder) is tuple:
+        place = path[-1]
+        _put(state, path[:-1], (*holder[:place], thing, *holder[place + 1 :]))

@@ -379,3 +379,25 @@ def test_a_file_of_a_checkpoint_and_a_folder_nearly_named_are_answered(tmp_path:
         load_weights(Model(), tmp_path / "mine" / newest.name / "manifest.json")
     with pytest.raises(Exception, match=r"no such folder exists\. Did you mean 'mine'"):
         load_weights(Model(), tmp_path / "mien")
+
+
+class Unreadable(Exception):
+    """An error without words."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("not this one")
+
+
+@pytest.mark.parametrize("error", [Unreadable(), ValueError("mine")])
+def test_what_raises_when_it_is_described_hides_no_error(error: Exception) -> None:
+    class Odd:
+        @property
+        def shape(self) -> Any:
+            raise RuntimeError("not this one")
+
+    def step(model: Model, batch: Any) -> Any:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        stepping(step, [Odd()])()
+    assert caught.value is error

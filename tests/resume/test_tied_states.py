@@ -33,6 +33,7 @@ class Tied:
             changed[str(len(changed))] = 1.0
         else:
             changed += 1
+        read = read[0] if isinstance(read, tuple) else read
         inside = [*read.values()] if isinstance(read, dict) else read
         amount = float(sum(inside) if isinstance(inside, list) else inside.sum())
         with torch.no_grad():
@@ -71,8 +72,13 @@ def one_dict() -> Parts:
     return {"changed": inside, "read": inside, "deeper": [{"too": inside}]}
 
 
+def in_tuples() -> Parts:
+    table, inside = torch.zeros(3, 4), [0.0]
+    return {"changed": inside, "read": (inside,), "deeper": ([(table,), (1, (table[1],))],)}
+
+
 TIED: dict[str, Callable[[], Parts]] = {
-    one.__name__: one for one in (row, column, another_shape, one_list, one_dict)
+    one.__name__: one for one in (row, column, another_shape, one_list, one_dict, in_tuples)
 }
 
 
@@ -120,6 +126,26 @@ def test_what_a_module_copies_into_itself_is_left_alone() -> None:
 def test_parts_of_one_memory_that_do_not_overlap_are_not_tied() -> None:
     found = ties_of([*torch.zeros(6).split(2)], dict)
     assert (found.ties, found.apart) == ([], [])
+
+
+def test_a_tensor_in_a_tuple_is_tied_again() -> None:
+    whole = torch.zeros(4)
+    found = ties_of({"whole": whole, "part": (1, (whole[2:],))}, dict)
+    read: Parts = {"whole": torch.zeros(4), "part": (1, (torch.zeros(2),))}
+    tied_again(read, found.ties, {})
+    read["whole"][3] = 5
+    assert read["part"][1][0].tolist() == [0, 5]
+
+
+def test_weights_in_another_memory_format_are_not_mixed_up() -> None:
+    was = torch.arange(24.0).view(1, 2, 3, 4)
+    found = ties_of({"whole": was[:], "part": was[:, 1:]}, lambda: {"w": was})
+    now = was.to(memory_format=torch.channels_last)
+    read: Parts = {"whole": was.clone(), "part": was[:, 1:].clone()}
+    assert tied_again(read, found.ties, {"w": now}) == ["['part']"]
+    assert torch.equal(read["part"], was[:, 1:])
+    assert read["whole"].data_ptr() == now.data_ptr()
+    assert torch.equal(read["whole"], was)
 
 
 def test_what_changed_places_since_is_left_as_it_was_read() -> None:
