@@ -66,6 +66,11 @@ def near_folder(path: Path) -> str:
     return suggest(path.name, beside, cutoff=0.6)
 
 
+def missing_folder(path: Path) -> str:
+    """Say that a folder does not exist, and which may be meant."""
+    return f"There is no folder {path}. {near_folder(path)}".rstrip()
+
+
 def path_given(path: str | os.PathLike[str]) -> Path:
     """Return a path as it is meant where it is given: a change of the working directory changes nothing later.
 

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from statemachine_trainer.files import near_folder, read_json
+from statemachine_trainer.files import missing_folder, read_json
 from statemachine_trainer.machine.errors import StateMachineError
 
 _log = logging.getLogger(__name__)
@@ -338,7 +338,7 @@ def resume_command(root: Path) -> tuple[list[str], Path]:
         CannotResume: The run has no record, or none that can be repeated here.
     """
     if not root.is_dir():
-        raise CannotResume(f"There is no folder {root}. {near_folder(root)}".rstrip())
+        raise CannotResume(missing_folder(root))
     record = read_record(root)
     if record is None:
         parent = f" The run is {root.parent}." if (root.parent / RECORD).is_file() else ""

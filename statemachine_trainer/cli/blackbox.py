@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from statemachine_trainer.cli.common import Debug, Run, console_for, printable
-from statemachine_trainer.files import near_folder
+from statemachine_trainer.files import missing_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +36,7 @@ def blackbox(
 
     rings = read_blackbox(run, earlier=earlier)
     if not run.is_dir():
-        raise NoBlackBox(f"There is no folder {run}. {near_folder(run)}".rstrip())
+        raise NoBlackBox(missing_folder(run))
     if not rings:
         raise NoBlackBox(f"{run} has no {'earlier ' if earlier else ''}black box.")
     parting = find_parting(rings)

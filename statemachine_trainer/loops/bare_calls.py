@@ -133,6 +133,8 @@ _LABEL: Final = profiler.record_function
 
 # -- The calls -------------------------------------------------------------------------------------
 
+# What two of them ask alike is written out in both: they run in each batch, and a call takes longer than the question.
+
 
 def clear_gradients(optimizer: Optimizer) -> None:
     """Do what `optimizer.zero_grad()` does."""

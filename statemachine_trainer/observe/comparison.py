@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from statemachine_trainer.files import near_folder
+from statemachine_trainer.files import missing_folder
 from statemachine_trainer.machine.errors import StateMachineError
 from statemachine_trainer.observe.epoch_table import format_number
 from statemachine_trainer.observe.kept import Mode, kept_checkpoints
@@ -78,7 +78,7 @@ def read_runs(
     found, known = [], set()
     for folder in folders:
         if not folder.is_dir():
-            raise NoRun(f"There is no folder {folder}. {near_folder(folder)}".rstrip())
+            raise NoRun(missing_folder(folder))
         for path in find_runs(folder):
             if path.resolve() not in known:
                 known.add(path.resolve())

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast, overload
 
-from statemachine_trainer.files import is_regular, names_in, near_folder, parse_json, path_given
+from statemachine_trainer.files import is_regular, missing_folder, names_in, parse_json, path_given
 from statemachine_trainer.graph.graph import Graph
 from statemachine_trainer.graph.model import GraphEdge, GraphState
 from statemachine_trainer.machine.errors import StateMachineError, suggest
@@ -120,7 +120,7 @@ class Run(HasSettings):
     def __init__(self, folder: str | Path) -> None:
         self.path = path_given(folder)
         if not self.path.exists():
-            raise NoRun(f"There is no folder {self.path}. {near_folder(self.path)}".rstrip())
+            raise NoRun(missing_folder(self.path))
         if not is_run(self.path):
             raise NoRun(
                 f"{self.path} is not the folder of a run: it has no {RECORD}, no {JOURNAL} and no "
